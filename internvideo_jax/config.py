@@ -1,0 +1,144 @@
+"""Frozen dataclasses from plain mappings and back: where ConfigDicts and JSON files end."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+T = TypeVar("T")
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str:
+    """The ending of an error message that suggests a name: `; did you mean 'x'?`, or nothing."""
+    matches = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:
+    """Builds a dataclass, nested ones included, and checks names and types on the way.
+
+    Args:
+      cls: dataclass whose annotations are made of bool, int, float, str, None, Literal, unions,
+        tuples and other dataclasses.
+      mapping: field names to values (a dict or an ml_collections.ConfigDict). Lists serve as
+        tuples, whole floats never as ints, ints do as floats.
+      where: how error messages name the mapping, e.g. "model.json: config".
+
+    Raises:
+      ValueError: an unknown field, a missing one without default, a value of another type, or
+        whatever the dataclass's own `__post_init__` objects to.
+    """
+    if not isinstance(mapping, Mapping) and not _is_config_dict(mapping):
+        raise ValueError(f"{where}: expected the fields of {cls.__name__}, found {mapping!r}")
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for name in mapping:
+        if name not in fields:
+            raise ValueError(
+                f"{where}: unknown field {name!r} of {cls.__name__}"
+                f"{nearest_name(str(name), fields)} (fields: {', '.join(fields)})"
+            )
+    missing = [n for n, f in fields.items() if n not in mapping and not _has_default(f)]
+    if missing:
+        raise ValueError(
+            f"{where}: {cls.__name__} needs {', '.join(map(repr, missing))}, found only"
+            f" {', '.join(map(repr, mapping)) or 'nothing'}"
+        )
+    hints = typing.get_type_hints(cls)
+    values = {n: _convert(hints[n], mapping[n], f"{where}.{n}") for n in mapping}
+    return cls(**values)
+
+
+def to_dict(obj: Any) -> dict[str, Any]:
+    """The inverse of `from_dict`, ready for JSON: nested dicts, tuples as lists."""
+    if not dataclasses.is_dataclass(obj) or isinstance(obj, type):
+        raise TypeError(f"expected an instance of a dataclass, found {obj!r}")
+    return {f.name: _plain(getattr(obj, f.name)) for f in dataclasses.fields(obj) if f.init}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return not (field.default is field.default_factory is dataclasses.MISSING)
+
+
+def _is_config_dict(value: object) -> bool:
+    """A ConfigDict is no Mapping, and importing its class only to ask would be slow."""
+    return hasattr(value, "keys") and hasattr(value, "__getitem__")
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin = get_origin(hint)
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, typing.cast(type, hint)):
+            return value
+        return from_dict(typing.cast(type, hint), value, where)
+    if origin in (Union, types.UnionType):
+        return _convert_union(get_args(hint), value, where)
+    if origin is Literal:
+        options = get_args(hint)
+        # `True == 1` and `1.0 == 1`, hence the types.
+        if any(value == option and type(value) is type(option) for option in options):
+            return value
+        suggestion = nearest_name(value, options) if isinstance(value, str) else ""
+        raise ValueError(
+            f"{where}: expected one of {', '.join(map(repr, options))}, found {value!r}{suggestion}"
+        )
+    if origin is tuple:
+        return _convert_tuple(get_args(hint), value, where)
+    if hint is float and type(value) is int:
+        return float(value)
+    # bool is a subclass of int, and `num_frames=True` an error.
+    if type(value) is (type(None) if hint is None else hint):
+        return value
+    raise ValueError(f"{where}: expected {_describe(hint)}, found {_kind(value)}")
+
+
+def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    errors = []
+    for option in options:
+        try:
+            return _convert(option, value, where)
+        except ValueError as error:
+            errors.append(error)
+    detailed = [
+        error
+        for option, error in zip(options, errors, strict=True)
+        if dataclasses.is_dataclass(option) or get_origin(option) in (Literal, tuple)
+    ]
+    if value is not None and len(detailed) == 1:
+        raise detailed[0]
+    expected = " or ".join(map(_describe, options))
+    raise ValueError(f"{where}: expected {expected}, found {_kind(value)}")
+
+
+def _convert_tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, tuple | list):
+        raise ValueError(f"{where}: expected a list, found {_kind(value)}")
+    if len(items) == 2 and items[1] is Ellipsis:
+        items = (items[0],) * len(value)
+    if len(items) != len(value):
+        raise ValueError(f"{where}: expected {len(items)} values, found {len(value)}: {value!r}")
+    return tuple(
+        _convert(item, v, f"{where}[{i}]")
+        for i, (item, v) in enumerate(zip(items, value, strict=True))
+    )
+
+
+def _describe(hint: Any) -> str:
+    if hint in (None, type(None)):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"{type(value).__name__} {value!r}"

@@ -1,0 +1,1 @@
+"""Released PyTorch checkpoints to saved models and back, without installing PyTorch."""

@@ -1,0 +1,135 @@
+"""Checkpoints on the Hugging Face hub: only the files that are needed, through its usual cache."""
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from internvideo_jax.convert.checkpoint import CheckpointError
+
+_PREFIX = "hf://"
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_ADDRESS = re.compile(rf"(?P<repo>{_PART}/{_PART})(@(?P<revision>[^/@]+))?(/(?P<file>.+))?")
+
+
+class Address(NamedTuple):
+    """A repository on the hub, or one file of it."""
+
+    repo: str
+    revision: str | None = None
+    file: str | None = None
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{_PREFIX}{self.repo}{revision}" + (f"/{self.file}" if self.file else "")
+
+
+def parse_address(source: str, suffixes: Sequence[str] = ()) -> Address | None:
+    """Reads `owner/name[@revision]`, with `hf://` before it also `/file` after it.
+
+    Returns None for anything else; without `hf://` also if it ends in one of `suffixes`, because
+    that is a local file that is not there.
+    """
+    match = _ADDRESS.fullmatch(source.removeprefix(_PREFIX))
+    if match is None:
+        return None
+    address = Address(match["repo"], match["revision"], match["file"])
+    if source.startswith(_PREFIX):
+        return address
+    return None if address.file or source.endswith(tuple(suffixes)) else address
+
+
+def fetch(
+    address: Address,
+    choose_file: Callable[[Sequence[str], str], str],
+    shards_of: Callable[[Path], Sequence[str]],
+) -> Path:
+    """Downloads what a checkpoint consists of, or finds it in the cache.
+
+    Args:
+      address: the repository or file.
+      choose_file: picks the file to open among the names of all files of the repository.
+      shards_of: names the shards that a downloaded `*.index.json` refers to.
+
+    Returns:
+      The local file; without a network the folder of what was downloaded before.
+
+    Raises:
+      CheckpointError: gated, missing or unreachable; the message says what to do.
+    """
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise CheckpointError(
+            f"{address} needs the package huggingface_hub: pip install huggingface_hub"
+        ) from None
+    # Given explicitly because the library reads this variable only once, when it is imported.
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    repo, revision = address.repo, address.revision
+    with _explained(address):
+        if address.file:
+            return Path(api.hf_hub_download(repo, address.file, revision=revision))
+        try:
+            info = api.model_info(repo, revision=revision)
+        except Exception as error:
+            if not _is_unreachable(error):
+                raise
+            return Path(api.snapshot_download(repo, revision=revision, local_files_only=True))
+
+        def download(name: str) -> Path:
+            # By commit, so that all files belong together.
+            return Path(api.hf_hub_download(repo, name, revision=info.sha))
+
+        name = choose_file([sibling.rfilename for sibling in info.siblings or ()], str(address))
+        path = download(name)
+        if name.endswith(".index.json"):
+            folder = PurePosixPath(name).parent
+            for shard in shards_of(path):
+                download(str(folder / shard))
+        return path
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Tells a failed connection from the hub's answer, whatever HTTP library reports it."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    return not isinstance(error, (HfHubHTTPError, HFValidationError))
+
+
+@contextlib.contextmanager
+def _explained(address: Address) -> Iterator[None]:
+    """Turns the hub's errors into one that says what to do."""
+    from huggingface_hub import errors
+
+    web = f"https://huggingface.co/{address.repo}"
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except errors.GatedRepoError:
+        reason = (
+            f"is gated: accept its terms at {web}, then log in with `hf auth login` or set HF_TOKEN"
+        )
+    except errors.RevisionNotFoundError:
+        reason = f"has no branch, tag or commit {address.revision!r}; see {web}"
+    except errors.RepositoryNotFoundError:
+        reason = (
+            f"does not exist or is private: check the name at {web}; for a private one log in with "
+            "`hf auth login` or set HF_TOKEN"
+        )
+    except errors.LocalEntryNotFoundError as error:
+        reason = (
+            "cannot be reached and was not downloaded before; go online (is HF_HUB_OFFLINE set?), "
+            f"or fetch it elsewhere and give the file's path ({_first_line(error)})"
+        )
+    except errors.EntryNotFoundError:
+        reason = f"is not in the repository; its files are listed at {web}/tree/main"
+    except Exception as error:
+        reason = f"cannot be fetched: {type(error).__name__}: {_first_line(error)}"
+    raise CheckpointError(f"{address} {reason}")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no reason given")

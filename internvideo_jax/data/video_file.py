@@ -1,0 +1,267 @@
+"""Opening video files that nobody has vouched for: what is accepted, within which limits."""
+
+import contextlib
+import dataclasses
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition, Stream
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from internvideo_jax.data.container_size import announced_size
+
+# Containers that hold their own data. Playlists, concatenations and image patterns, which make
+# FFmpeg open further files or network addresses, are left out on purpose.
+CONTAINERS = (
+    "asf",
+    "avi",
+    "flv",
+    "gif",
+    "h264",
+    "hevc",
+    "m4v",
+    "matroska",
+    "mov",
+    "mpeg",
+    "mpegts",
+    "mpegvideo",
+    "ogg",
+)
+
+
+class VideoError(ValueError):
+    """A video file that cannot serve; says what was expected, what was found and what to do.
+
+    Attributes:
+      path: the file.
+      expected: what it should have been.
+      found: what it is.
+      advice: what to do about it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], expected: str, found: str, advice: str):
+        # All arguments go to the base class, so that the error survives pickling.
+        super().__init__(os.fspath(path), expected, found, advice)
+        self.path = os.fspath(path)
+        self.expected = expected
+        self.found = found
+        self.advice = advice
+
+    @property
+    def reason(self) -> str:
+        """The message without the path."""
+        return f"expected {self.expected}, found {self.found}; {self.advice}"
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What reading one file may cost; beyond it the file is refused with a `VideoError`.
+
+    Attributes:
+      open_timeout: seconds for recognising the file.
+      read_timeout: seconds for one packet.
+      deadline: seconds for one whole call (indexing, or reading frames), checked at every packet.
+      max_frames: frames in a file.
+      max_frame_pixels: pixels of one frame; the default admits 8K.
+      max_clip_pixels: pixels of all frames that one call holds untransformed.
+    """
+
+    open_timeout: float = 10.0
+    read_timeout: float = 10.0
+    deadline: float = 120.0
+    max_frames: int = 2_000_000
+    max_frame_pixels: int = 2**26
+    max_clip_pixels: int = 2**30
+
+
+DEFAULT_LIMITS = Limits()
+
+
+class VideoFile:
+    """An open local file and its main video stream: the largest picture that is not cover art.
+
+    Attributes:
+      path: the file.
+      limits: what reading it may cost.
+      container: the demuxer; replaced by `rewind`, so never keep a reference.
+      stream: the main video stream; replaced likewise.
+
+    Raises:
+      VideoError: not a complete, regular file with a decodable video stream within the limits.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], limits: Limits, num_threads: int = 1):
+        self.path = os.fspath(path)
+        self.limits = limits
+        self._num_threads = num_threads
+        self.container: InputContainer
+        self.stream: VideoStream
+        self.start_clock()
+        _check_on_disk(self.path)
+        self._open()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.container.close()
+
+    def start_clock(self) -> None:
+        """Starts the time that `limits.deadline` allows."""
+        self._end = time.monotonic() + self.limits.deadline
+
+    def rewind(self) -> None:
+        """Goes back to the first packet, as if just opened."""
+        if not self._is_fresh:
+            self.container.close()
+            self._open()
+
+    def seek(self, tick: int) -> None:
+        """Goes to a packet at or before a timestamp: to the first one if the format cannot seek."""
+        if self._is_fresh:
+            return
+        try:
+            self.container.seek(tick, stream=self.stream)
+        except av.error.FFmpegError:
+            self.rewind()
+
+    def packets(self, doing: str) -> Iterator[Packet]:
+        """The video's packets from here on, then an empty one that flushes the decoder.
+
+        Raises:
+          VideoError: the file cannot be read on, or time is over.
+        """
+        self._is_fresh = False
+        with decoding_errors(self.path, doing):
+            for packet in self.container.demux(self.stream):
+                if time.monotonic() > self._end:
+                    raise VideoError(
+                        self.path,
+                        f"{doing} to take at most {self.limits.deadline:g} s",
+                        "more data than that",
+                        "raise Limits.deadline if the file is to be trusted",
+                    )
+                yield packet
+
+    def decode(self, packet: Packet) -> list[VideoFrame]:
+        """The frames that a packet completes; none where the decoder makes nothing of it.
+
+        As in players, a damaged packet costs its own frames: whoever wants one of them finds out
+        that it is missing.
+        """
+        try:
+            return packet.decode()
+        except av.error.FFmpegError:
+            return []
+
+    def check_frame_size(self, width: int, height: int) -> None:
+        """Refuses pictures beyond the limit."""
+        if width * height > self.limits.max_frame_pixels:
+            raise VideoError(
+                self.path,
+                f"frames of at most {self.limits.max_frame_pixels} pixels",
+                f"{width}x{height}",
+                "scale it down or raise Limits.max_frame_pixels",
+            )
+
+    def _open(self) -> None:
+        max_pixels = str(self.limits.max_frame_pixels)
+        options = {
+            # With the prefix below, these two keep names and contents from opening anything else.
+            "format_whitelist": ",".join(CONTAINERS),
+            "protocol_whitelist": "file",
+            # Made-up timestamps (PyAV asks for them) would be taken for real ones: AVI stores
+            # none, and those made up for its B-frames are in decoding order.
+            "fflags": "-genpts",
+            "max_pixels": max_pixels,
+        }
+        with decoding_errors(self.path, "opening it"):
+            self.container = av.open(
+                "file:" + os.path.abspath(self.path),
+                options=options,
+                metadata_errors="replace",
+                timeout=(self.limits.open_timeout, self.limits.read_timeout),
+            )
+        try:
+            self.stream = _main_stream(self.path, self.container)
+            self.check_frame_size(self.stream.width, self.stream.height)
+            codec = self.stream.codec_context
+            codec.options = {"max_pixels": max_pixels}
+            codec.thread_count = self._num_threads
+            codec.thread_type = "AUTO"
+        except BaseException:
+            self.container.close()
+            raise
+        self._is_fresh = True
+
+
+@contextlib.contextmanager
+def decoding_errors(path: str, doing: str) -> Iterator[None]:
+    """Turns whatever FFmpeg raises inside the block into a `VideoError`."""
+    try:
+        yield
+    except av.error.ExitError as error:
+        raise VideoError(
+            path, f"{doing} without long pauses", "no data in time", "raise the timeouts in Limits"
+        ) from error
+    except av.error.FFmpegError as error:
+        raise VideoError(
+            path,
+            f"an undamaged file of one of these kinds: {', '.join(CONTAINERS)}",
+            f"an error while {doing}: {error.strerror}",
+            "see what a player makes of it, then convert it or leave it out",
+        ) from error
+
+
+def _check_on_disk(path: str) -> None:
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            found = "a folder"
+        elif not stat.S_ISREG(status.st_mode):
+            found = "a device, pipe or socket, which may never end"
+        elif status.st_size == 0:
+            found = "an empty file"
+        else:
+            with Path(path).open("rb") as file:
+                announced = announced_size(file, status.st_size)
+            if announced is None or announced <= status.st_size:
+                return
+            found = (
+                f"a truncated one: its header announces {announced} bytes, it has {status.st_size}"
+            )
+    except OSError as error:
+        found = error.strerror or str(error)
+    raise VideoError(path, "a complete video file", found, "check the path, or copy it again")
+
+
+def _main_stream(path: str, container: InputContainer) -> VideoStream:
+    pictures = [s for s in container.streams.video if not _is_cover_art(s)]
+    if not pictures:
+        found = ", ".join(_describe(s) for s in container.streams) or "no stream at all"
+        raise VideoError(
+            path, "a video stream", f"only {found}", "pass a file with moving pictures"
+        )
+    decodable = [s for s in pictures if s.codec_context is not None]
+    if not decodable:
+        raise VideoError(path, "a known video codec", "one without a decoder", "convert the file")
+    return max(decodable, key=lambda s: s.width * s.height)
+
+
+def _is_cover_art(stream: Stream) -> bool:
+    return bool(stream.disposition & Disposition.attached_pic)
+
+
+def _describe(stream: Stream) -> str:
+    if _is_cover_art(stream):
+        return "cover art"
+    codec = stream.codec_context
+    return f"{stream.type} {codec.name}" if codec is not None else stream.type

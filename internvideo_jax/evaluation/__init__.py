@@ -1,0 +1,1 @@
+"""What a trained model is measured and used by: features, metrics, pictures."""

@@ -1,0 +1,126 @@
+"""Frozen teachers of stage 1: InternVL-6B, InternVideo2 and VideoMAEv2-g.
+
+Source: upstream `models/internvl_clip_vision.py`, `models/internvideo2_teacher.py` and
+`models/videomae.py`. Upstream leaves the distillation teacher in train mode, so its features carry
+stochastic depth; here teachers are always deterministic.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from internvideo_jax.models.stage1 import Normalization, aligned_layers
+from internvideo_jax.models.video_vit import VideoViT, VideoViTConfig, example_video, internvl_6b
+from internvideo_jax.models.videomae import VideoMAE, VideoMAEConfig, videomae_g14
+from internvideo_jax.nn.normalization import l2_normalize
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """A video-ViT teacher.
+
+    Attributes:
+      encoder: the encoder; one with `num_frames=1` is an image tower.
+      layers: ascending blocks whose outputs are targets.
+      per_frame: encode each frame by itself and average class tokens and pooled features.
+      normalization: whether targets are divided by their length.
+    """
+
+    encoder: VideoViTConfig
+    layers: tuple[int, ...]
+    per_frame: bool = False
+    normalization: Normalization = "l2"
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoMAETeacherConfig:
+    """A VideoMAE teacher: encoder, ascending target blocks, and whether they are normalised."""
+
+    encoder: VideoMAEConfig
+    layers: tuple[int, ...]
+    normalization: Normalization = "l2"
+
+
+def internvl_teacher() -> TeacherConfig:
+    """InternVL-6B's last six blocks, the CLIP-side teacher of pre-training."""
+    encoder = internvl_6b()
+    return TeacherConfig(encoder, layers=aligned_layers(encoder.depth, 6), per_frame=True)
+
+
+def internvideo2_teacher(encoder: VideoViTConfig) -> TeacherConfig:
+    """Six blocks, 3.34 apart, of an InternVideo2 encoder: the teacher of distillation."""
+    return TeacherConfig(encoder, layers=aligned_layers(encoder.depth, 6, 3.34))
+
+
+def videomae_teacher() -> VideoMAETeacherConfig:
+    """VideoMAEv2-g's last four blocks, the MAE-side teacher of pre-training."""
+    encoder = videomae_g14()
+    return VideoMAETeacherConfig(encoder, layers=aligned_layers(encoder.depth, 4))
+
+
+@flax.struct.dataclass
+class TeacherOutput:
+    """Targets of a video-ViT teacher, float32.
+
+    Attributes:
+      middle: `[K, B, 1 + t*h*w, D]`, class token first.
+      final: pooled feature `[B, P]`.
+      attention: pooler attention over patch tokens, one row per frame `[B*t, h*w]` if `per_frame`,
+        else one per clip `[B, t*h*w]`; rows sum to less than 1, the class token being left out.
+    """
+
+    middle: jax.Array
+    final: jax.Array
+    attention: jax.Array
+
+
+class Teacher(nn.Module):
+    """Runs a video ViT on all tokens; returns targets and the pooler's attention."""
+
+    config: TeacherConfig
+
+    @nn.compact
+    def __call__(self, video: jax.Array) -> TeacherOutput:
+        """Targets for normalised clips `[B, T, H, W, 3]`."""
+        c = self.config
+        batch, frames = video.shape[:2]
+        if c.per_frame:
+            video = video.reshape(batch * frames, 1, *video.shape[2:])
+        encoded = VideoViT(c.encoder, name="encoder")(
+            video, hidden_layers=c.layers, return_pooler_attention=True
+        )
+        middle = encoded.hidden_states.astype(jnp.float32)
+        final = encoded.pooled.astype(jnp.float32)
+        if c.per_frame:
+            middle = middle.reshape(len(c.layers), batch, frames, *middle.shape[2:])
+            patches = middle[:, :, :, 1:].reshape(len(c.layers), batch, -1, middle.shape[-1])
+            middle = jnp.concatenate([middle[:, :, :, 0].mean(2)[:, :, None], patches], axis=2)
+            final = final.reshape(batch, frames, -1).mean(1)
+        if c.normalization == "l2":
+            middle, final = l2_normalize(middle), l2_normalize(final)
+        return TeacherOutput(middle, final, encoded.pooler_attention[:, 1:])
+
+    def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of the positional inputs of a call (one frame per clip for an image tower)."""
+        return (example_video(self.config.encoder, batch_size),)
+
+
+class VideoMAETeacher(nn.Module):
+    """Runs VideoMAE on all tokens and returns targets `[K, B, t*h*w, D]`, float32."""
+
+    config: VideoMAETeacherConfig
+
+    @nn.compact
+    def __call__(self, video: jax.Array, kept: jax.Array | None = None) -> jax.Array:
+        """Targets for normalised clips `[B, T, H, W, 3]`; `kept` as in `VideoMAE.__call__`."""
+        c = self.config
+        encoded = VideoMAE(c.encoder, name="encoder")(video, kept, hidden_layers=c.layers)
+        targets = encoded.hidden_states.astype(jnp.float32)
+        return l2_normalize(targets) if c.normalization == "l2" else targets
+
+    def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of the positional inputs of a call."""
+        return (example_video(self.config.encoder, batch_size),)

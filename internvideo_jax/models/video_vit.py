@@ -1,0 +1,317 @@
+"""The InternVideo2 video encoder: a ViT over tubelets with an attention pooler.
+
+Source: upstream `InternVideo2/single_modality/models/internvideo2.py` and its siblings, which share
+this forward; also the InternVL image tower (`internvl_clip_vision.py`) with one frame per clip.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from internvideo_jax.nn.attention import AttentionPooler
+from internvideo_jax.nn.linear import default_kernel_init
+from internvideo_jax.nn.mlp import Activation
+from internvideo_jax.nn.position_embedding import (
+    resize_position_table,
+    resize_spatial_table,
+    resize_temporal_table,
+    sincos_1d,
+    sincos_2d,
+    sincos_3d,
+)
+from internvideo_jax.nn.transformer import Remat, TransformerConfig, transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoViTConfig:
+    """Dimensions and options of a video ViT; see `internvideo2_1b()` and its siblings.
+
+    Attributes:
+      width: D, the token width.
+      depth: number of transformer blocks.
+      num_heads: attention heads; must divide `width`.
+      mlp_dim: hidden size of the block MLPs.
+      patch_size: side of a patch in pixels.
+      tubelet_size: frames per token.
+      image_size: side of the square frame that the position table is made for.
+      num_frames: frames per clip that the position table is made for.
+      pooled_dim: size of the pooled output.
+      pooler_heads: attention heads of the pooler; must divide `width`.
+      position_embedding: one table over all tokens, or the sum of a spatial and a temporal one.
+      activation: GELU variant of the blocks; the released weights were trained with tanh.
+      qk_norm: RMS-normalise q and k over the full width.
+      qkv_bias: bias in the qkv projection.
+      layer_scale_init: initial branch scale; None leaves layer scale out.
+      drop_path_rate: stochastic depth of the last block.
+      remat: what the backward pass recomputes.
+      dtype: compute dtype.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    patch_size: int = 14
+    tubelet_size: int = 1
+    image_size: int = 224
+    num_frames: int = 8
+    pooled_dim: int = 768
+    pooler_heads: int = 16
+    position_embedding: Literal["joint", "separable"] = "joint"
+    activation: Activation = "gelu_tanh"
+    qk_norm: bool = True
+    qkv_bias: bool = False
+    layer_scale_init: float | None = 1e-5
+    drop_path_rate: float = 0.0
+    remat: Remat = "none"
+    dtype: str = "float32"
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens along time, height and width that the position table is made for."""
+        return token_grid(
+            (self.num_frames, self.image_size, self.image_size), self.tubelet_size, self.patch_size
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a full clip, class token included."""
+        t, h, w = self.grid
+        return 1 + t * h * w
+
+    def transformer(self) -> TransformerConfig:
+        """The part of the config that the transformer stack takes."""
+        return TransformerConfig(
+            width=self.width,
+            depth=self.depth,
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            activation=self.activation,
+            qkv_bias=self.qkv_bias,
+            qk_norm=self.qk_norm,
+            layer_scale_init=self.layer_scale_init,
+            drop_path_rate=self.drop_path_rate,
+            remat=self.remat,
+            dtype=self.dtype,
+        )
+
+
+def internvideo2_s14() -> VideoViTConfig:
+    """InternVideo2-S/14 (22 M parameters)."""
+    return VideoViTConfig(width=384, depth=12, num_heads=6, mlp_dim=1536)
+
+
+def internvideo2_b14() -> VideoViTConfig:
+    """InternVideo2-B/14 (89 M parameters)."""
+    return VideoViTConfig(width=768, depth=12, num_heads=12, mlp_dim=3072)
+
+
+def internvideo2_l14() -> VideoViTConfig:
+    """InternVideo2-L/14 (309 M parameters)."""
+    return VideoViTConfig(width=1024, depth=24, num_heads=16, mlp_dim=4096)
+
+
+def internvideo2_1b() -> VideoViTConfig:
+    """InternVideo2-1B/14."""
+    return VideoViTConfig(width=1408, depth=40, num_heads=16, mlp_dim=6144)
+
+
+def internvideo2_6b() -> VideoViTConfig:
+    """InternVideo2-6B/14."""
+    return VideoViTConfig(width=3200, depth=48, num_heads=25, mlp_dim=12800)
+
+
+def internvl_6b() -> VideoViTConfig:
+    """The image tower of InternVL-C 13B, applied to one frame at a time."""
+    return dataclasses.replace(internvideo2_6b(), num_frames=1, layer_scale_init=0.1)
+
+
+@flax.struct.dataclass
+class VideoViTOutput:
+    """What the encoder returns.
+
+    Attributes:
+      tokens: last block's output `[B, N, D]`, class token first.
+      pooled: pooled clip feature `[B, P]`.
+      hidden_states: outputs of the wanted blocks `[K, B, N, D]`, or None.
+      pooler_attention: head-averaged attention of the pooler over all tokens `[B, N]`, or None.
+    """
+
+    tokens: jax.Array
+    pooled: jax.Array
+    hidden_states: jax.Array | None = None
+    pooler_attention: jax.Array | None = None
+
+
+def token_grid(
+    clip: tuple[int, int, int], tubelet_size: int, patch_size: int
+) -> tuple[int, int, int]:
+    """Token grid (t, h, w) of a clip (frames, height, width).
+
+    Raises:
+      ValueError: the tubelets or patches do not cover the clip exactly.
+    """
+    frames, height, width = clip
+    if frames < 1 or frames % tubelet_size or height % patch_size or width % patch_size:
+        raise ValueError(
+            f"expected frames divisible by the tubelet size {tubelet_size} and height and width"
+            f" divisible by the patch size {patch_size}, found a clip of {frames} frames of"
+            f" {height}x{width} pixels; resample or resize the clip"
+        )
+    return frames // tubelet_size, height // patch_size, width // patch_size
+
+
+class PatchEmbed(nn.Module):
+    """Cuts a clip into tubelets and projects each: `[B, T, H, W, C] -> [B, t*h*w, D]`, time first."""
+
+    width: int
+    tubelet_size: int
+    patch_size: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, video: jax.Array) -> jax.Array:
+        batch, frames, height, width, channels = video.shape
+        t, h, w = token_grid((frames, height, width), self.tubelet_size, self.patch_size)
+        tubelet, patch = self.tubelet_size, self.patch_size
+        kernel_shape = (tubelet, patch, patch, channels, self.width)
+        kernel_axes = ("patch", "patch", "patch", "patch", "embed")
+        fan_in = tubelet * patch * patch * channels
+        # torch's Conv3d default, which upstream leaves in place.
+        bound = fan_in**-0.5
+
+        def uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        kernel = self.param(
+            "kernel", nn.with_logical_partitioning(uniform, kernel_axes), kernel_shape, jnp.float32
+        )
+        bias = self.param(
+            "bias", nn.with_logical_partitioning(uniform, ("norm",)), (self.width,), jnp.float32
+        )
+        patches = video.astype(self.dtype).reshape(batch, t, tubelet, h, patch, w, patch, channels)
+        patches = patches.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, t * h * w, fan_in)
+        tokens = patches @ kernel.astype(self.dtype).reshape(fan_in, self.width)
+        return tokens + bias.astype(self.dtype)
+
+
+def position_table(
+    module: nn.Module,
+    config: VideoViTConfig,
+    grid: tuple[int, int, int],
+    *,
+    prefix: str = "",
+    cls_token: bool = True,
+) -> jax.Array:
+    """The learned position table of `module`, resized to `grid`; call it inside a compact method.
+
+    Its parameters belong to `module` and are named as upstream names them: `pos_embed`
+    `[1, c + t*h*w, D]`, or, when separable, `pos_embed_spatial` `[1, h*w, D]`,
+    `pos_embed_temporal` `[1, t, D]` and (with a class token) `pos_embed_cls` `[1, 1, D]`, where c
+    is 1 with a class token, else 0. All start from sines.
+
+    Args:
+      module: owner of the parameters.
+      config: dimensions; `config.grid` is the grid that the parameters are made for.
+      grid: tokens along (time, height, width) of the input.
+      prefix: put before each parameter's name.
+      cls_token: whether the first row belongs to a class token.
+
+    Returns:
+      Table `[1, c + t*h*w, D]` in float32.
+    """
+    t, h, w = config.grid
+    width = config.width
+
+    def param(name: str, make_table: Callable[[], np.ndarray]) -> jax.Array:
+        init = nn.with_logical_partitioning(
+            lambda key: jnp.asarray(make_table())[None], (None, "position", "embed")
+        )
+        return jnp.asarray(module.param(prefix + name, init))
+
+    if config.position_embedding == "joint":
+        table = param("pos_embed", lambda: sincos_3d(width, (h, w), t, cls_token=cls_token))
+        return resize_position_table(table, config.grid, grid, num_extra=int(cls_token))
+    spatial = param("pos_embed_spatial", lambda: sincos_2d(width, (h, w)))
+    temporal = param("pos_embed_temporal", lambda: sincos_1d(width, np.arange(t)))
+    spatial = resize_spatial_table(spatial, (h, w), grid[1:])
+    temporal = resize_temporal_table(temporal, grid[0])
+    table = (temporal[:, :, None] + spatial[:, None]).reshape(1, -1, width)
+    if cls_token:
+        cls = param("pos_embed_cls", lambda: np.zeros((1, width), np.float32))
+        table = jnp.concatenate([cls, table], axis=1)
+    return table
+
+
+def take_tokens(x: jax.Array, kept: jax.Array) -> jax.Array:
+    """Rows `kept` `[B, K]` (int) of tokens `[B | 1, N, D]`, as `[B, K, D]`."""
+    x = jnp.broadcast_to(x, (kept.shape[0], *x.shape[1:]))
+    return jnp.take_along_axis(x, kept[..., None], axis=1)
+
+
+class VideoViT(nn.Module):
+    """Video encoder: tubelets, class token, positions, pre-norm blocks, attention pooler."""
+
+    config: VideoViTConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        video: jax.Array,
+        kept: jax.Array | None = None,
+        *,
+        hidden_layers: tuple[int, ...] = (),
+        return_pooler_attention: bool = False,
+        deterministic: bool = True,
+    ) -> VideoViTOutput:
+        """Encodes normalised clips.
+
+        Args:
+          video: `[B, T, H, W, 3]` float, normalised. If the clip's grid is not the config's, the
+            position table is resized as the released loaders do.
+          kept: `[B, K]` ascending indices of the tokens to keep, 0 being the class token; None
+            keeps all.
+          hidden_layers: ascending indices of the blocks whose outputs are wanted.
+          return_pooler_attention: whether to return the pooler's attention.
+          deterministic: False turns drop path on (needs the `dropout` RNG).
+
+        Raises:
+          ValueError: the patches or tubelets do not cover the clip, or bad `hidden_layers`.
+        """
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        if video.ndim != 5:
+            raise ValueError(
+                f"expected a batch of clips [B, T, H, W, 3], found shape {video.shape};"
+                " add a leading axis for a single clip"
+            )
+        grid = token_grid(video.shape[1:4], c.tubelet_size, c.patch_size)
+        x = PatchEmbed(c.width, c.tubelet_size, c.patch_size, dtype, name="patch_embed")(video)
+        cls_init = nn.with_logical_partitioning(default_kernel_init, (None, None, "embed"))
+        cls = self.param("cls_token", cls_init, (1, 1, c.width), jnp.float32).astype(dtype)
+        x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, c.width)), x], axis=1)
+        x = x + position_table(self, c, grid).astype(dtype)
+        if kept is not None:
+            x = take_tokens(x, kept)
+        x, hidden_states = transformer(
+            c.transformer(), x, hidden_layers=hidden_layers, deterministic=deterministic
+        )
+        pooler = AttentionPooler(c.pooler_heads, c.pooled_dim, dtype, name="pooler")
+        pooled, attention = pooler(x, return_weights=return_pooler_attention)
+        return VideoViTOutput(x, pooled, hidden_states, attention)
+
+    def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of the positional inputs of a call."""
+        return (example_video(self.config, batch_size),)
+
+
+def example_video(config: VideoViTConfig, batch_size: int) -> jax.ShapeDtypeStruct:
+    """Shape of a batch of normalised clips for `config`."""
+    size = config.image_size
+    return jax.ShapeDtypeStruct((batch_size, config.num_frames, size, size, 3), jnp.float32)

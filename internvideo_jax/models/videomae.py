@@ -1,0 +1,150 @@
+"""The VideoMAEv2 encoder, the MAE-side teacher of stage-1 pre-training.
+
+Source: upstream `InternVideo2/single_modality/models/videomae.py`.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from internvideo_jax.models.video_vit import PatchEmbed, example_video, take_tokens, token_grid
+from internvideo_jax.nn.normalization import layer_norm
+from internvideo_jax.nn.position_embedding import resize_position_table, sinusoid_table
+from internvideo_jax.nn.transformer import Remat, TransformerConfig, transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoMAEConfig:
+    """A VideoMAEv2 encoder; see `videomae_g14()`.
+
+    Attributes:
+      width: D, the token width.
+      depth: number of blocks.
+      num_heads: attention heads.
+      mlp_dim: hidden size of the MLPs.
+      patch_size: side of a patch in pixels.
+      tubelet_size: frames per token.
+      image_size: side of the square frame.
+      num_frames: frames per clip.
+      qkv_bias: whether q and v have biases (k's is zero).
+      layer_scale_init: initial branch scale; None leaves layer scale out.
+      norm_epsilon: epsilon of all layer norms.
+      learned_position: whether the position table is a parameter, as upstream makes it when the
+        grid is not the native one.
+      as_released: reproduce the published file's attention, whose softmax runs over the heads of
+        one token (see `SelfAttention.over_heads`); off, attention is over tokens as intended.
+      remat: what the backward pass recomputes.
+      dtype: compute dtype.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    patch_size: int = 14
+    tubelet_size: int = 2
+    image_size: int = 224
+    num_frames: int = 16
+    qkv_bias: bool = True
+    layer_scale_init: float | None = None
+    norm_epsilon: float = 1e-6
+    learned_position: bool = False
+    as_released: bool = False
+    remat: Remat = "none"
+    dtype: str = "float32"
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens along time, height and width of a full clip."""
+        return token_grid(
+            (self.num_frames, self.image_size, self.image_size), self.tubelet_size, self.patch_size
+        )
+
+    @property
+    def native_grid(self) -> tuple[int, int, int]:
+        """Grid of the sinusoid table before resizing: 8 steps of 224 pixels at patch 14 or 16."""
+        side = 16 if self.patch_size == 14 else 14
+        return 8, side, side
+
+    def transformer(self) -> TransformerConfig:
+        """The part of the config that the transformer stack takes."""
+        return TransformerConfig(
+            width=self.width,
+            depth=self.depth,
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            norm="layernorm",
+            norm_epsilon=self.norm_epsilon,
+            activation="gelu_erf",
+            qkv_bias=self.qkv_bias,
+            qk_norm=False,
+            layer_scale_init=self.layer_scale_init,
+            attention_over_heads=self.as_released,
+            remat=self.remat,
+            dtype=self.dtype,
+        )
+
+
+def videomae_g14() -> VideoMAEConfig:
+    """VideoMAEv2-g/14 (1 B parameters)."""
+    return VideoMAEConfig(width=1408, depth=40, num_heads=16, mlp_dim=6144)
+
+
+@flax.struct.dataclass
+class VideoMAEOutput:
+    """Normalised last tokens `[B, N, D]` and the wanted blocks' outputs `[K, B, N, D]` or None.
+
+    If the last block is among the wanted ones its output is the normalised one.
+    """
+
+    tokens: jax.Array
+    hidden_states: jax.Array | None = None
+
+
+class VideoMAE(nn.Module):
+    """VideoMAEv2 encoder: tubelets, sinusoid positions, pre-norm blocks, final LayerNorm."""
+
+    config: VideoMAEConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        video: jax.Array,
+        kept: jax.Array | None = None,
+        *,
+        hidden_layers: tuple[int, ...] = (),
+    ) -> VideoMAEOutput:
+        """Encodes normalised clips.
+
+        Args:
+          video: `[B, T, H, W, 3]` float; the sinusoid table is resized to the clip's grid.
+          kept: `[B, K]` ascending indices of the tokens to keep; None keeps all.
+          hidden_layers: ascending indices of the blocks whose outputs are wanted.
+        """
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        grid = token_grid(video.shape[1:4], c.tubelet_size, c.patch_size)
+        x = PatchEmbed(c.width, c.tubelet_size, c.patch_size, dtype, name="patch_embed")(video)
+        native = sinusoid_table(int(np.prod(c.native_grid)), c.width)[None]
+        if c.learned_position:
+            table = resize_position_table(native, c.native_grid, c.grid, num_extra=0)
+            init = nn.with_logical_partitioning(lambda key: table, (None, "position", "embed"))
+            table = resize_position_table(self.param("pos_embed", init), c.grid, grid, num_extra=0)
+        else:
+            table = resize_position_table(native, c.native_grid, grid, num_extra=0)
+        x = x + jnp.asarray(table).astype(dtype)
+        if kept is not None:
+            x = take_tokens(x, kept)
+        x, hidden_states = transformer(c.transformer(), x, hidden_layers=hidden_layers)
+        x = layer_norm(c.norm_epsilon, dtype, "norm")(x)
+        if hidden_layers and hidden_layers[-1] == c.depth - 1:
+            hidden_states = hidden_states.at[-1].set(x)
+        return VideoMAEOutput(x, hidden_states)
+
+    def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of the positional inputs of a call."""
+        return (example_video(self.config, batch_size),)

@@ -1,0 +1,40 @@
+"""The two-layer perceptron of the transformer blocks and probes."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from internvideo_jax.nn.linear import default_kernel_init, dense
+
+Activation = Literal["gelu_tanh", "gelu_erf"]
+
+
+def activate(x: jax.Array, activation: Activation) -> jax.Array:
+    """GELU, exact (`gelu_erf`) or by tanh (`gelu_tanh`, what upstream's fused MLP computes)."""
+    return jax.nn.gelu(x, approximate=activation == "gelu_tanh")
+
+
+class Mlp(nn.Module):
+    """`fc2(gelu(fc1(x)))`, `[..., D] -> [..., out_dim]`."""
+
+    hidden_dim: int
+    out_dim: int
+    activation: Activation = "gelu_erf"
+    dtype: jnp.dtype = jnp.float32
+    out_kernel_init: jax.nn.initializers.Initializer = default_kernel_init
+    in_axis: str = "embed"
+    out_axis: str = "embed"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = dense(self.hidden_dim, (self.in_axis, "mlp"), self.dtype, "fc1")(x)
+        x = activate(x, self.activation)
+        return dense(
+            self.out_dim,
+            ("mlp", self.out_axis),
+            self.dtype,
+            "fc2",
+            kernel_init=self.out_kernel_init,
+        )(x)

@@ -1,0 +1,1 @@
+"""Device meshes, logical-axis rules, sharded initialisation, and compilation for absent devices."""

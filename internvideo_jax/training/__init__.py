@@ -1,0 +1,1 @@
+"""Train state, optimizer recipes, schedules and the training loop."""

@@ -1,0 +1,1 @@
+"""Command-line programs: `internvideo-jax NAME` runs `internvideo_jax.launch.NAME`."""

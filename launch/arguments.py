@@ -1,0 +1,219 @@
+"""What all commands share: how errors end, how configs are read, where files go."""
+
+import functools
+import importlib.util
+import inspect
+import json
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from internvideo_jax.config import nearest_name
+
+if TYPE_CHECKING:
+    import jax
+    from ml_collections import ConfigDict
+
+Main = Callable[[Sequence[str] | None], int]
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be done; the message says why and what to do."""
+
+
+def command(main: Main) -> Callable[..., int]:
+    """Decorates a command's `main(argv)`: expected errors become one line and exit code 2.
+
+    Expected are UsageError, ValueError and OSError; everything else is a bug of ours and keeps its
+    traceback. `INTERNVIDEO_DEBUG=1` keeps all of them.
+    """
+    name = Path(main.__code__.co_filename).stem
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except BrokenPipeError:
+            # The reader (`| head`) has left; without this Python complains once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except KeyboardInterrupt:
+            print(f"internvideo-jax {name}: interrupted", file=sys.stderr)
+            return 130
+        except (UsageError, ValueError, OSError) as error:
+            if os.environ.get("INTERNVIDEO_DEBUG", "0") != "0":
+                raise
+            print(f"internvideo-jax {name}: {error}", file=sys.stderr)
+            return 2
+
+    return run
+
+
+def add_config_argument(parser: ArgumentParser) -> None:
+    """Adds `--config=FILE.py[:ARGS]`; use `parser.parse_known_args` and `parse_config`."""
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE.py[:ARGS]",
+        help="Python file with get_config([ARGS]) returning a ConfigDict; change a field with"
+        " --config.FIELD=VALUE. A path under configs/ that is not here is taken from the package.",
+    )
+
+
+def parse_config(args: Namespace, leftover: Sequence[str]) -> "ConfigDict":
+    """Reads `--config` and applies the overrides.
+
+    Args:
+      args: parsed arguments of a parser with `add_config_argument`.
+      leftover: the arguments that this parser did not know; all must be `--config.FIELD=VALUE`.
+
+    Returns:
+      The ConfigDict of the file's `get_config`, locked, with overrides parsed to the type of the
+      field that they replace (a field that is None by default must be a `config_dict.placeholder`).
+
+    Raises:
+      UsageError: no such file, function or field, a value of another type, any other argument.
+    """
+    from absl import flags
+    from ml_collections import ConfigDict, config_flags
+
+    path, colon, config_argument = args.config.partition(":")
+    get_config = _load_config_file(path).get_config
+    arguments = [config_argument] if colon else []
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError:
+        expected = "no argument" if arguments else f"an argument, {path}:ARGS"
+        raise UsageError(f"--config={args.config}: get_config takes {expected}") from None
+    config = get_config(*arguments)
+    if not isinstance(config, ConfigDict):
+        raise UsageError(
+            f"--config={args.config}: expected get_config to return an ml_collections.ConfigDict,"
+            f" found {type(config).__name__}"
+        )
+    names = _field_names(config)
+    for argument in leftover:
+        name, equals, _ = argument.partition("=")
+        field = name.removeprefix("--config.")
+        if field == name:
+            raise UsageError(f"unknown argument {argument!r}; --help lists the known ones")
+        if field not in names:
+            raise UsageError(f"{name}: {path} has no such field{nearest_name(field, names)}")
+        if not equals:
+            raise UsageError(f"{name}: expected {name}=VALUE")
+    values = flags.FlagValues()
+    argv = ["internvideo-jax", *leftover]
+    # absl and ml_collections report a value of the wrong type in these two ways.
+    try:
+        holder = config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=argv
+        )
+        values(argv)
+    except (flags.Error, TypeError) as error:
+        raise UsageError(str(error)) from None
+    return holder.value
+
+
+def default_dtype(device: "jax.Device") -> str:
+    """The dtype that a model computes in on a device unless told otherwise.
+
+    bfloat16 where the hardware multiplies it (TPUs, NVIDIA GPUs since Ampere), float16 on older
+    GPUs, float32 on CPUs.
+    """
+    if device.platform == "tpu":
+        return "bfloat16"
+    if device.platform == "gpu":
+        # NVIDIA's are "7.5" (T4), "8.0" (A100) ...; AMD's are names such as "gfx942".
+        capability = str(device.compute_capability)
+        is_old = capability[:1].isdigit() and int(capability.partition(".")[0]) < 8
+        return "float16" if is_old else "bfloat16"
+    return "float32"
+
+
+def home() -> Path:
+    """Where converted models and demo outputs lie: `$INTERNVIDEO_HOME` or the user's cache."""
+    if chosen := os.environ.get("INTERNVIDEO_HOME"):
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "darwin":
+        cache = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        cache = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "internvideo_jax"
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes a JSON file so that it is whole or absent; makes its folder.
+
+    Raises:
+      ValueError: a NaN or infinity, which JSON does not know.
+      TypeError: a value that JSON cannot hold.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def new_output_dir(path: str | os.PathLike[str]) -> Path:
+    """Makes an output folder, or takes an empty one.
+
+    Raises:
+      UsageError: something is there already.
+    """
+    directory = Path(path)
+    if directory.is_dir() and any(directory.iterdir()):
+        raise UsageError(f"{directory} exists and is not empty; name a new folder or remove it")
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory} exists and is a file; name a new folder")
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _load_config_file(path: str) -> ModuleType:
+    """Runs a config file; one under `configs/` may be in the working directory or the package."""
+    from internvideo_jax import configs
+
+    packaged = Path(str(configs.__file__)).parent
+    file = Path(path)
+    if not file.is_file() and file.parts[:1] == ("configs",):
+        file = packaged.joinpath(*file.parts[1:])
+    if not file.is_file() or file.suffix != ".py":
+        known = sorted(
+            f"configs/{f.relative_to(packaged).as_posix()}"
+            for f in packaged.rglob("*.py")
+            if f.name != "__init__.py"
+        )
+        raise UsageError(
+            f"--config={path}: no such Python file{nearest_name(path, known)}"
+            f" (with the package come: {', '.join(known) or 'none'})"
+        )
+    spec = importlib.util.spec_from_file_location("internvideo_jax_config_file", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "get_config", None)):
+        raise UsageError(f"--config={path}: the file defines no function get_config")
+    return module
+
+
+def _field_names(config: "ConfigDict", prefix: str = "") -> list[str]:
+    """Dotted names of all fields, inner ConfigDicts included."""
+    names: list[str] = []
+    for key in config:
+        names.append(prefix + key)
+        # An unset placeholder reads as None.
+        if hasattr(value := config[key], "keys"):
+            names += _field_names(value, f"{prefix}{key}.")
+    return names

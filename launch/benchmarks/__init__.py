@@ -1,0 +1,1 @@
+"""What `internvideo-jax benchmark` measures, and how."""

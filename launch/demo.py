@@ -1,0 +1,162 @@
+"""`internvideo-jax demo`: a PyTorch checkpoint and video files in, verified features out."""
+
+import argparse
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from internvideo_jax.launch import arguments
+
+if TYPE_CHECKING:
+    from internvideo_jax.data.synthetic import Scene
+
+SUMMARY = "convert a small checkpoint, verify it, and extract features of rendered clips"
+
+ASSETS = Path(__file__).parent / "assets"
+
+EPILOG = """\
+what it does, as the commands you would type:
+  internvideo-jax convert demo_checkpoint.pth --output=$INTERNVIDEO_HOME/demo/model
+  internvideo-jax verify $INTERNVIDEO_HOME/demo/model --reference=demo_reference.safetensors
+  internvideo-jax extract clips/ --model=$INTERNVIDEO_HOME/demo/model --output=features/
+
+examples:
+  internvideo-jax demo
+  internvideo-jax demo --output=/tmp/demo --fast
+
+The model has 0.14 M random parameters: it shows that every step works, not what a trained model
+sees. It stays at $INTERNVIDEO_HOME/demo/model, replaced by each run of the demo.
+"""
+
+
+def _scenes(fast: bool) -> "dict[str, Scene]":
+    from internvideo_jax.data.synthetic import Scene
+
+    scenes = {
+        "red_circle_right": Scene("circle", "red", "right", "gradient"),
+        "blue_cross_clockwise": Scene("cross", "blue", "clockwise"),
+        "green_ring_growing": Scene("ring", "green", "growing", "checkerboard"),
+    }
+    return dict(list(scenes.items())[:1]) if fast else scenes
+
+
+@arguments.command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the demo; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="internvideo-jax demo",
+        description=SUMMARY,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--output", type=Path, help="for clips, features and picture (default: beside the model)"
+    )
+    parser.add_argument("--fast", action="store_true", help="one clip instead of three")
+    args = parser.parse_args(argv)
+
+    from internvideo_jax.data import synthetic
+    from internvideo_jax.launch import convert, extract, verify
+
+    started = time.perf_counter()
+    home = arguments.home() / "demo"
+    output = args.output or home
+    model, clips, features = home / "model", output / "clips", output / "features"
+    for folder in (model, clips, features):
+        shutil.rmtree(folder, ignore_errors=True)
+    clips.mkdir(parents=True)
+
+    _step("1. Convert a PyTorch checkpoint (no torch needed)")
+    _run("convert", convert.main, [str(ASSETS / "demo_checkpoint.pth"), f"--output={model}"])
+
+    _step("2. Verify it against activations of the original PyTorch model")
+    reference = ASSETS / "demo_reference.safetensors"
+    _run("verify", verify.main, [str(model), f"--reference={reference}"])
+
+    _step("3. Render clips")
+    for name, scene in _scenes(args.fast).items():
+        synthetic.write_video(clips / f"{name}.mp4", synthetic.render(scene))
+        print(f"{clips / name}.mp4")
+
+    _step("4. Extract their features")
+    _run("extract", extract.main, [str(clips), f"--model={model}", f"--output={features}"])
+
+    _step("5. See where the pooler looks")
+    rows = _draw_attention(model, sorted(clips.glob("*.mp4")), output / "attention.png")
+    summary = {"model": str(model), "features": str(features), "clips": rows}
+    arguments.write_json(output / "summary.json", summary)
+    for row in rows:
+        print(
+            f"{row['clip']}: |pooled| = {row['norm']:.3f}, looks most at"
+            f" {row['peak_seconds']:.2f} s ({row['peak']:.0%} of its attention)"
+        )
+    print(f"picture   {output / 'attention.png'}")
+    print(f"features  {features}")
+    print(f"summary   {output / 'summary.json'}")
+    print(f"\nDemo finished in {time.perf_counter() - started:.0f} s.")
+    return 0
+
+
+def _step(title: str) -> None:
+    print(f"\n== {title}", flush=True)
+
+
+def _run(name: str, main_function: Callable[[Sequence[str]], int], argv: list[str]) -> None:
+    """Runs another command in this process, shown as one would type it."""
+    print(f"$ internvideo-jax {name} {' '.join(argv)}", flush=True)
+    if code := main_function(argv):
+        raise SystemExit(code)
+
+
+def _draw_attention(model_dir: Path, videos: Sequence[Path], picture: Path) -> list[dict[str, Any]]:
+    """Saves a contact sheet of the pooler's attention; returns a row of figures per video."""
+    import jax
+
+    from internvideo_jax import models, saved_model
+    from internvideo_jax.evaluation.attention_figure import AttendedClip, attention_figure
+    from internvideo_jax.evaluation.features import sample_clip
+    from internvideo_jax.models.preprocessing import normalize
+
+    model = saved_model.load(model_dir)
+    preprocessing = model.preprocessing
+    grid = models.video_encoder(model.module, model.variables)[0].config.grid
+    samples = [sample_clip(v, preprocessing.num_frames, preprocessing.image_size) for v in videos]
+
+    @jax.jit
+    def encode(variables: Any, frames: jax.Array) -> Any:
+        video = normalize(frames, preprocessing)
+        return models.encode(model.module, variables, video, return_pooler_attention=True)
+
+    encoded = encode(model.variables, np.stack([s.frames for s in samples]))
+    # The class token's share is left out: it belongs to no patch.
+    attention = np.asarray(encoded.pooler_attention)[:, 1:].reshape(-1, *grid)
+    figure = attention_figure(
+        [
+            AttendedClip(v.stem.replace("_", " "), s.frames, s.timestamps, a)
+            for v, s, a in zip(videos, samples, attention, strict=True)
+        ]
+    )
+    figure.savefig(picture, dpi=120)
+    rows = []
+    for video, sample, heat, pooled in zip(
+        videos, samples, attention, np.asarray(encoded.pooled), strict=True
+    ):
+        per_step = heat.sum((1, 2)) / heat.sum()
+        peak = int(per_step.argmax())
+        rows.append(
+            {
+                "clip": video.stem,
+                "norm": float(np.linalg.norm(pooled)),
+                "peak": float(per_step[peak]),
+                "peak_seconds": float(sample.timestamps[peak * len(sample.timestamps) // grid[0]]),
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

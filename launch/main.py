@@ -1,0 +1,60 @@
+"""The console program `internvideo-jax`: finds the commands and hands over to one."""
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from internvideo_jax import __version__, launch
+from internvideo_jax.config import nearest_name
+
+
+def commands() -> dict[str, str]:
+    """Names and one-line summaries of the modules of `launch` that define `SUMMARY`."""
+    summaries = {}
+    for module in pkgutil.iter_modules(launch.__path__):
+        if module.ispkg or module.name == "main":
+            continue
+        summary = getattr(_module(module.name), "SUMMARY", None)
+        if summary is not None:
+            summaries[module.name] = summary
+    return summaries
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `internvideo-jax COMMAND ...`; returns the exit code."""
+    known = commands()
+    width = max(map(len, known)) + 2
+    parser = argparse.ArgumentParser(
+        prog="internvideo-jax",
+        usage="%(prog)s [-h] [--version] COMMAND [ARGUMENT ...]",
+        description="The InternVideo family of video models in JAX.",
+        epilog="commands:\n"
+        + "\n".join(f"  {name:{width}}{summary}" for name, summary in known.items())
+        + "\n\nHelp on one of them: internvideo-jax COMMAND --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"internvideo-jax {__version__}")
+    parser.add_argument("command", help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    given = list(sys.argv[1:] if argv is None else argv)
+    if not given:
+        parser.print_help()
+        return 0
+    args = parser.parse_args(given)
+    if args.command not in known:
+        parser.error(
+            f"no command {args.command!r}{nearest_name(args.command, known)}"
+            f" (commands: {', '.join(known)})"
+        )
+    return int(_module(args.command).main(args.arguments))
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"internvideo_jax.launch.{name}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

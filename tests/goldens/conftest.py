@@ -1,0 +1,62 @@
+"""Options of the golden tests; one test item per golden file, its path as id."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_HERE = Path(__file__).parent
+# `golden`, `comparison` and `checkers` are shared by the modules here and by nothing else.
+sys.path.insert(0, str(_HERE))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("goldens")
+    group.addoption(
+        "--goldens",
+        metavar="DIR",
+        help="folder with INDEX.json; default: the committed data and $INTERNVIDEO_SHARED/goldens",
+    )
+    group.addoption(
+        "--goldens-require",
+        metavar="NAMES",
+        default="",
+        help="comma-separated systems or kinds that must have files and checkers",
+    )
+    group.addoption(
+        "--goldens-exclude",
+        metavar="NAMES",
+        default="",
+        help="comma-separated kinds (system.family or family) or systems to leave out",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "golden_file" in metafunc.fixturenames:
+        for path in sorted((_HERE / "checkers").glob("*.py")):
+            importlib.import_module(f"checkers.{path.stem}")
+        files = _golden_files(metafunc.config)
+        metafunc.parametrize("golden_file", files, ids=[file.name for file in files])
+
+
+def _golden_files(config: pytest.Config) -> list[Any]:
+    from golden import BadGolden, read_index, select
+
+    # The defaults serve runs over all of tests/, for which pytest reads this file too late to
+    # register options.
+    folder = config.getoption("--goldens", None)
+    shared = os.environ.get("INTERNVIDEO_SHARED")
+    roots = [Path(folder)] if folder else [_HERE / "data"]
+    if shared and not folder:
+        roots.append(Path(shared) / "goldens")
+    names = {
+        option: [n for n in config.getoption(f"--goldens-{option}", "").split(",") if n]
+        for option in ("require", "exclude")
+    }
+    try:
+        return select([file for root in roots for file in read_index(root)], **names)
+    except BadGolden as error:
+        raise pytest.UsageError(str(error)) from error

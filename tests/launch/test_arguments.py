@@ -1,0 +1,212 @@
+import argparse
+import json
+import math
+import os
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from internvideo_jax.launch import arguments
+
+CONFIG = """
+from ml_collections import ConfigDict, config_dict
+
+def get_config(size="small"):
+    if size not in ("small", "large"):
+        raise ValueError(f"expected small or large, found {size!r}")
+    return ConfigDict({
+        "width": 64 if size == "large" else 8,
+        "rate": 0.5,
+        "name": "a",
+        "layers": (1, 2),
+        "is_causal": False,
+        "scale": config_dict.placeholder(float),
+        "unset": None,
+        "model": {"depth": 2},
+    })
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def parse(*argv):
+    parser = argparse.ArgumentParser()
+    arguments.add_config_argument(parser)
+    return arguments.parse_config(*parser.parse_known_args(list(map(str, argv))))
+
+
+def test_overrides_take_the_type_of_their_field(config_file):
+    config = parse(
+        f"--config={config_file}:large",
+        "--config.rate=2",
+        "--config.layers=(3,)",
+        "--config.is_causal=true",
+        "--config.scale=0.25",
+        "--config.model.depth=4",
+    )
+    assert config.width == 64
+    assert isinstance(config.rate, float)
+    assert config.layers == (3,)
+    assert config.is_causal is True
+    assert config.scale == 0.25
+    assert config.model.depth == 4
+    assert config.is_locked
+
+
+def test_each_call_reads_the_file_anew(config_file):
+    parse(f"--config={config_file}", "--config.width=9")
+    assert parse(f"--config={config_file}").width == 8
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--config.widht=9"], "--config.widht: {file} has no such field; did you mean 'width'?"),
+        (["--config.model.dept=9"], "no such field; did you mean 'model.depth'?"),
+        (["--config.width"], "expected --config.width=VALUE"),
+        (["--config.width=nine"], "--config.width=nine: invalid literal for int"),
+        (["--config.unset=9"], "config.unset"),
+        (["--config.layers.x=9"], "no such field"),
+        (["--confg.width=9"], "unknown argument '--confg.width=9'"),
+        (["file.mp4"], "unknown argument 'file.mp4'"),
+    ],
+)
+def test_arguments_that_do_not_fit(config_file, argv, message):
+    with pytest.raises(arguments.UsageError, match=re.escape(message.format(file=config_file))):
+        parse(f"--config={config_file}", *argv)
+
+
+@pytest.mark.parametrize(
+    ("text", "argument", "message"),
+    [
+        ("def get_config(): ...", ":b14", "get_config takes no argument"),
+        ("def get_config(size): ...", "", "get_config takes an argument"),
+        ("def get_config(): return {}", "", "an ml_collections.ConfigDict, found dict"),
+        ("config = {}", "", "defines no function get_config"),
+    ],
+)
+def test_files_that_are_no_configs(tmp_path, text, argument, message):
+    (tmp_path / "bad.py").write_text(text)
+    with pytest.raises(arguments.UsageError, match=message):
+        parse(f"--config={tmp_path}/bad.py{argument}")
+
+
+def test_errors_of_the_config_itself_are_kept(config_file):
+    with pytest.raises(ValueError, match="expected small or large, found 'huge'"):
+        parse(f"--config={config_file}:huge")
+
+
+def test_a_missing_config_file_is_named():
+    with pytest.raises(arguments.UsageError, match=r"configs/nothing\.py: no such Python file"):
+        parse("--config=configs/nothing.py")
+
+
+def test_configs_come_from_the_package_unless_the_working_directory_has_them(tmp_path, monkeypatch):
+    from internvideo_jax import configs
+
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "tiny.py").write_text(CONFIG)
+    monkeypatch.setattr(configs, "__file__", str(tmp_path / "package" / "__init__.py"))
+    monkeypatch.chdir(tmp_path)
+    assert parse("--config=configs/tiny.py").width == 8
+    with pytest.raises(arguments.UsageError, match=r"did you mean 'configs/tiny\.py'"):
+        parse("--config=configs/tinny.py")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "tiny.py").write_text(CONFIG.replace("else 8", "else 16"))
+    assert parse("--config=configs/tiny.py").width == 16
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (arguments.UsageError("no such thing"), 2),
+        (ValueError("expected 1, found 2"), 2),
+        (FileNotFoundError(2, "No such file", "x.mp4"), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_expected_errors_are_one_line(error, code, capsys, monkeypatch):
+    monkeypatch.delenv("INTERNVIDEO_DEBUG", raising=False)
+
+    @arguments.command
+    def main(argv=None):
+        raise error
+
+    assert main([]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("internvideo-jax test_arguments: ")
+    assert captured.err.count("\n") == 1
+    assert str(error) in captured.err
+
+
+def test_bugs_and_debugging_keep_the_traceback(monkeypatch):
+    @arguments.command
+    def main(argv=None):
+        raise {"bug": RuntimeError, "user": ValueError}[argv[0]]
+
+    with pytest.raises(RuntimeError):
+        main(["bug"])
+    monkeypatch.setenv("INTERNVIDEO_DEBUG", "1")
+    with pytest.raises(ValueError):  # noqa: PT011 - raised here, without a message
+        main(["user"])
+
+
+def test_default_dtype_is_what_the_device_multiplies():
+    def dtype(platform, **attributes):
+        return arguments.default_dtype(SimpleNamespace(platform=platform, **attributes))
+
+    assert dtype("cpu") == "float32"
+    assert dtype("tpu") == "bfloat16"
+    assert dtype("gpu", compute_capability="7.5") == "float16"
+    assert dtype("gpu", compute_capability="8.0") == "bfloat16"
+    assert dtype("gpu", compute_capability="12.0") == "bfloat16"
+    assert dtype("gpu", compute_capability="gfx942") == "bfloat16"
+
+
+def test_home_is_the_variable_or_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("INTERNVIDEO_HOME", str(tmp_path))
+    assert arguments.home() == tmp_path
+    monkeypatch.setenv("INTERNVIDEO_HOME", "here")
+    assert arguments.home() == Path.cwd() / "here"
+    monkeypatch.setenv("INTERNVIDEO_HOME", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert arguments.home() == tmp_path / "internvideo_jax"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert arguments.home() == Path.home() / ".cache" / "internvideo_jax"
+
+
+def test_json_is_whole_or_absent(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "a.json"
+    arguments.write_json(path, {"x": [1, 2.5]})
+    assert json.loads(path.read_text()) == {"x": [1, 2.5]}
+    with pytest.raises(ValueError, match="JSON"):
+        arguments.write_json(path, {"x": math.nan})
+
+    def full_disk(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        arguments.write_json(path, {"x": 2})
+    assert json.loads(path.read_text()) == {"x": [1, 2.5]}
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_output_folders_are_new_or_empty(tmp_path):
+    assert arguments.new_output_dir(tmp_path / "a" / "b").is_dir()
+    assert arguments.new_output_dir(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(arguments.UsageError, match="file exists and is a file"):
+        arguments.new_output_dir(tmp_path / "file")
+    with pytest.raises(arguments.UsageError, match="exists and is not empty"):
+        arguments.new_output_dir(tmp_path)

@@ -1,0 +1,63 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from internvideo_jax import __version__
+from internvideo_jax.launch import main as program
+
+
+def test_every_command_has_a_summary_and_help(capsys):
+    commands = program.commands()
+    assert "doctor" in commands
+    assert not {"main", "arguments"} & commands.keys()
+    for name, summary in commands.items():
+        assert summary
+        assert "\n" not in summary
+        with pytest.raises(SystemExit, match="^0$"):
+            program.main([name, "--help"])
+        assert capsys.readouterr().out.startswith(f"usage: internvideo-jax {name} ")
+
+
+def test_nothing_given_lists_the_commands(capsys):
+    assert program.main([]) == 0
+    out = capsys.readouterr().out
+    for name, summary in program.commands().items():
+        assert f"  {name} " in out
+        assert summary in out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="^0$"):
+        program.main(["--version"])
+    assert capsys.readouterr().out == f"internvideo-jax {__version__}\n"
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        program.main(["doctr"])
+    assert "no command 'doctr'; did you mean 'doctor'?" in capsys.readouterr().err
+
+
+def test_arguments_and_exit_code_are_handed_over(monkeypatch):
+    from internvideo_jax.launch import doctor
+
+    seen = []
+    monkeypatch.setattr(doctor, "main", lambda argv: seen.append(argv) or 3)
+    assert program.main(["doctor", "--json=x.json", "--", "-v"]) == 3
+    assert seen == [["--json=x.json", "--", "-v"]]
+
+
+def test_the_list_of_commands_comes_without_heavy_imports():
+    code = (
+        "import json, sys; from internvideo_jax.launch.main import main; main([]);"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    root = Path(__file__).parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    modules = set(json.loads(run.stdout.splitlines()[-1]))
+    assert not modules & {"jax", "flax", "av", "cv2", "tensorstore", "matplotlib"}

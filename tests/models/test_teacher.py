@@ -1,0 +1,104 @@
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from internvideo_jax import models
+from internvideo_jax.models import teacher
+from internvideo_jax.models.video_vit import VideoViTConfig, internvideo2_1b
+
+IMAGE = VideoViTConfig(
+    width=32,
+    depth=2,
+    num_heads=2,
+    mlp_dim=48,
+    patch_size=4,
+    image_size=8,
+    num_frames=1,
+    pooled_dim=8,
+    pooler_heads=4,
+)
+MAE = models.VideoMAEConfig(
+    width=32, depth=2, num_heads=2, mlp_dim=48, patch_size=4, image_size=8, num_frames=4
+)
+
+
+def test_released_teachers_align_the_published_layers():
+    assert teacher.internvl_teacher().layers == (42, 43, 44, 45, 46, 47)
+    assert teacher.videomae_teacher().layers == (36, 37, 38, 39)
+    assert teacher.internvideo2_teacher(internvideo2_1b()).layers == (23, 26, 29, 33, 36, 39)
+
+
+def test_image_teacher_averages_class_tokens_before_normalising(random_variables, run):
+    config = models.TeacherConfig(IMAGE, (0, 1), per_frame=True, normalization="none")
+    module = models.Teacher(config)
+    variables = random_variables(module)
+    video = jax.random.normal(jax.random.key(1), (2, 3, 8, 8, 3))
+    out = run(module, variables, video)
+    assert out.middle.shape == (2, 2, 1 + 3 * 4, 32)
+    assert out.attention.shape == (6, 4)
+    assert (out.attention.sum(-1) < 1).all()
+    frames = [run(module, variables, video[:, t : t + 1]) for t in range(3)]
+    mean = sum(f.middle[:, :, 0] for f in frames) / 3
+    np.testing.assert_allclose(out.middle[:, :, 0], mean, atol=1e-5)
+    np.testing.assert_allclose(out.middle[:, :, 5:9], frames[1].middle[:, :, 1:], atol=1e-5)
+    np.testing.assert_allclose(out.final, sum(f.final for f in frames) / 3, atol=1e-5)
+    normalised = models.Teacher(dataclasses.replace(config, normalization="l2"))
+    unit = run(normalised, variables, video).middle
+    want = out.middle / jnp.linalg.norm(out.middle, axis=-1, keepdims=True)
+    np.testing.assert_allclose(unit, want, atol=1e-5)
+
+
+def test_video_teacher_gives_one_attention_row_per_clip(random_variables, run):
+    encoder = dataclasses.replace(IMAGE, num_frames=3)
+    module = models.Teacher(models.TeacherConfig(encoder, (1,)))
+    out = run(module, random_variables(module), jnp.ones((2, 3, 8, 8, 3)))
+    assert out.attention.shape == (2, 12)
+    assert out.middle.shape == (1, 2, 13, 32)
+
+
+def test_videomae_last_layer_is_normalised_by_the_final_norm(random_variables, run):
+    module = models.VideoMAE(MAE)
+    variables = random_variables(module)
+    video = jax.random.normal(jax.random.key(1), (1, 4, 8, 8, 3))
+    out = run(module, variables, video, hidden_layers=(0, 1))
+    np.testing.assert_array_equal(out.hidden_states[1], out.tokens)
+    params = variables["params"]["norm"]
+    np.testing.assert_allclose(
+        ((out.tokens - params["bias"]) / params["scale"]).std(-1), 1, rtol=1e-3
+    )
+    assert run(module, variables, video).hidden_states is None
+
+
+def test_videomae_as_released_differs_and_has_the_same_parameters(random_variables, run):
+    released = dataclasses.replace(MAE, as_released=True)
+    a = models.VideoMAETeacher(models.VideoMAETeacherConfig(MAE, (1,)))
+    b = models.VideoMAETeacher(models.VideoMAETeacherConfig(released, (1,)))
+    variables = random_variables(a)
+    video = jax.random.normal(jax.random.key(1), (1, 4, 8, 8, 3))
+    assert not np.allclose(run(a, variables, video), run(b, variables, video), atol=1e-3)
+
+
+def test_videomae_learned_positions_start_from_the_fixed_table(random_variables, run):
+    learned = models.VideoMAE(dataclasses.replace(MAE, learned_position=True))
+    variables = nn.unbox(jax.jit(learned.init)(jax.random.key(0), jnp.zeros((1, 4, 8, 8, 3))))
+    assert variables["params"]["pos_embed"].shape == (1, 8, 32)
+    fixed = {"params": {k: v for k, v in variables["params"].items() if k != "pos_embed"}}
+    video = jax.random.normal(jax.random.key(1), (1, 4, 8, 8, 3))
+    np.testing.assert_allclose(
+        run(learned, variables, video).tokens,
+        run(models.VideoMAE(MAE), fixed, video).tokens,
+        atol=1e-6,
+    )
+
+
+def test_videomae_drops_tokens(random_variables, run):
+    module = models.VideoMAE(MAE)
+    video = jax.random.normal(jax.random.key(1), (1, 4, 8, 8, 3))
+    assert run(module, random_variables(module), video, jnp.array([[1, 4, 7]])).tokens.shape == (
+        1,
+        3,
+        32,
+    )

@@ -1,0 +1,205 @@
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from internvideo_jax import models
+from internvideo_jax.models import video_vit
+from internvideo_jax.models.video_vit import VideoViT, VideoViTConfig
+from internvideo_jax.nn.position_embedding import resize_position_table
+
+CONFIG = VideoViTConfig(
+    width=32,
+    depth=2,
+    num_heads=2,
+    mlp_dim=48,
+    patch_size=4,
+    image_size=16,
+    num_frames=4,
+    pooled_dim=8,
+    pooler_heads=4,
+    layer_scale_init=0.3,
+)
+
+
+def clip(shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    [
+        # Section 1 of the family's published sizes, less norm and head of a 400-class classifier.
+        (video_vit.internvideo2_s14, 23_352_976),
+        (video_vit.internvideo2_b14, 89_748_112),
+        (video_vit.internvideo2_l14, 309_238_416),
+        (video_vit.internvideo2_1b, 1_021_017_744),
+        (video_vit.internvideo2_6b, 5_942_044_304),
+    ],
+)
+def test_presets_have_the_published_number_of_parameters(preset, parameters):
+    shapes = models.abstract_variables(VideoViT(preset()))
+    head = 400 * 768 + 400 + 2 * 768
+    assert sum(p.size for p in jax.tree.leaves(shapes)) == parameters - head
+
+
+def test_output_shapes_and_hidden_states(random_variables, run):
+    module = VideoViT(CONFIG)
+    variables = random_variables(module)
+    out = run(
+        module,
+        variables,
+        clip((2, 4, 16, 16, 3)),
+        hidden_layers=(0, 1),
+        return_pooler_attention=True,
+    )
+    assert out.tokens.shape == (2, 65, 32)
+    assert out.pooled.shape == (2, 8)
+    assert out.hidden_states.shape == (2, 2, 65, 32)
+    np.testing.assert_array_equal(out.hidden_states[-1], out.tokens)
+    np.testing.assert_allclose(out.pooler_attention.sum(-1), 1, rtol=1e-5)
+
+
+def test_tokens_are_ordered_time_first(random_variables, run):
+    """A change in one patch of one frame changes exactly that token's embedding."""
+    module = VideoViT(CONFIG)
+    variables = random_variables(module)
+    a = clip((1, 4, 16, 16, 3))
+    b = a.copy()
+    b[0, 2, 4:8, 12:16] += 1
+
+    def embed(video):
+        _, state = run(module, variables, video, capture_intermediates=True)
+        return state["intermediates"]["patch_embed"]["__call__"][0]
+
+    changed = np.flatnonzero(np.abs(embed(a) - embed(b)).max((0, 2)) > 1e-6)
+    assert changed.tolist() == [2 * 16 + 1 * 4 + 3]
+
+
+def test_all_tokens_kept_equals_no_selection_and_order_is_preserved(random_variables, run):
+    module = VideoViT(CONFIG)
+    variables = random_variables(module)
+    video = clip((2, 4, 16, 16, 3))
+    everything = jnp.tile(jnp.arange(65), (2, 1))
+    full, selected = run(module, variables, video), run(module, variables, video, everything)
+    np.testing.assert_allclose(full.tokens, selected.tokens, atol=1e-5)
+    some = run(module, variables, video, jnp.array([[0, 5, 9], [0, 1, 64]]))
+    assert some.tokens.shape == (2, 3, 32)
+
+
+def test_dropped_tokens_have_no_influence(random_variables, run):
+    module = VideoViT(CONFIG)
+    variables = random_variables(module)
+    kept = jnp.array([[0, 1, 2]])
+    a = clip((1, 4, 16, 16, 3))
+    b = a.copy()
+    b[:, 1:] += 3
+    np.testing.assert_array_equal(
+        run(module, variables, a, kept).tokens, run(module, variables, b, kept).tokens
+    )
+
+
+@pytest.mark.parametrize("kind", ["joint", "separable"])
+def test_position_tables_are_resized_to_the_clip(kind, random_variables, run):
+    config = dataclasses.replace(CONFIG, position_embedding=kind)
+    module = VideoViT(config)
+    variables = random_variables(module)
+    larger = dataclasses.replace(config, num_frames=6, image_size=24)
+    out = run(module, variables, clip((1, 6, 24, 24, 3)))
+    assert out.tokens.shape == (1, 1 + 6 * 6 * 6, 32)
+    if kind == "joint":
+        params = dict(variables["params"])
+        params["pos_embed"] = resize_position_table(params["pos_embed"], (4, 4, 4), (6, 6, 6))
+        want = run(VideoViT(larger), {"params": params}, clip((1, 6, 24, 24, 3)))
+        np.testing.assert_allclose(out.tokens, want.tokens, atol=1e-5)
+
+
+def test_tubelets_shorten_time(random_variables, run):
+    config = dataclasses.replace(CONFIG, tubelet_size=2)
+    module = VideoViT(config)
+    variables = random_variables(module)
+    assert run(module, variables, clip((1, 4, 16, 16, 3))).tokens.shape == (1, 33, 32)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 4, 18, 16, 3), (1, 4, 16, 17, 3), (1, 3, 16, 16, 3), (1, 0, 16, 16, 3)]
+)
+def test_clip_that_the_grid_does_not_cover_is_named(shape, random_variables, run):
+    module = VideoViT(dataclasses.replace(CONFIG, tubelet_size=2))
+    variables = random_variables(module)
+    size = f"{shape[1]} frames of {shape[2]}x{shape[3]} pixels"
+    with pytest.raises(ValueError, match=f"tubelet size 2 .* patch size 4, found a clip of {size}"):
+        run(module, variables, jnp.zeros(shape))
+
+
+def test_missing_batch_axis_is_named(random_variables, run):
+    module = VideoViT(CONFIG)
+    variables = random_variables(module)
+    with pytest.raises(ValueError, match=r"\[B, T, H, W, 3\], found shape \(4, 16, 16, 3\)"):
+        run(module, variables, jnp.zeros((4, 16, 16, 3)))
+
+
+def test_bfloat16_stays_close_to_float32(random_variables, run):
+    module = VideoViT(CONFIG)
+    variables = random_variables(module)
+    half = VideoViT(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    video = clip((2, 4, 16, 16, 3))
+    a, b = run(module, variables, video), run(half, variables, video)
+    assert b.tokens.dtype == b.pooled.dtype == jnp.bfloat16
+    assert float(jnp.abs(a.tokens - b.tokens).max() / jnp.abs(a.tokens).max()) < 0.05
+
+
+def test_options_add_and_remove_parameters():
+    plain = models.abstract_variables(VideoViT(CONFIG))["params"]["blocks"]
+    assert set(plain["attn"]["qkv"]) == {"kernel"}
+    config = dataclasses.replace(CONFIG, qkv_bias=True, qk_norm=False, layer_scale_init=None)
+    other = models.abstract_variables(VideoViT(config))["params"]["blocks"]
+    assert other["attn"]["qkv"]["bias"].shape == (2, 3, 2, 16)
+    assert "q_norm" not in other["attn"]
+    assert "ls1" not in other
+
+
+def test_every_parameter_has_logical_axis_names():
+    for name, architecture in models.ARCHITECTURES.items():
+        config = SMALL_CONFIGS[name]
+        boxed = models.abstract_variables(architecture.module_cls(config), boxed=True)
+
+        def is_box(leaf):
+            return isinstance(leaf, nn.LogicallyPartitioned)
+
+        for path, leaf in jax.tree.leaves_with_path(boxed["params"], is_leaf=is_box):
+            assert is_box(leaf), (name, jax.tree_util.keystr(path))
+            assert len(leaf.names) == leaf.value.ndim, (name, jax.tree_util.keystr(path))
+
+
+MAE = models.VideoMAEConfig(
+    width=32, depth=2, num_heads=2, mlp_dim=48, patch_size=4, image_size=16, num_frames=4
+)
+SMALL_CONFIGS = {
+    "video_vit": CONFIG,
+    "video_classifier": models.VideoClassifierConfig(CONFIG, num_classes=5, head="attentive"),
+    "stage1_student": models.Stage1StudentConfig(CONFIG, (0, 1), (1,), 12, 8, 20),
+    "distill_student": models.DistillStudentConfig(CONFIG, (0, 1), 12, 8),
+    "teacher": models.TeacherConfig(CONFIG, (0, 1)),
+    "videomae": MAE,
+    "videomae_teacher": models.VideoMAETeacherConfig(MAE, (0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", [n for n in SMALL_CONFIGS if not n.startswith("videomae")])
+def test_encode_runs_the_encoder_of_every_composite(name, random_variables, run):
+    module = models.ARCHITECTURES[name].module_cls(SMALL_CONFIGS[name])
+    variables = random_variables(module)
+    video = clip((1, 4, 16, 16, 3))
+    out = jax.jit(lambda v: models.encode(module, v, video))(variables)
+    params = variables["params"] if name == "video_vit" else variables["params"]["encoder"]
+    want = run(VideoViT(CONFIG), {"params": params}, video)
+    np.testing.assert_array_equal(out.pooled, want.pooled)
+
+
+def test_encode_names_a_model_without_video_encoder():
+    with pytest.raises(ValueError, match="found VideoMAE"):
+        models.encode(models.VideoMAE(MAE), {"params": {}}, jnp.zeros((1, 4, 16, 16, 3)))

@@ -1,0 +1,39 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from internvideo_jax.nn.attention import AttentionPooler, SelfAttention
+
+
+def test_attention_over_heads_is_what_a_transposed_kernel_call_computes():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+    module = SelfAttention(num_heads=2, qk_norm=False, over_heads=True)
+    variables = nn.unbox(module.init(jax.random.key(1), x))
+    params = variables["params"]
+    q, k, v = np.einsum("bnd,dshe->sbnhe", x, params["qkv"]["kernel"])
+    logits = np.einsum("bnhd,bngd->bnhg", q, k) / 2
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    per_token = np.einsum("bnhg,bngd->bhnd", weights, v)
+    scrambled = per_token.reshape(2, 6, 2, 4)
+    want = np.einsum("bnhd,hde->bne", scrambled, params["proj"]["kernel"])
+    np.testing.assert_allclose(module.apply(variables, x), want, atol=1e-5)
+
+
+def test_pooler_reports_attention_that_sums_to_one_and_changes_no_output():
+    x = jax.random.normal(jax.random.key(0), (2, 7, 8))
+    module = AttentionPooler(num_heads=2, out_dim=5)
+    variables = nn.unbox(module.init(jax.random.key(1), x))
+    pooled, weights = module.apply(variables, x, return_weights=True)
+    again, none = module.apply(variables, x)
+    assert pooled.shape == (2, 5)
+    assert none is None
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(pooled, again, atol=1e-6)
+
+
+@pytest.mark.parametrize("module", [SelfAttention(num_heads=3), AttentionPooler(3, 4)])
+def test_heads_that_do_not_divide_the_width_are_named(module):
+    with pytest.raises(ValueError, match="found width 8 and 3 heads"):
+        module.init(jax.random.key(0), jnp.zeros((1, 2, 8)))

@@ -1,0 +1,173 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from internvideo_jax.nn.position_embedding import (
+    resize_matrix,
+    resize_position_table,
+    resize_spatial_table,
+    resize_temporal_table,
+    sincos_1d,
+    sincos_2d,
+    sincos_3d,
+    sinusoid_table,
+)
+
+
+def test_sincos_1d_is_sines_then_cosines() -> None:
+    table = sincos_1d(4, np.array([0, 3]))
+    expected = [[0, 0, 1, 1], [np.sin(3), np.sin(0.03), np.cos(3), np.cos(0.03)]]
+    np.testing.assert_allclose(table, expected, atol=1e-7)
+    assert table.dtype == np.float32
+
+
+def test_sincos_1d_takes_traced_positions() -> None:
+    traced = jax.jit(lambda: sincos_1d(8, jnp.arange(5)))()
+    np.testing.assert_allclose(traced, sincos_1d(8, np.arange(5)), atol=1e-6)
+
+
+def test_sincos_2d_encodes_the_column_in_the_first_half() -> None:
+    table = sincos_2d(8, (2, 3)).reshape(2, 3, 8)
+    np.testing.assert_array_equal(table[0, :, :4], table[1, :, :4])
+    np.testing.assert_array_equal(table[:, 0, 4:], table[:, 2, 4:])
+    np.testing.assert_array_equal(table[1, :, :4], sincos_1d(4, np.arange(3)))
+
+
+def test_sincos_3d_is_time_then_space_after_a_zero_row() -> None:
+    table = sincos_3d(16, (2, 3), 4)
+    assert table.shape == (25, 16)
+    assert not table[0].any()
+    clip = table[1:].reshape(4, 6, 16)
+    np.testing.assert_array_equal(clip[2, :, 4:], sincos_2d(12, (2, 3)))
+    np.testing.assert_array_equal(clip[:, 5, :4], sincos_1d(4, np.arange(4)))
+    np.testing.assert_array_equal(sincos_3d(16, (2, 3), 4, cls_token=False), table[1:])
+
+
+def test_sinusoid_table_interleaves_and_is_exact_at_far_positions() -> None:
+    table = sinusoid_table(2048, 6)
+    angle = 2047 / 10000 ** (2 / 6)
+    np.testing.assert_allclose(table[2047, 2:4], [np.sin(angle), np.cos(angle)], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("make", "divisor"),
+    [
+        (lambda: sincos_1d(5, [0]), 2),
+        (lambda: sincos_2d(6, (2, 2)), 4),
+        (lambda: sincos_3d(24, (2, 2), 2), 16),
+    ],
+)
+def test_widths_that_do_not_divide_are_refused(make, divisor) -> None:
+    with pytest.raises(ValueError, match=f"divisible by {divisor}, found"):
+        make()
+
+
+def test_linear_matrix_is_the_half_pixel_one() -> None:
+    np.testing.assert_allclose(
+        resize_matrix(2, 4, "linear"), [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
+    )
+    # No antialiasing: shrinking by 4 looks at the two middle samples alone.
+    np.testing.assert_allclose(resize_matrix(4, 1, "linear"), [[0, 0.5, 0.5, 0]])
+
+
+def test_bicubic_matrix_has_the_kernel_of_pytorch() -> None:
+    # Half-way between samples, a = -0.75 gives (a/8, 1/2 - a/8) either side.
+    np.testing.assert_allclose(
+        resize_matrix(8, 4, "bicubic")[1], [0, -0.09375, 0.59375, 0.59375, -0.09375, 0, 0, 0]
+    )
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(["linear", "bicubic"]))
+@settings(max_examples=60, deadline=None)
+def test_matrices_keep_constants_and_the_identity(old, new, method) -> None:
+    matrix = resize_matrix(old, new, method)
+    assert matrix.shape == (new, old)
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(resize_matrix(old, old, method), np.eye(old), atol=1e-6)
+    # Mirrored samples give mirrored results.
+    np.testing.assert_allclose(matrix, matrix[::-1, ::-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("old", [1, 2, 5, 16])
+@pytest.mark.parametrize("new", [1, 3, 16])
+def test_linear_resizing_reproduces_ramps_inside(old, new) -> None:
+    position = (np.arange(new) + 0.5) * old / new - 0.5
+    expected = np.clip(position, 0, old - 1)
+    np.testing.assert_allclose(
+        resize_matrix(old, new, "linear") @ np.arange(old), expected, atol=1e-5
+    )
+
+
+def test_matrices_are_shared_and_read_only() -> None:
+    assert resize_matrix(4, 6, "linear") is resize_matrix(4, 6, "linear")
+    with pytest.raises(ValueError, match="read-only"):
+        resize_matrix(4, 6, "linear")[0, 0] = 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((0, 4, "linear"), "at least 1, found 0 -> 4"), ((4, 4, "nearest"), "found 'nearest'")],
+)
+def test_resize_matrix_errors(arguments, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        resize_matrix(*arguments)
+
+
+def table(rows: int, dim: int = 4, dtype: str = "float32") -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(1, rows, dim)).astype(dtype)
+
+
+def test_resizing_keeps_the_extra_rows_and_the_kind_of_array() -> None:
+    x = table(2 + 2 * 3 * 3)
+    resized = resize_position_table(x, (2, 3, 3), (4, 5, 3), num_extra=2)
+    assert isinstance(resized, np.ndarray)
+    assert resized.shape == (1, 2 + 4 * 5 * 3, 4)
+    np.testing.assert_array_equal(resized[:, :2], x[:, :2])
+    ours = jax.jit(lambda x: resize_position_table(x, (2, 3, 3), (4, 5, 3), num_extra=2))(x)
+    np.testing.assert_allclose(ours, resized, atol=1e-6)
+
+
+def test_resizing_goes_per_axis() -> None:
+    x = table(2 * 3 * 4)
+    resized = resize_position_table(x, (2, 3, 4), (3, 6, 2), num_extra=0)
+    expected = np.einsum(
+        "at,bh,cw,thwd->abcd",
+        resize_matrix(2, 3, "linear"),
+        resize_matrix(3, 6, "bicubic"),
+        resize_matrix(4, 2, "bicubic"),
+        x.reshape(2, 3, 4, 4),
+    )
+    np.testing.assert_allclose(resized, expected.reshape(1, -1, 4), atol=1e-6)
+
+
+def test_an_equal_grid_returns_the_table_itself() -> None:
+    x = table(5, dtype="float16")
+    assert resize_position_table(x, (1, 2, 2), (1, 2, 2)) is x
+
+
+def test_half_precision_tables_are_resized_in_float32_and_keep_their_dtype() -> None:
+    x = table(4, dtype="float16")
+    resized = resize_temporal_table(x, 7)
+    assert resized.dtype == np.float16
+    exact = resize_temporal_table(x.astype(np.float32), 7)
+    np.testing.assert_array_equal(resized, exact.astype(np.float16))
+
+
+def test_separable_tables_compose_to_the_joint_resizing() -> None:
+    time, space = table(2), table(9)
+    joint = (time[:, :, None] + space[:, None]).reshape(1, 18, 4)
+    new_time, new_space = (
+        resize_temporal_table(time, 5),
+        resize_spatial_table(space, (3, 3), (4, 4)),
+    )
+    composed = (new_time[:, :, None] + new_space[:, None]).reshape(1, 80, 4)
+    resized = resize_position_table(joint, (2, 3, 3), (5, 4, 4), num_extra=0)
+    np.testing.assert_allclose(resized, composed, atol=1e-6)
+
+
+def test_a_table_of_another_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"1 \+ 2\*3\*3 = 19, D\], found shape \(1, 18, 4\)"):
+        resize_position_table(table(18), (2, 3, 3), (4, 3, 3))

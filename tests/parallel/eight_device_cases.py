@@ -1,0 +1,203 @@
+"""Checks that need eight devices; `test_sharding.py` runs them in a process that has them."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
+from internvideo_jax.parallel.rules import DEFAULT_RULES
+from internvideo_jax.parallel.sharding import (
+    abstract_params,
+    init_sharded,
+    shard_map_logical,
+    unsplit_dimensions,
+)
+
+HEADS = ("batch", None, "heads", None)
+
+
+def attention(q, k, v):
+    weights = jax.nn.softmax(jnp.einsum("bnhd,bmhd->bhnm", q, k), axis=-1)
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+
+
+class Block(nn.Module):
+    """A scan body with attention under `shard_map_logical`, as the towers have it."""
+
+    heads: int
+    wrap: bool = True
+
+    @nn.compact
+    def __call__(self, x, _):
+        def dense(features, axes, name, axis=-1):
+            init = nn.with_logical_partitioning(nn.initializers.normal(0.1), axes, rules=())
+            return nn.DenseGeneral(features, axis, use_bias=False, kernel_init=init, name=name)
+
+        width = x.shape[-1]
+        qkv = dense(
+            (3, self.heads, width // self.heads), ("embed", "qkv", "heads", "head_dim"), "qkv"
+        )(x)
+        sharded = shard_map_logical(attention, (HEADS,) * 3, HEADS) if self.wrap else attention
+        out = sharded(*(qkv[:, :, i] for i in range(3)))
+        x = x + dense(width, ("heads", "head_dim", "embed"), "proj", (-2, -1))(out)
+        return nn.with_logical_constraint(x, ("batch", "tokens", "embed_act")), None
+
+
+class Tower(nn.Module):
+    heads: int = 4
+    depth: int = 2
+    classes: int = 10
+    wrap: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        stack = nn.scan(
+            nn.remat(Block, prevent_cse=False),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.depth,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        x, _ = stack(self.heads, self.wrap, name="blocks")(x, None)
+        axes = ("embed", "vocab")
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.1), axes, rules=())
+        return nn.Dense(self.classes, kernel_init=init, name="head")(x.mean(1))
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return jax.random.normal(jax.random.key(1), (8, 6, 16))
+
+
+def loss(params, x, module):
+    return jnp.mean(module.apply({"params": params}, x) ** 2)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=1, fsdp=2, tensor=2, context=2)],
+    ids=str,
+)
+def test_values_and_gradients_are_those_of_one_device(config, inputs):
+    module = Tower()
+    params = nn.unbox(module.init(jax.random.key(0), inputs[:1]))["params"]
+    expected = jax.value_and_grad(loss)(params, inputs, Tower(wrap=False))
+    mesh = make_mesh(config)
+    sharded, shardings = init_sharded(
+        module.init, mesh, DEFAULT_RULES, jax.random.key(0), jax.ShapeDtypeStruct((1, 6, 16), "f4")
+    )
+    with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
+        step = jax.jit(
+            jax.value_and_grad(lambda p, x: loss(p, x, module)),
+            out_shardings=(None, shardings["params"]),
+        )
+        actual = step(sharded["params"], inputs)
+    # Two summation orders of float32.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), expected, actual
+    )
+    jax.tree.map(
+        lambda g, s: g.sharding.is_equivalent_to(s, g.ndim) or pytest.fail(str(g.sharding)),
+        actual[1],
+        shardings["params"],
+    )
+
+
+def test_each_device_sees_its_own_batch_and_heads(inputs):
+    seen = []
+
+    def spy(x):
+        seen.append(x.shape)
+        return x
+
+    x = jnp.zeros((8, 6, 4, 5))
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
+        out = jax.jit(shard_map_logical(spy, (HEADS,), HEADS))(x)
+        assert seen == [(2, 6, 2, 5)]
+        assert out.sharding.spec == P(("data", "fsdp"), None, "tensor")
+    assert out.shape == x.shape
+
+
+def test_pytrees_of_outputs():
+    def split(x):
+        return {"all": x, "rows": (x.sum((1, 3)),)}
+
+    x = jax.random.normal(jax.random.key(0), (8, 6, 4, 5))
+    axes = {"all": HEADS, "rows": (("batch", "heads"),)}
+    with jax.set_mesh(make_mesh(MeshConfig(fsdp=4, tensor=2))):
+        with nn.logical_axis_rules(DEFAULT_RULES):
+            out = jax.jit(shard_map_logical(split, (HEADS,), axes))(x)
+    np.testing.assert_allclose(out["rows"][0], x.sum((1, 3)), rtol=1e-5, atol=1e-6)
+
+
+def test_indivisible_heads_name_the_divisors():
+    x = jnp.zeros((8, 2, 25, 4))
+    mesh = make_mesh(MeshConfig(tensor=8))
+    with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
+        with pytest.raises(ValueError, match=r"'heads'.*8.*axis tensor, found 25.* 1, 5, 25;"):
+            jax.jit(shard_map_logical(lambda x: x, (HEADS,), HEADS))(x)
+
+
+def test_indivisible_batch_is_named():
+    x = jnp.zeros((6, 2, 4, 4))
+    with jax.set_mesh(make_mesh(MeshConfig(fsdp=4))), nn.logical_axis_rules(DEFAULT_RULES):
+        with pytest.raises(ValueError, match=r"'batch'.*8 devices.*data\*fsdp, found 6"):
+            jax.jit(shard_map_logical(lambda x: x, (HEADS,), HEADS))(x)
+
+
+def test_without_mesh_or_rules_the_function_is_called_as_it_is():
+    x = jnp.zeros((3, 2, 5, 4))
+    shapes = []
+
+    def spy(x):
+        shapes.append(x.shape)
+        return x
+
+    wrapped = shard_map_logical(spy, (HEADS,), HEADS)
+    wrapped(x)
+    with nn.logical_axis_rules(DEFAULT_RULES):
+        wrapped(x)
+    with jax.set_mesh(make_mesh(MeshConfig())):
+        jax.jit(wrapped)(x)
+    assert shapes == [x.shape] * 3
+
+
+def test_init_sharded_gives_the_values_of_an_ordinary_init(inputs):
+    module = Tower()
+    expected = nn.unbox(jax.jit(module.init)(jax.random.key(3), inputs[:1]))
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    # An active mesh with rules must not make the dead forward pass refuse its single example.
+    with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
+        variables, shardings = init_sharded(
+            module.init, mesh, DEFAULT_RULES, jax.random.key(3), inputs[:1]
+        )
+    jax.tree.map(np.testing.assert_array_equal, expected, variables)
+    kernel = variables["params"]["blocks"]["qkv"]["kernel"]
+    assert kernel.sharding == shardings["params"]["blocks"]["qkv"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (2, 4, 3, 2, 4)
+
+    shapes, same_shardings = abstract_params(
+        module.init, mesh, DEFAULT_RULES, jax.random.key(3), inputs[:1]
+    )
+    assert shardings == same_shardings
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes))
+    jax.tree.map(
+        lambda a, b: (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
+        or pytest.fail(f"{a} {b}"),
+        shapes,
+        variables,
+    )
+
+
+def test_indivisible_parameters_stay_whole_and_are_listed(inputs):
+    module, mesh = Tower(classes=10), make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
+    _, shardings = abstract_params(module.init, mesh, DEFAULT_RULES, jax.random.key(0), inputs[:1])
+    assert shardings["params"]["head"]["kernel"].spec == P("fsdp", None)
+    boxed = jax.eval_shape(module.init, jax.random.key(0), inputs[:1])
+    assert unsplit_dimensions(boxed, mesh, DEFAULT_RULES) == [
+        "params/head/kernel: axis 'vocab' of size 10 is kept whole, tensor=4 does not divide it"
+    ]

@@ -1,0 +1,133 @@
+import dataclasses
+import json
+import re
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from internvideo_jax.config import from_dict, nearest_name, to_dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    width: int
+    mode: Literal["joint", "separable"] = "joint"
+    scale: float | None = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    inner: Inner
+    layers: tuple[int, ...] = ()
+    mean: tuple[float, float] = (0.5, 0.5)
+    is_causal: bool = False
+    optional: Inner | None = None
+    grid: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self):
+        if self.is_causal and not self.layers:
+            raise ValueError("is_causal needs layers")
+
+
+def test_values_arrive_in_the_types_of_their_fields():
+    outer = from_dict(
+        Outer,
+        {
+            "inner": {"width": 8, "scale": None},
+            "layers": [1, 2],
+            "mean": [0, 1.5],
+            "optional": {"width": 4, "mode": "separable", "scale": 1},
+            "grid": [[1, 2]],
+        },
+    )
+    assert outer == Outer(
+        inner=Inner(8, scale=None),
+        layers=(1, 2),
+        mean=(0.0, 1.5),
+        optional=Inner(4, "separable", 1.0),
+        grid=((1, 2),),
+    )
+    assert isinstance(outer.mean[0], float)
+    assert isinstance(outer.optional.scale, float)
+
+
+def test_a_config_dict_serves_as_a_mapping():
+    config = ConfigDict({"inner": {"width": 8}, "layers": (3,)})
+    assert from_dict(Outer, config) == Outer(Inner(8), layers=(3,))
+
+
+def test_instances_of_nested_dataclasses_pass():
+    assert from_dict(Outer, {"inner": Inner(8)}) == Outer(Inner(8))
+
+
+@given(
+    st.builds(
+        Outer,
+        inner=st.builds(
+            Inner,
+            width=st.integers(),
+            scale=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+        ),
+        layers=st.lists(st.integers(), min_size=1).map(tuple),
+        is_causal=st.booleans(),
+        optional=st.none() | st.builds(Inner, width=st.integers()),
+        grid=st.lists(st.tuples(st.integers(), st.integers())).map(tuple),
+    )
+)
+def test_json_and_back(outer):
+    assert from_dict(Outer, json.loads(json.dumps(to_dict(outer)))) == outer
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"width": 8, "scal": 1.0}, "inner: unknown field 'scal' of Inner; did you mean 'scale'"),
+        ({"mode": "joint"}, "model.inner: Inner needs 'width', found only 'mode'"),
+        ({"width": "8"}, "model.inner.width: expected int, found str '8'"),
+        ({"width": 8.0}, "model.inner.width: expected int, found float 8.0"),
+        ({"width": True}, "model.inner.width: expected int, found bool True"),
+        ({"width": None}, "model.inner.width: expected int, found None"),
+        ({"width": 8, "scale": "x"}, "inner.scale: expected float or None, found str 'x'"),
+        ({"width": 8, "mode": "join"}, "'joint', 'separable', found 'join'; did you mean 'joint'"),
+        (8, "model.inner: expected the fields of Inner, found 8"),
+    ],
+)
+def test_misfits_of_an_inner_dataclass_are_named(fields, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        from_dict(Outer, {"inner": fields}, where="model")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"zzz": 1}, "model: unknown field 'zzz' of Outer (fields: inner, layers,"),
+        ({"layers": 3}, "model.layers: expected a list, found int 3"),
+        ({"layers": "12"}, "model.layers: expected a list, found str '12'"),
+        ({"layers": [1, "2"]}, "model.layers[1]: expected int, found str '2'"),
+        ({"mean": [1.0]}, "model.mean: expected 2 values, found 1: [1.0]"),
+        ({"is_causal": 1}, "model.is_causal: expected bool, found int 1"),
+        ({"optional": {"width": "8"}}, "model.optional.width: expected int, found str '8'"),
+        ({"is_causal": True}, "is_causal needs layers"),
+    ],
+)
+def test_misfits_are_named(fields, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        from_dict(Outer, {"inner": {"width": 8}, **fields}, where="model")
+
+
+def test_all_missing_fields_are_named():
+    with pytest.raises(ValueError, match="config: Outer needs 'inner', found only nothing"):
+        from_dict(Outer, {})
+
+
+def test_nearest_name_is_silent_when_nothing_is_near():
+    assert nearest_name("width", ["depth", "widht"]) == "; did you mean 'widht'?"
+    assert nearest_name("zzz", ["depth"]) == ""
+
+
+def test_to_dict_takes_instances_only():
+    with pytest.raises(TypeError, match="expected an instance of a dataclass"):
+        to_dict(Inner)
