@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import hashlib
+import json
 import os
 import sys
 import time
@@ -32,7 +34,8 @@ Each video VIDEO gives OUTPUT/VIDEO.npz, in the folders that the videos lie in, 
   grid             patch tokens along (time, height, width)
   frame_indices    which frames the model saw [T]; timestamps: when, in seconds [T]
   repeated_frames  how many of these are repetitions, because the video has too few
-  num_frames, source, kind, model
+  num_frames       frames in the video; source: its path
+  kind, dtype, model, model_digest: what made the features
 OUTPUT/summary.json lists what was written and what failed, and why.
 
 examples:
@@ -65,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dtype = args.dtype or arguments.default_dtype(jax.devices()[0])
     model = saved_model.load(args.model, dtype=dtype)
     num_frames = args.frames or model.preprocessing.num_frames
-    run = _Run(model=args.model.resolve().name, kind=args.kind, frames=num_frames)
+    run = _Run(*_identity(args.model), args.kind, num_frames, dtype)
     todo = [video for video, target in targets.items() if not run.is_finished(video, target)]
     results = extract_features(
         todo,
@@ -94,7 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     written = len(todo) - len(failed)
     summary = {
         **dataclasses.asdict(run),
-        "dtype": dtype,
         "image_size": model.preprocessing.image_size,
         "written": written,
         "finished_before": len(targets) - len(todo),
@@ -118,9 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "videos", nargs="+", metavar="FILE|DIR", help="video files, or folders to search for them"
     )
-    parser.add_argument(
-        "--model", required=True, type=Path, metavar="MODEL_DIR", help="what `convert` wrote"
-    )
+    parser.add_argument("--model", required=True, metavar="MODEL_DIR", help="what `convert` wrote")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
     parser.add_argument(
         "--frames", type=_count, help="frames per video (default: as the model was made for)"
@@ -196,11 +196,21 @@ def output_names(videos: Sequence[str]) -> dict[str, Path]:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What must agree for a file of an earlier run to be kept."""
+    """What must agree for a file of an earlier run to be kept.
+
+    Attributes:
+      model: name of the model's folder.
+      model_digest: of its description, which names the weights it was converted from.
+      kind: "pooled" or "tokens".
+      frames: frames per video.
+      dtype: what the model computed in.
+    """
 
     model: str
+    model_digest: str
     kind: str
     frames: int
+    dtype: str
 
     def is_finished(self, video: str, target: Path) -> bool:
         """Whether `target` holds this run's features of `video`.
@@ -211,7 +221,11 @@ class _Run:
         try:
             with np.load(target) as file:
                 fields = {name: file[name] for name in file.files}
-            found = _Run(str(fields["model"]), str(fields["kind"]), len(fields["frame_indices"]))
+            found = _Run(
+                *(str(fields[name]) for name in ("model", "model_digest", "kind")),
+                len(fields["frame_indices"]),
+                str(fields["dtype"]),
+            )
             source = str(fields["source"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return False
@@ -223,7 +237,10 @@ class _Run:
         return source == video
 
     def __str__(self) -> str:
-        return f"model {self.model!r}, kind {self.kind}, {self.frames} frames"
+        return (
+            f"model {self.model} ({self.model_digest}), kind {self.kind}, {self.frames} frames,"
+            f" {self.dtype}"
+        )
 
 
 def write_features(target: Path, result: "ClipFeatures", run: _Run) -> None:
@@ -242,7 +259,9 @@ def write_features(target: Path, result: "ClipFeatures", run: _Run) -> None:
         "num_frames": clip.num_frames,
         "source": clip.source,
         "kind": run.kind,
+        "dtype": run.dtype,
         "model": run.model,
+        "model_digest": run.model_digest,
     }
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -256,6 +275,14 @@ def write_features(target: Path, result: "ClipFeatures", run: _Run) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _identity(model: str) -> tuple[str, str]:
+    from internvideo_jax import saved_model
+
+    description = json.dumps(saved_model.read_description(model), sort_keys=True)
+    digest = hashlib.sha256(description.encode()).hexdigest()[:16]
+    return os.path.basename(os.path.abspath(model)), digest
 
 
 def _announce(model: "SavedModel", run: _Run, num_finished: int) -> None:

@@ -6,16 +6,22 @@ import numpy as np
 _BLOCK_BYTES = 256 << 10
 
 
-def contiguous(array: np.ndarray) -> np.ndarray:
-    """Returns `array` in C order: itself if it is, else a copy.
+def contiguous(array: np.ndarray, memory: np.ndarray | None = None) -> np.ndarray:
+    """Returns `array` in C order: itself if it is, else a copy, made in `memory` if that is given.
 
     PyTorch stores a linear layer as [out, in] and Flax as [in, out], so that most weights of a
     model are transposed. `np.ascontiguousarray` walks such a source column by column, one cache
     line for each element; in square blocks the copy is three times as fast.
+
+    Args:
+      array: any array.
+      memory: at least `array.nbytes` bytes of type uint8, to be overwritten.
     """
     if array.flags.c_contiguous:
         return array
-    target = np.empty(array.shape, array.dtype)
+    if memory is None:
+        memory = np.empty(array.nbytes, np.uint8)
+    target = memory[: array.nbytes].view(array.dtype).reshape(array.shape)
     # As integers, because extension dtypes (bfloat16) are copied one element at a time.
     bits = np.dtype(f"u{array.itemsize}") if array.itemsize in (1, 2, 4, 8) else array.dtype
     source = _merge_axes(array.view(bits))

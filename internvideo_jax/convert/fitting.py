@@ -107,10 +107,11 @@ def _fit_table(
         old, new = (old[0], 1, 1), (new[0], 1, 1)
     elif part == "_spatial":
         old, new = (1, *old[1:]), (1, *new[1:])
-    if old == new:
+    num_extra = int(not (part or branch == "mae_" or isinstance(source, VideoMAEConfig)))
+    # A table that is not of the model's grid to begin with is for the plan to report.
+    if old == new or shape[1] != num_extra + old[0] * old[1] * old[2]:
         return None
-    has_class_token = not (part or branch == "mae_" or isinstance(source, VideoMAEConfig))
-    return resize_positions(shape, old, new, num_extra=int(has_class_token))
+    return resize_positions(shape, old, new, num_extra)
 
 
 def _fit_head(shape: Shape, num_classes: int) -> Adaptation | None:

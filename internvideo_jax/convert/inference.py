@@ -68,8 +68,8 @@ def infer_kind(shapes: Mapping[str, Shape], architecture: str | None = None) -> 
     if architecture is None:
         if has("text_encoder."):
             raise ValueError(
-                "expected a vision model, found one with a text tower (keys `text_encoder.*`); pass"
-                " --architecture=video_vit or --architecture=teacher to take its video encoder"
+                "expected a vision model, found one with a text tower (keys `text_encoder.*`);"
+                " convert its video encoder alone with --architecture=video_vit or teacher"
             )
         if "cls_token" not in names:
             return "videomae_teacher"
@@ -81,8 +81,9 @@ def infer_kind(shapes: Mapping[str, Shape], architecture: str | None = None) -> 
         if has("extra_mlp."):
             return "ap"
         return "cat" if has("down_norm.") else "classify"
-    # A table of 16x16 patches for a single frame is that of an image tower.
-    if len(shapes[names[ANCHOR]]) == 4 or tuple(shapes.get(names.get("pos_embed"), ()))[1:2] == (257,):
+    # An image tower has a 2-D kernel, or a table of 16x16 patches and the class token.
+    table = shapes[names["pos_embed"]] if "pos_embed" in names else (1, 0)
+    if len(shapes[names[ANCHOR]]) == 4 or table[1] == 257:
         return "internvl_teacher"
     return "encoder" if architecture is None else "internvideo2_teacher"
 
@@ -154,7 +155,7 @@ def _tensor_options(
     if kind in ("pretrain", "distill"):
         options |= _student_options(kind, shapes)
     if kind in ("classify", "ap", "cat"):
-        options |= _head_options(kind, shapes, options, grid)
+        options |= _head_options(kind, shapes, options, grid, given)
     return options
 
 
@@ -203,10 +204,19 @@ def _student_options(kind: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def _head_options(
-    kind: str, shapes: Mapping[str, Shape], options: Mapping[str, Any], grid: Grid | None
+    kind: str,
+    shapes: Mapping[str, Shape],
+    options: Mapping[str, Any],
+    grid: Grid | None,
+    given: Mapping[str, Any],
 ) -> dict[str, Any]:
-    if "head.weight" not in shapes:
+    if "head.weight" not in shapes and "num_classes" in given:
         return {}
+    if "head.weight" not in shapes:
+        raise ValueError(
+            "expected a classifier's head.weight, found none; pass --new_head --num_classes=N to"
+            " start an untrained one"
+        )
     classes, features = shapes["head.weight"]
     head: dict[str, Any] = {"num_classes": classes}
     if kind == "cat":

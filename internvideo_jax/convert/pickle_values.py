@@ -181,13 +181,6 @@ def _attribute(owner: Any, name: Any) -> Global:
     return named(f"{owner.module}.{owner.name}", name)
 
 
-def _reconstruct(kind: Any, *_: Any) -> Opaque:
-    # How protocols below 2 make an object.
-    if not isinstance(kind, Global):
-        raise CheckpointError("the pickle makes an instance of what is not a class")
-    return Opaque(kind)
-
-
 def _names(module: str, names: str) -> set[Global]:
     return {Global(module, name) for name in names.split()}
 
@@ -225,8 +218,6 @@ _CALLS: Mapping[Global, Callable[..., Any]] = {
     Global("torch._tensor", "_rebuild_from_type_v2"): _tensor_with_attributes,
     Global("torch", "Size"): _wholes,
     Global("collections", "OrderedDict"): _ordered_dict,
-    Global("copyreg", "_reconstructor"): _reconstruct,
-    Global("copy_reg", "_reconstructor"): _reconstruct,
     Global("builtins", "getattr"): _attribute,
     Global("__builtin__", "getattr"): _attribute,
 }

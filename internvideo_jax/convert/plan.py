@@ -63,7 +63,7 @@ class CheckpointMisfit(ValueError):
         lines += _listing("extra", {k: f"found {list(v)}" for k, v in extra.items()})
         lines += _listing(
             "misshapen",
-            {k: f"expected {list(want)}, found {list(got)}" for k, (want, got) in misshapen.items()},
+            {k: f"expected {list(s)}, found {list(f)}" for k, (s, f) in misshapen.items()},
         )
         lines.append("check that this is the right file, and the options that describe its model")
         super().__init__("\n".join(lines))
@@ -79,7 +79,7 @@ class Plan:
       targets: shape of each parameter by its path.
       names: a key as the checkpoint has it, by canonical key, in the file's order.
       loaded: parameters, or layers of them, that come from the checkpoint, in the file's order.
-      initial: parameters, or layers of them, that start from a named value.
+      initial: parameters, or layers of them, that start from a named value, and that value.
       ignored: reason why a key is not read, by canonical key.
       adaptations: changes to tensors before their transform, by canonical key.
     """
@@ -89,21 +89,21 @@ class Plan:
     targets: dict[str, Shape]
     names: dict[str, str]
     loaded: tuple[Assignment, ...]
-    initial: tuple[Assignment, ...]
+    initial: tuple[tuple[Assignment, InitialValue], ...]
     ignored: dict[str, str]
     adaptations: dict[str, Adaptation]
 
     @property
-    def num_loaded(self) -> int:
-        """Tensors of the checkpoint that are read."""
-        return sum(len(a.keys) for a in self.loaded)
+    def loaded_names(self) -> list[str]:
+        """Names, in the checkpoint, of the tensors that are read."""
+        return [self.names[key] for assignment in self.loaded for key in assignment.keys]
 
     def summary(self) -> str:
         """One line: tensors loaded, missing (always 0), and every other treatment by its rule."""
-        parts = [f"{self.num_loaded} tensors loaded", "0 missing"]
+        parts = [f"{len(self.loaded_names)} tensors loaded", "0 missing"]
         parts += [f"{n} ignored ({why})" for why, n in Counter(self.ignored.values()).items()]
         parts += [f"{key}: {a.name}" for key, a in self.adaptations.items()]
-        parts += [f"{a.target.split('/', 1)[1]}: {a.initial.name}" for a in self.initial]
+        parts += [f"{a.target.split('/', 1)[1]}: {value.name}" for a, value in self.initial]
         return ", ".join(parts)
 
     def report(self) -> dict[str, Any]:
@@ -113,13 +113,13 @@ class Plan:
             ignored[why].append(self.names[key])
         transforms = Counter(a.transform.name for a in self.loaded)
         return {
-            "tensors_loaded": self.num_loaded,
+            "tensors_loaded": len(self.loaded_names),
             "parameters": len(self.targets),
             "prefix": self.prefix,
             "transforms": dict(transforms),
             "ignored": dict(ignored),
             "adapted": {self.names[key]: a.name for key, a in self.adaptations.items()},
-            "initial_values": {a.target: a.initial.name for a in self.initial},
+            "initial_values": {a.target: value.name for a, value in self.initial},
         }
 
     @property
@@ -147,6 +147,7 @@ def plan(
 
     Raises:
       CheckpointMisfit: a key is missing, extra or misshapen; all of them are listed.
+      ValueError: a checkpoint of another kind of model.
     """
     table = TABLES[architecture]
     names = canonical_names(shapes)
@@ -158,13 +159,16 @@ def plan(
         table = _with_new_head(table)
         ignored = {k: "head replaced by a new one" for k in found if k.startswith("head.")}
 
-    loaded, initial, missing, misshapen = [], [], {}, {}
+    loaded: list[Assignment] = []
+    initial: list[tuple[Assignment, InitialValue]] = []
+    missing: dict[str, Shape] = {}
+    misshapen: dict[str, tuple[Shape, Shape]] = {}
     targets = target_shapes(architecture, config)
     for assignment in assignments(table, targets):
         expected = dict(zip(assignment.keys, assignment.source_shapes, strict=True))
         absent = {k: s for k, s in expected.items() if k not in found or k in ignored}
         if assignment.initial is not None and len(absent) == len(expected):
-            initial.append(assignment)
+            initial.append((assignment, assignment.initial))
             continue
         loaded.append(assignment)
         missing |= absent
@@ -188,7 +192,7 @@ def plan(
         tuple(sorted(loaded, key=lambda a: position[a.keys[0]])),
         tuple(initial),
         {key: ignored[key] for key in names if key in ignored},
-        adaptations,
+        {key: change for key, change in adaptations.items() if key in used},
     )
 
 
@@ -211,7 +215,7 @@ def key_prefix(keys: Iterable[str]) -> str:
     """What precedes the model's own names in a checkpoint's keys.
 
     Raises:
-      CheckpointMisfit: no known prefix, or several; the keys are those of another model.
+      ValueError: no known prefix, or several; the keys are those of another model.
     """
     keys = list(keys)
     known = [prefix for prefix in PREFIXES if prefix + ANCHOR in keys]

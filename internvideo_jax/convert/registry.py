@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from internvideo_jax.config import nearest_name
 from internvideo_jax.convert.fitting import encoder_config
+from internvideo_jax.models import ARCHITECTURES
 
 Status = Literal["released", "broken link", "gated", "never released"]
 
@@ -63,6 +64,7 @@ class Released:
         """How a checkpoint's config differs from what this release should be."""
         encoder = encoder_config(config)
         expected = {
+            "config": (ARCHITECTURES[self.architecture].config_cls.__name__, type(config).__name__),
             "width": (self.width, encoder.width),
             "frames": (self.num_frames, encoder.num_frames),
             "pixels": (self.image_size, encoder.image_size),

@@ -78,9 +78,12 @@ def rule(
 
 def nested(rules: Iterable[Rule], module: str) -> tuple[Rule, ...]:
     """The same rules for a model that holds theirs as the submodule `module`."""
-    return tuple(
-        dataclasses.replace(r, target=re.sub("^[^/]+/", rf"\g<0>{module}/", r.target)) for r in rules
-    )
+
+    def move(target: str) -> str:
+        collection, path = target.split("/", 1)
+        return f"{collection}/{module}/{path}"
+
+    return tuple(dataclasses.replace(r, target=move(r.target)) for r in rules)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +130,5 @@ def assignments(table: Table, targets: dict[str, Shape]) -> tuple[Assignment, ..
         for index in layers:
             keys = tuple(k.replace(LAYER, str(index)) for k in r.keys)
             layer_shape = shape[1:] if r.stacked else shape
-            found.append(
-                Assignment(target, index, layer_shape, keys, r.transform, r.initial)
-            )
+            found.append(Assignment(target, index, layer_shape, keys, r.transform, r.initial))
     return tuple(found)

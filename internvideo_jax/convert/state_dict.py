@@ -1,4 +1,4 @@
-"""State dicts to flax variables and back, by a plan: one parameter at a time, or whole in memory."""
+"""State dicts to flax variables and back by a plan, one parameter at a time or whole."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +9,8 @@ from flax import traverse_util
 
 from internvideo_jax.convert.plan import Plan
 from internvideo_jax.convert.rules import Assignment
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def parameters(
@@ -26,17 +28,24 @@ def parameters(
             if key in plan.adaptations:
                 arrays[i] = plan.adaptations[key].apply(arrays[i])
         yield assignment, assignment.transform.forward(arrays, assignment.shape)
-    for assignment in plan.initial:
-        assert assignment.initial is not None
-        yield assignment, assignment.initial.make(assignment.shape)
+    for assignment, value in plan.initial:
+        yield assignment, value.make(assignment.shape)
 
 
 def target_dtypes(plan: Plan, dtypes: Mapping[str, np.dtype]) -> dict[str, np.dtype]:
     """Dtype of each parameter: its tensors' own, or the file's commonest for an initial value.
 
     Raises:
-      ValueError: the tensors of one parameter differ in dtype.
+      ValueError: tensors of another dtype than `DTYPES`, or different ones in one parameter.
     """
+    odd = {name: np.dtype(dtypes[name]).name for name in plan.loaded_names}
+    odd = {name: dtype for name, dtype in odd.items() if dtype not in DTYPES}
+    if odd:
+        listing = ", ".join(f"{name} is {dtype}" for name, dtype in odd.items())
+        raise ValueError(
+            f"expected tensors of {', '.join(DTYPES)}, found {listing}; save the checkpoint in one"
+            " of these"
+        )
     found: dict[str, dict[np.dtype, str]] = {}
     for assignment in plan.loaded:
         for key in assignment.keys:
@@ -84,7 +93,7 @@ def to_state_dict(variables: Mapping[str, Any], plan: Plan) -> dict[str, np.ndar
     flat = traverse_util.flatten_dict(variables, sep="/")
     flat = {target: np.asarray(array) for target, array in flat.items()}
     state = {}
-    for assignment in (*plan.loaded, *plan.initial):
+    for assignment in (*plan.loaded, *(assignment for assignment, _ in plan.initial)):
         if assignment.target not in flat:
             continue
         array = flat[assignment.target]

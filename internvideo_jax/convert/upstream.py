@@ -1,10 +1,10 @@
 """Constructor options of the upstream classes, and the configs that mean the same here."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
+from internvideo_jax.config import from_dict, nearest_name, to_dict
 from internvideo_jax.models import (
     ARCHITECTURES,
     DistillStudentConfig,
@@ -20,11 +20,11 @@ from internvideo_jax.models.stage1 import aligned_layers
 _REQUIRED = object()
 
 # Options that choose an implementation, or belong to training, data or tests: no effect here.
-_NEUTRAL = (
-    "use_flash_attn use_fused_rmsnorm fused_mlp_heuristic use_checkpoint checkpoint_num"
-    " head_drop_path_rate return_attn batch frames mask_ratio train_mode"
-    " loss_ratios_clipmid_clipfinal_mae"
-).split()
+_NEUTRAL = {
+    *("use_flash_attn", "use_fused_rmsnorm", "fused_mlp_heuristic"),
+    *("use_checkpoint", "checkpoint_num", "head_drop_path_rate", "return_attn"),
+    *("batch", "frames", "mask_ratio", "train_mode", "loss_ratios_clipmid_clipfinal_mae"),
+}
 
 
 class _Options:
@@ -34,10 +34,10 @@ class _Options:
         self.kind = kind
         self.options = options
         self.fallback = fallback
-        self.known = list(_NEUTRAL)
+        self.known: dict[str, None] = {}
 
     def take(self, name: str, default: Any = _REQUIRED) -> Any:
-        self.known.append(name)
+        self.known[name] = None
         for source in (self.options, self.fallback):
             if name in source:
                 return source[name]
@@ -58,15 +58,11 @@ class _Options:
             )
 
     def finish(self) -> None:
-        unknown = sorted(self.options.keys() - set(self.known))
+        unknown = sorted(self.options.keys() - self.known.keys() - _NEUTRAL)
         if unknown:
-            hints = [
-                f"{name!r}" + "".join(f" (did you mean {m!r}?)" for m in _nearest(name, self.known))
-                for name in unknown
-            ]
             raise ValueError(
-                f"unknown options of a model of kind {self.kind!r}: {', '.join(hints)}; this looks"
-                " like the config of another model"
+                f"unknown options of a model of kind {self.kind!r}: {', '.join(unknown)}"
+                f"{nearest_name(unknown[0], self.known)} (known: {', '.join(self.known)})"
             )
 
 
@@ -90,7 +86,8 @@ def config_from_upstream(
     reader = _Options(kind, options, fallback or {})
     config = KINDS[kind](reader)
     reader.finish()
-    return config
+    # Options come from files, too: the round trip checks their types.
+    return from_dict(type(config), to_dict(config), f"options of kind {kind!r}")
 
 
 def architecture_of(config: Any) -> str:
@@ -103,7 +100,9 @@ def _hidden(options: _Options, width: int) -> int:
     return int(width * Fraction(options.take("mlp_ratio")))
 
 
-def _encoder(options: _Options, *, num_frames: int = 8, layer_scale: float = 1e-5) -> VideoViTConfig:
+def _encoder(
+    options: _Options, *, num_frames: int = 8, layer_scale: float = 1e-5
+) -> VideoViTConfig:
     width = options.take("embed_dim")
     options.require("in_chans", 3)
     options.require("layerscale_no_force_fp32", False)
@@ -129,18 +128,23 @@ def _encoder(options: _Options, *, num_frames: int = 8, layer_scale: float = 1e-
     )
 
 
-def _classifier(options: _Options, head: str = "linear") -> VideoClassifierConfig:
-    method = options.take("merge_method", "proj") if head == "concat" else "proj"
-    norm = options.take("merge_norm", "kaiming_BN") if head == "concat" else "kaiming_BN"
-    concat = {} if method == "proj" else {"merge_method": method, "merge_norm": norm.lower()}
+def _classifier(options: _Options, **head: Any) -> VideoClassifierConfig:
     return VideoClassifierConfig(
         encoder=_encoder(options),
         num_classes=options.take("num_classes", 1000),
-        head="linear" if head == "concat" and not concat else head,
         dropout_rate=options.take("fc_drop_rate", 0.0),
         head_init_scale=options.take("init_scale", 0.001),
-        **concat,
+        **head,
     )
+
+
+def _concat_classifier(options: _Options) -> VideoClassifierConfig:
+    method = options.take("merge_method", "proj")
+    norm = options.take("merge_norm", "kaiming_BN")
+    if method == "proj":
+        # With the pooled feature alone, the class is that of the plain classifier.
+        return _classifier(options)
+    return _classifier(options, head="concat", merge_method=method, merge_norm=norm.lower())
 
 
 def _layers(
@@ -148,8 +152,8 @@ def _layers(
 ) -> tuple[int, ...]:
     """Aligned blocks: an explicit list, or some number of them stepping back from the last one.
 
-    `branch` and `side` make up the option names ("clip_return_layer", "mae_student_return_interval",
-    ...). A default count larger than the model (tests have tiny ones) is cut to it.
+    `branch` and `side` make up the options' names ("clip_return_layer",
+    "mae_student_return_interval", ...). A count larger than the model is cut to it.
     """
     count = options.take(f"{branch}_return_layer", _REQUIRED if count is None else count)
     interval = options.take(f"{branch}_{side}return_interval", interval)
@@ -238,8 +242,8 @@ def _videomae_teacher(options: _Options) -> VideoMAETeacherConfig:
 KINDS: dict[str, Callable[[_Options], Any]] = {
     "encoder": _encoder,
     "classify": _classifier,
-    "ap": lambda options: _classifier(options, "attentive"),
-    "cat": lambda options: _classifier(options, "concat"),
+    "ap": lambda options: _classifier(options, head="attentive"),
+    "cat": _concat_classifier,
     "pretrain": _pretrain,
     "distill": _distill,
     "internvideo2_teacher": _internvideo2_teacher,
@@ -247,7 +251,3 @@ KINDS: dict[str, Callable[[_Options], Any]] = {
     "videomae": _videomae,
     "videomae_teacher": _videomae_teacher,
 }
-
-
-def _nearest(name: str, known: list[str]) -> list[str]:
-    return difflib.get_close_matches(name, known, 1)

@@ -29,8 +29,11 @@ Arrays = dict[str, Any]
 class Model(Protocol):
     """What this module needs of a model; `saved_model.SavedModel` is one."""
 
-    module: nn.Module
-    variables: Mapping[str, Any]
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def variables(self) -> dict[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +106,7 @@ def run_reference(model: Model, reference: Reference) -> dict[str, np.ndarray]:
     Args:
       model: module and variables.
       reference: what to run. Inputs `video` `[B, 3, T, H, W]`; for students also `mask` `[B, N]`,
-        true where a token is dropped; `soft_target` for a classifier's loss.
+        true where a token is dropped; `soft_target` `[B, C]` for a classifier's loss.
 
     Returns:
       Our values for those of the reference's outputs that are known, in their shapes.
@@ -117,14 +120,24 @@ def run_reference(model: Model, reference: Reference) -> dict[str, np.ndarray]:
             f"expected a model that can be verified ({', '.join(c.__name__ for c in _RECIPES)}),"
             f" found {type(model.module).__name__}"
         )
-    if "video" not in reference.inputs:
+    inputs: Arrays = dict(reference.inputs)
+    needed = {"video", "mask"} if recipe is _run_student else {"video"}
+    if not needed <= inputs.keys():
         raise ValueError(
-            f"expected an input in/video, found {', '.join(reference.inputs)}; this reference is"
-            " not one of a vision model"
+            f"expected inputs {', '.join(sorted(needed))} for {type(model.module).__name__}, found"
+            f" {', '.join(inputs)}; this reference belongs to another model"
         )
+    inputs["video"] = np.moveaxis(inputs["video"], 1, -1)
+    if "mask" in inputs:
+        inputs["kept"] = kept_tokens(inputs.pop("mask"))
+
+    def run(variables: Arrays, inputs: Arrays) -> Arrays:
+        values = recipe(model.module, variables, inputs, reference)
+        return {name: value for name, value in values.items() if name in reference.outputs}
+
     with jax.default_matmul_precision("highest"):
-        values = recipe(model, reference)
-    return {k: np.asarray(v) for k, v in values.items() if k in reference.outputs}
+        values = jax.jit(run)(model.variables, inputs)
+    return {name: np.asarray(value) for name, value in values.items()}
 
 
 def compare(
@@ -153,31 +166,34 @@ def compare(
     return rows
 
 
-def _channels_last(video: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.moveaxis(video, 1, -1))
-
-
 def kept_tokens(mask: np.ndarray) -> np.ndarray:
     """Ascending indices `[B, K]` of the tokens that a mask `[B, N]`, true where dropped, keeps.
 
     Raises:
       ValueError: the samples keep different numbers of tokens.
     """
-    counts = {int(row.sum()) for row in ~mask}
+    kept = ~mask.astype(bool)
+    counts = sorted({int(n) for n in kept.sum(1)})
     if len(counts) != 1:
         raise ValueError(
-            f"expected a mask that keeps equally many tokens of each sample, found {sorted(counts)}"
+            f"expected a mask that keeps equally many tokens of each sample, found {counts}"
         )
-    return np.nonzero(~mask)[1].reshape(len(mask), -1)
+    return np.nonzero(kept)[1].reshape(len(kept), -1)
 
 
-def _encoder_outputs(
-    model: Model, video: np.ndarray, names: Collection[str], kept: np.ndarray | None = None
+def _hidden(
+    module: Any,
+    variables: Arrays,
+    video: jax.Array,
+    wanted: Collection[str],
+    kept: jax.Array | None = None,
 ) -> Arrays:
-    """The encoder's intermediate values that `names` ask for; `video` is channels last."""
-    encoder, variables = models.video_encoder(model.module, model.variables)
-    blocks = {name: m[1] for name in names if (m := re.fullmatch(r"hidden/blocks\.(\d+)", name))}
-    layers = tuple(sorted(int(i) for i in blocks.values() if int(i) < encoder.config.depth))
+    """Intermediate values of the encoder inside a model, as far as they are wanted."""
+    if not any(name.startswith("hidden/") for name in wanted):
+        return {}
+    encoder, variables = models.video_encoder(module, variables)
+    blocks = (re.fullmatch(r"hidden/blocks\.(\d+)", name) for name in wanted)
+    layers = tuple(sorted(i for m in blocks if m and (i := int(m[1])) < encoder.config.depth))
     output, state = encoder.apply(
         variables,
         video,
@@ -185,9 +201,7 @@ def _encoder_outputs(
         hidden_layers=layers,
         capture_intermediates=lambda module, _: module.name == "patch_embed",
     )
-    steps, *_ = models.video_vit.token_grid(
-        video.shape[1:4], encoder.config.tubelet_size, encoder.config.patch_size
-    )
+    steps = video.shape[1] // encoder.config.tubelet_size
     (patches,) = state["intermediates"]["patch_embed"]["__call__"]
     values = {f"hidden/blocks.{layer}": output.hidden_states[i] for i, layer in enumerate(layers)}
     values["hidden/clip_projector"] = output.pooled
@@ -195,74 +209,67 @@ def _encoder_outputs(
     return values
 
 
-def _run_encoder(model: Model, reference: Reference) -> Arrays:
-    return _encoder_outputs(model, _channels_last(reference.inputs["video"]), reference.outputs)
+def _run_encoder(module: Any, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
+    return _hidden(module, variables, inputs["video"], reference.outputs)
 
 
-def _run_classifier(model: Model, reference: Reference) -> Arrays:
-    video = _channels_last(reference.inputs["video"])
-    values = _encoder_outputs(model, video, reference.outputs)
-    output, state = model.module.apply(
-        model.variables,
-        video,
+def _run_classifier(module: Any, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
+    output, state = module.apply(
+        variables,
+        inputs["video"],
         deterministic=not reference.train_mode,
         mutable=["batch_stats", "intermediates"],
         capture_intermediates=lambda module, _: module.name in ("fc_norm", "down_norm"),
         rngs={"dropout": jax.random.key(0)},
     )
+    values = _hidden(module, variables, inputs["video"], reference.outputs)
     for name, captured in state["intermediates"].items():
         values[f"hidden/{name}"] = captured["__call__"][0]
-    if model.module.config.merge_norm != "ln" and "hidden/down_norm" in values:
+    if module.config.merge_norm != "ln" and "hidden/down_norm" in values:
         # Upstream's batch norm sees channels before rows.
         values["hidden/down_norm"] = values["hidden/down_norm"].swapaxes(1, 2)
     for name, array in state.get("batch_stats", {}).get("down_norm", {}).items():
         values[f"buffer_after/down_norm.running_{name}"] = array
     values["logits"] = output.logits
-    if "soft_target" in reference.inputs:
-        values["loss_soft_ce"] = soft_cross_entropy(
-            output.logits, reference.inputs["soft_target"]
-        )
+    if "soft_target" in inputs:
+        values["loss_soft_ce"] = soft_cross_entropy(output.logits, inputs["soft_target"])
     return values
 
 
-def _run_student(model: Model, reference: Reference) -> Arrays:
-    if "mask" not in reference.inputs:
-        raise ValueError(f"expected inputs in/video and in/mask, found {[*reference.inputs]}")
-    video = _channels_last(reference.inputs["video"])
-    kept = kept_tokens(reference.inputs["mask"])
-    output = model.module.apply(model.variables, video, kept)
-    values = _encoder_outputs(model, video, reference.outputs, kept)
+def _run_student(module: Any, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
+    output = module.apply(variables, inputs["video"], inputs["kept"])
+    values = _hidden(module, variables, inputs["video"], reference.outputs, inputs["kept"])
     values |= {"clip_middle": output.clip_middle, "clip_final": output.clip_final}
     return values if output.mae is None else values | {"mae": output.mae}
 
 
-def _run_teacher(model: Model, reference: Reference) -> Arrays:
-    video = _channels_last(reference.inputs["video"])
-    output = model.module.apply(model.variables, video)
-    batch, frames = video.shape[:2]
-    per_frame = model.module.config.per_frame
-    inputs = video.reshape(batch * frames, 1, *video.shape[2:]) if per_frame else video
-    values = _encoder_outputs(model, inputs, reference.outputs)
-    patches = values["hidden/patch_embed"]
-    values["hidden/patch_embed"] = patches.reshape(batch, -1, *patches.shape[2:])
+def _run_teacher(module: Any, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
+    video = inputs["video"]
+    output = module.apply(variables, video)
+    clips = video.reshape(-1, 1, *video.shape[2:]) if module.config.per_frame else video
+    values = _hidden(module, variables, clips, reference.outputs)
+    if "hidden/patch_embed" in values:
+        # One row per frame either way.
+        patches = values["hidden/patch_embed"]
+        values["hidden/patch_embed"] = patches.reshape(len(video), -1, *patches.shape[2:])
     values |= {"norm_clip_middle": output.middle, "norm_clip_final": output.final}
     return values | {"attn": output.attention}
 
 
-def _run_videomae_teacher(model: Model, reference: Reference) -> Arrays:
-    video = _channels_last(reference.inputs["video"])
-    mask = reference.inputs.get("mask")
-    kept = None if mask is None else kept_tokens(mask)
+def _run_videomae_teacher(
+    module: Any, variables: Arrays, inputs: Arrays, reference: Reference
+) -> Arrays:
     values = {}
     for name, as_released in (("correct", False), ("as_released", True)):
-        config = model.module.config
-        encoder = dataclasses.replace(config.encoder, as_released=as_released)
-        module = type(model.module)(dataclasses.replace(config, encoder=encoder))
-        values[f"norm_mae/{name}"] = module.apply(model.variables, video, kept)
+        encoder = dataclasses.replace(module.config.encoder, as_released=as_released)
+        variant = type(module)(dataclasses.replace(module.config, encoder=encoder))
+        values[f"norm_mae/{name}"] = variant.apply(variables, inputs["video"], inputs.get("kept"))
     return values
 
 
-_RECIPES: dict[type[nn.Module], Callable[[Model, Reference], Arrays]] = {
+_Recipe = Callable[[Any, Arrays, Arrays, Reference], Arrays]
+
+_RECIPES: dict[type[nn.Module], _Recipe] = {
     models.VideoViT: _run_encoder,
     models.VideoClassifier: _run_classifier,
     models.Stage1Student: _run_student,

@@ -25,7 +25,7 @@ ENCODER = (
     *norm("norm", "norm"),
 )
 
-DECODER = (Ignore(r"decoder\..*|encoder_to_decoder\..*|mask_token", "VideoMAE pre-training decoder"),)
+DECODER = (Ignore(r"(decoder|encoder_to_decoder)\..*|mask_token", "VideoMAE pre-training decoder"),)
 
 VIDEOMAE = Table(ENCODER, DECODER)
 

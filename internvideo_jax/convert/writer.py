@@ -1,8 +1,8 @@
 """Writing a tree of arrays in Orbax's on-disk layout while holding about one layer of it."""
 
 import contextlib
+import json
 import math
-import os
 import re
 import shutil
 import tempfile
@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-import tensorstore as ts
 
 from internvideo_jax.convert.copying import contiguous
 from internvideo_jax.convert.orbax_layout import StoredArray, save_stored_arrays
@@ -25,6 +24,8 @@ MAX_WHOLE_BYTES = 8 << 20
 # Pieces waiting or being written: enough to keep reader and writer busy.
 MAX_BYTES_IN_FLIGHT = 128 << 20
 _THREADS = 2
+# Linux takes in pieces of this size at about twice the speed of whole chunks.
+_WRITE_BYTES = 128 << 10
 
 
 @contextlib.contextmanager
@@ -83,16 +84,12 @@ class StreamingWriter:
         self._arrays: dict[str, _Array] = {}
         self._missing: dict[str, set[int | None]] = {}
         self._gathered: dict[str, np.ndarray] = {}
-        self._stores: dict[str, ts.TensorStore] = {}
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         self._complete = self._cleanup.enter_context(atomic_directory(self._directory))
         self._pool = _BoundedPool(MAX_BYTES_IN_FLIGHT)
         self._cleanup.callback(self._pool.close)
-        # Pieces are written once and never read here. No fsync: after a power cut a conversion
-        # is repeated, and waiting for the disk would double its time.
-        self._context = ts.Context({"file_io_sync": False, "cache_pool": {"total_bytes_limit": 0}})
         return self
 
     def __exit__(
@@ -125,8 +122,7 @@ class StreamingWriter:
         for other in self._arrays:
             if f"{other}/".startswith(f"{path}/") or f"{path}/".startswith(f"{other}/"):
                 raise ValueError(f"{path!r} and {other!r} cannot both be arrays of one tree")
-        chunks, axis = _cut(shape, dtype.itemsize, layer_chunked)
-        self._arrays[path] = _Array(shape, dtype, layer_chunked, chunks, axis)
+        self._arrays[path] = _cut(shape, dtype, layer_chunked)
         self._missing[path] = set(range(shape[0])) if layer_chunked else {None}
 
     def write(self, path: str, array: np.ndarray, index: int | None = None) -> None:
@@ -149,46 +145,27 @@ class StreamingWriter:
                 f"got {array.shape} and {array.dtype}"
             )
         self._missing[path].remove(index)
-        store = self._open(path)
         if index is None:
-            self._store(path, array, store)
+            self._store(path, array, 0)
         elif declared.chunks[0] == 1:
-            self._store(path, array[np.newaxis], store[index : index + 1])
+            self._store(path, array[np.newaxis], index)
         else:
             if path not in self._gathered:
                 self._gathered[path] = np.empty(declared.shape, declared.dtype)
             self._gathered[path][index] = array
             if not self._missing[path]:
-                self._store(path, self._gathered.pop(path), store)
+                self._store(path, self._gathered.pop(path), 0)
 
-    def _store(self, path: str, array: np.ndarray, region: ts.TensorStore) -> None:
-        """Hands an array to the pool, one chunk at a time."""
-        axis, chunks = self._arrays[path].axis, self._arrays[path].chunks
-        if axis is None:
-            self._pool.submit(array.nbytes, _write_chunk, path, array, region)
-            return
-        for start in range(0, array.shape[axis], chunks[axis]):
-            stop = min(start + chunks[axis], array.shape[axis])
-            place = (slice(None),) * axis + (slice(start, stop),)
-            piece = array[place]
-            self._pool.submit(piece.nbytes, _write_chunk, path, piece, region[place])
-
-    def _open(self, path: str) -> ts.TensorStore:
-        if path not in self._stores:
-            declared = self._arrays[path]
-            spec = {
-                "driver": "zarr",
-                "kvstore": {"driver": "file", "path": f"{self._folder(path)}/"},
-                # Float weights hardly compress, and trying takes several times the copy's time.
-                "metadata": {"chunks": list(declared.chunks), "compressor": None},
-                "store_data_equal_to_fill_value": True,
-            }
-            dtype = ts.dtype(declared.dtype)
-            with _as_os_errors(path):
-                self._stores[path] = ts.open(
-                    spec, context=self._context, create=True, dtype=dtype, shape=declared.shape
-                ).result()
-        return self._stores[path]
+    def _store(self, path: str, array: np.ndarray, layer: int) -> None:
+        """Hands an array to the pool chunk by chunk; `layer` is its place on the leading axis."""
+        declared = self._arrays[path]
+        folder = self._folder(path)
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            (folder / ".zarray").write_text(_zarr_metadata(declared))
+        size = math.prod(declared.chunks) * declared.dtype.itemsize
+        for name, piece in _pieces(declared, array, layer):
+            self._pool.submit(piece.nbytes, _write_chunk, folder / name, piece, size)
 
     def _folder(self, path: str) -> Path:
         return self._complete.parent / "arrays" / path.replace("/", ".")
@@ -206,49 +183,76 @@ class StreamingWriter:
 
 
 class _Array(NamedTuple):
-    """A declared array and how it is cut: into `chunks`, of which `axis` has several or one."""
+    """A declared array and how it is cut: into `chunks`, several of them only along `axis`, and
+    along the leading axis if that has one chunk for each layer."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    layer_chunked: bool
     chunks: tuple[int, ...]
-    axis: int | None
+    axis: int
 
 
-def _cut(
-    shape: tuple[int, ...], itemsize: int, layer_chunked: bool
-) -> tuple[tuple[int, ...], int | None]:
-    """Returns the shape of an array's chunks and the axis along which one piece is split."""
-    if math.prod(shape) * itemsize <= MAX_WHOLE_BYTES:
-        return shape, None
-    chunks = list(shape)
-    if layer_chunked:
-        chunks[0] = 1
-    axis = next((axis for axis, size in enumerate(chunks) if size > 1), None)
-    if axis is None:
-        return tuple(chunks), None
-    pieces = -(-math.prod(chunks) * itemsize // MAX_PIECE_BYTES)
+def _cut(shape: tuple[int, ...], dtype: np.dtype, layer_chunked: bool) -> _Array:
+    if math.prod(shape) * dtype.itemsize <= MAX_WHOLE_BYTES or len(shape) <= layer_chunked:
+        return _Array(shape, dtype, shape, 0)
+    chunks = [1 if layer_chunked else shape[0], *shape[1:]]
+    axis = next((axis for axis, size in enumerate(chunks) if size > 1), len(shape) - 1)
+    pieces = -(-math.prod(chunks) * dtype.itemsize // MAX_PIECE_BYTES)
     chunks[axis] = -(-chunks[axis] // pieces)
-    return tuple(chunks), axis
+    return _Array(shape, dtype, tuple(chunks), axis)
 
 
-def _write_chunk(path: str, piece: np.ndarray, region: ts.TensorStore) -> None:
-    data = contiguous(piece)
-    with _as_os_errors(path):
-        region.write(data, can_reference_source_data_indefinitely=True).result()
+def _pieces(declared: _Array, array: np.ndarray, layer: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Cuts an array that starts at `layer` into (file name, chunk)."""
+    if array.ndim == 0:
+        yield "0", array
+        return
+    numbers = [layer, *[0] * (array.ndim - 1)]
+    step = declared.chunks[declared.axis]
+    before = (slice(None),) * declared.axis
+    for number, start in enumerate(range(0, array.shape[declared.axis], step)):
+        numbers[declared.axis] = number
+        yield ".".join(map(str, numbers)), array[(*before, slice(start, start + step))]
 
 
-@contextlib.contextmanager
-def _as_os_errors(path: str) -> Iterator[None]:
-    """TensorStore reports a full disk as a ValueError whose text holds the system's error code."""
-    try:
-        yield
-    except ValueError as error:
-        code = re.search(r"os_error_code='(\d+)'", str(error))
-        if code is None:
-            raise OSError(f"cannot write {path}: {error}") from error
-        reason = os.strerror(int(code[1]))
-        raise OSError(int(code[1]), f"cannot write {path}: {reason}") from error
+def _zarr_metadata(declared: _Array) -> str:
+    """Describes an array whose chunks are files of plain C-order numbers (zarr v2).
+
+    Uncompressed: float weights hardly shrink, and trying takes several times the time of writing.
+    """
+    is_numpy = declared.dtype.isbuiltin == 1
+    metadata = {
+        "zarr_format": 2,
+        "shape": declared.shape,
+        "chunks": declared.chunks,
+        # TensorStore's names for what NumPy itself lacks, e.g. "bfloat16".
+        "dtype": declared.dtype.str if is_numpy else declared.dtype.name,
+        "compressor": None,
+        "fill_value": None,
+        "filters": None,
+        "order": "C",
+        "dimension_separator": ".",
+    }
+    return json.dumps(metadata)
+
+
+_thread = threading.local()
+
+
+def _write_chunk(path: Path, piece: np.ndarray, size: int) -> None:
+    """Writes a chunk of `size` bytes; the last one of an axis may hold less and ends in zeros."""
+    # Memory that is used again need not be cleared by the system for every chunk.
+    memory = getattr(_thread, "memory", None)
+    if memory is None or memory.nbytes < piece.nbytes:
+        memory = _thread.memory = np.empty(piece.nbytes, np.uint8)
+    data = memoryview(contiguous(piece, memory).reshape(-1).view(np.uint8))
+    with open(path, "wb", buffering=0) as file:
+        position = 0
+        while position < len(data):
+            position += file.write(data[position : position + _WRITE_BYTES])
+        # No fsync: after a power cut a conversion is repeated, and waiting for the disk would
+        # double its time.
+        file.truncate(size)
 
 
 def _listed(indices: set[int | None]) -> str:

@@ -222,12 +222,13 @@ class VideoReader:
         codec = self._file.stream.codec_context
         is_decoding = start is None
         for packet in self._file.packets("decoding it"):
-            is_decoding = is_decoding or (packet.is_keyframe and packet.pts == start)
+            if packet is not None:
+                is_decoding = is_decoding or (packet.is_keyframe and packet.pts == start)
+                # Pictures neither wanted nor used by others need no decoding: 1.5 times as fast.
+                is_needed = start is None or packet.pts in ticks
+                codec.skip_frame = "DEFAULT" if is_needed else "NONREF"
             if not is_decoding:
                 continue
-            # Pictures that neither are wanted nor serve others need no decoding: 1.5 times as fast.
-            is_needed = start is None or packet.pts in ticks
-            codec.skip_frame = "DEFAULT" if is_needed else "NONREF"
             for frame in self._file.decode(packet):
                 if frame.pts in remaining:
                     remaining.remove(frame.pts)

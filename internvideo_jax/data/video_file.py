@@ -133,32 +133,36 @@ class VideoFile:
         except av.error.FFmpegError:
             self.rewind()
 
-    def packets(self, doing: str) -> Iterator[Packet]:
-        """The video's packets from here on, then an empty one that flushes the decoder.
+    def packets(self, doing: str) -> Iterator[Packet | None]:
+        """The video's packets from here on, then None.
 
         Raises:
           VideoError: the file cannot be read on, or time is over.
         """
         self._is_fresh = False
         with decoding_errors(self.path, doing):
-            for packet in self.container.demux(self.stream):
-                if time.monotonic() > self._end:
-                    raise VideoError(
-                        self.path,
-                        f"{doing} to take at most {self.limits.deadline:g} s",
-                        "more data than that",
-                        "raise Limits.deadline if the file is to be trusted",
-                    )
-                yield packet
+            # PyAV ends with an IndexError where streams appear in the middle of a file.
+            with contextlib.suppress(IndexError):
+                for packet in self.container.demux(self.stream):
+                    if time.monotonic() > self._end:
+                        raise VideoError(
+                            self.path,
+                            f"{doing} to take at most {self.limits.deadline:g} s",
+                            "more data than that",
+                            "raise Limits.deadline if the file is to be trusted",
+                        )
+                    if packet.size:
+                        yield packet
+        yield None
 
-    def decode(self, packet: Packet) -> list[VideoFrame]:
-        """The frames that a packet completes; none where the decoder makes nothing of it.
+    def decode(self, packet: Packet | None) -> list[VideoFrame]:
+        """The frames that a packet completes, or that are left at the end (None).
 
         As in players, a damaged packet costs its own frames: whoever wants one of them finds out
         that it is missing.
         """
         try:
-            return packet.decode()
+            return self.stream.codec_context.decode(packet)
         except av.error.FFmpegError:
             return []
 

@@ -129,7 +129,7 @@ def _list_packets(file: VideoFile) -> _Listing:
     for packet in file.packets("indexing it"):
         if first is None:
             first = next(iter(file.decode(packet)), None)
-        if not packet.size or _is_hidden(packet, codec):
+        if packet is None or _is_hidden(packet, codec):
             continue
         if packet.is_keyframe and packet.pts is not None:
             keyframes.append(packet.pts)

@@ -1,1 +1,1 @@
-"""The vocabulary every tower is written in: norms, attention, transformer stack, pooling, position tables."""
+"""The vocabulary of all towers: norms, attention, transformer stack, pooling, position tables."""

@@ -11,16 +11,20 @@ from internvideo_jax.nn.linear import default_kernel_init, dense
 from internvideo_jax.nn.normalization import layer_norm, rms_norm
 from internvideo_jax.parallel.sharding import shard_map_logical
 
-_HEADS = ("batch", None, "heads", None)
 
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, heads: str = "heads", **options: Any
+) -> jax.Array:
+    """`attention` of `[B, N, H, Dh]` arrays, run per shard of the logical axes `batch` and `heads`.
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> jax.Array:
-    """`attention` of `[B, N, H, Dh]` arrays, run per shard of the `batch` and `heads` axes."""
+    `heads` is the logical name of the third axis; `options` are those of `attention`.
+    """
+    axes = ("batch", None, heads, None)
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return attention(q, k, v, **options)
 
-    return shard_map_logical(local, (_HEADS, _HEADS, _HEADS), _HEADS)(q, k, v)
+    return shard_map_logical(local, (axes, axes, axes), axes)(q, k, v)
 
 
 class SelfAttention(nn.Module):
@@ -105,7 +109,7 @@ class AttentionPooler(nn.Module):
         def project(name: str, inputs: jax.Array) -> jax.Array:
             inputs = layer_norm(1e-5, self.dtype, f"norm_{name}")(inputs)
             features = (self.num_heads, width // self.num_heads)
-            return dense(features, ("embed", "heads", "head_dim"), self.dtype, name)(inputs)
+            return dense(features, ("embed", "pooler_heads", "head_dim"), self.dtype, name)(inputs)
 
         mean = jnp.mean(x, axis=1, keepdims=True, dtype=jnp.float32).astype(self.dtype)
         q, k, v = project("q", mean), project("k", x), project("v", x)
@@ -115,8 +119,8 @@ class AttentionPooler(nn.Module):
             out, weights = attention(q, k, v, return_weights=True)
             weights = weights.mean(axis=1)[:, 0]
         else:
-            out = attend(q, k, v)
+            out = attend(q, k, v, heads="pooler_heads")
         out = dense(
-            self.out_dim, ("heads", "head_dim", "pooled"), self.dtype, "proj", axis=(-2, -1)
+            self.out_dim, ("pooler_heads", "head_dim", "pooled"), self.dtype, "proj", axis=(-2, -1)
         )(out)
         return out[:, 0], weights

@@ -177,8 +177,8 @@ def resize_position_table(
     x = _resize_axis(x, 0, new_grid[0], "linear")
     x = _resize_axis(x, 1, new_grid[1], "bicubic")
     x = _resize_axis(x, 2, new_grid[2], "bicubic")
-    x = x.reshape(1, math.prod(new_grid), dim).astype(table.dtype)
-    return xp.concatenate([table[:, :num_extra], x], axis=1)
+    rows_of_grid = x.reshape(1, math.prod(new_grid), dim).astype(table.dtype)
+    return xp.concatenate([table[:, :num_extra], rows_of_grid], axis=1)
 
 
 def resize_temporal_table(table: Array, frames: int) -> Array:

@@ -103,8 +103,8 @@ def collectives(hlo: str) -> list[Collective]:
             elif instruction.opcode == "while":
                 length = _trip_count(instruction, computations)
                 body = instruction.attribute(r"body=%?([\w.\-]+)")
-                if body:
-                    visit(body, trips * (1 if length is None else length), known and length is not None)
+                times = 1 if length is None else length
+                visit(body or "", trips * times, known and length is not None)
             else:
                 for callee in _callees(instruction):
                     visit(callee, trips, known)
@@ -259,11 +259,8 @@ def _trip_count(
 
 
 def _callees(instruction: _Instruction) -> list[str]:
-    names = []
-    for one in re.findall(
-        r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-<>]+)", instruction.rest
-    ):
-        names.append(one)
+    attributes = "calls|to_apply|true_computation|false_computation"
+    names = re.findall(rf"(?:{attributes})=%?([\w.\-<>]+)", instruction.rest)
     branches = instruction.attribute(r"branch_computations=\{([^}]*)\}")
     if branches:
         names += [name.strip().removeprefix("%") for name in branches.split(",")]

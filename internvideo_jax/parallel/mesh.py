@@ -59,6 +59,12 @@ class MeshConfig:
         return " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
 
 
+def default_fsdp(num_devices: int) -> int:
+    """Shards per weight if nothing else is asked: 16, 8, 4 or 2 of a larger slice, else all."""
+    fits = (size for size in (16, 8, 4, 2) if num_devices > size and num_devices % size == 0)
+    return next(fits, num_devices)
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Arranges devices so that mesh neighbours are network neighbours.
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Int, UInt32
 
 
 def visible(
-    rows: Int[Array, "n"],
+    rows: Int[Array, " n"],
     num_keys: int,
     *,
     query_offset: Int[Array, ""] | None,

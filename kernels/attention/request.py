@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt32
+
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Operands(NamedTuple):
     v: Float[Array, "B M Hkv D"]
     bias: Float[Array, "#B #H N M"] | None = None
     segment_ids: tuple[Int[Array, "B N"], Int[Array, "B M"]] | None = None
-    kv_lengths: Int[Array, "B"] | None = None
+    kv_lengths: Int[Array, " B"] | None = None
     query_offset: Int[Array, ""] | None = None
     dropout_seed: UInt32[Array, "2"] | None = None
 
@@ -79,3 +82,97 @@ def current_platform() -> str:
         platform = default if isinstance(default, str) else getattr(default, "platform", None)
     platform = platform or jax.default_backend()
     return "gpu" if platform in ("cuda", "rocm") else platform
+
+
+def make_request(
+    operands: Operands,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    dropout_rate: float = 0.0,
+    return_lse: bool = False,
+    return_weights: bool = False,
+) -> Request:
+    """The request that some operands and options make.
+
+    Raises:
+      ValueError: shapes, dtypes or options do not fit together.
+    """
+    q, k, v, bias, segment_ids, kv_lengths, query_offset, _ = operands
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4 or 0 in x.shape:
+            axes = "[B, N, H, D]" if name == "q" else "[B, M, Hkv, D]"
+            raise ValueError(f"expected {name} as {axes} without empty axes, found {x.shape}")
+        if x.dtype != q.dtype or q.dtype.name not in _DTYPES:
+            raise ValueError(
+                f"expected q, k and v of one dtype of {', '.join(_DTYPES)}, found {name} of"
+                f" {x.dtype} with q of {q.dtype}; cast them before"
+            )
+    b, n, h, d = q.shape
+    m, kv_heads = k.shape[1:3]
+    _expect_shape("k", k, (b, m, kv_heads, d), f"q is {q.shape}")
+    _expect_shape("v", v, k.shape, "the shape of k")
+    if h % kv_heads:
+        raise ValueError(
+            f"expected a number of query heads that the {kv_heads} key-value heads divide, found"
+            f" {h}; k and v need 1 head, as many as q, or a divisor of that"
+        )
+    if bias is not None:
+        if bias.ndim != 4 or bias.shape not in {(i, j, n, m) for i in (1, b) for j in (1, h)}:
+            raise ValueError(
+                f"expected bias as [B or 1, H or 1, N, M] with B={b}, H={h}, N={n}, M={m}, found"
+                f" {bias.shape}"
+            )
+        if not jnp.issubdtype(bias.dtype, jnp.floating):
+            raise ValueError(
+                f"expected bias of a floating dtype, found {bias.dtype}; a mask of booleans"
+                " becomes one by jnp.where(mask, 0.0, -jnp.inf)"
+            )
+    if segment_ids is not None:
+        if len(segment_ids) != 2:
+            raise ValueError(
+                "expected segment_ids as a pair, of the queries and of the keys, found"
+                f" {len(segment_ids)} items"
+            )
+        _expect_integers("segment_ids of the queries", segment_ids[0], (b, n))
+        _expect_integers("segment_ids of the keys", segment_ids[1], (b, m))
+    if kv_lengths is not None:
+        _expect_integers("kv_lengths", kv_lengths, (b,))
+    if query_offset is not None:
+        _expect_integers("query_offset", query_offset, ())
+    for name, number in (("scale", scale), ("dropout_rate", dropout_rate)):
+        if isinstance(number, jax.Array):
+            raise ValueError(
+                f"expected {name} as a Python number, found {number.dtype}{list(number.shape)};"
+                " it is part of the compiled program"
+            )
+    if not 0 <= dropout_rate < 1:
+        raise ValueError(f"expected dropout_rate in [0, 1), found {dropout_rate}")
+    return Request(
+        batch=b,
+        queries=n,
+        keys=m,
+        heads=h,
+        kv_heads=kv_heads,
+        head_dim=d,
+        dtype=q.dtype.name,
+        scale=d**-0.5 if scale is None else float(scale),
+        platform=current_platform(),
+        bias_shape=None if bias is None else bias.shape,
+        has_segment_ids=segment_ids is not None,
+        has_kv_lengths=kv_lengths is not None,
+        is_causal=is_causal,
+        dropout_rate=float(dropout_rate),
+        return_lse=return_lse,
+        return_weights=return_weights,
+    )
+
+
+def _expect_shape(name: str, x: Array, shape: tuple[int, ...], why: str) -> None:
+    if x.shape != shape:
+        raise ValueError(f"expected {name} of shape {shape} ({why}), found {x.shape}")
+
+
+def _expect_integers(name: str, x: Array, shape: tuple[int, ...]) -> None:
+    if x.shape != shape or not jnp.issubdtype(x.dtype, jnp.integer):
+        raise ValueError(f"expected {name} as integers of shape {shape}, found {x.dtype} {x.shape}")

@@ -1,102 +1,121 @@
 """Attention tile by tile in plain XLA: never all N×M scores of all heads in memory.
 
-The call is cut into blocks (one example, a few key-value heads) and these into tiles of query
-rows against all keys. A whole row of scores at a time keeps the softmax exact in one pass. The
-backward pass computes the probabilities of a tile again from the saved log-sum-exp.
+A call is cut into blocks (one example, a few key-value heads), a block into tiles of query rows
+against all keys. Whole rows of scores keep the softmax exact in one pass; the backward pass
+computes a tile's weights again from the saved log-sum-exp.
 
-Two things about XLA's CPU backend (measured with jaxlib 0.10.2) shape the code. Matrix products
-of [rows, D] with [M, D] operands that lie contiguous per head run near the processor's peak,
-einsums over [B, N, H, D] do not. Products that contract the rows of a tile are three times
-slower as [M, rows] @ [rows, D] than as [D, rows] @ [rows, M], so the gradients of k and v are
+Two properties of XLA's CPU backend (measured, jaxlib 0.10.2) shape the code. Matrix products of
+operands that lie contiguous per head run near the processor's peak, einsums over [B, N, H, D] far
+from it. A product that contracts the rows of a tile is three times as fast in the form
+[D, rows] @ [rows, M] as in the form [M, rows] @ [rows, D]: the gradients of k and v are therefore
 accumulated transposed.
 """
 
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from internvideo_jax.kernels.attention.masks import dropout_keep, visible
 from internvideo_jax.kernels.attention.request import Operands, Request, Result
-
-# Scores held at once. On CPU a tile should stay in the last-level cache, elsewhere it should be
-# large enough to fill the device.
-_TILE_SCORES = {"cpu": 5 * 2**18}
-_TILE_SCORES_ELSEWHERE = 2**25
-# Below this many rows the matrix products lose their speed.
-_MIN_ROWS = 128
-
-
-class _Masks(NamedTuple):
-    """The operands that have no gradient."""
-
-    segment_ids: tuple[Int[Array, "B N"], Int[Array, "B M"]] | None
-    kv_lengths: Int[Array, "B"] | None
-    query_offset: Int[Array, ""] | None
-    dropout_seed: Array | None
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a call is cut: `kv_heads` per block, and `tiles` of `rows` queries per query head."""
-
-    kv_heads: int
-    rows: int
-    tiles: int
-
-
-def tiling(request: Request) -> Tiling:
-    """The tile sizes for a call: all queries and as many heads as fit, else fewer queries."""
-    scores = _TILE_SCORES.get(request.platform, _TILE_SCORES_ELSEWHERE)
-    rows = min(request.queries, max(_MIN_ROWS, scores // request.keys))
-    tiles = -(-request.queries // rows)
-    heads = max(1, scores // (request.queries * request.keys)) if tiles == 1 else 1
-    heads = max(n for n in range(1, request.kv_heads + 1) if request.kv_heads % n == 0 and n <= heads)
-    return Tiling(kv_heads=heads, rows=-(-request.queries // tiles), tiles=tiles)
+from internvideo_jax.kernels.attention.tiles import Cut, Masks
 
 
 def supports(request: Request) -> str | None:
     """The reason why a call cannot be served, or None."""
-    if request.return_weights:
-        return "return_weights asks for all N×M weights in memory"
-    return None
+    return "return_weights needs all N×M weights in memory" if request.return_weights else None
 
 
 def attend(request: Request, operands: Operands) -> Result:
-    """Attention in tiles, with a backward pass that recomputes them; no forward-mode derivative.
+    """Attention in tiles. Has a gradient, but no forward-mode derivative.
 
     Args:
       request: what is asked.
       operands: the arrays.
 
     Returns:
-      The result; its out has q's dtype, lse is float32.
+      The result; its out has q's dtype, its lse is float32.
     """
-    masks = _Masks(*(getattr(operands, name) for name in _Masks._fields))
+    masks = Masks(*(getattr(operands, name) for name in Masks._fields))
     out, lse = _attend(request, operands.q, operands.k, operands.v, operands.bias, masks)
-    return Result(out=out, lse=lse if request.return_lse else None)
+    return Result(out=out, lse=lse[..., 0].swapaxes(1, 2) if request.return_lse else None)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
-    request: Request, q: Array, k: Array, v: Array, bias: Array | None, masks: _Masks
-) -> tuple[Array, Array]:
-    return _forward(request, q, k, v, bias, masks)
+    request: Request, q: Array, k: Array, v: Array, bias: Array | None, masks: Masks
+) -> tuple[Float[Array, "B N H D"], Float[Array, "B N H 1"]]:
+    cut = Cut(request, bias, masks)
+
+    def run_block(results: tuple, index: Array) -> tuple[tuple, None]:
+        block = cut.block(index)
+        keys, values = block.keys(k), block.keys(v)
+
+        def run_tile(_: None, x: tuple) -> tuple[None, tuple]:
+            tile, queries = x
+            scores = block.scores(queries, keys, tile)
+            # Finite also where a row sees nothing, whose exponentials are then zeros and not NaN.
+            largest = jnp.max(scores, axis=-1, keepdims=True)
+            largest = jnp.maximum(largest, jnp.finfo(jnp.float32).min)
+            weights = jnp.exp(scores - largest)
+            total = jnp.sum(weights, axis=-1, keepdims=True)
+            out = jnp.einsum("hnm,hmd->hnd", block.dropout(weights, tile), values)
+            return None, (out / jnp.where(total > 0, total, 1), largest + jnp.log(total))
+
+        tiles = (block.tiles, block.queries(q) * request.scale)
+        _, (out, lse) = lax.scan(run_tile, None, tiles)
+        return (block.store_queries(results[0], out), block.store_queries(results[1], lse)), None
+
+    out = lax.full_like(q, 0)
+    lse = lax.full_like(q, 0, dtype=jnp.float32, shape=(*q.shape[:3], 1))
+    return lax.scan(run_block, (out, lse), cut.blocks)[0]
 
 
 def _attend_forward(
-    request: Request, q: Array, k: Array, v: Array, bias: Array | None, masks: _Masks
+    request: Request, q: Array, k: Array, v: Array, bias: Array | None, masks: Masks
 ) -> tuple[tuple[Array, Array], tuple]:
-    out, lse = _forward(request, q, k, v, bias, masks)
+    out, lse = _attend(request, q, k, v, bias, masks)
     return (out, lse), (q, k, v, bias, masks, out, lse)
 
 
 def _attend_backward(request: Request, saved: tuple, cotangents: tuple[Array, Array]) -> tuple:
-    return (*_backward(request, *saved, *cotangents), None)
+    q, k, v, bias, masks, out, lse = saved
+    d_out, d_lse = cotangents
+    cut = Cut(request, bias, masks)
+    # The mean of d_weights under the weights of a row equals d_out · out.
+    mean = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    mean = mean - d_lse
+    # A row that sees nothing has no finite score: any finite lse gives it zeros.
+    lse = jnp.where(jnp.isneginf(lse), 0, lse)
+
+    def run_block(grads: tuple, index: Array) -> tuple[tuple, None]:
+        dq, dk, dv, d_bias = grads
+        block = cut.block(index)
+        keys, values = block.keys(k), block.keys(v)
+
+        def run_tile(sums: tuple, x: tuple) -> tuple[tuple, Array]:
+            dk_t, dv_t, d_bias = sums
+            tile, queries, d_rows, row_lse, row_mean = x
+            weights = jnp.exp(block.scores(queries, keys, tile) - row_lse)
+            d_weights = block.dropout(jnp.einsum("hnd,hmd->hnm", d_rows, values), tile)
+            d_scores = weights * (d_weights - row_mean)
+            dv_t = dv_t + jnp.einsum("hnd,hnm->hdm", d_rows, block.dropout(weights, tile))
+            dk_t = dk_t + jnp.einsum("hnd,hnm->hdm", queries, d_scores)
+            d_bias = block.add_bias_gradient(d_bias, d_scores, tile)
+            return (dk_t, dv_t, d_bias), jnp.einsum("hnm,hmd->hnd", d_scores, keys)
+
+        rows = (block.queries(q) * request.scale, *map(block.queries, (d_out, lse, mean)))
+        zeros = lax.full_like(keys, 0, shape=keys.swapaxes(1, 2).shape)
+        (dk_t, dv_t, d_bias), dq_tiles = lax.scan(
+            run_tile, (zeros, zeros, d_bias), (block.tiles, *rows)
+        )
+        dq = block.store_queries(dq, dq_tiles * request.scale)
+        return (dq, block.store_keys(dk, dk_t), block.store_keys(dv, dv_t), d_bias), None
+
+    zeros = (*(lax.full_like(x, 0) for x in (q, k, v)), cut.zero_bias_gradient())
+    dq, dk, dv, d_bias = lax.scan(run_block, zeros, cut.blocks)[0]
+    return dq, dk, dv, cut.bias_gradient(d_bias), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

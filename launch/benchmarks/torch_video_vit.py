@@ -5,6 +5,7 @@ Written the way a PyTorch user would write it for inference: fused linear layers
 `models.video_vit` by name, so both sides compute the same function of the same numbers.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,23 +17,23 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def _parameter(array: np.ndarray) -> nn.Parameter:
-    return nn.Parameter(torch.from_numpy(np.ascontiguousarray(array)), requires_grad=False)
+    return nn.Parameter(torch.from_numpy(np.array(array, order="C")), requires_grad=False)
 
 
 def _linear(params: Arrays, name: str, inputs: int, layer: int | None = None) -> nn.Linear:
     """`nn.Linear` with the kernel `[in..., out...]` called `name`, its first `inputs` axes in."""
 
-    def read(key: str) -> np.ndarray | None:
-        array = params.get(f"{name}/{key}")
-        return array if array is None or layer is None else array[layer]
+    def read(key: str) -> np.ndarray:
+        array = params[f"{name}/{key}"]
+        return array if layer is None else array[layer]
 
-    kernel, bias = read("kernel"), read("bias")
-    assert kernel is not None
-    kernel = kernel.reshape(int(np.prod(kernel.shape[:inputs])), -1)
-    linear = nn.Linear(*kernel.shape, bias=bias is not None, device="meta")
+    kernel = read("kernel")
+    kernel = kernel.reshape(math.prod(kernel.shape[:inputs]), -1)
+    has_bias = f"{name}/bias" in params
+    linear = nn.Linear(*kernel.shape, bias=has_bias, device="meta")
     linear.weight = _parameter(kernel.T)
-    if bias is not None:
-        linear.bias = _parameter(bias.reshape(-1))
+    if has_bias:
+        linear.bias = _parameter(read("bias").reshape(-1))
     return linear
 
 

@@ -74,7 +74,7 @@ def test_a_zero_draw_is_harmless() -> None:
 )
 @pytest.mark.parametrize("per_frame", [True, False])
 @given(seed=st.integers(0, 2**31))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_guided_masks_keep_the_most_important_of_each_row(
     batch, frames, places, ratio, per_frame, seed
 ) -> None:

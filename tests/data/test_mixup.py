@@ -51,7 +51,7 @@ def test_mixing_keeps_the_video_dtype() -> None:
 
 
 @given(weight=st.floats(0, 1, width=32), y=st.integers(0, 11), x=st.integers(0, 6))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_boxes_lie_in_the_frame_and_weights_are_their_rest(weight, y, x) -> None:
     (y0, y1, x0, x1), corrected = cutmix_box(jnp.float32(weight), jnp.array([y, x]), (12, 7))
     assert 0 <= y0 <= y <= y1 <= 12

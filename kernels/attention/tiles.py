@@ -1,0 +1,217 @@
+"""Cutting an attention call into blocks of heads and tiles of query rows, and putting it together.
+
+Inside a block arrays lie head by head: keys [h, M, D], and per tile of c rows queries [h, c, D],
+scores [h, c, M], where h counts key-value heads. Tiles run over the query heads of a group and
+over the rows of each; the last rows may be padding, which is dropped when results are stored.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, UInt32
+
+from internvideo_jax.kernels.attention.masks import dropout_keep, visible
+from internvideo_jax.kernels.attention.request import Request
+
+# Scores of one tile. On a CPU they should stay in the last-level cache (5 MiB: 513 rows of 2049
+# keys); elsewhere a tile should keep the device busy (128 MiB).
+_CPU_TILE_SCORES = 5 * 2**18
+_TILE_SCORES = 2**25
+# With fewer rows the matrix products become slow.
+_MIN_ROWS = 128
+
+
+class Masks(NamedTuple):
+    """The operands without a gradient (see `Operands`)."""
+
+    segment_ids: tuple[Int[Array, "B N"], Int[Array, "B M"]] | None
+    kv_lengths: Int[Array, " B"] | None
+    query_offset: Int[Array, ""] | None
+    dropout_seed: UInt32[Array, "2"] | None
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a call is cut: `kv_heads` per block, `tiles` of `rows` queries per query head."""
+
+    kv_heads: int
+    rows: int
+    tiles: int
+
+
+def tiling(request: Request) -> Tiling:
+    """All queries of as many heads as a tile may hold, or else some queries of one head."""
+    scores = _CPU_TILE_SCORES if request.platform == "cpu" else _TILE_SCORES
+    rows = max(_MIN_ROWS, scores // request.keys)
+    tiles = -(-request.queries // rows)
+    heads = [n for n in range(1, request.kv_heads + 1) if request.kv_heads % n == 0]
+    return Tiling(
+        kv_heads=max(n for n in heads if n == 1 or n * request.queries <= rows),
+        rows=-(-request.queries // tiles),
+        tiles=tiles,
+    )
+
+
+class Cut:
+    """A call cut into blocks.
+
+    Attributes:
+      blocks: the indices of the blocks, to be given to `block` one by one.
+    """
+
+    def __init__(self, request: Request, bias: Array | None, masks: Masks) -> None:
+        self._request = request
+        self._tiling = tiling(request)
+        self._masks = masks
+        self._original_bias = bias
+        self._bias = None if bias is None else self._split_bias(bias)
+        self.blocks = jnp.arange(request.batch * (request.kv_heads // self._tiling.kv_heads))
+
+    def block(self, index: Int[Array, ""]) -> "Block":
+        """One block, of a traced index."""
+        per_example = self._request.kv_heads // self._tiling.kv_heads
+        return Block(
+            request=self._request,
+            tiling=self._tiling,
+            bias=self._bias,
+            masks=self._masks,
+            example=index // per_example,
+            first_head=index % per_example * self._tiling.kv_heads,
+        )
+
+    def zero_bias_gradient(self) -> Float[Array, "#B #Hkv #G P M"] | None:
+        """What `Block.add_bias_gradient` starts from."""
+        return None if self._bias is None else lax.full_like(self._bias, 0, jnp.float32)
+
+    def bias_gradient(self, total: Array | None) -> Float[Array, "#B #H N M"] | None:
+        """The sum made by `Block.add_bias_gradient` in the bias's own shape and dtype."""
+        bias = self._original_bias
+        if bias is None or total is None:
+            return None
+        total = total[..., : self._request.queries, :]
+        return total.reshape(bias.shape).astype(bias.dtype)
+
+    def _split_bias(self, bias: Array) -> Float[Array, "#B #Hkv #G P M"]:
+        examples, heads, n, m = bias.shape
+        split = (1, 1) if heads == 1 else (self._request.kv_heads, self._request.group)
+        padding = self._tiling.rows * self._tiling.tiles - n
+        bias = jnp.pad(bias, ((0, 0), (0, 0), (0, padding), (0, 0)))
+        return bias.reshape(examples, *split, n + padding, m)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some key-value heads of one example, with all their query heads."""
+
+    request: Request
+    tiling: Tiling
+    bias: Float[Array, "#B #Hkv #G P M"] | None
+    masks: Masks
+    example: Int[Array, ""]
+    first_head: Int[Array, ""]
+
+    @property
+    def tiles(self) -> Int[Array, " t"]:
+        """The indices of the tiles, to be given to the other methods one by one."""
+        return jnp.arange(self.request.group * self.tiling.tiles)
+
+    def keys(self, x: Float[Array, "B M Hkv D"]) -> Float[Array, "h M D"]:
+        """This block's part of the keys or values, in float32."""
+        size = (1, x.shape[1], self.tiling.kv_heads, x.shape[3])
+        part = lax.dynamic_slice(x, (self.example, 0, self.first_head, 0), size)
+        return part[0].swapaxes(0, 1).astype(jnp.float32)
+
+    def store_keys(
+        self, whole: Float[Array, "B M Hkv D"], part: Float[Array, "h D M"]
+    ) -> Float[Array, "B M Hkv D"]:
+        """Writes this block's gradient of keys or values, which is summed transposed."""
+        part = part.transpose(2, 0, 1)[None].astype(whole.dtype)
+        return lax.dynamic_update_slice(whole, part, (self.example, 0, self.first_head, 0))
+
+    def queries(self, x: Float[Array, "B N H E"]) -> Float[Array, "t h c E"]:
+        """This block's part of an array with a row per query, cut into tiles, in float32."""
+        cut, group = self.tiling, self.request.group
+        n, width = x.shape[1], x.shape[3]
+        start = (self.example, 0, self.first_head * group, 0)
+        part = lax.dynamic_slice(x, start, (1, n, cut.kv_heads * group, width))[0]
+        part = jnp.pad(part.astype(jnp.float32), ((0, cut.rows * cut.tiles - n), (0, 0), (0, 0)))
+        part = part.reshape(cut.tiles, cut.rows, cut.kv_heads, group, width)
+        return part.transpose(3, 0, 2, 1, 4).reshape(-1, cut.kv_heads, cut.rows, width)
+
+    def store_queries(
+        self, whole: Float[Array, "B N H E"], part: Float[Array, "t h c E"]
+    ) -> Float[Array, "B N H E"]:
+        """Writes what `queries` cuts."""
+        cut, group = self.tiling, self.request.group
+        part = part.reshape(group, cut.tiles, cut.kv_heads, cut.rows, -1).transpose(1, 3, 2, 0, 4)
+        part = part.reshape(1, cut.tiles * cut.rows, cut.kv_heads * group, -1)
+        part = part[:, : whole.shape[1]].astype(whole.dtype)
+        start = (self.example, 0, self.first_head * group, 0)
+        return lax.dynamic_update_slice(whole, part, start)
+
+    def scores(
+        self, queries: Float[Array, "h c D"], keys: Float[Array, "h M D"], tile: Int[Array, ""]
+    ) -> Float[Array, "h c M"]:
+        """The scores of a tile: with bias, and -inf where a key must not be seen."""
+        scores = jnp.einsum("hcd,hmd->hcm", queries, keys)
+        if self.bias is not None:
+            bias = lax.dynamic_slice(self.bias, *self._bias_tile(self.bias, tile))[0, :, 0]
+            scores = scores + bias.astype(jnp.float32)
+        lengths, segments = self.masks.kv_lengths, self.masks.segment_ids
+        allowed = visible(
+            self._rows(tile),
+            self.request.keys,
+            query_offset=self.masks.query_offset,
+            segment_ids=None if segments is None else self._segments(segments, tile),
+            kv_lengths=None if lengths is None else lengths[self.example],
+        )
+        return scores if allowed is None else jnp.where(allowed, scores, -jnp.inf)
+
+    def dropout(self, x: Float[Array, "h c M"], tile: Int[Array, ""]) -> Float[Array, "h c M"]:
+        """Drops and rescales a tile's weights, or their gradients."""
+        rate = self.request.dropout_rate
+        if not rate:
+            return x
+        group_member = tile // self.tiling.tiles
+        kv_heads = self.first_head + jnp.arange(self.tiling.kv_heads)
+        heads = self.example * self.request.heads + kv_heads * self.request.group + group_member
+        row_ids = heads[:, None] * self.request.queries + self._rows(tile)
+        keep = dropout_keep(self.masks.dropout_seed, row_ids, self.request.keys, rate)
+        return jnp.where(keep, x / (1 - rate), 0)
+
+    def add_bias_gradient(
+        self, total: Array | None, d_scores: Float[Array, "h c M"], tile: Int[Array, ""]
+    ) -> Float[Array, "#B #Hkv #G P M"] | None:
+        """Adds a tile's gradient of the scores to that of the bias."""
+        if total is None:
+            return None
+        start, size = self._bias_tile(total, tile)
+        if size[1] == 1:
+            d_scores = jnp.sum(d_scores, axis=0, keepdims=True)
+        part = lax.dynamic_slice(total, start, size) + d_scores[None, :, None]
+        return lax.dynamic_update_slice(total, part, start)
+
+    def _rows(self, tile: Int[Array, ""]) -> Int[Array, " c"]:
+        return tile % self.tiling.tiles * self.tiling.rows + jnp.arange(self.tiling.rows)
+
+    def _segments(
+        self, ids: tuple[Array, Array], tile: Int[Array, ""]
+    ) -> tuple[Int[Array, " c"], Int[Array, " M"]]:
+        queries, keys = (x[self.example] for x in ids)
+        return queries.at[self._rows(tile)].get(mode="fill", fill_value=0), keys
+
+    def _bias_tile(
+        self, bias: Float[Array, "#B #Hkv #G P M"], tile: Int[Array, ""]
+    ) -> tuple[tuple, tuple[int, ...]]:
+        """Start and size of a tile's part of a bias; axes that are broadcast have size 1."""
+        examples, heads, members = bias.shape[:3]
+        start = (
+            self.example if examples > 1 else 0,
+            self.first_head if heads > 1 else 0,
+            tile // self.tiling.tiles if members > 1 else 0,
+            tile % self.tiling.tiles * self.tiling.rows,
+            0,
+        )
+        return start, (1, min(heads, self.tiling.kv_heads), 1, self.tiling.rows, bias.shape[4])

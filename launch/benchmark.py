@@ -1,0 +1,125 @@
+"""`internvideo-jax benchmark`: how fast and how large our parts are, beside a peer."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from internvideo_jax.launch import arguments
+from internvideo_jax.launch.benchmarks.report import machine, machine_line, table
+
+SUMMARY = "time the encoder and the converter beside their peers"
+
+EPILOG = """\
+Each row has the median of our runs and of the peer's, which take turns in one session, and their
+ratio: 2 means that we need half of the peer's time. Peak memory is that of a process that does
+nothing else. GB are 10^9 bytes. The table goes to the standard output, progress to the other.
+
+  encoder_forward/b14   InternVideo2-B14 on 4 clips of 8x224x224, float32, compiled; the peer is
+                        the same model in PyTorch, with the same weights: its outputs must agree
+  convert/1b            a full-size stage-1 1B checkpoint with random weights, converted by the
+                        command of that name; the peer is copying the file
+
+examples:
+  internvideo-jax benchmark encoder
+  internvideo-jax benchmark encoder --threads=8 --repeats=9 --json=encoder.json
+  internvideo-jax benchmark convert --workdir=/scratch --json=convert.json
+"""
+
+
+@arguments.command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one benchmark; returns 0."""
+    args = _parser().parse_args(argv)
+    if args.json:
+        # Found out now rather than after minutes of measuring.
+        _expect_writable(args.json)
+    print(machine_line(machine()))
+    print()
+    if args.subject == "encoder":
+        from internvideo_jax.launch.benchmarks.encoder import benchmark_encoder
+        from internvideo_jax.models.video_vit import internvideo2_b14
+
+        row = benchmark_encoder(
+            "encoder_forward/b14",
+            internvideo2_b14(),
+            batch_size=4,
+            threads=args.threads,
+            repeats=args.repeats,
+            say=_say,
+        )
+    else:
+        from internvideo_jax.launch.benchmarks.convert import benchmark_convert
+        from internvideo_jax.models.stage1 import stage1_student
+        from internvideo_jax.models.video_vit import internvideo2_1b
+
+        row = benchmark_convert(
+            "convert/1b",
+            stage1_student(internvideo2_1b()),
+            workdir=args.workdir or arguments.home(),
+            repeats=args.repeats,
+            say=_say,
+        )
+    print(table([row]))
+    if args.json:
+        arguments.write_json(args.json, [row.to_json() | {"machine": machine()}])
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="internvideo-jax benchmark",
+        description="Measures a part of this library and, in turns with it, a peer.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subjects = parser.add_subparsers(dest="subject", metavar="encoder|convert", required=True)
+    encoder = subjects.add_parser("encoder", help="forward of the video encoder, beside PyTorch")
+    convert = subjects.add_parser("convert", help="conversion of a checkpoint, beside a copy")
+    for subject, repeats in ((encoder, 5), (convert, 3)):
+        subject.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
+        subject.add_argument(
+            "--repeats",
+            type=_positive,
+            default=repeats,
+            metavar="N",
+            help="timed runs of each side (default: %(default)s)",
+        )
+    encoder.add_argument(
+        "--threads",
+        type=_positive,
+        default=2,
+        metavar="N",
+        help="threads of each side, on so many CPUs (default: %(default)s)",
+    )
+    convert.add_argument(
+        "--workdir",
+        type=Path,
+        metavar="DIR",
+        help="where to put 9 GB for a while (default: $INTERNVIDEO_HOME or the user's cache)",
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {text}")
+    return number
+
+
+def _expect_writable(path: Path) -> None:
+    if path.is_dir():
+        raise arguments.UsageError(f"--json={path} is a folder; name a file")
+    existing = next(folder for folder in path.absolute().parents if folder.exists())
+    if not os.access(existing, os.W_OK):
+        raise arguments.UsageError(f"--json={path}: cannot write to {existing}")
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,124 @@
+"""Conversion of a PyTorch checkpoint beside copying its file."""
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from internvideo_jax.convert.plan import export_plan
+from internvideo_jax.convert.safetensors_file import SafetensorsWriter
+from internvideo_jax.convert.upstream import architecture_of
+from internvideo_jax.launch.arguments import UsageError
+from internvideo_jax.launch.benchmarks.processes import Say, interleave, run_command
+from internvideo_jax.launch.benchmarks.report import Row, Sample
+
+PEER = "copying the file"
+
+
+def benchmark_convert(name: str, config: Any, *, workdir: Path, repeats: int, say: Say) -> Row:
+    """Times `internvideo-jax convert` of a random float32 checkpoint, in turns with a copy of it.
+
+    The checkpoint is a `.safetensors` file; it, its copy and the converted model lie on one disk.
+    Before each run the file is read once and the system is told to write out what earlier runs
+    left, neither timed: all start from a cached file and a quiet disk. Neither side waits until
+    its own output has reached the disk. Our time includes the start of the program.
+
+    Args:
+      name: of the row.
+      config: config of one of the `models.ARCHITECTURES`.
+      workdir: where to make a folder for all files; it is removed at the end, come what may.
+      repeats: timed runs of each side.
+      say: called with a line of progress.
+
+    Raises:
+      UsageError: too little room.
+      ChildProcessError: the conversion failed.
+    """
+    shapes = checkpoint_shapes(config)
+    size = sum(4 * int(np.prod(shape)) for shape in shapes.values())
+    with _scratch(workdir) as folder:
+        _expect_room(folder, size)
+        source, copied, converted = (folder / n for n in ("model.safetensors", "copy", "model"))
+        say(f"{name}: writing a checkpoint of {size / 1e9:.2f} GB in {folder}")
+        write_random_checkpoint(source, shapes)
+
+        def convert() -> Sample:
+            _settle(source)
+            sample = run_command("convert", str(source), f"--output={converted}")
+            shutil.rmtree(converted)
+            return sample
+
+        def copy() -> Sample:
+            _settle(source)
+            cpu, start = time.process_time(), time.perf_counter()
+            shutil.copyfile(source, copied)
+            seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+            copied.unlink()
+            return Sample(seconds, cpu, peak_rss_gb=None)
+
+        samples = interleave(name, {"convert": convert, PEER: copy}, repeats, say)
+    return Row(
+        name,
+        samples["convert"],
+        peer=PEER,
+        peer_samples=samples[PEER],
+        details={"checkpoint": "safetensors, float32", "checkpoint_gb": size / 1e9},
+    )
+
+
+def checkpoint_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor, by its PyTorch key, of a checkpoint that holds exactly this model."""
+    plan = export_plan(architecture_of(config), config)
+    return {
+        key: shape
+        for assignment in plan.loaded
+        for key, shape in zip(assignment.keys, assignment.source_shapes, strict=True)
+    }
+
+
+def write_random_checkpoint(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Writes a `.safetensors` file of normal float32 numbers, one tensor in memory at a time."""
+    rng = np.random.default_rng(0)
+    dtype = np.dtype(np.float32)
+    with SafetensorsWriter(path, {key: (shape, dtype) for key, shape in shapes.items()}) as writer:
+        for key, shape in shapes.items():
+            writer.write(key, rng.standard_normal(shape, np.float32))
+
+
+def _expect_room(folder: Path, size: int) -> None:
+    """The checkpoint, one output at a time, and a tenth to spare."""
+    needed, free = 2.1 * size, shutil.disk_usage(folder).free
+    if free < needed:
+        raise UsageError(
+            f"expected {needed / 1e9:.1f} GB of free disk in {folder.parent}, found"
+            f" {free / 1e9:.1f} GB; name a folder on a larger one with --workdir"
+        )
+
+
+def _settle(source: Path) -> None:
+    """The same start for every run: the file in the system's cache, no writes on their way."""
+    os.sync()
+    with open(source, "rb", buffering=0) as file:
+        buffer = bytearray(1 << 24)
+        while file.readinto(buffer):
+            pass
+
+
+@contextlib.contextmanager
+def _scratch(workdir: Path) -> Iterator[Path]:
+    """A folder that is removed at the end, also when the process is asked to terminate."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        with tempfile.TemporaryDirectory(prefix="benchmark-", dir=workdir) as folder:
+            yield Path(folder)
+    finally:
+        signal.signal(signal.SIGTERM, before)

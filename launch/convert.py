@@ -1,0 +1,205 @@
+"""`internvideo-jax convert`: PyTorch checkpoints to saved models and back."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from internvideo_jax.launch import arguments
+
+if TYPE_CHECKING:
+    from internvideo_jax.convert.conversion import Progress
+
+SUMMARY = "convert PyTorch checkpoints to models of this project, and back"
+
+EPILOG = """\
+examples:
+  internvideo-jax convert 1B_ft_k710_ft_k400_f8.pth --output=models/1b-k400
+  internvideo-jax convert OpenGVLab/InternVideo2-Stage1-1B-224p-f8-k710 --output=models/1b-k710
+  internvideo-jax convert --model=internvideo2-b14-k400 --output=models/b14-k400
+  internvideo-jax convert 1B_ft_k710_f8.pth --num_classes=600 --frames=16 --output=models/1b-k600
+  internvideo-jax convert pretrain.pth --architecture=video_vit --output=models/1b-encoder
+  internvideo-jax convert models/b14-k400 --to_pytorch --output=b14-k400.safetensors
+  internvideo-jax convert --check_manifest=manifest.json
+  internvideo-jax convert --list
+
+Conversion is total: it fails, listing every key, unless all of the checkpoint is used or left out
+by a named rule and all of the model is filled. SOURCE is a .safetensors, .pt, .pth or .bin file, a
+folder of shards, or a Hugging Face repository (owner/name, hf://owner/name/file). Of several
+sources, later ones replace tensors of earlier ones.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="internvideo-jax convert",
+        description=SUMMARY,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", nargs="*", metavar="SOURCE", help="checkpoint to convert")
+    parser.add_argument("--output", type=Path, help="folder (with --to_pytorch: file) to make")
+    parser.add_argument(
+        "--model", metavar="NAME", help="a released checkpoint by name: fetch it, or check SOURCE"
+    )
+    parser.add_argument(
+        "--to_pytorch", action="store_true", help="SOURCE is a model; write PyTorch's keys"
+    )
+    parser.add_argument(
+        "--check_manifest", metavar="FILE[,FILE...]", help="prove conversions from keys and shapes"
+    )
+    parser.add_argument("--list", action="store_true", help="list the released checkpoints")
+
+    target = parser.add_argument_group("what to make of it (default: all that it holds)")
+    target.add_argument("--architecture", metavar="NAME", help="e.g. video_vit: the encoder alone")
+    target.add_argument(
+        "--frames", type=int, metavar="N", help="frames per clip (positions are resized)"
+    )
+    target.add_argument("--image_size", type=int, metavar="PIXELS", help="likewise")
+    target.add_argument("--tubelet_size", type=int, metavar="N", help="frames per token")
+    target.add_argument(
+        "--inflation",
+        choices=("center", "mean"),
+        help="how a patch kernel spreads over a longer tubelet (default: center for image kernels,"
+        " mean for video kernels)",
+    )
+    target.add_argument(
+        "--num_classes", type=int, metavar="N", help="400, 600 or 700: a K710 head's rows for them"
+    )
+    target.add_argument(
+        "--new_head", action="store_true", help="start an untrained head of --num_classes"
+    )
+
+    reading = parser.add_argument_group("how to read it")
+    reading.add_argument("--key", metavar="NAME", help="weights to take, e.g. model_ema")
+    reading.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="constructor option of the PyTorch model that tensors do not show, e.g. num_heads=12",
+    )
+    reading.add_argument(
+        "--no_checksum", action="store_true", help="do not record the source's sha256"
+    )
+    return parser
+
+
+@arguments.command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    args = _parser().parse_args(argv)
+    if args.list:
+        from internvideo_jax.convert import registry
+
+        print(registry.table(registry.RELEASES))
+        return 0
+    if args.check_manifest:
+        return _check_manifests(args.check_manifest.split(","))
+    if args.output is None:
+        raise arguments.UsageError("expected --output, the folder or file to make")
+    return _export(args) if args.to_pytorch else _convert(args)
+
+
+def _check_manifests(paths: Sequence[str]) -> int:
+    """Prints one line for each manifest, and what misfits; returns 1 if anything does."""
+    from internvideo_jax.convert import manifest
+
+    failed = 0
+    for path in paths:
+        try:
+            content = manifest.read_manifest(path)
+            print(manifest.describe(content, manifest.plan_manifest(content)), flush=True)
+        except (ValueError, OSError) as error:
+            failed += 1
+            print(f"{Path(path).stem}: NOT total: {error}", flush=True)
+    return 1 if failed else 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from internvideo_jax.convert import conversion
+
+    request = conversion.Request(
+        release=args.model,
+        architecture=args.architecture,
+        options=dict(_parse_option(text) for text in args.option),
+        num_frames=args.frames,
+        image_size=args.image_size,
+        tubelet_size=args.tubelet_size,
+        inflation=args.inflation,
+        num_classes=args.num_classes,
+        new_head=args.new_head,
+        key=args.key,
+        checksum=not args.no_checksum,
+    )
+    prepared = conversion.prepare(args.source, request)
+    plan = prepared.plan
+    print(f"{prepared.checkpoints[0].path.name}: {_describe(plan.architecture, plan.config)}")
+    print(plan.summary(), flush=True)
+    with _progress("converting", prepared.nbytes) as progress:
+        metadata = conversion.write(prepared, args.output, progress)
+    report = metadata["conversion"]
+    print(f"wrote {args.output} in {report['seconds_writing']:.1f} s")
+    if request.checksum:
+        for file in metadata["source"]["files"]:
+            print(f"sha256 {file['sha256']}  {file['name']}")
+        print(
+            f"(waited {report['seconds_waiting_for_sha256']:.1f} s for it; --no_checksum leaves it"
+            " out)"
+        )
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from internvideo_jax.convert.export import export, stored_bytes
+
+    if len(args.source) != 1:
+        raise arguments.UsageError(f"expected one model to export, found {len(args.source)}")
+    with _progress("exporting", stored_bytes(args.source[0])) as progress:
+        report = export(args.source[0], args.output, progress)
+    print(f"wrote {args.output}: {report['tensors']} tensors")
+    for reason, keys in report["ignored"].items():
+        print(f"not restored, {reason}: {', '.join(keys)}")
+    for key, change in report["adapted"].items():
+        print(f"not as it was, {key}: {change}")
+    for name, value in report["initial_values"].items():
+        print(f"not in the original, {name}: {value}")
+    return 0
+
+
+def _parse_option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise arguments.UsageError(f"--option={text}: expected --option=NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _describe(architecture: str, config: Any) -> str:
+    from internvideo_jax.convert.fitting import encoder_config
+
+    encoder = encoder_config(config)
+    text = (
+        f"{architecture}, width {encoder.width}, depth {encoder.depth}, {encoder.num_heads} heads,"
+        f" {encoder.num_frames} frames of {encoder.image_size}x{encoder.image_size}"
+    )
+    classes = getattr(config, "num_classes", None)
+    return f"{text}, {classes} classes" if classes else text
+
+
+@contextmanager
+def _progress(title: str, nbytes: int) -> "Iterator[Progress]":
+    from tqdm import tqdm
+
+    with tqdm(
+        total=nbytes, desc=title, unit="B", unit_scale=True, disable=None, leave=False
+    ) as bar:
+        yield bar.update
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

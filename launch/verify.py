@@ -1,0 +1,79 @@
+"""`internvideo-jax verify`: a saved model against activations of the original."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from internvideo_jax.launch import arguments
+
+SUMMARY = "check a converted model against activations of the original"
+
+EPILOG = """\
+example:
+  internvideo-jax verify models/b14-k400 --reference=b14-k400-activations.safetensors
+
+The reference is a .safetensors file with the inputs in/* (in/video: [B, 3, T, H, W], normalised)
+and the original model's outputs out/* (out/logits, out/hidden/blocks.0, ...). The model runs in
+float32 at the highest matmul precision. Exit code 1: an output differs by more than the tolerance.
+"""
+
+
+@arguments.command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="internvideo-jax verify",
+        description=SUMMARY,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="a converted model")
+    parser.add_argument("--reference", type=Path, required=True, metavar="FILE.safetensors")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-5,
+        help="largest error, relative to an output's largest value (default: %(default)g)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table here, too")
+    args = parser.parse_args(argv)
+
+    from internvideo_jax.convert import verify
+    from internvideo_jax.saved_model import load
+
+    reference = verify.load_reference(args.reference)
+    values = verify.run_reference(load(args.model, dtype="float32"), reference)
+    rows = verify.compare(values, reference, args.tolerance)
+    unchecked = sorted(reference.outputs.keys() - values.keys())
+    print(verify.format_table(rows, unchecked))
+    failed = [row.name for row in rows if not row.ok]
+    if args.json:
+        table = [
+            {
+                "name": row.name,
+                # JSON has no infinity, which stands for another shape or a NaN.
+                "max_error": row.max_error if math.isfinite(row.max_error) else None,
+                "scale": row.scale,
+                "allowed": row.allowed,
+                "ok": row.ok,
+            }
+            for row in rows
+        ]
+        arguments.write_json(args.json, {"outputs": table, "not_checked": unchecked})
+    if not rows:
+        raise arguments.UsageError(
+            f"{args.reference} holds no output that can be checked; it has"
+            f" {', '.join(sorted(reference.outputs))}"
+        )
+    worst = max(rows, key=lambda row: row.relative_error)
+    verdict = f"{len(failed)} FAILED" if failed else "all agree"
+    print(
+        f"{len(rows)} outputs, {verdict}; largest relative error {worst.relative_error:.2g}"
+        f" ({worst.name})"
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,157 @@
+"""Features of video files."""
+
+import dataclasses
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from internvideo_jax.data import synthetic
+from internvideo_jax.data.video import VideoError
+from internvideo_jax.evaluation import features
+from internvideo_jax.evaluation.features import FailedClip, extract_features, sample_clip
+from internvideo_jax.models import (
+    VideoClassifier,
+    VideoClassifierConfig,
+    VideoViT,
+    VideoViTConfig,
+    abstract_variables,
+)
+from internvideo_jax.models.preprocessing import Preprocessing, normalize
+from internvideo_jax.saved_model import SavedModel
+
+CONFIG = VideoViTConfig(
+    width=32,
+    depth=2,
+    num_heads=2,
+    mlp_dim=64,
+    patch_size=8,
+    tubelet_size=2,
+    image_size=32,
+    num_frames=4,
+    pooled_dim=16,
+    pooler_heads=2,
+)
+PREPROCESSING = Preprocessing(image_size=32, num_frames=4)
+
+
+@pytest.fixture(scope="module")
+def model():
+    module, rng = VideoViT(CONFIG), np.random.default_rng(0)
+    # Wide random numbers, so that different clips get clearly different features.
+    variables = jax.tree.map(
+        lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_variables(module)
+    )
+    return SavedModel(module, variables, CONFIG, PREPROCESSING, {})
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    motions = ("left", "right", "up", "down", "growing")
+    paths = [folder / f"{motion}.mp4" for motion in motions]
+    for number, (path, motion) in enumerate(zip(paths, motions, strict=True)):
+        scene = synthetic.Scene("circle", "red", motion)
+        synthetic.write_video(path, synthetic.render(scene, num_frames=12 + number, size=48))
+    return paths
+
+
+def test_features_are_those_of_the_model(model, videos):
+    result = next(iter(extract_features(videos[1:2], model, kind="tokens")))
+    clip = sample_clip(videos[1], 4, 32)
+    assert clip.frames.shape == (4, 32, 32, 3)
+    assert clip.frames.dtype == np.uint8
+    video = normalize(clip.frames[None], PREPROCESSING)
+    output = jax.jit(model.module.apply)(model.variables, video)
+    np.testing.assert_allclose(result.features, output.tokens[0], atol=1e-5)
+    assert result.features.dtype == np.float32
+    assert result.grid == (2, 4, 4)
+    assert len(result.features) == 1 + np.prod(result.grid)
+    assert result.clip.num_frames == 13
+    # Segments of 3 frames, their middles at 1.
+    assert result.clip.frame_indices.tolist() == [1, 4, 7, 10]
+    np.testing.assert_allclose(result.clip.timestamps, np.array([1, 4, 7, 10]) / 25)
+    (pooled,) = extract_features(videos[1:2], model)
+    np.testing.assert_allclose(pooled.features, output.pooled[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch_size", "num_threads"), [(1, 1), (2, 3)])
+def test_neither_batch_size_nor_threads_matter(model, videos, batch_size, num_threads):
+    expected = np.stack([r.features for r in extract_features(videos, model)])
+    results = list(extract_features(videos, model, batch_size=batch_size, num_threads=num_threads))
+    assert [result.clip.source for result in results] == list(map(str, videos))
+    np.testing.assert_allclose([r.features for r in results], expected, atol=1e-5, rtol=0)
+    # Different videos do have different features.
+    assert np.abs(expected[0] - expected[1]).max() > 0.1
+
+
+def test_composites_serve_through_their_encoder(model, videos):
+    config = VideoClassifierConfig(encoder=CONFIG, num_classes=3)
+    encoder = model.variables["params"]
+    classifier = SavedModel(
+        VideoClassifier(config), {"params": {"encoder": encoder}}, config, PREPROCESSING, {}
+    )
+    (result,) = extract_features(videos[:1], classifier, batch_size=1)
+    (expected,) = extract_features(videos[:1], model, batch_size=1)
+    np.testing.assert_allclose(result.features, expected.features, atol=1e-6)
+
+
+def test_failures_do_not_stop_the_others(model, videos, tmp_path):
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video" * 100)
+    results = list(extract_features([videos[0], bad, videos[1]], model, batch_size=2))
+    (failure,) = (result for result in results if isinstance(result, FailedClip))
+    assert failure.source == str(bad)
+    assert isinstance(failure.error, VideoError)
+    assert failure.reason == failure.error.reason
+    assert [r.clip.source for r in results if r is not failure] == list(map(str, videos[:2]))
+
+
+def test_short_videos_repeat_frames_or_fail(model, tmp_path):
+    path = tmp_path / "short.mp4"
+    frames = synthetic.render(synthetic.Scene("ring", "blue", "left"), num_frames=3, size=48)
+    synthetic.write_video(path, frames)
+    (result,) = extract_features([path], model, num_frames=8, kind="tokens")
+    assert result.clip.frame_indices.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert (result.clip.num_frames, result.clip.repeated_frames) == (3, 5)
+    (failure,) = extract_features([path], model, num_frames=8, short="error")
+    assert "at least 8 frames, found 3" in failure.reason
+
+
+def test_other_frame_numbers_resize_the_positions(model, videos):
+    (result,) = extract_features(videos[:1], model, num_frames=8, kind="tokens")
+    assert result.grid == (4, 4, 4)
+    assert result.features.shape == (65, 32)
+
+
+def test_tubelets_must_divide_the_frames(model, videos):
+    with pytest.raises(ValueError, match=r"tubelet size 2.*clip of 5 frames"):
+        extract_features(videos, model, num_frames=5)
+
+
+def test_patches_must_divide_the_image(model, videos):
+    odd = dataclasses.replace(model, preprocessing=Preprocessing(image_size=36, num_frames=4))
+    with pytest.raises(ValueError, match=r"patch size 8.*36x36"):
+        extract_features(videos, odd)
+
+
+def test_decoding_stays_a_bounded_number_of_files_ahead(monkeypatch, model, videos):
+    started = []
+    lock = threading.Lock()
+    sample = features.sample_clip
+
+    def counting(path, *args, **kwargs):
+        with lock:
+            started.append(path)
+        return sample(path, *args, **kwargs)
+
+    monkeypatch.setattr(features, "sample_clip", counting)
+    results = extract_features((videos[0] for _ in range(100)), model, batch_size=2, num_threads=2)
+    assert started == []
+    next(results)
+    assert len(started) <= 10
+    results.close()
+    assert threading.active_count() == 1 or not any(
+        thread.name.startswith("decode") for thread in threading.enumerate()
+    )

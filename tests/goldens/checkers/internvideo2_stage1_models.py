@@ -1,0 +1,211 @@
+"""Students, classifiers and teachers of stage 1: outputs, intermediates, losses, gradients."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from checkers.internvideo2_stage1_functions import check_attention_mask
+from comparison import assert_gradients_close, assert_tensor_close, assert_tensors_close
+from golden import Golden, checker
+
+from internvideo_jax.convert.adaptations import inflate_patch_kernel, resize_positions
+from internvideo_jax.convert.plan import Plan, plan
+from internvideo_jax.convert.state_dict import to_state_dict, to_tree
+from internvideo_jax.convert.upstream import architecture_of, config_from_upstream
+from internvideo_jax.convert.verify import Reference, run_reference
+from internvideo_jax.data.masking import attention_guided_kept, kept_to_mask, mask_to_kept
+from internvideo_jax.models import ARCHITECTURES
+from internvideo_jax.models.stage1 import StudentOutput
+from internvideo_jax.nn.position_embedding import resize_position_table, sinusoid_table
+from internvideo_jax.objectives.classification import soft_cross_entropy
+from internvideo_jax.objectives.distillation import distillation_loss, gather_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """A model with the golden's parameters, converted by the rules that users' files go through."""
+
+    module: nn.Module
+    variables: dict[str, Any]
+    plan: Plan
+
+
+def convert(kind: str, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Converted:
+    model_config = config_from_upstream(kind, config)
+    architecture = architecture_of(model_config)
+    conversion = plan({key: x.shape for key, x in state.items()}, architecture, model_config)
+    module = ARCHITECTURES[architecture].module_cls(model_config)
+    return Converted(module, to_tree(state, conversion), conversion)
+
+
+def check_forward(golden: Golden, model: Converted, *losses: str) -> None:
+    """Checks every output but the `losses`, which the caller checks with the gradients."""
+    inputs, outputs = golden.group("in/"), golden.group("out/")
+    reference = Reference(inputs, outputs, bool(golden.config.get("train_mode", False)))
+    expected = {name: x for name, x in outputs.items() if name not in losses}
+    values = run_reference(model, reference)
+    assert_tensors_close({k: v for k, v in values.items() if k in expected}, expected)
+
+
+def check_losses_and_gradients(
+    golden: Golden, model: Converted, losses: Callable[[Any], dict[str, jax.Array]], total: str
+) -> None:
+    """Checks `losses(params)` against `out/*`, and the gradient of the one called `total`."""
+
+    def objective(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        values = losses(params)
+        return values[total], values
+
+    with jax.default_matmul_precision("highest"):
+        gradient = jax.jit(jax.grad(objective, has_aux=True))
+        gradients, values = gradient(model.variables["params"])
+    assert_tensors_close(values, {name: golden[f"out/{name}"] for name in values})
+    expected = golden.group("grad/")
+    ours = to_state_dict({"params": gradients}, model.plan)
+    assert_gradients_close(ours, expected)
+
+
+@checker("internvideo2_stage1.classify", "internvideo2_stage1.ap", "internvideo2_stage1.cat")
+def check_classifier(golden: Golden) -> None:
+    model = convert(golden.file.kind.split(".")[1], dict(golden.config), golden.group("state/"))
+    train = golden.config["train_mode"]
+    video = np.moveaxis(golden["in/video"], 1, -1)
+
+    def losses(params: Any) -> dict[str, jax.Array]:
+        output, _ = model.module.apply(
+            {**model.variables, "params": params},
+            video,
+            deterministic=not train,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
+        loss = soft_cross_entropy(output.logits, golden["in/soft_target"])
+        return {"loss_soft_ce": loss}
+
+    check_forward(golden, model, "loss_soft_ce")
+    check_losses_and_gradients(golden, model, losses, "loss_soft_ce")
+
+
+def student_losses(
+    output: StudentOutput,
+    targets: Mapping[str, jax.Array],
+    ratios: tuple[float, float, float],
+) -> dict[str, jax.Array]:
+    """Upstream's names of the losses; a term without target is 0."""
+    terms = ("clip_middle", "clip_final", "mae")
+    weights = {term: r for term, r in zip(terms, ratios, strict=True) if term in targets}
+    student = {"clip_middle": output.clip_middle, "clip_final": output.clip_final}
+    if output.mae is not None:
+        student["mae"] = output.mae
+    total, parts = distillation_loss(student, targets, weights)
+    named = {f"loss_{term}": parts.get(term, np.float32(0)) for term in terms}
+    return {"loss": total, **named}
+
+
+@checker("internvideo2_stage1.pretrain", "internvideo2_stage1.distill")
+def check_student(golden: Golden) -> None:
+    model = convert(golden.file.kind.split(".")[1], dict(golden.config), golden.group("state/"))
+    ratios = golden.config.get("loss_ratios_clipmid_clipfinal_mae", (1, 1, 0))
+    kept = mask_to_kept(golden["in/mask"])
+    video = np.moveaxis(golden["in/video"], 1, -1)
+    targets = {"clip_middle": gather_rows(golden["in/norm_clip_middle"], kept)}
+    if "in/norm_clip_final" in golden:
+        targets["clip_final"] = golden["in/norm_clip_final"]
+    if "in/norm_mae" in golden:
+        targets["mae"] = gather_rows(golden["in/norm_mae"], kept[:, 1:] - 1)
+    names = [name.removeprefix("out/") for name in golden.names("out/loss")]
+
+    def losses(params: Any) -> dict[str, jax.Array]:
+        output = model.module.apply({**model.variables, "params": params}, video, kept)
+        values = student_losses(output, targets, tuple(ratios))
+        return {name: values[name] for name in names}
+
+    check_forward(golden, model, *names)
+    check_losses_and_gradients(golden, model, losses, "loss")
+
+
+@checker("internvideo2_stage1.internvl_teacher", "internvideo2_stage1.internvideo2_teacher")
+def check_teacher(golden: Golden) -> None:
+    kind = golden.file.kind.split(".")[1]
+    model = convert(kind, dict(golden.config), golden.group("state/"))
+    check_forward(golden, model, "importance", "mask")
+    check_attention_mask(golden, golden.config["batch"])
+
+
+@checker("internvideo2_stage1.videomae_teacher")
+def check_videomae_teacher(golden: Golden) -> None:
+    model = convert("videomae_teacher", dict(golden.config), golden.group("state/"))
+    check_forward(golden, model, "pos_embed")
+    encoder = model.module.config.encoder
+    native = sinusoid_table(int(np.prod(encoder.native_grid)), encoder.width)[None]
+    table = resize_position_table(native, encoder.native_grid, encoder.grid, num_extra=0)
+    assert_tensor_close("pos_embed", table, golden["out/pos_embed"])
+
+
+@checker("internvideo2_stage1.stage1_full_step")
+def check_full_step(golden: Golden) -> None:
+    c = golden.config
+    stride, batch = c["temporal_downsample"], c["batch"]
+    state = golden.group("state/")
+
+    def part(name: str, kind: str) -> Converted:
+        own = {k.removeprefix(f"{name}."): x for k, x in state.items() if k.startswith(f"{name}.")}
+        options = dict(c[name])
+        if name == "mae_teacher":
+            options["pos_embed_is_parameter"] = "pos_embed" in own
+        return convert(kind, options, own)
+
+    student = part("student", "pretrain")
+    clip_teacher = part("clip_teacher", "internvl_teacher")
+    mae_teacher = part("mae_teacher", "videomae_teacher")
+    # The MAE-side teacher sees all frames; the others those that its tubelets stand for.
+    raw = np.moveaxis(golden["in/video"], 1, -1)
+    assert raw.shape[1] == c["raw_frames"]
+    video = raw[:, ::stride]
+    with jax.default_matmul_precision("highest"):
+        clip = jax.jit(clip_teacher.module.apply)(clip_teacher.variables, video)
+        mae = jax.jit(mae_teacher.module.apply)(mae_teacher.variables, raw)
+    kept = attention_guided_kept(clip.attention, golden["in/exp_draw"], c["mask_ratio"], batch)
+    mask = kept_to_mask(kept, clip.middle.shape[2])
+    teachers = {
+        "attn": clip.attention,
+        "mask": mask,
+        "norm_clip_middle": clip.middle,
+        "norm_clip_final": clip.final,
+        "norm_mae": mae,
+    }
+    assert_tensors_close(teachers, {name: golden[f"out/{name}"] for name in teachers})
+    with jax.default_matmul_precision("highest"):
+        output = jax.jit(student.module.apply)(student.variables, video, kept)
+    outputs = {name: getattr(output, name) for name in ("clip_middle", "clip_final", "mae")}
+    assert_tensors_close(outputs, {name: golden[f"out/{name}"] for name in outputs})
+    targets = {
+        "clip_middle": gather_rows(clip.middle, kept),
+        "clip_final": clip.final,
+        "mae": gather_rows(mae, kept[:, 1:] - 1),
+    }
+    ratios = tuple(c["loss_ratios_clipmid_clipfinal_mae"])
+
+    def losses(params: Any) -> dict[str, jax.Array]:
+        return student_losses(
+            student.module.apply({"params": params}, video, kept), targets, ratios
+        )
+
+    check_losses_and_gradients(golden, student, losses, "loss")
+
+
+@checker("internvideo2_stage1.internvl_ckpt_preprocess")
+def check_checkpoint_preprocessing(golden: Golden) -> None:
+    c = golden.config
+    c.ignore("embed_dim")
+    kernel, table = golden["in/patch_embed.proj.weight"], golden["in/pos_embed"]
+    side = c["img_size"] // c["patch_size"]
+    old, new = (1, c["orig_grid"], c["orig_grid"]), (1, side, side)
+    adapted = {
+        "patch_embed.proj.weight": inflate_patch_kernel(kernel.shape, c["kernel_t"]).apply(kernel),
+        "pos_embed": resize_positions(table.shape, old, new, 1).apply(table),
+    }
+    assert_tensors_close(adapted, golden.group("out/"))

@@ -1,0 +1,221 @@
+"""The command `extract`."""
+
+import json
+import resource
+
+import jax
+import numpy as np
+import pytest
+
+from internvideo_jax import saved_model
+from internvideo_jax.data import synthetic
+from internvideo_jax.launch import extract
+from internvideo_jax.models import VideoViT, VideoViTConfig, abstract_variables
+from internvideo_jax.models.preprocessing import Preprocessing
+
+CONFIG = VideoViTConfig(
+    width=16,
+    depth=1,
+    num_heads=2,
+    mlp_dim=16,
+    patch_size=16,
+    tubelet_size=2,
+    image_size=32,
+    num_frames=4,
+    pooled_dim=8,
+    pooler_heads=2,
+)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32),
+        abstract_variables(VideoViT(CONFIG)),
+    )
+    preprocessing = Preprocessing(image_size=32, num_frames=4)
+    saved_model.save(path, "video_vit", CONFIG, preprocessing, variables)
+    return path
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for name, color, length in (
+        ("a.mp4", "red", 9),
+        ("x/same.mp4", "green", 12),
+        ("y/same.mp4", "blue", 3),
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        scene = synthetic.Scene("square", color, "left")
+        synthetic.write_video(folder / name, synthetic.render(scene, length, size=48))
+    (folder / "notes.txt").write_text("not a video")
+    (folder / ".hidden.mp4").write_text("not a video either")
+    return folder
+
+
+@pytest.fixture
+def run(model_dir, tmp_path):
+    output = tmp_path / "features"
+
+    def call(*argv):
+        return extract.main([*map(str, argv), f"--model={model_dir}", f"--output={output}"])
+
+    call.output = output
+    return call
+
+
+def written(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_folder_of_videos(run, videos, capsys):
+    assert run(videos) == 0
+    names = ["a.mp4.npz", "summary.json", "x/same.mp4.npz", "y/same.mp4.npz"]
+    assert written(run.output) == names
+    with np.load(run.output / "y/same.mp4.npz") as file:
+        fields = dict(file)
+    assert fields["features"].shape == (8,)
+    assert fields["features"].dtype == np.float32
+    assert fields["grid"].tolist() == [2, 2, 2]
+    assert fields["frame_indices"].tolist() == [0, 0, 1, 2]
+    np.testing.assert_allclose(fields["timestamps"], [0, 0, 0.04, 0.08], atol=1e-6)
+    assert (int(fields["num_frames"]), int(fields["repeated_frames"])) == (3, 1)
+    assert str(fields["source"]) == str(videos / "y/same.mp4")
+    assert [str(fields[k]) for k in ("kind", "dtype", "model")] == ["pooled", "float32", "tiny"]
+    captured = capsys.readouterr()
+    assert "same.mp4: 3 frames for 4: 1 repeated" in captured.err
+    assert captured.out.startswith("3 of 3 videos in ")
+    summary = json.loads((run.output / "summary.json").read_text())
+    assert (summary["written"], summary["failed"]) == (3, [])
+    assert summary["repeated_frames"] == [str(videos / "y/same.mp4")]
+
+
+def test_tokens_of_more_frames(run, videos, capsys):
+    assert run(videos / "a.mp4", "--kind=tokens", "--frames=6") == 0
+    with np.load(run.output / "a.mp4.npz") as file:
+        assert file["features"].shape == (1 + 3 * 2 * 2, 16)
+        assert file["grid"].tolist() == [3, 2, 2]
+    assert "made for 4 frames: its position table is resized to 6" in capsys.readouterr().err
+
+
+def test_failures_are_listed_and_the_rest_written(run, videos, tmp_path, capsys):
+    bad = tmp_path / "bad.mp4"
+    bad.touch()
+    assert run(videos / "a.mp4", bad, tmp_path / "missing.mp4") == 1
+    assert [name for name in written(run.output) if name.endswith("a.mp4.npz")]
+    failed = json.loads((run.output / "summary.json").read_text())["failed"]
+    assert {item["source"] for item in failed} == {str(bad), str(tmp_path / "missing.mp4")}
+    error = capsys.readouterr().err
+    assert "2 failed:" in error
+    assert f"{bad}      expected a complete video file, found an empty file" in error
+
+
+def test_short_videos_can_be_errors(run, videos, capsys):
+    assert run(videos, "--short=error") == 1
+    assert "at least 4 frames, found 3" in capsys.readouterr().err
+
+
+def test_an_existing_output_is_left_alone(run, videos, capsys):
+    run.output.mkdir()
+    (run.output / "precious").write_text("data")
+    assert run(videos) == 2
+    assert "not empty" in (error := capsys.readouterr().err)
+    assert "--resume" in error
+    assert written(run.output) == ["precious"]
+
+
+def test_resume_keeps_what_is_finished(run, videos, capsys):
+    assert run(videos) == 0
+    kept, redone = run.output / "a.mp4.npz", run.output / "x/same.mp4.npz"
+    expected = np.load(redone)["features"]
+    redone.write_bytes(redone.read_bytes()[:-300])
+    before = kept.stat().st_mtime_ns
+    capsys.readouterr()
+    assert run(videos, "--resume") == 0
+    captured = capsys.readouterr()
+    assert "2 videos are finished already" in captured.err
+    assert captured.out.startswith("1 of 1 videos")
+    assert kept.stat().st_mtime_ns == before
+    np.testing.assert_allclose(np.load(redone)["features"], expected, atol=1e-5)
+
+
+def test_resume_refuses_other_settings(run, videos, capsys):
+    assert run(videos) == 0
+    assert run(videos, "--resume", "--kind=tokens") == 2
+    error = capsys.readouterr().err
+    assert "expected features of model tiny" in error
+    assert "kind tokens" in error
+    assert "kind pooled" in error
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--frames=5"], "tubelet size 2"),
+        (["--batch_size=0"], "at least 1"),
+        (["--kind=pixels"], "invalid choice"),
+    ],
+)
+def test_impossible_wishes(run, videos, capsys, argv, message):
+    try:
+        code = run(videos, *argv)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not written(run.output) if run.output.exists() else True
+
+
+def test_a_folder_without_videos(run, tmp_path, capsys):
+    (tmp_path / "none").mkdir()
+    assert run(tmp_path / "none") == 2
+    assert "found none" in capsys.readouterr().err
+
+
+def test_no_model(videos, tmp_path, capsys):
+    argv = [str(videos), f"--model={tmp_path}", f"--output={tmp_path / 'out'}"]
+    assert extract.main(argv) == 2
+    assert "is not a saved model" in capsys.readouterr().err
+
+
+def test_output_names_are_unique():
+    names = extract.output_names(["/v/a/c.mp4", "/v/b/c.mp4", "/v/b/c.webm"])
+    assert list(map(str, names.values())) == ["a/c.mp4.npz", "b/c.mp4.npz", "b/c.webm.npz"]
+    assert list(map(str, extract.output_names(["/v/a/c.mp4"]).values())) == ["c.mp4.npz"]
+
+
+def test_a_video_named_twice_is_done_once(videos):
+    found = extract.find_videos([str(videos), str(videos / "a.mp4"), str(videos / "notes.txt")])
+    assert [path.removeprefix(f"{videos}/") for path in found] == [
+        "a.mp4",
+        "x/same.mp4",
+        "y/same.mp4",
+        "notes.txt",
+    ]
+
+
+def test_a_full_disk_leaves_nothing_half_written(run, videos, capsys):
+    # A limit on file sizes fails the same system calls as a full disk does.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        code = run(videos / "a.mp4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2
+    assert "cannot write it (File too large)" in capsys.readouterr().err
+    assert written(run.output) == []
+
+
+def test_an_interruption_leaves_nothing_half_written(run, videos, monkeypatch, capsys):
+    def interrupted(file, **fields):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", interrupted)
+    assert run(videos) == 130
+    assert written(run.output) == []
+    assert "interrupted" in capsys.readouterr().err
