@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_dict
 from internvideo_jax.config import to_dict
 from internvideo_jax.models import stage1, teacher, video_vit
 from internvideo_jax.models.video_classifier import VideoClassifierConfig
+from internvideo_jax.nn.transformer import Remat
 
 _SIZES: dict[str, Callable[[], video_vit.VideoViTConfig]] = {
     "s14": video_vit.internvideo2_s14,
@@ -47,16 +48,16 @@ def get_config(model: str = "1b") -> ConfigDict:
     Raises:
       ValueError: there is no such size, kind or teacher.
     """
-    size, _, kind = model.partition(",")
+    size, kind = model.split(",", 1) if "," in model else (model, "encoder")
     if model in _TEACHERS:
         architecture, make_config = _TEACHERS[model]
         model_config, is_trained = make_config(), False
         encoder = dataclasses.replace(model_config.encoder, dtype="bfloat16")
         model_config = dataclasses.replace(model_config, encoder=encoder)
-    elif size in _SIZES and (kind or "encoder") in _KINDS:
-        architecture, from_encoder, is_trained = _KINDS[kind or "encoder"]
+    elif size in _SIZES and kind in _KINDS:
+        architecture, from_encoder, is_trained = _KINDS[kind]
         # Activations of all blocks would not fit at the training batch.
-        remat = "full" if is_trained else "none"
+        remat: Remat = "full" if is_trained else "none"
         encoder = dataclasses.replace(_SIZES[size](), dtype="bfloat16", remat=remat)
         model_config = from_encoder(encoder)
     else:

@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         # Found out now rather than after minutes of measuring.
         _expect_writable(args.json)
-    print(machine_line(machine()))
+    # A device would be waited for here and is not used: what is measured runs on the CPU.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    print(machine_line(machine()), flush=True)
     print()
     if args.subject == "encoder":
         from internvideo_jax.launch.benchmarks.encoder import benchmark_encoder
@@ -113,8 +115,12 @@ def _expect_writable(path: Path) -> None:
     if path.is_dir():
         raise arguments.UsageError(f"--json={path} is a folder; name a file")
     existing = next(folder for folder in path.absolute().parents if folder.exists())
+    if not existing.is_dir():
+        raise arguments.UsageError(f"--json={path}: {existing} is not a folder; name another file")
     if not os.access(existing, os.W_OK):
-        raise arguments.UsageError(f"--json={path}: cannot write to {existing}")
+        raise arguments.UsageError(
+            f"--json={path}: {existing} cannot be written; name another file"
+        )
 
 
 def _say(message: str) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import subprocess
@@ -16,24 +17,12 @@ from internvideo_jax.launch import arguments
 from internvideo_jax.parallel import aot, hlo
 
 if TYPE_CHECKING:
-    import jax
-    from flax import linen as nn
-    from jax.sharding import Mesh
     from ml_collections import ConfigDict
 
 SUMMARY = "compile a model for a TPU slice without one: memory, collectives, FLOPs"
 
 LABEL = "static estimate from the compiler, nothing has run"
 EXIT_DOES_NOT_FIT = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """A function to compile: its abstract arguments and the shardings of its results."""
-
-    fn: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    out_shardings: Any
 
 
 @arguments.command
@@ -95,6 +84,7 @@ def compile_report(config: "ConfigDict", topology_name: str) -> dict[str, Any]:
 
     from internvideo_jax import models
     from internvideo_jax.config import from_dict
+    from internvideo_jax.launch import compile_tasks
     from internvideo_jax.models.flops import forward_flops, gradient_flops
     from internvideo_jax.parallel.mesh import MeshConfig, default_fsdp, make_mesh
     from internvideo_jax.parallel.rules import DEFAULT_RULES
@@ -106,12 +96,12 @@ def compile_report(config: "ConfigDict", topology_name: str) -> dict[str, Any]:
             f"expected a config with a field {missing[0]!r}, found {', '.join(config)};"
             " start from configs/encoder.py"
         )
-    architecture, model_config = _model_config(config.model)
-    module = models.ARCHITECTURES[architecture].module_cls(model_config)
+    module = compile_tasks.make_module(config.model)
     topology = aot.topology(topology_name)
     axes = dict(config.mesh)
     if axes.get("fsdp") is None:
-        axes["fsdp"] = default_fsdp(len(topology.devices))
+        others = axes.get("tensor", 1) * axes.get("context", 1)
+        axes["fsdp"] = default_fsdp(max(len(topology.devices) // max(others, 1), 1))
     mesh = make_mesh(from_dict(MeshConfig, axes, "config.mesh"), topology.devices)
     if config.batch_per_device < 1:
         raise ValueError(
@@ -120,12 +110,12 @@ def compile_report(config: "ConfigDict", topology_name: str) -> dict[str, Any]:
     batch_size = config.batch_per_device * mesh.shape["data"] * mesh.shape["fsdp"]
     inputs = module.example_inputs(batch_size)
     num_kept = inputs[1].shape[1] if len(inputs) > 1 else None
-    parts = forward_flops(model_config, num_kept)
+    parts = forward_flops(module.config, num_kept)
     forward = sum(parts.values())
 
-    tasks = {"forward": (forward_task(module, mesh, batch_size), forward)}
+    tasks = {"forward": (compile_tasks.forward_task(module, mesh, batch_size), forward)}
     if config.gradient:
-        task = gradient_task(module, mesh, batch_size)
+        task = compile_tasks.gradient_task(module, mesh, batch_size)
         tasks["gradient"] = (task, gradient_flops(forward))
     programs = {}
     for name, (task, flops) in tasks.items():
@@ -150,7 +140,7 @@ def compile_report(config: "ConfigDict", topology_name: str) -> dict[str, Any]:
         "devices": mesh.size,
         "hbm_bytes_per_device": topology.chip.hbm_bytes,
         "mesh": dict(mesh.shape),
-        "model": {"architecture": architecture, "config": config.model.config.to_dict()},
+        "model": config.model.to_dict(),
         "parameters": sum(math.prod(p.shape) for p in parameters),
         "parameter_bytes": sum(math.prod(p.shape) * p.dtype.itemsize for p in parameters),
         "kept_whole": unsplit_dimensions(
@@ -162,57 +152,6 @@ def compile_report(config: "ConfigDict", topology_name: str) -> dict[str, Any]:
         "analytic_forward_flops_by_part": parts,
         "programs": programs,
     }
-
-
-def forward_task(module: "nn.Module", mesh: "Mesh", batch_size: int) -> Task:
-    """The forward pass, its outputs split over the batch like its inputs."""
-    variables, _ = _abstract_variables(module, mesh)
-    inputs = _abstract_inputs(module, mesh, batch_size)
-    outputs = _abstract_outputs(module, mesh, batch_size)
-    import jax
-
-    return Task(module.apply, (variables, *inputs), jax.tree.map(lambda x: x.sharding, outputs))
-
-
-def gradient_task(module: "nn.Module", mesh: "Mesh", batch_size: int) -> Task:
-    """A loss and its gradients, which have the shardings of the parameters.
-
-    Students get the alignment loss with all terms, against targets in float32; other models the
-    mean square of all outputs, which needs everything that they compute.
-    """
-    import jax
-    import jax.numpy as jnp
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    from internvideo_jax.models.stage1 import StudentOutput
-    from internvideo_jax.objectives.distillation import distillation_loss
-
-    variables, shardings = _abstract_variables(module, mesh)
-    params = variables.pop("params")
-    outputs = _abstract_outputs(module, mesh, batch_size)
-    targets = {}
-    if isinstance(outputs, StudentOutput):
-        terms = {"clip_middle": outputs.clip_middle, "clip_final": outputs.clip_final}
-        if outputs.mae is not None:
-            terms["mae"] = outputs.mae
-        targets = {
-            name: jax.ShapeDtypeStruct(term.shape, jnp.float32, sharding=term.sharding)
-            for name, term in terms.items()
-        }
-
-    def loss(params: Any, rest: Any, targets: Any, *inputs: Any) -> "jax.Array":
-        outputs = module.apply({"params": params, **rest}, *inputs)
-        if targets:
-            student = {name: getattr(outputs, name) for name in targets}
-            return distillation_loss(student, targets, dict.fromkeys(targets, 1.0))[0]
-        squares = (jnp.mean(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(outputs))
-        return sum(squares, jnp.float32(0.0))
-
-    return Task(
-        jax.value_and_grad(loss),
-        (params, variables, targets, *_abstract_inputs(module, mesh, batch_size)),
-        (NamedSharding(mesh, PartitionSpec()), shardings["params"]),
-    )
 
 
 def render(report: dict[str, Any]) -> str:
@@ -245,13 +184,16 @@ def render(report: dict[str, Any]) -> str:
     row("analytic FLOPs per clip", lambda p: f"{p['analytic_flops_per_clip'] / 1e12:.3f} T")
     row("analytic FLOPs per device", lambda p: f"{p['analytic_flops_per_device'] / 1e12:.3f} T")
     for part in ("arguments", "outputs", "temporaries", "program", "total"):
-        title = f"memory per device: {part}"
-        row(title, lambda p, part=part: _gib(p["memory"][part]) if p["memory"] else "-")
+        row(f"memory per device: {part}", functools.partial(_memory, part))
     row("of the device's memory", lambda p: _share(p, limit))
 
     lines += ["", "collectives per device and step"]
-    header = f"  {'program':10}{'kind':20}{'group':>7}{'ops':>6}{'runs':>7}{'MiB':>12}{'MiB sent':>12}"
-    rows = [_collective_row(name, c) for name, p in programs.items() for c in p["collectives"] or ()]
+    header = (
+        f"  {'program':10}{'kind':20}{'group':>7}{'ops':>6}{'runs':>7}{'MiB':>12}{'MiB sent':>12}"
+    )
+    rows = [
+        _collective_row(name, c) for name, p in programs.items() for c in p["collectives"] or ()
+    ]
     lines += [header, *rows] if rows else ["  none"]
     for name, program in programs.items():
         if program["note"]:
@@ -259,64 +201,6 @@ def render(report: dict[str, Any]) -> str:
         if not program["fits"]:
             lines += ["", f"{name}: DOES NOT FIT. {program['overflow']}"]
     return "\n".join(lines)
-
-
-def _model_config(config: "ConfigDict") -> tuple[str, Any]:
-    from internvideo_jax import models
-    from internvideo_jax.config import from_dict, nearest_name
-
-    name = config.get("architecture")
-    if name not in models.ARCHITECTURES:
-        raise ValueError(
-            f"config.model.architecture: expected one of {', '.join(models.ARCHITECTURES)},"
-            f" found {name!r}{nearest_name(str(name), models.ARCHITECTURES)}"
-        )
-    config_cls = models.ARCHITECTURES[name].config_cls
-    return name, from_dict(config_cls, config.config, "config.model.config")
-
-
-def _abstract_variables(module: "nn.Module", mesh: "Mesh") -> tuple[Any, Any]:
-    import jax
-
-    from internvideo_jax.parallel.rules import DEFAULT_RULES
-    from internvideo_jax.parallel.sharding import abstract_params
-
-    inputs = module.example_inputs()
-    return abstract_params(module.init, mesh, DEFAULT_RULES, jax.random.key(0), *inputs)
-
-
-def _abstract_inputs(module: "nn.Module", mesh: "Mesh", batch_size: int) -> tuple[Any, ...]:
-    return tuple(_split_batch(x, 0, mesh) for x in module.example_inputs(batch_size))
-
-
-def _abstract_outputs(module: "nn.Module", mesh: "Mesh", batch_size: int) -> Any:
-    """Shapes of the outputs, split over the batch, the axis that grows with it."""
-    import jax
-
-    from internvideo_jax import models
-
-    variables = models.abstract_variables(module)
-    one, many = (
-        jax.eval_shape(module.apply, variables, *module.example_inputs(n)) for n in (1, batch_size)
-    )
-
-    def split(x: "jax.ShapeDtypeStruct", y: "jax.ShapeDtypeStruct") -> "jax.ShapeDtypeStruct":
-        batch_axis = next((i for i in range(x.ndim) if x.shape[i] != y.shape[i]), 0)
-        return _split_batch(y, batch_axis, mesh)
-
-    return jax.tree.map(split, one, many)
-
-
-def _split_batch(x: "jax.ShapeDtypeStruct", axis: int, mesh: "Mesh") -> "jax.ShapeDtypeStruct":
-    import jax
-    from jax.sharding import NamedSharding
-
-    from internvideo_jax.parallel.rules import DEFAULT_RULES
-    from internvideo_jax.parallel.sharding import partition_spec
-
-    axes = tuple("batch" if i == axis else None for i in range(x.ndim))
-    sharding = NamedSharding(mesh, partition_spec(axes, DEFAULT_RULES))
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def _program_report(program: aot.Program) -> dict[str, Any]:
@@ -338,6 +222,10 @@ def _program_report(program: aot.Program) -> dict[str, Any]:
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB"
+
+
+def _memory(part: str, program: dict[str, Any]) -> str:
+    return _gib(program["memory"][part]) if program["memory"] else "-"
 
 
 def _share(program: dict[str, Any], limit: int) -> str:

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         num_threads=args.num_threads,
         short=args.short,
     )
-    _announce(model, run, len(targets) - len(todo))
+    _announce(model, run, len(targets) - len(todo), len(todo))
     failed: list[FailedClip] = []
     repeated: list[str] = []
     started = time.perf_counter()
@@ -222,9 +222,11 @@ class _Run:
             with np.load(target) as file:
                 fields = {name: file[name] for name in file.files}
             found = _Run(
-                *(str(fields[name]) for name in ("model", "model_digest", "kind")),
-                len(fields["frame_indices"]),
-                str(fields["dtype"]),
+                model=str(fields["model"]),
+                model_digest=str(fields["model_digest"]),
+                kind=str(fields["kind"]),
+                frames=len(fields["frame_indices"]),
+                dtype=str(fields["dtype"]),
             )
             source = str(fields["source"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
@@ -285,9 +287,9 @@ def _identity(model: str) -> tuple[str, str]:
     return os.path.basename(os.path.abspath(model)), digest
 
 
-def _announce(model: "SavedModel", run: _Run, num_finished: int) -> None:
+def _announce(model: "SavedModel", run: _Run, num_finished: int, num_todo: int) -> None:
     if num_finished:
-        print(f"{num_finished} videos are finished already", file=sys.stderr)
+        print(f"{num_finished} of {num_finished + num_todo} videos are finished", file=sys.stderr)
     if run.frames != model.preprocessing.num_frames:
         print(
             f"the model was made for {model.preprocessing.num_frames} frames: its position table is"

@@ -69,18 +69,18 @@ def fetch(
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     repo, revision = address.repo, address.revision
     with _explained(address):
+
+        def download(name: str) -> Path:
+            return Path(api.hf_hub_download(repo, name, revision=revision))
+
         if address.file:
-            return Path(api.hf_hub_download(repo, address.file, revision=revision))
+            return download(address.file)
         try:
             info = api.model_info(repo, revision=revision)
         except Exception as error:
             if not _is_unreachable(error):
                 raise
             return Path(api.snapshot_download(repo, revision=revision, local_files_only=True))
-
-        def download(name: str) -> Path:
-            # By commit, so that all files belong together.
-            return Path(api.hf_hub_download(repo, name, revision=info.sha))
 
         name = choose_file([sibling.rfilename for sibling in info.siblings or ()], str(address))
         path = download(name)
@@ -101,34 +101,34 @@ def _is_unreachable(error: Exception) -> bool:
 @contextlib.contextmanager
 def _explained(address: Address) -> Iterator[None]:
     """Turns the hub's errors into one that says what to do."""
-    from huggingface_hub import errors
-
-    web = f"https://huggingface.co/{address.repo}"
     try:
         yield
     except CheckpointError:
         raise
-    except errors.GatedRepoError:
-        reason = (
-            f"is gated: accept its terms at {web}, then log in with `hf auth login` or set HF_TOKEN"
-        )
-    except errors.RevisionNotFoundError:
-        reason = f"has no branch, tag or commit {address.revision!r}; see {web}"
-    except errors.RepositoryNotFoundError:
-        reason = (
-            f"does not exist or is private: check the name at {web}; for a private one log in with "
-            "`hf auth login` or set HF_TOKEN"
-        )
-    except errors.LocalEntryNotFoundError as error:
-        reason = (
-            "cannot be reached and was not downloaded before; go online (is HF_HUB_OFFLINE set?), "
-            f"or fetch it elsewhere and give the file's path ({_first_line(error)})"
-        )
-    except errors.EntryNotFoundError:
-        reason = f"is not in the repository; its files are listed at {web}/tree/main"
     except Exception as error:
-        reason = f"cannot be fetched: {type(error).__name__}: {_first_line(error)}"
-    raise CheckpointError(f"{address} {reason}")
+        raise CheckpointError(f"{address} {_reason(address, error)}") from error
+
+
+def _reason(address: Address, error: Exception) -> str:
+    from huggingface_hub import errors
+
+    web = f"https://huggingface.co/{address.repo}"
+    log_in = "log in with `hf auth login` or set HF_TOKEN"
+    match error:
+        case errors.GatedRepoError():
+            return f"is gated: accept its terms at {web}, then {log_in}"
+        case errors.RevisionNotFoundError():
+            return f"has no branch, tag or commit {address.revision!r}; see {web}"
+        case errors.RepositoryNotFoundError():
+            return f"does not exist or is private: check it at {web}; for a private one {log_in}"
+        case errors.LocalEntryNotFoundError():
+            return (
+                "cannot be reached and was not downloaded before; go online (is HF_HUB_OFFLINE "
+                f"set?), or fetch it elsewhere and give the file's path ({_first_line(error)})"
+            )
+        case errors.EntryNotFoundError():
+            return f"is not in the repository; its files are listed at {web}/tree/main"
+    return f"cannot be fetched: {type(error).__name__}: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:

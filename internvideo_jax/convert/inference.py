@@ -71,7 +71,7 @@ def infer_kind(shapes: Mapping[str, Shape], architecture: str | None = None) -> 
                 "expected a vision model, found one with a text tower (keys `text_encoder.*`);"
                 " convert its video encoder alone with --architecture=video_vit or teacher"
             )
-        if "cls_token" not in names:
+        if "cls_token" not in names and not has("clip_projector."):
             return "videomae_teacher"
         if has("mae_decoder."):
             return "pretrain"
@@ -123,33 +123,36 @@ def _tensor_options(
     """Constructor options that the tensors of a checkpoint (by canonical key) show."""
     kernel = shapes[ANCHOR]
     width = kernel[0]
+    hidden = _in_blocks(shapes, "mlp.fc1.weight") or (4 * width, width)
     options: dict[str, Any] = {
         "embed_dim": width,
         "depth": _count(shapes, "blocks"),
         # A fraction survives the constructors' int(width * mlp_ratio).
-        "mlp_ratio": Fraction(_rows(shapes, "blocks.0.mlp.fc1.weight", 4 * width), width),
+        "mlp_ratio": Fraction(hidden[0], width),
         "patch_size": kernel[-1],
         # The kernel of an image model covers one frame.
         "tubelet_size": kernel[2] if len(kernel) == 5 else 1,
     }
     if kind.startswith("videomae"):
-        options["qkv_bias"] = "blocks.0.attn.q_bias" in shapes
+        options["qkv_bias"] = _in_blocks(shapes, "attn.q_bias") is not None
         options["pos_embed_is_parameter"] = "pos_embed" in shapes
-        if "blocks.0.gamma_1" not in shapes:
-            options["init_values"] = 0.0
-        frames_name = "all_frames"
+        layer_scale = _in_blocks(shapes, "gamma_1")
     else:
         options |= {
             "clip_embed_dim": _rows(shapes, "clip_projector.cross_attn.proj.bias", 768),
-            "qk_normalization": "blocks.0.attn.q_norm.weight" in shapes,
-            "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
+            "qk_normalization": _in_blocks(shapes, "attn.q_norm.weight") is not None,
+            "qkv_bias": _in_blocks(shapes, "attn.qkv.bias") is not None,
             "sep_pos_embed": "pos_embed_spatial" in shapes,
         }
-        if "blocks.0.ls1.gamma" not in shapes:
-            options["init_values"] = 0.0
-        frames_name = "num_frames"
-    grid = _table_grid(shapes, options, frames_name, given, stored)
+        layer_scale = _in_blocks(shapes, "ls1.gamma")
+    if layer_scale is None:
+        options["init_values"] = 0.0
+    elif kind.startswith("videomae") and not stored.get("init_values"):
+        # Any initial value but this class's default, which leaves layer scale out.
+        options["init_values"] = 0.1
+    grid = _table_grid(kind, shapes, options, given, stored)
     if grid is not None:
+        frames_name = "all_frames" if kind.startswith("videomae") else "num_frames"
         options[frames_name] = grid[0] * options["tubelet_size"]
         options["img_size"] = grid[1] * options["patch_size"]
     if kind in ("pretrain", "distill"):
@@ -160,9 +163,9 @@ def _tensor_options(
 
 
 def _table_grid(
+    kind: str,
     shapes: Mapping[str, Shape],
     options: Mapping[str, Any],
-    frames_name: str,
     given: Mapping[str, Any],
     stored: Mapping[str, Any],
 ) -> Grid | None:
@@ -172,11 +175,16 @@ def _table_grid(
         return shapes["pos_embed_temporal"][1], side, side
     if "pos_embed" not in shapes:
         return None
-    num_tokens = shapes["pos_embed"][1] - ("cls_token" in shapes)
+    is_videomae = kind.startswith("videomae")
+    num_tokens = shapes["pos_embed"][1] - (not is_videomae)
     patch, tubelet = options["patch_size"], options["tubelet_size"]
+    frames_name = "all_frames" if is_videomae else "num_frames"
 
     def known(source: Mapping[str, Any]) -> dict[str, int | None]:
-        size, frames = source.get("img_size"), source.get(frames_name)
+        size, frames = (
+            value if isinstance(value := source.get(name), int) else None
+            for name in ("img_size", frames_name)
+        )
         return {"side": size and size // patch, "frames": frames and frames // tubelet}
 
     if any(known(given).values()):
@@ -210,21 +218,19 @@ def _head_options(
     grid: Grid | None,
     given: Mapping[str, Any],
 ) -> dict[str, Any]:
-    if "head.weight" not in shapes and "num_classes" in given:
-        return {}
-    if "head.weight" not in shapes:
+    if "head.bias" not in shapes and "num_classes" not in given:
         raise ValueError(
-            "expected a classifier's head.weight, found none; pass --new_head --num_classes=N to"
-            " start an untrained one"
+            "expected a classifier's head, found none; pass --new_head --num_classes=N to start an"
+            " untrained one"
         )
-    classes, features = shapes["head.weight"]
-    head: dict[str, Any] = {"num_classes": classes}
+    head: dict[str, Any] = {"num_classes": _rows(shapes, "head.bias", 0)}
     if kind == "cat":
         pooled, steps = options["clip_embed_dim"], grid[0] if grid else 0
         per_step = "down.0.weight" in shapes
         merged = pooled * (1 + steps) if per_step else 2 * options["embed_dim"]
         method = "cls_avgN" if per_step else "cls_avg1"
-        head["merge_method"] = method if features == merged else f"{method}_proj"
+        weight = shapes.get("head.weight", (0, merged))
+        head["merge_method"] = method if weight[1] == merged else f"{method}_proj"
         if "down_norm.running_mean" not in shapes:
             head["merge_norm"] = "LN"
         else:
@@ -246,6 +252,12 @@ def _family_options(options: Mapping[str, Any], stored: Mapping[str, Any]) -> di
             f" {' '.join(f'--option={name}=N' for name in missing)}"
         )
     return {n: v for n, v in known.items() if v is not None and n not in stored}
+
+
+def _in_blocks(shapes: Mapping[str, Shape], name: str) -> Shape | None:
+    """Shape of a parameter in the first block that has it."""
+    pattern = re.compile(rf"blocks\.\d+\.{re.escape(name)}")
+    return next((shape for key, shape in shapes.items() if pattern.fullmatch(key)), None)
 
 
 def _count(shapes: Iterable[str], module: str) -> int:

@@ -1,6 +1,7 @@
 """A complete account of how a checkpoint becomes a model, made from names and shapes alone."""
 
 import dataclasses
+import functools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -206,9 +207,15 @@ def export_plan(architecture: str, config: Any, prefix: str = "") -> Plan:
 
 def target_shapes(architecture: str, config: Any) -> dict[str, Shape]:
     """Shape of every variable of a model by its path, e.g. "params/encoder/cls_token"."""
+    return dict(_target_shapes(architecture, config))
+
+
+@functools.lru_cache(maxsize=64)
+def _target_shapes(architecture: str, config: Any) -> tuple[tuple[str, Shape], ...]:
+    # Tracing a model's initialisation takes a good part of a second.
     variables = abstract_variables(ARCHITECTURES[architecture].module_cls(config))
     flat = traverse_util.flatten_dict(variables, sep="/")
-    return {path: tuple(leaf.shape) for path, leaf in flat.items()}
+    return tuple((path, tuple(leaf.shape)) for path, leaf in flat.items())
 
 
 def key_prefix(keys: Iterable[str]) -> str:

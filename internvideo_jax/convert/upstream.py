@@ -96,8 +96,9 @@ def architecture_of(config: Any) -> str:
 
 
 def _hidden(options: _Options, width: int) -> int:
-    # The released 1B has int(1408 * 48 / 11) = 6144 hidden units, exact only as a fraction.
-    return int(width * Fraction(options.take("mlp_ratio")))
+    ratio = options.take("mlp_ratio")
+    # A float multiplies as a float: the constructors round 1408 * (48 / 11) to 6144 before int().
+    return int(width * (Fraction(ratio) if isinstance(ratio, str) else ratio))
 
 
 def _encoder(

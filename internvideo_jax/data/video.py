@@ -202,15 +202,15 @@ class VideoReader:
             start = int(keyframes[before - 1]) if before else None
             groups.setdefault(start, set()).add(tick)
         for start, ticks in groups.items():
-            for frame in self._decode_run(start, ticks):
-                yield numbers[frame.pts], frame
+            for tick, frame in self._decode_run(start, ticks):
+                yield numbers[tick], frame
         # Where a seek misses its keyframe, or a keyframe promises more than it holds (a stream of
         # gradual refreshes), the frames are still there for whoever decodes from the beginning.
         late = {int(pts[number]) for number in missing}
-        for frame in self._decode_run(None, late):
-            yield numbers[frame.pts], frame
+        for tick, frame in self._decode_run(None, late):
+            yield numbers[tick], frame
 
-    def _decode_run(self, start: int | None, ticks: set[int]) -> Iterator[VideoFrame]:
+    def _decode_run(self, start: int | None, ticks: set[int]) -> Iterator[tuple[int, VideoFrame]]:
         """Decodes from the keyframe at `start`, or the beginning, until all `ticks` have come."""
         remaining = set(ticks)
         if not remaining:
@@ -232,7 +232,7 @@ class VideoReader:
             for frame in self._file.decode(packet):
                 if frame.pts in remaining:
                     remaining.remove(frame.pts)
-                    yield frame
+                    yield frame.pts, frame
             if not remaining:
                 return
 

@@ -34,6 +34,8 @@ CONTAINERS = (
     "mpegvideo",
     "ogg",
 )
+# Recognised only to be told apart from damaged files.
+SOUND_CONTAINERS = ("aac", "flac", "mp3", "wav")
 
 
 class VideoError(ValueError):
@@ -133,7 +135,7 @@ class VideoFile:
         except av.error.FFmpegError:
             self.rewind()
 
-    def packets(self, doing: str) -> Iterator[Packet | None]:
+    def packets(self, doing: str) -> Iterator["Packet[VideoStream] | None"]:
         """The video's packets from here on, then None.
 
         Raises:
@@ -155,7 +157,7 @@ class VideoFile:
                         yield packet
         yield None
 
-    def decode(self, packet: Packet | None) -> list[VideoFrame]:
+    def decode(self, packet: "Packet[VideoStream] | None") -> list[VideoFrame]:
         """The frames that a packet completes, or that are left at the end (None).
 
         As in players, a damaged packet costs its own frames: whoever wants one of them finds out
@@ -180,14 +182,15 @@ class VideoFile:
         max_pixels = str(self.limits.max_frame_pixels)
         options = {
             # With the prefix below, these two keep names and contents from opening anything else.
-            "format_whitelist": ",".join(CONTAINERS),
+            "format_whitelist": ",".join(CONTAINERS + SOUND_CONTAINERS),
             "protocol_whitelist": "file",
             # Made-up timestamps (PyAV asks for them) would be taken for real ones: AVI stores
             # none, and those made up for its B-frames are in decoding order.
             "fflags": "-genpts",
             "max_pixels": max_pixels,
         }
-        with decoding_errors(self.path, "opening it"):
+        kinds = f"a video file (of {', '.join(CONTAINERS)})"
+        with decoding_errors(self.path, "opening it", expected=kinds):
             self.container = av.open(
                 "file:" + os.path.abspath(self.path),
                 options=options,
@@ -208,7 +211,9 @@ class VideoFile:
 
 
 @contextlib.contextmanager
-def decoding_errors(path: str, doing: str) -> Iterator[None]:
+def decoding_errors(
+    path: str, doing: str, expected: str = "an undamaged video file"
+) -> Iterator[None]:
     """Turns whatever FFmpeg raises inside the block into a `VideoError`."""
     try:
         yield
@@ -219,7 +224,7 @@ def decoding_errors(path: str, doing: str) -> Iterator[None]:
     except av.error.FFmpegError as error:
         raise VideoError(
             path,
-            f"an undamaged file of one of these kinds: {', '.join(CONTAINERS)}",
+            expected,
             f"an error while {doing}: {error.strerror}",
             "see what a player makes of it, then convert it or leave it out",
         ) from error

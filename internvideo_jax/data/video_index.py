@@ -9,6 +9,7 @@ import av
 import numpy as np
 from av.packet import Packet
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from internvideo_jax.data.video_file import VideoError, VideoFile
 
@@ -149,7 +150,7 @@ def _list_packets(file: VideoFile) -> _Listing:
     return _Listing(pts, keyframes, last_duration, first)
 
 
-def _is_hidden(packet: Packet, codec: str) -> bool:
+def _is_hidden(packet: "Packet[VideoStream]", codec: str) -> bool:
     """Whether a packet only updates a reference; VP8 alone stores such pictures on their own."""
     return codec == "vp8" and not memoryview(packet)[0] & 0x10
 
@@ -199,7 +200,8 @@ def _orientation(frame: VideoFrame) -> Orientation:
 def _display_matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
     """(a, b, c, d): the stored pixel (x, y) is shown at (a x + c y, b x + d y), up to a shift."""
     try:
-        matrix = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)
+        data = frame.side_data["DISPLAYMATRIX"]  # type: ignore[typeddict-item]  # wrong stubs
+        matrix = np.frombuffer(bytes(data), np.int32)
     except KeyError:
         return 1.0, 0.0, 0.0, 1.0
     except ValueError:

@@ -99,9 +99,7 @@ def _classifier_head(config: VideoClassifierConfig) -> int:
     return extra + 2 * features * config.num_classes
 
 
-def _decoders(
-    config: Stage1StudentConfig | DistillStudentConfig, num_kept: int | None
-) -> Flops:
+def _decoders(config: Stage1StudentConfig | DistillStudentConfig, num_kept: int | None) -> Flops:
     encoder = config.encoder
     tokens = num_kept or encoder.num_tokens
     kind = config.decoder if isinstance(config, DistillStudentConfig) else "linear"

@@ -135,9 +135,7 @@ def topology(name: str) -> Topology:
     # A v4 chip counts as one device only in this mode, which is how it is used.
     options = {"chip_config_name": "megacore"} if generation == "v4" else {}
     try:
-        description = topologies.get_topology_desc(
-            platform="tpu", topology_name=name, **options
-        )
+        description = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
         raise ValueError(f"{expected} ({reason})") from None
@@ -187,7 +185,7 @@ def compile_ahead(
                 required_bytes=required_bytes(message),
             )
         compile_seconds = time.perf_counter() - start
-    sizes = compiled.memory_analysis()
+    sizes: Any = compiled.memory_analysis()
     memory = Memory(
         arguments=sizes.argument_size_in_bytes,
         outputs=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
@@ -195,7 +193,7 @@ def compile_ahead(
         program=sizes.generated_code_size_in_bytes,
     )
     try:
-        text = compiled.as_text()
+        text = str(compiled.as_text())
     except jax.errors.JaxRuntimeError as error:
         # jaxlib 0.10.2 cannot always read what libtpu 0.0.51 compiles for tpu7x.
         note = f"no collectives: {str(error).splitlines()[0]}"

@@ -238,9 +238,7 @@ def _group_size(instruction: _Instruction, num_devices: int) -> int:
     return int(iota) if iota else num_devices
 
 
-def _trip_count(
-    loop: _Instruction, computations: dict[str, list[_Instruction]]
-) -> int | None:
+def _trip_count(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int | None:
     """Iterations of a loop that counts up from 0 to a constant, as `jax.lax.scan` makes them."""
     stated = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
     if stated:

@@ -1,6 +1,8 @@
 """Which mesh axes each logical axis of parameters and activations is split over."""
 
-Rules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+from collections.abc import Sequence
+
+Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 # Earlier rules win where two dimensions of one array ask for the same mesh axis. Names that map to
 # None are listed because a name without a rule is an error (it would be a typing mistake).

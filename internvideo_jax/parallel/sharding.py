@@ -30,7 +30,8 @@ def partition_spec(axes: LogicalAxes, rules: Rules) -> PartitionSpec:
             f" in {axes}; correct the name or add a rule for it"
         )
     # Names that are not split may repeat in one array, which flax does not accept.
-    return nn.logical_to_mesh_axes(tuple(a if a in split else None for a in axes), rules)
+    known = tuple(a if a in split else None for a in axes)
+    return nn.logical_to_mesh_axes(known, rules) or PartitionSpec()
 
 
 def shard_map_logical(

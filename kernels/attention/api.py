@@ -3,7 +3,7 @@
 import logging
 import os
 from types import ModuleType
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +19,16 @@ from internvideo_jax.kernels.attention.request import (
 
 _logger = logging.getLogger(__name__)
 
-# In the order in which a replacement is looked for. Each module has `supports(request)`, the
-# reason why it cannot serve a request or None, and `attend(request, operands)`.
-_IMPLEMENTATIONS: dict[str, ModuleType] = {
-    "xla_chunked": xla_chunked,
-    "reference": reference,
-}
+# In the order in which the first that serves is looked for. Each module has `supports(request)`,
+# the reason why it cannot serve a request or None, and `attend(request, operands)`.
+_IMPLEMENTATIONS: dict[str, ModuleType] = {"xla_chunked": xla_chunked, "reference": reference}
+
 _PREFERENCE = "INTERNVIDEO_ATTENTION"
 
-# Above so many scores `xla_chunked` is the default: on CPU it is then faster (see
-# docs/benchmarks.md), elsewhere the scores of `reference` would take over 512 MiB.
-_CPU_CHUNKED_ABOVE = 2**16
-_CHUNKED_ABOVE = 2**27
+# Up to so many scores `reference` is the default. On CPU it is faster below (per example);
+# elsewhere its scores take 512 MiB then (all examples).
+_CPU_SHORT = 2**16
+_SHORT = 2**27
 
 
 class Choice(NamedTuple):
@@ -40,6 +38,40 @@ class Choice(NamedTuple):
     reason: str
 
 
+class _Options(TypedDict, total=False):
+    """The options of `attention` that leave what it returns as it is."""
+
+    scale: float | None
+    bias: Array | None
+    segment_ids: tuple[Array, Array] | None
+    kv_lengths: Array | None
+    query_offset: int | Array
+    is_causal: bool
+    dropout_rate: float
+    dropout_rng: Array | None
+    implementation: str | None
+
+
+@overload
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    return_lse: Literal[False] = ...,
+    return_weights: Literal[False] = ...,
+    **options: Unpack[_Options],
+) -> Array: ...
+@overload
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    return_lse: bool = ...,
+    return_weights: bool = ...,
+    **options: Unpack[_Options],
+) -> tuple[Array, ...]: ...
 def attention(
     q: Float[Array, "B N H D"],
     k: Float[Array, "B M Hkv D"],
@@ -57,10 +89,10 @@ def attention(
     return_weights: bool = False,
     implementation: str | None = None,
 ) -> Array | tuple[Array, ...]:
-    """Softmax attention: softmax(scale · q kᵀ + bias, over the visible keys) v.
+    """Softmax attention: softmax(scale · q kᵀ + bias, over the keys that may be seen) v.
 
-    Softmax and sums are in float32 whatever the inputs' dtype. A query that may see no key gets
-    zeros, an lse of -inf, and zero gradients.
+    Scores, softmax and sums are in float32 whatever the dtype of q, k and v. A query that may see
+    no key gets zeros, an lse of -inf, and zero gradients.
 
     Args:
       q: queries [B, N, H, D]; float32, bfloat16 or float16.
@@ -73,21 +105,22 @@ def attention(
       segment_ids: integers [B, N] of the queries and [B, M] of the keys; a query sees the keys of
         its own segment.
       kv_lengths: integers [B]; only so many leading keys exist.
-      query_offset: where query 0 lies among the keys, for `is_causal`: the length of a cache.
+      query_offset: where query 0 lies among the keys, such as the length of a cache; read with
+        `is_causal` only.
       is_causal: query n sees the keys up to n + query_offset.
-      dropout_rate: probability in [0, 1) with which a weight is dropped; the others are scaled up.
-      dropout_rng: a JAX random key; required with dropout. Which weights are dropped depends only
-        on the key and on B, H, N, not on the implementation. Shards that hold different heads or
-        examples need different keys.
+      dropout_rate: probability in [0, 1) with which a weight is dropped; the rest is scaled up.
+      dropout_rng: a JAX random key, required with dropout. What is dropped depends on the key and
+        on the indices within this call, not on the implementation: shards that hold different
+        examples or heads need different keys.
       return_lse: also return the log of the sum of the exponentials of the scores.
-      return_weights: also return the weights, as they are before dropout.
-      implementation: one of `available_implementations()`; by default chosen by platform, shape
-        and options. The environment variable INTERNVIDEO_ATTENTION is a preference for that
+      return_weights: also return the weights after the softmax, before dropout.
+      implementation: one of `available_implementations()`. By default chosen by platform, shape
+        and options; the environment variable INTERNVIDEO_ATTENTION is a preference for that
         choice.
 
     Returns:
-      out [B, N, H, D] in q's dtype, or a tuple of out, lse [B, H, N] if asked, and weights
-      [B, H, N, M] if asked, both float32 and differentiable.
+      out [B, N, H, D] in q's dtype, or a tuple of out, lse [B, H, N] if asked and weights
+      [B, H, N, M] if asked; these are float32 and have gradients too.
 
     Raises:
       ValueError: shapes, dtypes or options do not fit, or the named implementation cannot serve.
@@ -114,8 +147,9 @@ def attention(
             raise ValueError("expected a random key as dropout_rng with dropout, found None")
         seed = jax.random.bits(dropout_rng, (2,), jnp.uint32)
         operands = operands._replace(dropout_seed=seed)
+
     choice = select_implementation(request, implementation)
-    _logger.debug("%s for %s: %s", choice.name, request, choice.reason)
+    _logger.debug("%s (%s) for %s", *choice, request)
     result = _IMPLEMENTATIONS[choice.name].attend(request, operands)
     extras = tuple(x for x in result[1:] if x is not None)
     return (result.out, *extras) if extras else result.out
@@ -123,6 +157,7 @@ def attention(
 
 def available_implementations() -> dict[str, str | None]:
     """The implementations by name, each with the reason why it cannot run here, or None."""
+    platform = current_platform()
     plain = Request(
         batch=1,
         queries=1024,
@@ -130,7 +165,7 @@ def available_implementations() -> dict[str, str | None]:
         heads=1,
         kv_heads=1,
         head_dim=64,
-        dtype="float32" if (platform := current_platform()) == "cpu" else "bfloat16",
+        dtype="float32" if platform == "cpu" else "bfloat16",
         scale=0.125,
         platform=platform,
     )
@@ -142,28 +177,25 @@ def select_implementation(request: Request, implementation: str | None = None) -
 
     Args:
       request: what is asked.
-      implementation: a name that must serve; None to choose.
+      implementation: the name of one that must serve; None to choose.
 
     Raises:
       ValueError: the name, or that in INTERNVIDEO_ATTENTION, is unknown, or the named
-        implementation cannot serve the request.
+        implementation cannot serve.
     """
     if implementation is not None:
-        _expect_known("implementation", implementation)
-        reason = _IMPLEMENTATIONS[implementation].supports(request)
-        if reason is not None:
-            raise ValueError(
-                f"attention implementation {implementation!r} cannot serve this call: {reason};"
-                f" the nearest that can is {_first_that_serves(request)!r}"
-            )
-        return Choice(implementation, "named by the caller")
-
+        reason = _module("implementation", implementation).supports(request)
+        if reason is None:
+            return Choice(implementation, "named by the caller")
+        raise ValueError(
+            f"attention implementation {implementation!r} cannot serve this call: {reason};"
+            f" the nearest that can is {_first_that_serves(request)!r}"
+        )
     default = _default(request)
     preferred = os.environ.get(_PREFERENCE)
     if not preferred:
         return default
-    _expect_known(_PREFERENCE, preferred)
-    reason = _IMPLEMENTATIONS[preferred].supports(request)
+    reason = _module(_PREFERENCE, preferred).supports(request)
     if reason is None:
         return Choice(preferred, f"preferred by {_PREFERENCE}")
     return Choice(default.name, f"{_PREFERENCE}={preferred} cannot serve: {reason}")
@@ -171,19 +203,20 @@ def select_implementation(request: Request, implementation: str | None = None) -
 
 def _default(request: Request) -> Choice:
     scores = request.heads * request.queries * request.keys
-    if request.platform == "cpu":
-        is_long = scores > _CPU_CHUNKED_ABOVE
-    else:
-        is_long = request.batch * scores > _CHUNKED_ABOVE
-    if not is_long:
+    on_cpu = request.platform == "cpu"
+    if scores <= _CPU_SHORT if on_cpu else request.batch * scores <= _SHORT:
         return Choice("reference", "short")
-    return Choice(_first_that_serves(request), "the first that serves a long sequence")
+    return Choice(_first_that_serves(request), "the first that can serve")
 
 
 def _first_that_serves(request: Request) -> str:
     return next(name for name, m in _IMPLEMENTATIONS.items() if m.supports(request) is None)
 
 
-def _expect_known(where: str, name: str) -> None:
+def _module(where: str, name: str) -> ModuleType:
     if name not in _IMPLEMENTATIONS:
-        raise ValueError(f"{where}: expected one of {list(_IMPLEMENTATIONS)}, found {name!r}")
+        raise ValueError(
+            f"{where}: expected an attention implementation of {', '.join(_IMPLEMENTATIONS)},"
+            f" found {name!r}"
+        )
+    return _IMPLEMENTATIONS[name]

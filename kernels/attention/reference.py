@@ -53,7 +53,7 @@ def attend(request: Request, operands: Operands) -> Result:
     weights = unnormalized / total
 
     kept = weights
-    if request.dropout_rate:
+    if operands.dropout_seed is not None:
         row_ids = jnp.arange(b * h * n).reshape(b, h, n)
         keep = dropout_keep(operands.dropout_seed, row_ids, m, request.dropout_rate)
         kept = jnp.where(keep, weights / (1 - request.dropout_rate), 0.0)

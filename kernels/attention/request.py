@@ -78,7 +78,7 @@ def current_platform() -> str:
     if device is not None:
         platform = device.platform
     if platform is None:
-        default = jax.config.jax_default_device
+        default = jax.config.jax_default_device  # type: ignore[attr-defined]
         platform = default if isinstance(default, str) else getattr(default, "platform", None)
     platform = platform or jax.default_backend()
     return "gpu" if platform in ("cuda", "rocm") else platform

@@ -171,14 +171,14 @@ class Block:
 
     def dropout(self, x: Float[Array, "h c M"], tile: Int[Array, ""]) -> Float[Array, "h c M"]:
         """Drops and rescales a tile's weights, or their gradients."""
-        rate = self.request.dropout_rate
-        if not rate:
+        seed, rate = self.masks.dropout_seed, self.request.dropout_rate
+        if seed is None:
             return x
         group_member = tile // self.tiling.tiles
         kv_heads = self.first_head + jnp.arange(self.tiling.kv_heads)
         heads = self.example * self.request.heads + kv_heads * self.request.group + group_member
         row_ids = heads[:, None] * self.request.queries + self._rows(tile)
-        keep = dropout_keep(self.masks.dropout_seed, row_ids, self.request.keys, rate)
+        keep = dropout_keep(seed, row_ids, self.request.keys, rate)
         return jnp.where(keep, x / (1 - rate), 0)
 
     def add_bias_gradient(
@@ -204,7 +204,7 @@ class Block:
 
     def _bias_tile(
         self, bias: Float[Array, "#B #Hkv #G P M"], tile: Int[Array, ""]
-    ) -> tuple[tuple, tuple[int, ...]]:
+    ) -> tuple[tuple[Array | int, ...], tuple[int, ...]]:
         """Start and size of a tile's part of a bias; axes that are broadcast have size 1."""
         examples, heads, members = bias.shape[:3]
         start = (

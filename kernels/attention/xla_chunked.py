@@ -12,6 +12,7 @@ accumulated transposed.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from jaxtyping import Array, Float
 
 from internvideo_jax.kernels.attention.request import Operands, Request, Result
 from internvideo_jax.kernels.attention.tiles import Cut, Masks
+
+PyTree = Any
 
 
 def supports(request: Request) -> str | None:
@@ -48,11 +51,11 @@ def _attend(
 ) -> tuple[Float[Array, "B N H D"], Float[Array, "B N H 1"]]:
     cut = Cut(request, bias, masks)
 
-    def run_block(results: tuple, index: Array) -> tuple[tuple, None]:
+    def run_block(results: PyTree, index: Array) -> tuple[PyTree, None]:
         block = cut.block(index)
         keys, values = block.keys(k), block.keys(v)
 
-        def run_tile(_: None, x: tuple) -> tuple[None, tuple]:
+        def run_tile(_: None, x: PyTree) -> tuple[None, PyTree]:
             tile, queries = x
             scores = block.scores(queries, keys, tile)
             # Finite also where a row sees nothing, whose exponentials are then zeros and not NaN.
@@ -74,12 +77,12 @@ def _attend(
 
 def _attend_forward(
     request: Request, q: Array, k: Array, v: Array, bias: Array | None, masks: Masks
-) -> tuple[tuple[Array, Array], tuple]:
+) -> tuple[tuple[Array, Array], PyTree]:
     out, lse = _attend(request, q, k, v, bias, masks)
     return (out, lse), (q, k, v, bias, masks, out, lse)
 
 
-def _attend_backward(request: Request, saved: tuple, cotangents: tuple[Array, Array]) -> tuple:
+def _attend_backward(request: Request, saved: PyTree, cotangents: tuple[Array, Array]) -> PyTree:
     q, k, v, bias, masks, out, lse = saved
     d_out, d_lse = cotangents
     cut = Cut(request, bias, masks)
@@ -89,12 +92,12 @@ def _attend_backward(request: Request, saved: tuple, cotangents: tuple[Array, Ar
     # A row that sees nothing has no finite score: any finite lse gives it zeros.
     lse = jnp.where(jnp.isneginf(lse), 0, lse)
 
-    def run_block(grads: tuple, index: Array) -> tuple[tuple, None]:
+    def run_block(grads: PyTree, index: Array) -> tuple[PyTree, None]:
         dq, dk, dv, d_bias = grads
         block = cut.block(index)
         keys, values = block.keys(k), block.keys(v)
 
-        def run_tile(sums: tuple, x: tuple) -> tuple[tuple, Array]:
+        def run_tile(sums: PyTree, x: PyTree) -> tuple[PyTree, Array]:
             dk_t, dv_t, d_bias = sums
             tile, queries, d_rows, row_lse, row_mean = x
             weights = jnp.exp(block.scores(queries, keys, tile) - row_lse)

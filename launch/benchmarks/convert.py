@@ -44,7 +44,7 @@ def benchmark_convert(name: str, config: Any, *, workdir: Path, repeats: int, sa
     """
     shapes = checkpoint_shapes(config)
     size = sum(4 * int(np.prod(shape)) for shape in shapes.values())
-    with _scratch(workdir) as folder:
+    with scratch(workdir) as folder:
         _expect_room(folder, size)
         source, copied, converted = (folder / n for n in ("model.safetensors", "copy", "model"))
         say(f"{name}: writing a checkpoint of {size / 1e9:.2f} GB in {folder}")
@@ -113,7 +113,7 @@ def _settle(source: Path) -> None:
 
 
 @contextlib.contextmanager
-def _scratch(workdir: Path) -> Iterator[Path]:
+def scratch(workdir: Path) -> Iterator[Path]:
     """A folder that is removed at the end, also when the process is asked to terminate."""
     workdir.mkdir(parents=True, exist_ok=True)
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

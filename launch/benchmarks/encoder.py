@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
 
@@ -19,6 +18,8 @@ from internvideo_jax.models.video_vit import VideoViT, VideoViTConfig, example_v
 
 PEER = "PyTorch"
 MISSING_PEER = "PyTorch is not installed: pip install 'internvideo-jax[torch]' for the comparison"
+
+Outputs = dict[str, np.ndarray]
 
 # Of the largest output. Rounding alone gives a few 1e-6.
 TOLERANCE = 1e-4
@@ -59,8 +60,8 @@ def benchmark_encoder(
             say(f"{name}: {side} is ready after {facts['preparation_seconds']:.3g} s")
         details: dict[str, Any] = {"batch_size": batch_size, "threads": threads, "dtype": "float32"}
         if has_peer:
-            difference = _difference(*(read_outputs(Path(folder), side) for side in sides))
-            details["difference_from_peer"] = difference
+            outputs = [read_outputs(Path(folder), side) for side in sides]
+            details["difference_from_peer"] = difference(*outputs)
         runs = {side: worker.measure for side, worker in workers.items()}
         samples = interleave(name, runs, repeats, say)
     return Row(
@@ -95,22 +96,24 @@ def _values(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.n
     return (0.1 if kind == "gamma" else 0.02) * noise
 
 
-def read_outputs(folder: Path, side: str) -> dict[str, np.ndarray]:
+def read_outputs(folder: Path, side: str) -> Outputs:
     """What a worker's first forward gave: tokens `[B, N, D]` and pooled `[B, P]`."""
     with np.load(folder / f"{side}.npz") as file:
         return dict(file)
 
 
-def _difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
-    """The largest difference of any output relative to that output's largest value."""
-    difference = max(
-        float(np.max(np.abs(ours[key] - theirs[key])) / np.max(np.abs(theirs[key])))
-        for key in theirs
+def difference(ours: Outputs, theirs: Outputs) -> float:
+    """The largest difference in any output relative to that output's largest value.
+
+    Raises:
+      ValueError: it exceeds `TOLERANCE`, or there are NaNs.
+    """
+    found = float(
+        np.max([np.abs(ours[k] - theirs[k]).max() / np.abs(theirs[k]).max() for k in theirs])
     )
-    # Also false for a NaN.
-    if not difference <= TOLERANCE:
+    if not found <= TOLERANCE:
         raise ValueError(
             f"expected outputs that agree with the peer's within {TOLERANCE:g}, found a difference"
-            f" of {difference:.2g}: times of different functions are not compared"
+            f" of {found:.2g}: times of different functions are not compared"
         )
-    return difference
+    return found

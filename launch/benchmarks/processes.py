@@ -1,5 +1,6 @@
 """Runs in processes of their own, so that peak memory is theirs, and in turns."""
 
+import contextlib
 import json
 import os
 import resource
@@ -74,10 +75,9 @@ class Worker:
           ChildProcessError: as `wait_until_ready`.
         """
         assert self._process.stdin is not None
-        try:
+        # A worker that has died is noticed, and explained, when it does not answer.
+        with contextlib.suppress(BrokenPipeError):
             print("run", file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # `_answer` will find out why.
         return Sample(**self._answer())
 
     def _answer(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def run_command(*command: str) -> Sample:
 
 
 def environment() -> dict[str, str]:
-    """Our environment, for a child that must find the package where we found it, on the CPU."""
+    """Our environment, for a child that must find the package where we found it, and the CPU."""
     root = str(Path(internvideo_jax.__file__).parents[1])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}

@@ -88,7 +88,9 @@ class Row:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table, aligned for reading as it is."""
-    cells = [["name", "time", "CPU time", "peak RSS", "peer", "time", "CPU time", "peak RSS", "ratio"]]
+    cells = [
+        ["name", "time", "CPU time", "peak RSS", "peer", "time", "CPU time", "peak RSS", "ratio"]
+    ]
     for row in rows:
         ours = _cells(row.value, row.samples)
         theirs = _cells(row.peer_value, row.peer_samples) if row.peer else ["", "", ""]

@@ -1,16 +1,182 @@
-"""A tiny model of every architecture, and random state dicts of them."""
+"""Checkpoint files in PyTorch's format, made without it; tiny models and their state dicts."""
 
+import argparse
 import dataclasses
+import struct
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from internvideo_jax import models
 from internvideo_jax.convert.plan import export_plan
 
-ENCODER = models.VideoViTConfig(
+STORAGES = {
+    "float64": "DoubleStorage",
+    "float32": "FloatStorage",
+    "float16": "HalfStorage",
+    "bfloat16": "BFloat16Storage",
+    "int64": "LongStorage",
+    "int32": "IntStorage",
+    "int8": "CharStorage",
+    "uint8": "ByteStorage",
+    "bool": "BoolStorage",
+    "complex64": "ComplexFloatStorage",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """A reference to a class or function."""
+
+    module: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """callee(*args)"""
+
+    callee: object
+    args: tuple = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class New:
+    """An instance of a class with a state, and items if it is a kind of dict."""
+
+    kind: Name
+    state: object = None
+    items: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Persistent:
+    """A reference to an object outside of the pickle."""
+
+    identity: tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Raw:
+    """Opcodes as they are."""
+
+    data: bytes
+
+
+def pickled(value):
+    """Encodes a value by pickle protocol 2, calls of anything included."""
+    return b"\x80\x02" + _encode(value) + b"."
+
+
+def _encode(value):
+    match value:
+        case None:
+            return b"N"
+        case bool():
+            return b"\x88" if value else b"\x89"
+        case int():
+            size = value.bit_length() // 8 + 1
+            return b"\x8b" + struct.pack("<i", size) + value.to_bytes(size, "little", signed=True)
+        case float():
+            return b"G" + struct.pack(">d", value)
+        case str():
+            data = value.encode()
+            return b"X" + struct.pack("<I", len(data)) + data
+        case bytes():
+            return b"B" + struct.pack("<I", len(value)) + value
+        case tuple():
+            return b"(" + b"".join(map(_encode, value)) + b"t"
+        case list():
+            return b"](" + b"".join(map(_encode, value)) + b"e"
+        case dict():
+            return b"}(" + b"".join(_encode(k) + _encode(v) for k, v in value.items()) + b"u"
+        case argparse.Namespace():
+            return _encode(New(Name("argparse", "Namespace"), vars(value)))
+        case Name():
+            return f"c{value.module}\n{value.name}\n".encode()
+        case Call():
+            return _encode(value.callee) + _encode(value.args) + b"R"
+        case New():
+            items = _encode(value.items)[1:] if value.items else b""
+            state = _encode(value.state) + b"b" if value.state is not None else b""
+            return _encode(value.kind) + b")\x81" + items + state
+        case Persistent():
+            return _encode(value.identity) + b"Q"
+        case Raw():
+            return value.data
+    raise TypeError(type(value))
+
+
+class TorchFile:
+    """Builds a file as `torch.save` would: `save(path, {"model": {"w": file.tensor(array)}})`."""
+
+    Name, Call, New, Persistent, Raw = Name, Call, New, Persistent, Raw
+
+    def __init__(self):
+        self.storages = []
+
+    def storage(self, array, dtype=None, length=None):
+        """Adds a storage record; dtype and length are what the pickle says of it."""
+        self.storages.append(np.ascontiguousarray(array).tobytes())
+        kind = Name("torch", STORAGES[dtype or array.dtype.name])
+        length = array.size if length is None else length
+        return Persistent(("storage", kind, str(len(self.storages) - 1), "cpu", length))
+
+    def view(self, storage, offset, shape, strides):
+        args = (storage, offset, tuple(shape), tuple(strides), False, Call(_ORDERED_DICT))
+        return Call(Name("torch._utils", "_rebuild_tensor_v2"), args)
+
+    def tensor(self, array):
+        strides = [step // array.itemsize for step in np.ascontiguousarray(array).strides]
+        return self.view(self.storage(array), 0, array.shape, strides if array.ndim else [])
+
+    def save(self, path, value, **options):
+        return self.save_pickle(path, pickled(value), **options)
+
+    def save_pickle(self, path, data, byte_order=b"little", compression=zipfile.ZIP_STORED):
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            archive.writestr("archive/data.pkl", data)
+            archive.writestr("archive/byteorder", byte_order)
+            for number, storage in enumerate(self.storages):
+                archive.writestr(f"archive/data/{number}", storage)
+            archive.writestr("archive/version", b"3\n")
+        return path
+
+
+_ORDERED_DICT = Name("collections", "OrderedDict")
+
+
+@pytest.fixture
+def torch_file():
+    return TorchFile()
+
+
+@pytest.fixture(name="pickled")
+def pickled_fixture():
+    return pickled
+
+
+@pytest.fixture
+def names():
+    """The building blocks of hostile pickles."""
+    return TorchFile
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def bfloat16():
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+_ENCODER = models.VideoViTConfig(
     width=48,
     depth=3,
     num_heads=3,
@@ -21,21 +187,21 @@ ENCODER = models.VideoViTConfig(
     pooled_dim=20,
     pooler_heads=4,
 )
-SEPARABLE = dataclasses.replace(
-    ENCODER, position_embedding="separable", qkv_bias=True, qk_norm=False, layer_scale_init=None
+_SEPARABLE = dataclasses.replace(
+    _ENCODER, position_embedding="separable", qkv_bias=True, qk_norm=False, layer_scale_init=None
 )
-VIDEOMAE = models.VideoMAEConfig(
+_VIDEOMAE = models.VideoMAEConfig(
     width=32, depth=2, num_heads=2, mlp_dim=48, patch_size=2, image_size=8, num_frames=4
 )
 
 
 def _classifier(**options: Any) -> models.VideoClassifierConfig:
-    return models.VideoClassifierConfig(ENCODER, num_classes=7, **options)
+    return models.VideoClassifierConfig(_ENCODER, num_classes=7, **options)
 
 
-CONFIGS: dict[str, tuple[str, Any]] = {
-    "encoder": ("video_vit", ENCODER),
-    "separable": ("video_vit", SEPARABLE),
+_CONFIGS: dict[str, tuple[str, Any]] = {
+    "encoder": ("video_vit", _ENCODER),
+    "separable": ("video_vit", _SEPARABLE),
     "linear": ("video_classifier", _classifier()),
     "attentive": ("video_classifier", _classifier(head="attentive")),
     "concat_kaiming": ("video_classifier", _classifier(head="concat", merge_method="cls_avg1")),
@@ -50,50 +216,50 @@ CONFIGS: dict[str, tuple[str, Any]] = {
     "pretrain": (
         "stage1_student",
         models.Stage1StudentConfig(
-            ENCODER, clip_layers=(1, 2), mae_layers=(2,), clip_target_dim=24, mae_target_dim=28
+            _ENCODER, clip_layers=(1, 2), mae_layers=(2,), clip_target_dim=24, mae_target_dim=28
         ),
     ),
     "pretrain_without_final": (
         "stage1_student",
         models.Stage1StudentConfig(
-            SEPARABLE, clip_layers=(0, 2), mae_layers=(2,), clip_target_dim=24, clip_final_dim=0
+            _SEPARABLE, clip_layers=(0, 2), mae_layers=(2,), clip_target_dim=24, clip_final_dim=0
         ),
     ),
-    "distill": ("distill_student", models.DistillStudentConfig(ENCODER, clip_layers=(1, 2))),
+    "distill": ("distill_student", models.DistillStudentConfig(_ENCODER, clip_layers=(1, 2))),
     "distill_linear": (
         "distill_student",
-        models.DistillStudentConfig(ENCODER, clip_layers=(2,), decoder="linear"),
+        models.DistillStudentConfig(_ENCODER, clip_layers=(2,), decoder="linear"),
     ),
-    "teacher": ("teacher", models.TeacherConfig(ENCODER, layers=(1, 2))),
-    "videomae": ("videomae", VIDEOMAE),
+    "teacher": ("teacher", models.TeacherConfig(_ENCODER, layers=(1, 2))),
+    "videomae": ("videomae", _VIDEOMAE),
     "videomae_teacher": (
         "videomae_teacher",
         models.VideoMAETeacherConfig(
-            dataclasses.replace(VIDEOMAE, learned_position=True, layer_scale_init=0.1), layers=(1,)
+            dataclasses.replace(_VIDEOMAE, learned_position=True, layer_scale_init=0.1), layers=(1,)
         ),
     ),
 }
 
 # What tensors do not show of these models; see `inference.infer_config`.
-OPTIONS = {"num_heads": 3, "attn_pool_num_heads": 4, "num_frames": 4}
+_OPTIONS = {"num_heads": 3, "attn_pool_num_heads": 4, "num_frames": 4}
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=_CONFIGS)
 def tiny(request: pytest.FixtureRequest) -> tuple[str, Any]:
     """Architecture and config of each tiny model in turn."""
-    return CONFIGS[request.param]
+    return _CONFIGS[request.param]
 
 
 @pytest.fixture
 def configs() -> dict[str, tuple[str, Any]]:
     """Architecture and config of the tiny models by name."""
-    return CONFIGS
+    return _CONFIGS
 
 
 @pytest.fixture
 def options() -> dict[str, Any]:
     """Constructor options that the tensors of the tiny video ViTs do not show."""
-    return dict(OPTIONS)
+    return dict(_OPTIONS)
 
 
 @pytest.fixture

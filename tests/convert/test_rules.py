@@ -18,7 +18,9 @@ def test_a_stacked_parameter_has_keys_for_each_layer():
 
 
 def test_nested_rules_keep_their_collection():
-    nested = rules.nested((rules.rule("a/kernel", "a"), rules.Rule("batch_stats/n/mean", ("m",))), "x")
+    nested = rules.nested(
+        (rules.rule("a/kernel", "a"), rules.Rule("batch_stats/n/mean", ("m",))), "x"
+    )
     assert [r.target for r in nested] == ["params/x/a/kernel", "batch_stats/x/n/mean"]
 
 

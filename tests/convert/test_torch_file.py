@@ -62,7 +62,9 @@ def test_a_file_made_by_torch():
 
 def test_a_file_made_by_the_installed_torch(tmp_path):
     torch = pytest.importorskip("torch")
-    spec = importlib.util.spec_from_file_location("sample", SAMPLE.with_name("make_torch_sample.py"))
+    spec = importlib.util.spec_from_file_location(
+        "sample", SAMPLE.with_name("make_torch_sample.py")
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     torch.save(module.sample(), tmp_path / "sample.pth")
@@ -156,26 +158,32 @@ def test_strided_views_equal_numpys(tmp_path, torch_file, data):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (dict(offset=1), "needs 7 elements; its data has 6"),
-        (dict(shape=[2, 4]), "needs 7 elements"),
-        (dict(strides=[4, 1]), "needs 7 elements"),
-        (dict(shape=[2**40, 3], strides=[2**40, 1]), "claims more elements"),
-        (dict(shape=[2**40, 3], strides=[0, 0]), "claims more elements"),
-        (dict(shape=[2**61, 0], strides=[0, 1]), "claims more elements"),
-        (dict(strides=[-1, 1]), "not a whole number"),
-        (dict(offset=-1), "not a whole number"),
-        (dict(shape=[-2, 3]), "not a whole number"),
-        (dict(shape=[2.0, 3]), "not a whole number"),
-        (dict(shape=[2**70, 3]), "not a whole number"),
-        (dict(shape=[6]), "has strides"),
-        (dict(shape=[1] * 40, strides=[1] * 40), "up to 32 numbers"),
-        (dict(length=7), "has 24 bytes instead of 28"),
-        (dict(dtype="float64"), "has 24 bytes instead of 48"),
-        (dict(dtype="complex64", length=3), "complex64 is not supported"),
+        ({"offset": 1}, "needs 7 elements; its data has 6"),
+        ({"shape": [2, 4]}, "needs 7 elements"),
+        ({"strides": [4, 1]}, "needs 7 elements"),
+        ({"shape": [2**40, 3], "strides": [2**40, 1]}, "claims more elements"),
+        ({"shape": [2**40, 3], "strides": [0, 0]}, "claims more elements"),
+        ({"shape": [2**61, 0], "strides": [0, 1]}, "claims more elements"),
+        ({"strides": [-1, 1]}, "not a whole number"),
+        ({"offset": -1}, "not a whole number"),
+        ({"shape": [-2, 3]}, "not a whole number"),
+        ({"shape": [2.0, 3]}, "not a whole number"),
+        ({"shape": [2**70, 3]}, "not a whole number"),
+        ({"shape": [6]}, "has strides"),
+        ({"shape": [1] * 40, "strides": [1] * 40}, "up to 32 numbers"),
+        ({"length": 7}, "has 24 bytes instead of 28"),
+        ({"dtype": "float64"}, "has 24 bytes instead of 48"),
+        ({"dtype": "complex64", "length": 3}, "complex64 is not supported"),
     ],
 )
 def test_tensors_outside_of_their_data_are_refused(tmp_path, torch_file, change, reason):
-    change = {"offset": 0, "shape": [2, 3], "strides": [3, 1], "dtype": None, "length": None} | change
+    change = {
+        "offset": 0,
+        "shape": [2, 3],
+        "strides": [3, 1],
+        "dtype": None,
+        "length": None,
+    } | change
     block = np.zeros(6, np.float32)
     storage = torch_file.storage(block, change["dtype"], change["length"])
     tensor = torch_file.view(storage, change["offset"], change["shape"], change["strides"])

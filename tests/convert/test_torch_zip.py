@@ -79,18 +79,21 @@ def tamper(path, at, value, layout="<L", signature=b"PK\x01\x02", number=0):
 @pytest.mark.parametrize(
     ("field", "reason"),
     [
-        (dict(at=10, value=8, layout="<H"), "compressed or encrypted"),
-        (dict(at=8, value=1, layout="<H"), "compressed or encrypted"),
-        (dict(at=24, value=2**31), r"2147483648\), which PyTorch never does"),
-        (dict(at=42, value=5), "not where the directory says"),
-        (dict(at=42, value=2**31), "damaged|requires a buffer|not where"),
-        (dict(at=42, value=0, number=1), "not where the directory says"),
-        (dict(at=28, value=1000, layout="<H"), "damaged"),
-        (dict(at=0, value=0), "directory is damaged"),
-        (dict(at=10, value=60_000, layout="<H", signature=b"PK\x05\x06"), "unpack_from|damaged"),
-        (dict(at=12, value=2**31, signature=b"PK\x05\x06"), "records in 2147483648 bytes"),
-        (dict(at=16, value=2**31, signature=b"PK\x05\x06"), "past the end of the file"),
-        (dict(at=0, value=0, signature=b"PK\x05\x06"), "interrupted download"),
+        ({"at": 10, "value": 8, "layout": "<H"}, "compressed or encrypted"),
+        ({"at": 8, "value": 1, "layout": "<H"}, "compressed or encrypted"),
+        ({"at": 24, "value": 2**31}, r"2147483648\), which PyTorch never does"),
+        ({"at": 42, "value": 5}, "not where the directory says"),
+        ({"at": 42, "value": 2**31}, "damaged|requires a buffer|not where"),
+        ({"at": 42, "value": 0, "number": 1}, "not where the directory says"),
+        ({"at": 28, "value": 1000, "layout": "<H"}, "damaged"),
+        ({"at": 0, "value": 0}, "directory is damaged"),
+        (
+            {"at": 10, "value": 60_000, "layout": "<H", "signature": b"PK\x05\x06"},
+            "unpack_from|damaged",
+        ),
+        ({"at": 12, "value": 2**31, "signature": b"PK\x05\x06"}, "records in 2147483648 bytes"),
+        ({"at": 16, "value": 2**31, "signature": b"PK\x05\x06"}, "past the end of the file"),
+        ({"at": 0, "value": 0, "signature": b"PK\x05\x06"}, "interrupted download"),
     ],
 )
 def test_lies_are_refused(tmp_path, field, reason):

@@ -3,6 +3,7 @@
 import os
 import pickle
 import time
+import wave
 
 import av
 import numpy as np
@@ -67,6 +68,14 @@ def test_audio_only(tmp_path):
     assert refusal(path).reason == (
         "expected a video stream, found only audio aac; pass a file with moving pictures"
     )
+
+
+def test_sound_file(tmp_path):
+    path = tmp_path / "sound.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16000, 16000, "NONE", ""))
+        file.writeframes(bytes(32000))
+    assert refusal(path).found == "only audio pcm_s16le"
 
 
 def test_cover_art_is_no_video(tmp_path, render):
@@ -164,8 +173,15 @@ def tiny_files(tmp_path_factory, render):
     folder = tmp_path_factory.mktemp("tiny")
     options = {"g": "4", "bf": "1"}
     return [
-        render(folder / f"{codec}{suffix}", codec, options=options, num_frames=6).read_bytes()
-        for codec, suffix in (("libx264", ".mp4"), ("mpeg4", ".avi"), ("mpeg4", ".mkv"))
+        render(
+            folder / f"{codec}{suffix}", codec, options=options, num_frames=6, fps=25
+        ).read_bytes()
+        for codec, suffix in (
+            ("libx264", ".mp4"),
+            ("mpeg4", ".avi"),
+            ("mpeg4", ".mkv"),
+            ("mpeg2video", ".ts"),
+        )
     ]
 
 

@@ -3,9 +3,7 @@
 With scale(x) = max |reference x|:
   floating tensors   |a - b| <= 1e-5 * scale
   gradients          |a - b| <= 1e-5 * max(scale, 1e-3 * median scale of the file's gradients),
-                     because some are nearly zero; a reference below 1e-6 * median is taken for
-                     the rounding noise of an analytically zero one (the reference's own is up to
-                     3e-7 * median in float32), and ours must lie within 1e-6 * median of it
+                     because some are nearly zero; those that are zero analytically are named
   half precision     one unit in the last place
   numbers in tables  1e-6, relative
   all else           exactly
@@ -21,7 +19,6 @@ import numpy as np
 TOLERANCE = 1e-5
 TABLE_TOLERANCE = 1e-6
 _GRADIENT_FLOOR = 1e-3
-_GRADIENT_NOISE = 1e-6
 _HALF = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 

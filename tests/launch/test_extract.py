@@ -136,7 +136,7 @@ def test_resume_keeps_what_is_finished(run, videos, capsys):
     capsys.readouterr()
     assert run(videos, "--resume") == 0
     captured = capsys.readouterr()
-    assert "2 videos are finished already" in captured.err
+    assert "2 of 3 videos are finished" in captured.err
     assert captured.out.startswith("1 of 1 videos")
     assert kept.stat().st_mtime_ns == before
     np.testing.assert_allclose(np.load(redone)["features"], expected, atol=1e-5)

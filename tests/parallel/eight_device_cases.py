@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from internvideo_jax.parallel.hlo import Collective, collectives
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import (
@@ -194,8 +195,10 @@ def test_init_sharded_gives_the_values_of_an_ordinary_init(inputs):
     assert shardings == same_shardings
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes))
     jax.tree.map(
-        lambda a, b: (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
-        or pytest.fail(f"{a} {b}"),
+        lambda a, b: (
+            (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
+            or pytest.fail(f"{a} {b}")
+        ),
         shapes,
         variables,
     )
@@ -208,4 +211,24 @@ def test_indivisible_parameters_stay_whole_and_are_listed(inputs):
     boxed = jax.eval_shape(module.init, jax.random.key(0), inputs[:1])
     assert unsplit_dimensions(boxed, mesh, DEFAULT_RULES) == [
         "params/head/kernel: axis 'vocab' of size 10 is kept whole, tensor=4 does not divide it"
+    ]
+
+
+def test_collectives_of_a_compiled_program_are_read():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+
+    def shard(x):
+        def body(total, _):
+            return jax.lax.psum(total, "fsdp") / 4, None
+
+        total = jax.lax.scan(body, x, length=5)[0]
+        return jax.lax.all_gather(total, "data", tiled=True)
+
+    step = jax.shard_map(
+        shard, mesh=mesh, in_specs=P(("data", "fsdp")), out_specs=P("fsdp"), check_vma=False
+    )
+    text = jax.jit(step).lower(jnp.zeros((16, 3))).compile().as_text()
+    assert collectives(text) == [
+        Collective("all-reduce", 4, 5, True, 2 * 3 * 4),
+        Collective("all-gather", 2, 1, True, 4 * 3 * 4),
     ]

@@ -199,9 +199,9 @@ def _tiny_model(keys: Iterable[str]) -> tuple[nn.Module, Plan]:
     return module, export_plan(architecture, config)
 
 
-# Their gradients are zero but for rounding, of which Adam makes steps of full size: a shift of all
-# keys by one vector does not change a softmax.
-_WITHOUT_GRADIENT = ("clip_projector.cross_attn.k_bias", "clip_projector.norm1_k.bias")
+# Shifts of all keys of the pooler by one vector, which its softmax does not feel: the gradients are
+# rounding noise, of which Adam makes steps of full size.
+POOLER_KEY_SHIFTS = ("clip_projector.cross_attn.k_bias", "clip_projector.norm1_k.bias")
 
 
 @checker("internvideo2_stage1.train_steps_adamw_layerdecay")
@@ -246,7 +246,7 @@ def check_train_steps(golden: Golden) -> None:
         )
 
     ours, expected = to_state_dict({"params": params}, plan), golden.group("out/state_after/")
-    for name in _WITHOUT_GRADIENT:
+    for name in POOLER_KEY_SHIFTS:
         del ours[name], expected[name]
     # Adam makes a step of full size of any gradient, so rounding shows where one nearly cancels:
     # one element of 4096 is off by 1.6e-5 of the scale, the median is 2e-7.

@@ -1,0 +1,179 @@
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from internvideo_jax.launch import benchmark
+from internvideo_jax.launch.benchmarks import convert, encoder, processes, report
+from internvideo_jax.launch.benchmarks.report import Row, Sample
+from internvideo_jax.models import stage1, video_vit
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+TINY = video_vit.VideoViTConfig(
+    width=32,
+    depth=2,
+    num_heads=2,
+    mlp_dim=64,
+    image_size=28,
+    num_frames=2,
+    pooled_dim=16,
+    pooler_heads=2,
+)
+
+
+def samples(*seconds, peak=0.5):
+    return tuple(Sample(s, 2 * s, peak) for s in seconds)
+
+
+def run_benchmark(tmp_path, *arguments):
+    """The command's exit code and the one row that it wrote."""
+    target = tmp_path / "rows.json"
+    code = benchmark.main([*arguments, f"--json={target}"])
+    return code, json.loads(target.read_text())[0] if target.exists() else None
+
+
+def test_a_row_has_medians_and_how_many_times_faster_than_the_peer():
+    row = Row("x/y", samples(9.0, 1.0, 2.0), "peer", samples(3.0, 1.0, 80.0), {"threads": 2})
+    assert row.to_json() == {
+        "name": "x/y",
+        "value": 2.0,
+        "unit": "s",
+        "peak_rss_gb": 0.5,
+        "cpu_seconds": 4.0,
+        "seconds": [9.0, 1.0, 2.0],
+        "peer": "peer",
+        "peer_value": 3.0,
+        "ratio": 1.5,
+        "peer_peak_rss_gb": 0.5,
+        "peer_cpu_seconds": 6.0,
+        "peer_seconds": [3.0, 1.0, 80.0],
+        "threads": 2,
+    }
+    assert "| 1.50  |" in report.table([row])
+
+
+def test_a_row_without_a_peer_has_no_ratio():
+    row = Row("x/y", samples(1.0))
+    assert not {"peer", "peer_value", "ratio"} & row.to_json().keys()
+    assert report.table([row]).splitlines()[-1].startswith("| x/y  | 1 s  | 2 s      | 0.50 GB  |")
+
+
+def test_sides_take_turns():
+    order = []
+    runs = {
+        side: lambda side=side: order.append(side) or Sample(len(order), 0.0, None)
+        for side in ("ours", "theirs")
+    }
+    said = []
+    found = processes.interleave("name", runs, 2, said.append)
+    assert order == ["ours", "theirs", "ours", "theirs"]
+    assert [sample.seconds for sample in found["theirs"]] == [2, 4]
+    assert said[-1] == "name: run 2 of 2: ours 3 s, theirs 4 s"
+
+
+def test_the_encoder_without_torch_is_our_half_and_advice(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(video_vit, "internvideo2_b14", lambda: TINY)
+    monkeypatch.setattr(encoder.importlib.util, "find_spec", lambda name: None)
+    code, row = run_benchmark(tmp_path, "encoder", "--repeats=2", "--threads=1")
+    assert code == 0
+    assert row["name"] == "encoder_forward/b14"
+    assert row["unit"] == "s"
+    assert len(row["seconds"]) == 2
+    assert min(row["seconds"]) <= row["value"] <= max(row["seconds"])
+    assert 0.05 < row["peak_rss_gb"] < 2
+    assert "ratio" not in row
+    assert row["machine"]["versions"]["jax"]
+    printed = capsys.readouterr()
+    assert "pip install 'internvideo-jax[torch]'" in printed.err
+    assert "| encoder_forward/b14 |" in printed.out
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="the extra `torch` is not installed")
+def test_the_encoder_beside_torch(tmp_path, monkeypatch):
+    monkeypatch.setattr(video_vit, "internvideo2_b14", lambda: TINY)
+    code, row = run_benchmark(tmp_path, "encoder", "--repeats=2", "--threads=1")
+    assert code == 0
+    assert row["peer"] == "PyTorch"
+    assert row["ratio"] == row["peer_value"] / row["value"]
+    assert len(row["peer_seconds"]) == 2
+    assert row["peer_peak_rss_gb"] > 0.05
+    assert row["difference_from_peer"] < 1e-5
+
+
+def test_different_outputs_are_not_raced():
+    ours = {"tokens": np.array([1.0, 2.0]), "pooled": np.array([-4.0, 0.0])}
+    assert encoder.difference(ours, {**ours, "pooled": np.array([-4.0, 1e-4])}) == 2.5e-5
+    for wrong in (1e-3, np.nan):
+        with pytest.raises(ValueError, match="agree with the peer's within 0.0001, found"):
+            encoder.difference(ours, {**ours, "pooled": np.array([-4.0, wrong])})
+
+
+def test_more_threads_than_cpus_are_refused(capsys):
+    assert benchmark.main(["encoder", "--threads=4096"]) == 2
+    assert "lower --threads" in capsys.readouterr().err
+
+
+def test_a_dead_worker_is_reported(tmp_path):
+    with processes.Worker("encoder_worker", "internvideo_jax", str(tmp_path)) as worker:
+        with pytest.raises(
+            ChildProcessError, match="worker `encoder_worker internvideo_jax` ended"
+        ):
+            worker.wait_until_ready()
+        with pytest.raises(ChildProcessError, match="exit code 1"):
+            worker.measure()
+
+
+def test_converting_beside_copying(tmp_path, monkeypatch):
+    small = dataclasses.replace(video_vit.internvideo2_s14(), depth=1)
+    monkeypatch.setattr(stage1, "stage1_student", lambda encoder: small)
+    work = tmp_path / "work"
+    code, row = run_benchmark(tmp_path, "convert", "--repeats=1", f"--workdir={work}")
+    assert code == 0
+    assert row["name"] == "convert/1b"
+    assert row["peer"] == "copying the file"
+    assert row["ratio"] == row["peer_value"] / row["value"]
+    assert 0.05 < row["peak_rss_gb"] < 2
+    parameters = sum(np.prod(shape) for shape in convert.checkpoint_shapes(small).values())
+    assert row["checkpoint_gb"] == pytest.approx(4e-9 * parameters)
+    assert list(work.iterdir()) == []
+
+
+def test_too_little_room_is_found_out_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 10**9))
+    assert benchmark.main(["convert", f"--workdir={tmp_path}"]) == 2
+    assert "expected 9.0 GB of free disk" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_conversion_shows_what_it_printed(tmp_path):
+    with pytest.raises(ChildProcessError, match=r"(?s)failed:.*nothing\.pth"):
+        processes.run_command("convert", str(tmp_path / "nothing.pth"), f"--output={tmp_path}/out")
+
+
+def test_the_scratch_folder_goes_when_the_process_is_terminated(tmp_path):
+    def work_until_terminated():
+        with convert.scratch(tmp_path) as folder:
+            (folder / "large").write_bytes(b"x")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="^143$"):
+        work_until_terminated()
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_place_that_cannot_hold_the_json_is_refused_first(tmp_path, capsys):
+    assert benchmark.main(["convert", f"--json={tmp_path}"]) == 2
+    assert "is a folder" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert benchmark.main(["convert", f"--json={tmp_path}/file/rows.json"]) == 2
+    assert "is not a folder" in capsys.readouterr().err

@@ -1,0 +1,55 @@
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+
+from internvideo_jax.parallel import aot
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(aot.compiler_version() is None, reason="libtpu is not installed")
+def test_with_the_tpu_compiler():
+    """JAX and libtpu read the environment when they start: these checks get their own process."""
+    cases = Path(__file__).with_name("tpu_compiler_cases.py")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(cases)],
+        env=os.environ | aot.ENVIRONMENT,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_importing_the_library_part_leaves_jax_alone():
+    code = "import sys, internvideo_jax.parallel.aot; sys.exit('jax' in sys.modules)"
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("amount", "size"),
+    [("24.00G", 24 * 2**30), ("512.50M", int(512.5 * 2**20)), ("1.5T", int(1.5 * 2**40))],
+)
+def test_required_bytes(amount, size):
+    message = (
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory"
+        f" required for HLO temporaries ({amount}) exceeds available HBM (15.75G). HLO module: f."
+    )
+    assert aot.required_bytes(message) == size
+    assert aot.required_bytes("RESOURCE_EXHAUSTED: something else (3.0G)") is None
+
+
+def test_compiler_version_without_compiler(monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    assert aot.compiler_version() is None
+
+
+def test_total_memory():
+    assert aot.Memory(arguments=1, outputs=20, temporaries=300, program=4000).total == 4321

@@ -1,0 +1,120 @@
+"""Checks with the TPU compiler; `test_aot.py` runs them in a process with its environment."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from internvideo_jax.launch.compile_tasks import gradient_task
+from internvideo_jax.models.video_vit import VideoViT, internvideo2_s14
+from internvideo_jax.parallel import aot
+from internvideo_jax.parallel.mesh import MeshConfig, default_fsdp, make_mesh
+from internvideo_jax.parallel.rules import DEFAULT_RULES
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    [
+        ("v4:2x2x1", 4),
+        ("v5e:1x1", 1),
+        ("v5e:16x16", 256),
+        ("v5p:2x2x2", 8),
+        ("v5p:8x8x16", 1024),
+        ("v6e:16x16", 256),
+        ("tpu7x:4x4x4", 128),
+    ],
+)
+def test_topologies_and_meshes_on_them(name, devices):
+    topology = aot.topology(name)
+    assert len(topology.devices) == devices
+    fsdp = default_fsdp(devices)
+    mesh = make_mesh(MeshConfig(fsdp=fsdp), topology.devices)
+    assert mesh.devices.shape == (devices // fsdp, fsdp, 1, 1)
+    assert len(set(mesh.devices.flat)) == devices
+
+
+@pytest.mark.parametrize(
+    "name", ["trillium:4x4", "v5e:3x3", "v5e-16", "v5e", "v5e:", "v5e:4x4x", "16x16"]
+)
+def test_unknown_topologies_are_refused_with_examples(name):
+    with pytest.raises(ValueError, match="for example v5e:4x4, .*found '" + name):
+        aot.topology(name)
+
+
+def test_only_data_crosses_slices():
+    from jax.experimental import topologies
+
+    devices = topologies.get_topology_desc(
+        platform="tpu", topology_name="v5e:4x4", num_slices=2
+    ).devices
+    mesh = make_mesh(MeshConfig(fsdp=8), devices)
+    slices = [{device.slice_index for device in row.flat} for row in mesh.devices]
+    assert slices == [{0}, {0}, {1}, {1}]
+    with pytest.raises(ValueError, match="the 2 slices divide, found data=1"):
+        make_mesh(MeshConfig(fsdp=32), devices)
+
+
+def product(mesh, rows, columns):
+    """`x @ w` with `rows` of x split over all devices and w over `fsdp`."""
+    x = jax.ShapeDtypeStruct((rows, columns), jnp.float32, sharding=spec(mesh, ("data", "fsdp")))
+    w = jax.ShapeDtypeStruct((columns, columns), jnp.float32, sharding=spec(mesh, "fsdp"))
+    return aot.compile_ahead(
+        lambda x, w: x @ w,
+        (x, w),
+        mesh=mesh,
+        rules=DEFAULT_RULES,
+        out_shardings=spec(mesh, ("data", "fsdp")),
+    )
+
+
+def spec(mesh, *axes):
+    return NamedSharding(mesh, P(*axes))
+
+
+def test_memory_and_collectives_of_a_product():
+    mesh = make_mesh(MeshConfig(fsdp=8), aot.topology("v5e:4x4").devices)
+    program = product(mesh, 16 * 4096, 1024)
+    assert program.overflow is None
+    assert program.memory.arguments == 4096 * 1024 * 4 + 128 * 1024 * 4
+    assert program.memory.outputs == 4096 * 1024 * 4
+    assert program.memory.total < 0.1 * 2**30
+    [gather] = program.collectives
+    assert (gather.kind, gather.group, gather.trips) == ("all-gather", 8, 1)
+    # The compiler multiplies in bfloat16 unless told otherwise, and gathers after the cast.
+    assert gather.bytes == 1024 * 1024 * 2
+
+
+def test_too_large_a_program_is_a_result():
+    mesh = make_mesh(MeshConfig(), aot.topology("v5e:1x1").devices)
+    program = product(mesh, 2**20, 4096)
+    assert program.memory is None
+    assert "exceeds available HBM (15.75G)" in program.overflow
+    assert program.required_bytes > 2 * 2**20 * 4096 * 4
+
+
+def test_weight_gradients_are_scattered_and_never_reduced_whole_over_the_slice():
+    """A weight sharded over a whole slice would be all-reduced instead."""
+    config = dataclasses.replace(
+        internvideo2_s14(),
+        depth=2,
+        image_size=56,
+        num_frames=2,
+        dtype="bfloat16",
+        remat="full",
+    )
+    mesh = make_mesh(MeshConfig(fsdp=8), aot.topology("v5e:4x4").devices)
+    task = gradient_task(VideoViT(config), mesh, batch_size=64 * 16)
+    program = aot.compile_ahead(
+        task.fn, task.arguments, mesh=mesh, rules=DEFAULT_RULES, out_shardings=task.out_shardings
+    )
+    in_blocks = [c for c in program.collectives if c.trips == config.depth]
+    scattered = [c for c in in_blocks if c.kind == "reduce-scatter"]
+    kernels = 3 * config.width**2 + 2 * config.width * config.mlp_dim
+    assert {c.group for c in scattered} == {8}
+    assert sum(c.bytes for c in scattered) >= 2 * kernels
+    whole_slice = [c for c in in_blocks if c.kind == "all-reduce" and c.group == mesh.size]
+    smallest_kernel = 2 * config.width**2
+    assert max((c.bytes for c in whole_slice), default=0) < smallest_kernel / 10

@@ -1,0 +1,336 @@
+"""Saved models: what `save` and the converter write comes back, and misfits are named."""
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from internvideo_jax import saved_model
+from internvideo_jax.convert.writer import StreamingWriter, atomic_directory
+from internvideo_jax.models import ARCHITECTURES, abstract_variables
+from internvideo_jax.models.preprocessing import Preprocessing
+from internvideo_jax.models.video_classifier import VideoClassifierConfig
+from internvideo_jax.models.video_vit import VideoViTConfig
+from internvideo_jax.saved_model import SavedModelError
+
+ENCODER = VideoViTConfig(
+    width=16,
+    depth=2,
+    num_heads=2,
+    mlp_dim=32,
+    patch_size=2,
+    image_size=4,
+    num_frames=2,
+    pooled_dim=8,
+    pooler_heads=2,
+)
+CONFIGS = {
+    "video_vit": ENCODER,
+    # With batch norm, hence with a second collection of variables.
+    "video_classifier": VideoClassifierConfig(ENCODER, num_classes=5, head="concat"),
+}
+PREPROCESSING = Preprocessing(mean=(0.1, 0.2, 0.3), image_size=4, num_frames=2)
+
+
+def variables_of(architecture):
+    """Distinct values in every element."""
+    module = ARCHITECTURES[architecture].module_cls(CONFIGS[architecture])
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32), abstract_variables(module)
+    )
+
+
+def save(path, architecture="video_vit", variables=None, **changes):
+    arguments = {
+        "config": CONFIGS[architecture],
+        "preprocessing": PREPROCESSING,
+        "variables": variables_of(architecture) if variables is None else variables,
+    }
+    saved_model.save(path, architecture, **arguments | changes)
+    return path
+
+
+def stream(path, architecture="video_vit", dtype=np.float32):
+    """Writes the same model as `save` in the converter's way."""
+    variables = traverse_util.flatten_dict(variables_of(architecture), sep="/")
+    with atomic_directory(path) as directory:
+        with StreamingWriter(directory / saved_model.ARRAYS) as writer:
+            for name, array in variables.items():
+                writer.declare(name, array.shape, dtype)
+                writer.write(name, array.astype(dtype))
+        saved_model.write_description(
+            directory, architecture, CONFIGS[architecture], PREPROCESSING, {"source": {"a": [1]}}
+        )
+    return path
+
+
+def check_equal(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("write", [save, stream])
+def test_a_model_comes_back_whole(tmp_path, architecture, write):
+    write(tmp_path / "model", architecture)
+    model = saved_model.load(tmp_path / "model")
+    check_equal(model.variables, variables_of(architecture))
+    assert model.config == CONFIGS[architecture]
+    assert model.preprocessing == PREPROCESSING
+    assert isinstance(model.module, ARCHITECTURES[architecture].module_cls)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(model.variables))
+    video = jnp.ones((1, 2, 4, 4, 3))
+    loaded = model.module.apply(model.variables, video)
+    direct = model.module.apply(variables_of(architecture), video)
+    check_equal(loaded, direct)
+
+
+def test_the_description_is_plain_json(tmp_path):
+    save(tmp_path / "model", metadata={"source": {"files": ["a.pth"]}, "conversion": {"n": 1}})
+    description = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert description["format_version"] == 1
+    assert description["architecture"] == "video_vit"
+    assert description["config"]["width"] == 16
+    assert description["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
+    model = saved_model.load(tmp_path / "model")
+    assert model.metadata == {"source": {"files": ["a.pth"]}, "conversion": {"n": 1}}
+
+
+def test_the_directory_can_be_moved(tmp_path):
+    save(tmp_path / "here")
+    (tmp_path / "there").mkdir()
+    shutil.move(tmp_path / "here", tmp_path / "there" / "model")
+    check_equal(saved_model.load(tmp_path / "there" / "model").variables, variables_of("video_vit"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.float16, np.dtype("float32")])
+def test_dtype_sets_kernels_and_computation(tmp_path, dtype):
+    model = saved_model.load(save(tmp_path / "model", "video_classifier"), dtype=dtype)
+    assert model.config.encoder.dtype == np.dtype(dtype).name
+    assert model.module.config == model.config
+    expected = variables_of("video_classifier")
+    for path, leaf in jax.tree.leaves_with_path(model.variables):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        wanted = np.dtype(dtype) if name.endswith("/kernel") else np.dtype("float32")
+        assert leaf.dtype == wanted, name
+    kernel = expected["params"]["head"]["kernel"].astype(np.dtype(dtype))
+    np.testing.assert_array_equal(model.variables["params"]["head"]["kernel"], kernel)
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "kernel", "vector"),
+    [
+        ("float16", None, "float16", "float16"),
+        ("float16", "float32", "float32", "float32"),
+        ("float16", "float16", "float16", "float16"),
+        ("float16", "bfloat16", "bfloat16", "float32"),
+        ("bfloat16", "bfloat16", "bfloat16", "bfloat16"),
+    ],
+)
+def test_vectors_never_lose_precision(tmp_path, stored, asked, kernel, vector):
+    model = saved_model.load(stream(tmp_path / "model", dtype=stored), dtype=asked)
+    block = model.variables["params"]["blocks"]
+    assert block["mlp"]["fc1"]["kernel"].dtype == kernel
+    assert block["ls1"]["gamma"].dtype == vector
+
+
+def test_unsupported_arguments(tmp_path):
+    save(tmp_path / "model")
+    with pytest.raises(ValueError, match="expected a dtype of float32, bfloat16, float16"):
+        saved_model.load(tmp_path / "model", dtype="int8")
+    with pytest.raises(ValueError, match="give mesh as well"):
+        saved_model.load(tmp_path / "model", rules=())
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_existing_things_are_refused(tmp_path, kind):
+    path = tmp_path / "model"
+    if kind == "file":
+        path.write_text("precious")
+    else:
+        path.mkdir()
+        (path / "precious").write_text("precious")
+    with pytest.raises(FileExistsError, match="choose another directory"):
+        save(path)
+    assert sorted(p.name for p in tmp_path.rglob("*"))[-1] in ("model", "precious")
+
+
+def test_a_failed_save_leaves_nothing(tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save(tmp_path / "model", metadata={"source": object()})
+    assert list(tmp_path.iterdir()) == []
+
+
+def edit_description(path, **changes):
+    description = json.loads((path / "model.json").read_text()) | changes
+    kept = {key: value for key, value in description.items() if value is not None}
+    (path / "model.json").write_text(json.dumps(kept))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"format_version": 2}, "has format version 2, this internvideo_jax reads 1"),
+        ({"format_version": None}, "does not describe a saved model"),
+        ({"config": None, "preprocessing": None}, "lacks config, preprocessing"),
+        ({"architecture": "video_vt"}, "found 'video_vt'; did you mean 'video_vit'"),
+        ({"architecture": ["video_vit"]}, "expected an architecture of video_vit"),
+        ({"config": {"wdth": 3}}, r"model\.json: config.*wdth.*did you mean 'width'"),
+        ({"preprocessing": {"mean": 3}}, r"model\.json: preprocessing"),
+    ],
+)
+def test_descriptions_that_do_not_fit(tmp_path, changes, reason):
+    path = save(tmp_path / "model")
+    edit_description(path, **changes)
+    with pytest.raises(ValueError, match=reason):
+        saved_model.load(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"model"'])
+def test_damaged_descriptions(tmp_path, text):
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(SavedModelError, match="not valid JSON|does not describe"):
+        saved_model.load(tmp_path)
+
+
+def test_what_is_no_model_directory(tmp_path):
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(SavedModelError, match="internvideo-jax convert SOURCE"):
+            saved_model.load(path)
+
+
+def test_all_misfits_are_listed_when_loading(tmp_path):
+    path = save(tmp_path / "model")
+    config = json.loads((path / "model.json").read_text())["config"]
+    edit_description(path, config=config | {"layer_scale_init": None, "pooled_dim": 12})
+    with pytest.raises(SavedModelError) as caught:
+        saved_model.load(path)
+    for part in (
+        "4 arrays of",
+        "params/blocks/ls1/gamma: not part of the model, found shape (2, 16)",
+        "params/pooler/proj/bias: expected shape (12,), found (8,)",
+        "params/pooler/proj/kernel: expected shape (2, 8, 12), found (2, 8, 8)",
+    ):
+        assert part in str(caught.value)
+
+
+def test_all_misfits_are_listed_when_saving(tmp_path):
+    variables = variables_of("video_vit")
+    del variables["params"]["cls_token"]
+    variables["params"]["extra"] = np.zeros(3)
+    variables["params"]["pooler"]["q"]["bias"] = np.zeros((2, 8), np.int32)
+    with pytest.raises(SavedModelError) as caught:
+        save(tmp_path / "model", variables=variables)
+    for part in (
+        "params/cls_token: missing, expected shape (1, 1, 16)",
+        "params/extra: not part of the model, found shape (3,)",
+        "params/pooler/q/bias: expected dtype float32, found int32",
+    ):
+        assert part in str(caught.value)
+    assert not (tmp_path / "model").exists()
+
+
+def test_foreign_configs_and_metadata_are_refused(tmp_path):
+    with pytest.raises(SavedModelError, match="VideoViTConfig, found VideoClassifierConfig"):
+        saved_model.write_description(
+            tmp_path, "video_vit", CONFIGS["video_classifier"], PREPROCESSING
+        )
+    with pytest.raises(SavedModelError, match=r"own entries \['config'\]"):
+        saved_model.write_description(
+            tmp_path, "video_vit", ENCODER, PREPROCESSING, {"config": {}, "source": {}}
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", [save, stream])
+@pytest.mark.parametrize("lost", ["params", "params/_METADATA", "an array"])
+def test_lost_arrays_are_noticed(tmp_path, write, lost):
+    path = write(tmp_path / "model")
+    if lost == "an array":
+        lost = "params/d" if write is save else "params/params.cls_token/0.0.0"
+    target = path / lost
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    with pytest.raises(SavedModelError, match=r"the arrays under .*params cannot be read"):
+        saved_model.load(path)
+
+
+def processes(count, devices, code, *args):
+    """Runs code in processes that form one JAX system over the loopback interface."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    prelude = f"""
+    import sys, jax
+    if {count} > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize("127.0.0.1:{port}", {count}, int(sys.argv[1]))
+    assert jax.device_count() == {count * devices}
+    """
+    program = textwrap.dedent(prelude) + textwrap.dedent(code)
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(rank), *map(str, args)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=200)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, output in zip(running, outputs, strict=True):
+        assert process.returncode == 0, output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "devices"), [(1, 8), (2, 2)])
+def test_loading_onto_a_mesh_and_saving_from_it(tmp_path, count, devices):
+    """Every process reads its shards of a converted model and writes them as a new one."""
+    code = """
+    import numpy as np
+    from internvideo_jax import saved_model
+    from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
+    mesh = make_mesh(MeshConfig(data=1, fsdp=-1, tensor=2))
+    model = saved_model.load(sys.argv[2], mesh=mesh)
+    kernel = model.variables["params"]["encoder"]["blocks"]["mlp"]["fc1"]["kernel"]
+    shapes = {shard.data.shape for shard in kernel.addressable_shards}
+    assert shapes == {(2, 16 // (mesh.size // 2), 16)}, shapes
+    saved_model.save(sys.argv[3], "video_classifier", model.config, model.preprocessing,
+                     model.variables, {"source": {"from": "mesh"}})
+    try:
+        saved_model.save(sys.argv[3], "video_classifier", model.config, model.preprocessing,
+                         model.variables)
+    except FileExistsError:
+        pass
+    else:
+        raise AssertionError("an existing model was overwritten")
+    """
+    stream(tmp_path / "converted", "video_classifier")
+    processes(count, devices, code, tmp_path / "converted", tmp_path / "saved")
+    model = saved_model.load(tmp_path / "saved")
+    check_equal(model.variables, variables_of("video_classifier"))
+    assert model.metadata == {"source": {"from": "mesh"}}
+
+
+def test_every_architecture_can_be_described(tmp_path):
+    """Configs of all architectures survive JSON; nothing in them is left out."""
+    for name, architecture in ARCHITECTURES.items():
+        assert dataclasses.is_dataclass(architecture.config_cls), name
+        assert issubclass(architecture.module_cls, nn.Module), name
