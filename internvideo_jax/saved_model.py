@@ -214,7 +214,7 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
 
 
 def _architecture(name: Any) -> Any:
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise SavedModelError(
             f"expected an architecture of {', '.join(ARCHITECTURES)}, found {name!r}"
             + nearest_name(str(name), ARCHITECTURES)
@@ -255,8 +255,10 @@ def _restore(
         }
         try:
             return checkpointer.restore(path, traverse_util.unflatten_dict(target, sep="/"))
-        except (ValueError, OSError) as error:
-            raise SavedModelError(f"the arrays under {path} cannot be read: {error}") from error
+        # Orbax reports a lost or cut-off file by a bare `Exception` whose cause says which.
+        except Exception as error:
+            cause = error.__cause__ or error
+            raise SavedModelError(f"the arrays under {path} cannot be read: {cause}") from error
 
 
 def _stored_arrays(checkpointer: ocp.StandardCheckpointer, path: epath.Path) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def compile_report(config: "ConfigDict", topology_name: str) -> dict[str, Any]:
 
     from internvideo_jax import models
     from internvideo_jax.config import from_dict
-    from internvideo_jax.launch import compile_tasks
+    from internvideo_jax.launch.compilation import tasks
     from internvideo_jax.models.flops import forward_flops, gradient_flops
     from internvideo_jax.parallel.mesh import MeshConfig, default_fsdp, make_mesh
     from internvideo_jax.parallel.rules import DEFAULT_RULES
@@ -96,7 +96,7 @@ def compile_report(config: "ConfigDict", topology_name: str) -> dict[str, Any]:
             f"expected a config with a field {missing[0]!r}, found {', '.join(config)};"
             " start from configs/encoder.py"
         )
-    module = compile_tasks.make_module(config.model)
+    module = tasks.make_module(config.model)
     topology = aot.topology(topology_name)
     axes = dict(config.mesh)
     if axes.get("fsdp") is None:
@@ -113,12 +113,12 @@ def compile_report(config: "ConfigDict", topology_name: str) -> dict[str, Any]:
     parts = forward_flops(module.config, num_kept)
     forward = sum(parts.values())
 
-    tasks = {"forward": (compile_tasks.forward_task(module, mesh, batch_size), forward)}
+    work = {"forward": (tasks.forward_task(module, mesh, batch_size), forward)}
     if config.gradient:
-        task = compile_tasks.gradient_task(module, mesh, batch_size)
-        tasks["gradient"] = (task, gradient_flops(forward))
+        task = tasks.gradient_task(module, mesh, batch_size)
+        work["gradient"] = (task, gradient_flops(forward))
     programs = {}
-    for name, (task, flops) in tasks.items():
+    for name, (task, flops) in work.items():
         with _progress(f"compiling the {name} program of {topology_name}"):
             program = aot.compile_ahead(
                 task.fn,

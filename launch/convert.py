@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from internvideo_jax.launch import arguments
 
 if TYPE_CHECKING:
+    from internvideo_jax.convert.checksums import Checksums
     from internvideo_jax.convert.conversion import Progress
 
 SUMMARY = "convert PyTorch checkpoints to models of this project, and back"
@@ -100,6 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _check_manifests(args.check_manifest.split(","))
     if args.output is None:
         raise arguments.UsageError("expected --output, the folder or file to make")
+    # Before a download, rather than after it.
+    if args.output.is_file() or (args.output.is_dir() and any(args.output.iterdir())):
+        raise arguments.UsageError(f"{args.output} exists; name another output or remove it first")
     return _export(args) if args.to_pytorch else _convert(args)
 
 
@@ -119,6 +123,17 @@ def _check_manifests(paths: Sequence[str]) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
+    from internvideo_jax.convert.checksums import Checksums
+
+    with Checksums() as checksums:
+        # Sums of local files begin before JAX is imported: they take as long as all the rest.
+        for path in map(Path, args.source if not args.no_checksum else ()):
+            if path.is_file():
+                checksums.start(path)
+        return _convert_with(args, None if args.no_checksum else checksums)
+
+
+def _convert_with(args: argparse.Namespace, checksums: "Checksums | None") -> int:
     from internvideo_jax.convert import conversion
 
     request = conversion.Request(
@@ -132,17 +147,16 @@ def _convert(args: argparse.Namespace) -> int:
         num_classes=args.num_classes,
         new_head=args.new_head,
         key=args.key,
-        checksum=not args.no_checksum,
     )
     prepared = conversion.prepare(args.source, request)
     plan = prepared.plan
     print(f"{prepared.checkpoints[0].path.name}: {_describe(plan.architecture, plan.config)}")
     print(plan.summary(), flush=True)
     with _progress("converting", prepared.nbytes) as progress:
-        metadata = conversion.write(prepared, args.output, progress)
+        metadata = conversion.write(prepared, args.output, progress, checksums)
     report = metadata["conversion"]
     print(f"wrote {args.output} in {report['seconds_writing']:.1f} s")
-    if request.checksum:
+    if checksums is not None:
         for file in metadata["source"]["files"]:
             print(f"sha256 {file['sha256']}  {file['name']}")
         print(

@@ -127,7 +127,7 @@ def _run(sender: Connection, log: str, requirements: list[str]) -> None:
 
 def package_checks(line: str) -> Iterator[Check]:
     """Whether a requirement is installed, recent enough and importable."""
-    name, at_least, lowest = line.partition(">=")
+    name, _, bounds = line.partition(">=")
     advice = f"pip install '{line}'"
     try:
         version = importlib.metadata.version(name)
@@ -135,10 +135,10 @@ def package_checks(line: str) -> Iterator[Check]:
         yield Check("packages", name, "bad", "not installed", advice)
         return
     # Comes with several of the requirements; it is no loss where all of them are missing.
-    from packaging.version import Version
+    from packaging.specifiers import SpecifierSet
 
-    if Version(version) < Version(lowest):
-        found = f"{version}, expected {at_least}{lowest}"
+    if not SpecifierSet(f">={bounds}").contains(version, prereleases=True):
+        found = f"{version}, expected >={bounds}"
         yield Check("packages", name, "bad", found, advice)
         return
     module = MODULES.get(name, name.replace("-", "_"))

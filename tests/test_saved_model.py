@@ -1,6 +1,7 @@
 """Saved models: what `save` and the converter write comes back, and misfits are named."""
 
-import dataclasses
+import functools
+import gc
 import json
 import os
 import shutil
@@ -9,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,12 +43,16 @@ CONFIGS = {
 PREPROCESSING = Preprocessing(mean=(0.1, 0.2, 0.3), image_size=4, num_frames=2)
 
 
+@functools.cache
+def shapes_of(architecture):
+    return abstract_variables(ARCHITECTURES[architecture].module_cls(CONFIGS[architecture]))
+
+
 def variables_of(architecture):
     """Distinct values in every element."""
-    module = ARCHITECTURES[architecture].module_cls(CONFIGS[architecture])
     rng = np.random.default_rng(0)
     return jax.tree.map(
-        lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32), abstract_variables(module)
+        lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32), shapes_of(architecture)
     )
 
 
@@ -76,6 +80,17 @@ def stream(path, architecture="video_vit", dtype=np.float32):
     return path
 
 
+@pytest.fixture(scope="module", params=[save, stream])
+def written(request, tmp_path_factory):
+    return request.param(tmp_path_factory.mktemp("written") / "model")
+
+
+@pytest.fixture
+def model_dir(tmp_path, written):
+    """A video ViT, written in each of the two ways, that a test may damage."""
+    return shutil.copytree(written, tmp_path / "model")
+
+
 def check_equal(found, expected):
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -91,10 +106,6 @@ def test_a_model_comes_back_whole(tmp_path, architecture, write):
     assert model.preprocessing == PREPROCESSING
     assert isinstance(model.module, ARCHITECTURES[architecture].module_cls)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(model.variables))
-    video = jnp.ones((1, 2, 4, 4, 3))
-    loaded = model.module.apply(model.variables, video)
-    direct = model.module.apply(variables_of(architecture), video)
-    check_equal(loaded, direct)
 
 
 def test_the_description_is_plain_json(tmp_path):
@@ -108,10 +119,9 @@ def test_the_description_is_plain_json(tmp_path):
     assert model.metadata == {"source": {"files": ["a.pth"]}, "conversion": {"n": 1}}
 
 
-def test_the_directory_can_be_moved(tmp_path):
-    save(tmp_path / "here")
+def test_the_directory_can_be_moved(tmp_path, model_dir):
     (tmp_path / "there").mkdir()
-    shutil.move(tmp_path / "here", tmp_path / "there" / "model")
+    shutil.move(model_dir, tmp_path / "there" / "model")
     check_equal(saved_model.load(tmp_path / "there" / "model").variables, variables_of("video_vit"))
 
 
@@ -146,12 +156,11 @@ def test_vectors_never_lose_precision(tmp_path, stored, asked, kernel, vector):
     assert block["ls1"]["gamma"].dtype == vector
 
 
-def test_unsupported_arguments(tmp_path):
-    save(tmp_path / "model")
+def test_unsupported_arguments(model_dir):
     with pytest.raises(ValueError, match="expected a dtype of float32, bfloat16, float16"):
-        saved_model.load(tmp_path / "model", dtype="int8")
+        saved_model.load(model_dir, dtype="int8")
     with pytest.raises(ValueError, match="give mesh as well"):
-        saved_model.load(tmp_path / "model", rules=())
+        saved_model.load(model_dir, rules=())
 
 
 @pytest.mark.parametrize("kind", ["directory", "file"])
@@ -192,11 +201,10 @@ def edit_description(path, **changes):
         ({"preprocessing": {"mean": 3}}, r"model\.json: preprocessing"),
     ],
 )
-def test_descriptions_that_do_not_fit(tmp_path, changes, reason):
-    path = save(tmp_path / "model")
-    edit_description(path, **changes)
+def test_descriptions_that_do_not_fit(model_dir, changes, reason):
+    edit_description(model_dir, **changes)
     with pytest.raises(ValueError, match=reason):
-        saved_model.load(path)
+        saved_model.load(model_dir)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"model"'])
@@ -212,12 +220,11 @@ def test_what_is_no_model_directory(tmp_path):
             saved_model.load(path)
 
 
-def test_all_misfits_are_listed_when_loading(tmp_path):
-    path = save(tmp_path / "model")
-    config = json.loads((path / "model.json").read_text())["config"]
-    edit_description(path, config=config | {"layer_scale_init": None, "pooled_dim": 12})
+def test_all_misfits_are_listed_when_loading(model_dir):
+    config = json.loads((model_dir / "model.json").read_text())["config"]
+    edit_description(model_dir, config=config | {"layer_scale_init": None, "pooled_dim": 12})
     with pytest.raises(SavedModelError) as caught:
-        saved_model.load(path)
+        saved_model.load(model_dir)
     for part in (
         "4 arrays of",
         "params/blocks/ls1/gamma: not part of the model, found shape (2, 16)",
@@ -255,16 +262,18 @@ def test_foreign_configs_and_metadata_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("write", [save, stream])
 @pytest.mark.parametrize("lost", ["params", "params/_METADATA", "an array"])
-def test_lost_arrays_are_noticed(tmp_path, write, lost):
-    path = write(tmp_path / "model")
+def test_lost_arrays_are_noticed(model_dir, lost, monkeypatch):
+    # Orbax abandons its other reads when one fails; Python complains about each when it is freed.
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
     if lost == "an array":
-        lost = "params/d" if write is save else "params/params.cls_token/0.0.0"
-    target = path / lost
+        of_stream = "params/params.cls_token/0.0.0"
+        lost = of_stream if (model_dir / of_stream).exists() else "params/d"
+    target = model_dir / lost
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     with pytest.raises(SavedModelError, match=r"the arrays under .*params cannot be read"):
-        saved_model.load(path)
+        saved_model.load(model_dir)
+    gc.collect()
 
 
 def processes(count, devices, code, *args):
@@ -327,10 +336,3 @@ def test_loading_onto_a_mesh_and_saving_from_it(tmp_path, count, devices):
     model = saved_model.load(tmp_path / "saved")
     check_equal(model.variables, variables_of("video_classifier"))
     assert model.metadata == {"source": {"from": "mesh"}}
-
-
-def test_every_architecture_can_be_described(tmp_path):
-    """Configs of all architectures survive JSON; nothing in them is left out."""
-    for name, architecture in ARCHITECTURES.items():
-        assert dataclasses.is_dataclass(architecture.config_cls), name
-        assert issubclass(architecture.module_cls, nn.Module), name

@@ -50,6 +50,9 @@ class LazyTensor:
 
         The pages leave memory when the array is freed, so that reading a file tensor by tensor
         never holds more than one of them.
+
+        Raises:
+          CheckpointError: the file was cut since it was opened.
         """
         if self.size == 0:
             return np.empty(self.shape, self.dtype)
@@ -57,10 +60,14 @@ class LazyTensor:
         span = extent(self.shape, strides) * self.dtype.itemsize
         # A mapping must start at a multiple of the page size.
         start = self.offset - self.offset % mmap.ALLOCATIONGRANULARITY
-        with open(self.path, "rb") as file:
-            mapped = mmap.mmap(
-                file.fileno(), self.offset - start + span, offset=start, access=mmap.ACCESS_READ
-            )
+        length = self.offset - start + span
+        try:
+            with open(self.path, "rb") as file:
+                mapped = mmap.mmap(file.fileno(), length, offset=start, access=mmap.ACCESS_READ)
+        except ValueError:
+            raise CheckpointError(
+                f"{self.path} is shorter than when it was opened; leave it alone and try again"
+            ) from None
         byte_strides = tuple(step * self.dtype.itemsize for step in strides)
         return np.ndarray(self.shape, self.dtype, mapped, self.offset - start, byte_strides)
 

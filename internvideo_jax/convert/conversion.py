@@ -2,12 +2,9 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from internvideo_jax import __version__
 from internvideo_jax.convert import registry
 from internvideo_jax.convert.adaptations import Inflation
 from internvideo_jax.convert.checkpoint import Checkpoint, LazyTensor
+from internvideo_jax.convert.checksums import Checksums
 from internvideo_jax.convert.fitting import encoder_config, fit, retarget
 from internvideo_jax.convert.inference import infer_config
 from internvideo_jax.convert.plan import ANCHOR, Plan, canonical_names, plan
@@ -45,7 +43,6 @@ class Request:
       num_classes: size of a classifier's head.
       new_head: whether to start an untrained head of that size.
       key: place in a PyTorch file to take the weights from, e.g. "model_ema".
-      checksum: whether to record the sources' sha256, for which they are read once more.
     """
 
     release: str | None = None
@@ -58,7 +55,6 @@ class Request:
     num_classes: int | None = None
     new_head: bool = False
     key: str | None = None
-    checksum: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +65,14 @@ class Conversion:
       plan: the plan.
       checkpoints: the opened sources.
       tensors: their tensors by the names that the plan uses.
+      dtypes: dtype of each parameter.
       request: what was asked.
     """
 
     plan: Plan
     checkpoints: tuple[Checkpoint, ...]
     tensors: Mapping[str, LazyTensor]
+    dtypes: Mapping[str, np.dtype]
     request: Request
 
     @property
@@ -95,7 +93,7 @@ def prepare(sources: Sequence[str | Path], request: Request) -> Conversion:
     Raises:
       CheckpointError: not found, damaged, hostile or of an unknown format.
       CheckpointMisfit: keys are missing, extra or misshapen; all are listed.
-      ValueError: another kind of model, an option that is needed or unknown.
+      ValueError: another kind of model, an option that is needed or unknown, odd dtypes.
     """
     release = registry.find(request.release) if request.release else None
     if not sources:
@@ -133,10 +131,16 @@ def prepare(sources: Sequence[str | Path], request: Request) -> Conversion:
         adaptations=fit(canonical, source, target, request.inflation),
         new_head=request.new_head,
     )
-    return Conversion(made, checkpoints, tensors, request)
+    dtypes = target_dtypes(made, {name: tensor.dtype for name, tensor in tensors.items()})
+    return Conversion(made, checkpoints, tensors, dtypes, request)
 
 
-def write(conversion: Conversion, output: Path, progress: Progress | None = None) -> dict[str, Any]:
+def write(
+    conversion: Conversion,
+    output: Path,
+    progress: Progress | None = None,
+    checksums: Checksums | None = None,
+) -> dict[str, Any]:
     """Writes a prepared conversion as a saved model.
 
     Args:
@@ -144,6 +148,7 @@ def write(conversion: Conversion, output: Path, progress: Progress | None = None
       output: directory to make; may exist if it is empty.
       progress: called with the number of bytes that were read of the checkpoint since the last
         call.
+      checksums: where the sources' sums may be under way already; None leaves them out.
 
     Returns:
       The metadata that was stored with the model: "source" and "conversion".
@@ -153,11 +158,14 @@ def write(conversion: Conversion, output: Path, progress: Progress | None = None
       OSError: the disk is full or cannot be written; nothing remains.
     """
     started = time.perf_counter()
-    to_hash = _files(conversion) if conversion.request.checksum else []
-    with atomic_directory(output) as directory, _hashing(to_hash) as checksums:
+    files = _files(conversion)
+    if checksums is not None:
+        for file in files:
+            checksums.start(file)
+    with atomic_directory(output) as directory:
         _write_arrays(conversion, directory / ARRAYS, progress)
         written = time.perf_counter()
-        sha256 = checksums()
+        sha256 = checksums.wait(files) if checksums is not None else {}
         metadata = {
             "source": _describe_source(conversion, sha256),
             "conversion": {
@@ -175,8 +183,7 @@ def write(conversion: Conversion, output: Path, progress: Progress | None = None
 
 
 def _write_arrays(conversion: Conversion, directory: Path, progress: Progress | None) -> None:
-    made, tensors = conversion.plan, conversion.tensors
-    dtypes = target_dtypes(made, {name: tensor.dtype for name, tensor in tensors.items()})
+    made, tensors, dtypes = conversion.plan, conversion.tensors, conversion.dtypes
     stacked = {a.target for a in made.loaded if a.index is not None}
     read = 0
 
@@ -202,9 +209,10 @@ def convert(
     request: Request | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
-    """`prepare` and `write`."""
-    conversion = prepare(sources, request or Request())
-    write(conversion, Path(output), progress)
+    """`prepare` and `write`, with checksums."""
+    with Checksums() as checksums:
+        conversion = prepare(sources, request or Request())
+        write(conversion, Path(output), progress, checksums)
     return conversion
 
 
@@ -265,24 +273,3 @@ def _describe_source(conversion: Conversion, sha256: Mapping[Path, str]) -> dict
 
 def _files(conversion: Conversion) -> list[Path]:
     return sorted({tensor.path for tensor in conversion.tensors.values()})
-
-
-@contextlib.contextmanager
-def _hashing(files: Sequence[Path]) -> Iterator[Callable[[], dict[Path, str]]]:
-    """Computes sha256 sums beside the block; yields a function that waits for them."""
-    stop = threading.Event()
-    with ThreadPoolExecutor(1, thread_name_prefix="sha256") as pool:
-        future = pool.submit(lambda: {path: _sha256(path, stop) for path in files})
-        try:
-            yield future.result
-        finally:
-            stop.set()
-
-
-def _sha256(path: Path, stop: threading.Event) -> str:
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
-    with open(path, "rb", buffering=0) as file:
-        while (size := file.readinto(buffer)) and not stop.is_set():
-            digest.update(buffer[:size])
-    return digest.hexdigest()

@@ -73,16 +73,15 @@ def fetch(
         def download(name: str) -> Path:
             return Path(api.hf_hub_download(repo, name, revision=revision))
 
-        if address.file:
-            return download(address.file)
-        try:
-            info = api.model_info(repo, revision=revision)
-        except Exception as error:
-            if not _is_unreachable(error):
-                raise
-            return Path(api.snapshot_download(repo, revision=revision, local_files_only=True))
-
-        name = choose_file([sibling.rfilename for sibling in info.siblings or ()], str(address))
+        name = address.file
+        if name is None:
+            try:
+                info = api.model_info(repo, revision=revision)
+            except Exception as error:
+                if not _is_unreachable(error):
+                    raise
+                return Path(api.snapshot_download(repo, revision=revision, local_files_only=True))
+            name = choose_file([sibling.rfilename for sibling in info.siblings or ()], str(address))
         path = download(name)
         if name.endswith(".index.json"):
             folder = PurePosixPath(name).parent

@@ -10,14 +10,17 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
+from internvideo_jax.config import nearest_name
 from internvideo_jax.convert.plan import ANCHOR, canonical_names
 from internvideo_jax.convert.transforms import Shape
 from internvideo_jax.convert.upstream import config_from_upstream
+from internvideo_jax.models import ARCHITECTURES
 from internvideo_jax.nn.position_embedding import Grid
 
 # Attention heads by width: S14, B14, L14, 1B and VideoMAEv2-g, 6B. All poolers have 16.
 HEADS = {384: 6, 768: 12, 1024: 16, 1408: 16, 3200: 25}
 
+# The other architectures have several kinds of models; their keys tell which.
 _KIND_OF_ARCHITECTURE = {
     "video_vit": "encoder",
     "stage1_student": "pretrain",
@@ -58,6 +61,11 @@ def infer_kind(shapes: Mapping[str, Shape], architecture: str | None = None) -> 
     Raises:
       ValueError: another kind of model, or one with a text tower while no architecture is named.
     """
+    if architecture not in (None, *ARCHITECTURES):
+        raise ValueError(
+            f"expected an architecture among {', '.join(ARCHITECTURES)}, found {architecture!r}"
+            f"{nearest_name(str(architecture), ARCHITECTURES)}"
+        )
     names = canonical_names(shapes)
     if architecture in _KIND_OF_ARCHITECTURE:
         return _KIND_OF_ARCHITECTURE[architecture]

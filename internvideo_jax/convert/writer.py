@@ -245,7 +245,7 @@ def _write_chunk(path: Path, piece: np.ndarray, size: int) -> None:
     memory = getattr(_thread, "memory", None)
     if memory is None or memory.nbytes < piece.nbytes:
         memory = _thread.memory = np.empty(piece.nbytes, np.uint8)
-    data = memoryview(contiguous(piece, memory).reshape(-1).view(np.uint8))
+    data = contiguous(piece, memory).reshape(-1).view(np.uint8).data
     with open(path, "wb", buffering=0) as file:
         position = 0
         while position < len(data):

@@ -69,7 +69,7 @@ def test_the_model_describes_itself(configs, checkpoint, options, tmp_path):
 
 def test_the_checksum_can_be_left_out(configs, checkpoint, options, tmp_path):
     file, _ = checkpoint(*configs["encoder"])
-    convert([file], tmp_path / "model", Request(options=options, checksum=False))
+    conversion.write(prepare([file], Request(options=options)), tmp_path / "model")
     (source,) = read_description(tmp_path / "model")["source"]["files"]
     assert "sha256" not in source
 
@@ -193,6 +193,18 @@ def test_releases_that_cannot_be_fetched_say_why():
         prepare([], Request(release="internvideo2-1b-k600-f8"))
     with pytest.raises(ValueError, match="expected a checkpoint: a file"):
         prepare([], Request())
+
+
+def test_a_release_is_fetched_from_where_the_registry_says(monkeypatch):
+    class Fetched(Exception):
+        pass
+
+    def open_checkpoint(source, key):
+        raise Fetched(source)
+
+    monkeypatch.setattr(conversion, "open_checkpoint", open_checkpoint)
+    with pytest.raises(Fetched, match=r"^hf://OpenGVLab/.*/S14_ft_k710_f8/pytorch_model\.bin$"):
+        prepare([], Request(release="internvideo2-s14-k710"))
 
 
 def test_progress_adds_up_to_the_bytes_of_the_checkpoint(configs, checkpoint, options, tmp_path):

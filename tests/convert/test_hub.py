@@ -146,7 +146,10 @@ def test_the_only_checkpoint_of_a_repository(hub, tmp_path, torch_file):
     assert COMMIT in str(checkpoint.path)
 
 
-def test_shards_come_with_their_index_and_nothing_else(hub, tmp_path):
+@pytest.mark.parametrize(
+    "source", ["hf://owner/name@main", "hf://owner/name/model.safetensors.index.json"]
+)
+def test_shards_come_with_their_index_and_nothing_else(hub, tmp_path, source):
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors",
                             "b": "model-00002-of-00002.safetensors"}}  # fmt: skip
     hub.files = {
@@ -156,7 +159,7 @@ def test_shards_come_with_their_index_and_nothing_else(hub, tmp_path):
         "pytorch_model.bin": b"the same again",
         "video.mp4": b"large",
     }
-    checkpoint = open_checkpoint("hf://owner/name@main")
+    checkpoint = open_checkpoint(source)
     assert {name: tensor.read()[0] for name, tensor in checkpoint.items()} == {"a": 1, "b": 0}
     assert sorted(hub.requested) == [name for name in sorted(hub.files) if name.startswith("model")]
 

@@ -318,6 +318,15 @@ def test_mutated_files_give_tensors_or_a_checkpoint_error(tmp_path, edits):
         assert tensor.read().shape == tensor.shape
 
 
+def test_a_file_that_is_cut_while_open(tmp_path, torch_file):
+    value = {"w": torch_file.tensor(np.ones(5000))}
+    path = torch_file.save(tmp_path / "a.pth", value)
+    tensor = open_torch_file(path)["w"]
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="shorter than when it was opened"):
+        tensor.read()
+
+
 def test_reading_holds_one_tensor_at_a_time(tmp_path, torch_file):
     """Mappings go when their array goes; the file is not mapped as a whole."""
 

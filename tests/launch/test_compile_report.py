@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,24 +133,13 @@ def test_help_shows_examples(capsys):
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--topology=v5e:3x3",), "expected a topology.*v5e:16x16.*found 'v5e:3x3'"),
-        (("--topology=v5e:4x4", "--config.mesh.fsdp=3"), "fsdp=3 .* needs a multiple of 3"),
-        (("--topology=v5e:4x4", "--config.mesh.tensor=4"), "'heads' .* found 6, .* 1, 2, 3, 6;"),
-        (("--topology=v5e:4x4", "--config.batch_per_device=0"), "expected at least 1, found 0"),
-        (("--topology=v5e:4x4", "--config.model.architecture=vit"), "'vit'.* mean 'video_vit'"),
-        (("--topology=v5e:4x4", "--config.model.config.wide=3"), "no such field"),
-    ],
-)
-def test_user_errors_are_one_line_and_exit_code_2(arguments, message):
-    result = run(*TINY, *arguments)
+def test_user_errors_are_one_line_and_exit_code_2():
+    result = run(*TINY, "--topology=v5e:4x4", "--config.mesh.tensor=4")
     assert result.returncode == 2, result.stdout + result.stderr
-    *progress, error = result.stderr.splitlines()
-    assert all(line.startswith("compiling") for line in progress)
-    assert error.startswith("internvideo-jax compile_report: ")
-    assert re.search(message, error), error
+    progress, error = result.stderr.splitlines()
+    assert progress == "compiling the forward program of v5e:4x4 ..."
+    assert error.startswith("internvideo-jax compile_report: expected a number of 'heads'")
+    assert "found 6, which divides by 1, 2, 3, 6;" in error
 
 
 @pytest.mark.slow
@@ -214,14 +202,14 @@ from internvideo_jax.parallel import aot
 os.environ.update(aot.ENVIRONMENT)
 import flax.linen as nn, jax
 from internvideo_jax.configs.encoder import get_config
-from internvideo_jax.launch import compile_tasks
+from internvideo_jax.launch.compilation import tasks
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 mesh = make_mesh(MeshConfig(fsdp=16), aot.topology("v5e:16x16").devices)
 for name in ("1b", "6b", "1b,student", "6b,student"):
     start = time.perf_counter()
-    module = compile_tasks.make_module(get_config(name).model)
-    task = compile_tasks.gradient_task(module, mesh, 1024)
+    module = tasks.make_module(get_config(name).model)
+    task = tasks.gradient_task(module, mesh, 1024)
     with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
         jax.jit(task.fn, out_shardings=task.out_shardings).lower(*task.arguments)
     print(name, time.perf_counter() - start)

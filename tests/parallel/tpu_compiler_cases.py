@@ -8,7 +8,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from internvideo_jax.launch.compile_tasks import gradient_task
+from internvideo_jax.configs.encoder import get_config
+from internvideo_jax.launch.compilation.tasks import gradient_task
+from internvideo_jax.launch.compile_report import compile_report
 from internvideo_jax.models.video_vit import VideoViT, internvideo2_s14
 from internvideo_jax.parallel import aot
 from internvideo_jax.parallel.mesh import MeshConfig, default_fsdp, make_mesh
@@ -118,3 +120,27 @@ def test_weight_gradients_are_scattered_and_never_reduced_whole_over_the_slice()
     whole_slice = [c for c in in_blocks if c.kind == "all-reduce" and c.group == mesh.size]
     smallest_kernel = 2 * config.width**2
     assert max((c.bytes for c in whole_slice), default=0) < smallest_kernel / 10
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("mesh.fsdp", 3, "fsdp=3 .* needs a multiple of 3 devices, found 16"),
+        ("batch_per_device", 0, "batch_per_device: expected at least 1, found 0"),
+        ("model.architecture", "vit", "found 'vit'"),
+        ("model.config.num_heads", 5, "5 heads; change"),
+    ],
+)
+def test_wrong_configs_are_named(field, value, message):
+    config = get_config("s14")
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=message):
+        compile_report(config, "v5e:4x4")
+
+
+def test_a_missing_field_is_named():
+    config = get_config("s14")
+    with config.unlocked():
+        del config.batch_per_device
+    with pytest.raises(ValueError, match="expected a config with a field 'batch_per_device'"):
+        compile_report(config, "v5e:4x4")

@@ -1,4 +1,4 @@
-"""What `compile_report` compiles: a model's forward pass, and a loss with its gradients."""
+"""The programs of a report: a model's forward pass, and a loss with its gradients."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,0 +1,1 @@
+"""What `internvideo-jax compile_report` compiles."""

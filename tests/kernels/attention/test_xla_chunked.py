@@ -1,0 +1,197 @@
+"""The tiled implementation against the reference, on tiles so small that every seam is crossed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from internvideo_jax.kernels.attention import Request, attention, tiles
+
+
+def plain_request(**changes) -> Request:
+    fields = {
+        "batch": 1,
+        "queries": 1,
+        "keys": 1,
+        "heads": 1,
+        "kv_heads": 1,
+        "head_dim": 8,
+        "dtype": "float32",
+        "scale": 1.0,
+        "platform": "cpu",
+    }
+    return Request(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("b", "n", "m", "h", "kv_heads", "d"),
+    [(2, 1, 9, 4, 4, 8), (1, 13, 1, 2, 1, 4), (2, 17, 5, 6, 2, 3), (1, 23, 23, 3, 3, 8)],
+)
+@pytest.mark.parametrize("bias_shape", [None, (1, 1), (1, "h"), ("b", 1), ("b", "h")])
+def test_equals_the_reference(
+    b, n, m, h, kv_heads, d, bias_shape, small_tiles, make_qkv, outputs_and_gradients, assert_close
+):
+    qkv = make_qkv(b, n, m, h, kv_heads, d)
+    bias = None
+    if bias_shape is not None:
+        leading = (b if bias_shape[0] == "b" else 1, h if bias_shape[1] == "h" else 1)
+        bias = jax.random.normal(jax.random.key(0), (*leading, n, m))
+    expected = outputs_and_gradients("reference", qkv, bias)
+    assert_close(outputs_and_gradients("xla_chunked", qkv, bias), expected)
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_combination_of_options_equals_the_reference(
+    data, small_tiles, make_qkv, outputs_and_gradients, assert_close
+):
+    draw = data.draw
+    b, n, m = (draw(st.integers(1, top), label=name) for name, top in zip("bnm", (2, 11, 11)))
+    kv_heads, group = draw(st.sampled_from([(1, 1), (1, 3), (2, 1), (2, 2), (4, 1)]), label="heads")
+    qkv = make_qkv(b, n, m, kv_heads * group, kv_heads, 4)
+    numbers = np.random.default_rng(draw(st.integers(0, 99), label="seed"))
+    options, bias = {}, None
+    if draw(st.booleans(), label="bias"):
+        leading = [draw(st.sampled_from([1, x])) for x in (b, kv_heads * group)]
+        bias = jnp.asarray(numbers.normal(size=(*leading, n, m)), jnp.float32)
+    if draw(st.booleans(), label="causal"):
+        offset = draw(st.integers(-3, 3), label="offset")
+        options |= {"is_causal": True, "query_offset": offset}
+    if draw(st.booleans(), label="segments"):
+        options["segment_ids"] = tuple(jnp.asarray(numbers.integers(0, 3, (b, x))) for x in (n, m))
+    if draw(st.booleans(), label="lengths"):
+        options["kv_lengths"] = jnp.asarray(numbers.integers(0, m + 1, b))
+    if draw(st.booleans(), label="dropout"):
+        options |= {"dropout_rate": 0.3, "dropout_rng": jax.random.key(int(numbers.integers(99)))}
+    if draw(st.booleans(), label="scale"):
+        options["scale"] = 0.7
+    expected = outputs_and_gradients("reference", qkv, bias, **options)
+    assert_close(outputs_and_gradients("xla_chunked", qkv, bias, **options), expected)
+
+
+@pytest.mark.parametrize(("n", "m"), [(417, 417), (257, 300)])
+def test_real_tiles_equal_the_reference(n, m, make_qkv, outputs_and_gradients, assert_close):
+    qkv = make_qkv(1, n, m, 4, 2, 8)
+    expected = outputs_and_gradients("reference", qkv)
+    assert_close(outputs_and_gradients("xla_chunked", qkv), expected)
+
+
+def test_dropout_is_the_same_whatever_the_tiles(make_qkv, monkeypatch):
+    qkv = make_qkv(2, 11, 9, 4, 2, 4)
+    options = {"dropout_rate": 0.5, "dropout_rng": jax.random.key(5)}
+    expected = attention(*qkv, **options, implementation="reference")
+    for scores in (20, 50, 10**6):
+        monkeypatch.setattr(tiles, "_CPU_TILE_SCORES", scores)
+        monkeypatch.setattr(tiles, "_MIN_ROWS", 1)
+        found = attention(*qkv, **options, implementation="xla_chunked")
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_gradients(dtype, small_tiles, make_qkv, outputs_and_gradients):
+    """In relative L2: both round out and gradients once, the tiled one also uses the rounded out.
+
+    Three roundings of 2^-9 (bfloat16) or 2^-12 (float16) relative each.
+    """
+    qkv = make_qkv(2, 17, 13, 4, 2, 8, dtype=dtype)
+    wide = tuple(x.astype(jnp.float32) for x in qkv)
+    expected = outputs_and_gradients("reference", wide)
+    found = outputs_and_gradients("xla_chunked", qkv)
+    tolerance = 3 * float(jnp.finfo(dtype).eps) / 2
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == (jnp.float32 if a is found[1] else dtype)
+        assert jnp.linalg.norm(a.astype(jnp.float32) - b) <= tolerance * jnp.linalg.norm(b)
+
+
+def test_causal_attention_with_a_cache_equals_that_of_the_whole(small_tiles, make_qkv):
+    """Queries one by one at a traced offset, in one compiled function, against all at once."""
+    q, k, v = make_qkv(2, 9, 9, 4, 2, 4)
+    whole = attention(q, k, v, is_causal=True, implementation="xla_chunked")
+
+    @jax.jit
+    def step(query, offset):
+        return attention(
+            query, k, v, is_causal=True, query_offset=offset, implementation="xla_chunked"
+        )
+
+    for n in range(9):
+        np.testing.assert_allclose(step(q[:, n : n + 1], n), whole[:, n : n + 1], atol=1e-6)
+
+
+def test_works_inside_scan_remat_vmap_and_jit(small_tiles, make_qkv):
+    q, k, v = make_qkv(2, 7, 7, 4, 4, 4)
+
+    def loss(implementation, q):
+        def layer(x, _):
+            return attention(x, k, v, implementation=implementation), None
+
+        return jnp.sum(jnp.sin(jax.lax.scan(jax.checkpoint(layer), q, None, length=3)[0]))
+
+    expected = jax.jit(jax.grad(lambda q: loss("reference", q)))(q)
+    found = jax.jit(jax.grad(lambda q: loss("xla_chunked", q)))(q)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+    stacked = jnp.stack([q, 2 * q])
+    expected = jax.vmap(jax.grad(lambda q: loss("reference", q)))(stacked)
+    found = jax.jit(jax.vmap(jax.grad(lambda q: loss("xla_chunked", q))))(stacked)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_works_inside_shard_map(small_tiles, make_qkv):
+    """With JAX's check of what varies over the mesh, which loops must respect."""
+    q, k, v = make_qkv(2, 7, 5, 4, 2, 4)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.PartitionSpec("data")
+
+    def gradients(q, k, v):
+        def total(*qkv):
+            return attention(*qkv, implementation="xla_chunked").sum()
+
+        return jax.grad(total, (0, 1, 2))(q, k, v)
+
+    sharded = jax.shard_map(gradients, mesh=mesh, in_specs=split, out_specs=split)
+    for a, b in zip(jax.jit(sharded)(q, k, v), gradients(q, k, v), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_memory_stays_far_below_that_of_all_scores(gradient):
+    n, h = 1500, 4
+    x = jax.ShapeDtypeStruct((1, n, h, 16), jnp.float32)
+
+    def run(q, k, v):
+        return attention(q, k, v, implementation="xla_chunked").sum()
+
+    run = jax.grad(run, (0, 1, 2)) if gradient else run
+    memory = jax.jit(run).lower(x, x, x).compile().memory_analysis()
+    one_tile = 4 * tiles._CPU_TILE_SCORES
+    assert memory.temp_size_in_bytes < (4 if gradient else 3) * one_tile
+    assert 4 * one_tile < 4 * h * n * n
+
+
+@settings(max_examples=200)
+@given(
+    queries=st.integers(1, 10_000),
+    keys=st.integers(1, 10_000),
+    kv_heads=st.integers(1, 40),
+    platform=st.sampled_from(["cpu", "tpu"]),
+)
+def test_tiles_cover_all_rows_and_stay_small(queries, keys, kv_heads, platform):
+    request = plain_request(
+        queries=queries, keys=keys, heads=kv_heads, kv_heads=kv_heads, platform=platform
+    )
+    cut = tiles.tiling(request)
+    limit = tiles._CPU_TILE_SCORES if platform == "cpu" else tiles._TILE_SCORES
+    assert kv_heads % cut.kv_heads == 0
+    assert queries <= cut.rows * cut.tiles < queries + cut.tiles
+    assert cut.kv_heads * cut.rows * keys <= max(limit, tiles._MIN_ROWS * keys)
+
+
+def test_tiles_of_the_models():
+    """The measured optimum on CPU: a quarter of 2049 queries, four heads of 417."""
+    cut = tiles.tiling(plain_request(queries=2049, keys=2049, heads=12, kv_heads=12))
+    assert cut == tiles.Tiling(kv_heads=1, rows=513, tiles=4)
+    cut = tiles.tiling(plain_request(queries=417, keys=417, heads=16, kv_heads=16))
+    assert cut == tiles.Tiling(kv_heads=4, rows=417, tiles=1)

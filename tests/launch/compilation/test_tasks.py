@@ -1,0 +1,96 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from internvideo_jax.config import to_dict
+from internvideo_jax.launch.compilation.tasks import forward_task, gradient_task, make_module
+from internvideo_jax.models.stage1 import DistillStudentConfig, Stage1StudentConfig
+from internvideo_jax.models.teacher import TeacherConfig
+from internvideo_jax.models.video_classifier import VideoClassifierConfig
+from internvideo_jax.models.video_vit import VideoViTConfig
+from internvideo_jax.models.videomae import VideoMAEConfig
+from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
+
+ENCODER = VideoViTConfig(
+    width=32, depth=2, num_heads=2, mlp_dim=16, image_size=28, num_frames=2, pooler_heads=2
+)
+MODELS = {
+    "video_vit": ENCODER,
+    "video_classifier": VideoClassifierConfig(ENCODER, num_classes=3, head="concat"),
+    "stage1_student": Stage1StudentConfig(ENCODER, clip_layers=(0, 1), mae_layers=(1,)),
+    "distill_student": DistillStudentConfig(ENCODER, clip_layers=(0, 1)),
+    "teacher": TeacherConfig(ENCODER, layers=(1,)),
+    "videomae": VideoMAEConfig(
+        width=32, depth=1, num_heads=2, mlp_dim=16, image_size=28, num_frames=4
+    ),
+}
+BATCH = ("data", "fsdp")
+
+
+def model(architecture):
+    config = to_dict(MODELS[architecture])
+    return ConfigDict({"architecture": architecture, "config": config})
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_gradients_have_the_shapes_and_shardings_of_the_parameters(architecture, mesh):
+    module = make_module(model(architecture))
+    assert module.config == MODELS[architecture]
+    task = gradient_task(module, mesh, batch_size=4)
+    params = task.arguments[0]
+    loss, grads = jax.eval_shape(task.fn, *task.arguments)
+    assert (loss.shape, loss.dtype) == ((), jnp.float32)
+    assert jax.tree.map(lambda x: x.shape, grads) == jax.tree.map(lambda x: x.shape, params)
+    assert task.out_shardings[1] == jax.tree.map(lambda x: x.sharding, params)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "terms"),
+    [
+        ("stage1_student", {"clip_middle": 1, "clip_final": 0, "mae": 1}),
+        ("distill_student", {"clip_middle": 1, "clip_final": 0}),
+        ("video_vit", {}),
+    ],
+)
+def test_students_get_float32_targets_split_over_the_batch(architecture, terms, mesh):
+    task = gradient_task(make_module(model(architecture)), mesh, batch_size=4)
+    targets = task.arguments[2]
+    assert targets.keys() == terms.keys()
+    for name, batch_axis in terms.items():
+        assert targets[name].dtype == jnp.float32
+        assert targets[name].shape[batch_axis] == 4
+        assert targets[name].sharding.spec[batch_axis] == BATCH
+
+
+def test_batch_statistics_are_no_parameters(mesh):
+    task = gradient_task(make_module(model("video_classifier")), mesh, batch_size=4)
+    params, rest, *_ = task.arguments
+    assert "batch_stats" in rest
+    assert "down_norm" not in params
+
+
+def test_inputs_and_outputs_of_the_forward_pass_are_split_over_the_batch(mesh):
+    task = forward_task(make_module(model("teacher")), mesh, batch_size=4)
+    variables, video = task.arguments
+    assert video.shape == (4, 2, 28, 28, 3)
+    assert video.sharding.spec == P(BATCH, None, None, None, None)
+    qkv = variables["params"]["encoder"]["blocks"]["attn"]["qkv"]["kernel"]
+    assert qkv.sharding.spec == P(None, "fsdp", None, "tensor", None)
+    assert task.out_shardings.middle.spec == P(None, BATCH, None, None)
+    assert task.out_shardings.final.spec == P(BATCH, None)
+
+
+def test_unknown_architectures_and_fields_are_refused():
+    with pytest.raises(ValueError, match="found 'video_vitt'; did you mean 'video_vit'"):
+        make_module(ConfigDict({"architecture": "video_vitt", "config": {}}))
+    config = model("video_vit")
+    config.config.wide = 3
+    with pytest.raises(ValueError, match="config.model.config: unknown field 'wide'"):
+        make_module(config)
