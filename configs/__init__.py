@@ -1,1 +1,1 @@
-"""Run configurations: one ml_collections file per kind of run, with sizes and data sets as arguments."""
+"""Configs of runs: one ml_collections file per kind of run, sizes and data sets as arguments."""

@@ -1,1 +1,1 @@
-"""Accelerated operations, one folder per op: a reference that defines the semantics and faster implementations."""
+"""Accelerated operations, one folder per op: a reference that defines it, and faster ones."""

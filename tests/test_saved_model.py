@@ -1,7 +1,6 @@
 """Saved models: what `save` and the converter write comes back, and misfits are named."""
 
 import functools
-import gc
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ import textwrap
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import traverse_util
 
@@ -23,6 +23,9 @@ from internvideo_jax.models.preprocessing import Preprocessing
 from internvideo_jax.models.video_classifier import VideoClassifierConfig
 from internvideo_jax.models.video_vit import VideoViTConfig
 from internvideo_jax.saved_model import SavedModelError
+
+# Orbax abandons its other reads when one fails, and Python complains about some of them later.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 ENCODER = VideoViTConfig(
     width=16,
@@ -262,18 +265,24 @@ def test_foreign_configs_and_metadata_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("lost", ["params", "params/_METADATA", "an array"])
-def test_lost_arrays_are_noticed(model_dir, lost, monkeypatch):
-    # Orbax abandons its other reads when one fails; Python complains about each when it is freed.
-    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
-    if lost == "an array":
-        of_stream = "params/params.cls_token/0.0.0"
-        lost = of_stream if (model_dir / of_stream).exists() else "params/d"
+@pytest.mark.parametrize("lost", ["params", "params/_METADATA", "params/d"])
+def test_lost_files_are_noticed(model_dir, lost):
+    if not (model_dir / lost).exists():
+        pytest.skip("the converter's layout has no such file")
     target = model_dir / lost
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     with pytest.raises(SavedModelError, match=r"the arrays under .*params cannot be read"):
         saved_model.load(model_dir)
-    gc.collect()
+
+
+def test_a_lost_chunk_is_reported_by_its_cause(model_dir, monkeypatch):
+    # As Orbax does; really losing one leaves its other reads behind, about which Python complains.
+    def restore(*_):
+        raise Exception("while reading") from ValueError("chunk {0, 1} is missing")
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", restore)
+    with pytest.raises(SavedModelError, match=r"params cannot be read: chunk \{0, 1\} is missing"):
+        saved_model.load(model_dir)
 
 
 def processes(count, devices, code, *args):

@@ -122,6 +122,10 @@ STAGE2 = (
         r"(text_encoder|vision_proj|text_proj|itm_head)\..*|temp",
         "stage-2 text tower and matching heads",
     ),
+    Ignore(
+        r"(audio_encoder|audio_proj|av_concat_(vision|audio)_proj|av_fusion|avtm_head)\..*",
+        "stage-2 audio tower and its heads",
+    ),
     Ignore(r"(clip_)?img_pos_embed", "stage-2 position tables for images"),
 )
 

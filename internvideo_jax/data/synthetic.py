@@ -128,6 +128,7 @@ def _signed_distance(shape: Shape, dx: np.ndarray, dy: np.ndarray, radius: float
 def _background(kind: Background, size: int) -> np.ndarray:
     """Background `[size, size, 3]`, float32 0..255."""
     axis = np.linspace(0, 1, size, dtype=np.float32)
+    gray: np.ndarray
     match kind:
         case "plain":
             gray = np.full((size, size), 40, np.float32)

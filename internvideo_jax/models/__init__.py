@@ -52,7 +52,9 @@ def abstract_variables(module: nn.Module, *, boxed: bool = False) -> dict[str, A
     Returns:
       `{"params": ..., ["batch_stats": ...]}` with `jax.ShapeDtypeStruct` leaves.
     """
-    variables = jax.eval_shape(module.init, jax.random.key(0), *module.example_inputs())
+    # The single example need not fit the current mesh.
+    with nn.logical_axis_rules(()):
+        variables = jax.eval_shape(module.init, jax.random.key(0), *module.example_inputs())
     return variables if boxed else nn.unbox(variables)
 
 
@@ -82,4 +84,5 @@ def encode(
     `options` are those of `VideoViT.__call__`.
     """
     encoder, encoder_variables = video_encoder(module, variables)
-    return encoder.apply(encoder_variables, video, **options)
+    output: Any = encoder.apply(encoder_variables, video, **options)
+    return output

@@ -242,4 +242,4 @@ def _student_inputs(
     t, h, w = encoder.grid
     kept = t * (h * w - int(0.8 * h * w)) if per_frame else t * h * w - int(0.8 * t * h * w)
     indices = jax.ShapeDtypeStruct((batch_size, 1 + kept), jnp.int32)
-    return example_video(encoder, batch_size), indices
+    return example_video(encoder.num_frames, encoder.image_size, batch_size), indices

@@ -101,11 +101,13 @@ class Teacher(nn.Module):
             final = final.reshape(batch, frames, -1).mean(1)
         if c.normalization == "l2":
             middle, final = l2_normalize(middle), l2_normalize(final)
+        assert encoded.pooler_attention is not None
         return TeacherOutput(middle, final, encoded.pooler_attention[:, 1:])
 
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of the positional inputs of a call (one frame per clip for an image tower)."""
-        return (example_video(self.config.encoder, batch_size),)
+        encoder = self.config.encoder
+        return (example_video(encoder.num_frames, encoder.image_size, batch_size),)
 
 
 class VideoMAETeacher(nn.Module):
@@ -123,4 +125,5 @@ class VideoMAETeacher(nn.Module):
 
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of the positional inputs of a call."""
-        return (example_video(self.config.encoder, batch_size),)
+        encoder = self.config.encoder
+        return (example_video(encoder.num_frames, encoder.image_size, batch_size),)

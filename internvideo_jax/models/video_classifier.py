@@ -124,4 +124,5 @@ class VideoClassifier(nn.Module):
 
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of the positional inputs of a call."""
-        return (example_video(self.config.encoder, batch_size),)
+        encoder = self.config.encoder
+        return (example_video(encoder.num_frames, encoder.image_size, batch_size),)

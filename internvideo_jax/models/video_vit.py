@@ -5,7 +5,7 @@ this forward; also the InternVL image tower (`internvl_clip_vision.py`) with one
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import flax.linen as nn
@@ -17,6 +17,7 @@ import numpy as np
 from internvideo_jax.nn.attention import AttentionPooler
 from internvideo_jax.nn.linear import default_kernel_init
 from internvideo_jax.nn.mlp import Activation
+from internvideo_jax.nn.partitioning import with_axes
 from internvideo_jax.nn.position_embedding import (
     resize_position_table,
     resize_spatial_table,
@@ -139,19 +140,17 @@ class VideoViTOutput:
     Attributes:
       tokens: last block's output `[B, N, D]`, class token first.
       pooled: pooled clip feature `[B, P]`.
-      hidden_states: outputs of the wanted blocks `[K, B, N, D]`, or None.
+      hidden_states: outputs of the wanted blocks `[K, B, N, D]`; K may be 0.
       pooler_attention: head-averaged attention of the pooler over all tokens `[B, N]`, or None.
     """
 
     tokens: jax.Array
     pooled: jax.Array
-    hidden_states: jax.Array | None = None
+    hidden_states: jax.Array
     pooler_attention: jax.Array | None = None
 
 
-def token_grid(
-    clip: tuple[int, int, int], tubelet_size: int, patch_size: int
-) -> tuple[int, int, int]:
+def token_grid(clip: Sequence[int], tubelet_size: int, patch_size: int) -> tuple[int, int, int]:
     """Token grid (t, h, w) of a clip (frames, height, width).
 
     Raises:
@@ -168,7 +167,7 @@ def token_grid(
 
 
 class PatchEmbed(nn.Module):
-    """Cuts a clip into tubelets and projects each: `[B, T, H, W, C] -> [B, t*h*w, D]`, time first."""
+    """Projects tubelets to tokens, `[B, T, H, W, C] -> [B, t*h*w, D]`, time first."""
 
     width: int
     tubelet_size: int
@@ -189,12 +188,8 @@ class PatchEmbed(nn.Module):
         def uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-        kernel = self.param(
-            "kernel", nn.with_logical_partitioning(uniform, kernel_axes), kernel_shape, jnp.float32
-        )
-        bias = self.param(
-            "bias", nn.with_logical_partitioning(uniform, ("norm",)), (self.width,), jnp.float32
-        )
+        kernel = self.param("kernel", with_axes(uniform, kernel_axes), kernel_shape, jnp.float32)
+        bias = self.param("bias", with_axes(uniform, ("norm",)), (self.width,), jnp.float32)
         patches = video.astype(self.dtype).reshape(batch, t, tubelet, h, patch, w, patch, channels)
         patches = patches.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, t * h * w, fan_in)
         tokens = patches @ kernel.astype(self.dtype).reshape(fan_in, self.width)
@@ -230,9 +225,7 @@ def position_table(
     width = config.width
 
     def param(name: str, make_table: Callable[[], np.ndarray]) -> jax.Array:
-        init = nn.with_logical_partitioning(
-            lambda key: jnp.asarray(make_table())[None], (None, "position", "embed")
-        )
+        init = with_axes(lambda key: jnp.asarray(make_table())[None], (None, "position", "embed"))
         return jnp.asarray(module.param(prefix + name, init))
 
     if config.position_embedding == "joint":
@@ -293,7 +286,7 @@ class VideoViT(nn.Module):
             )
         grid = token_grid(video.shape[1:4], c.tubelet_size, c.patch_size)
         x = PatchEmbed(c.width, c.tubelet_size, c.patch_size, dtype, name="patch_embed")(video)
-        cls_init = nn.with_logical_partitioning(default_kernel_init, (None, None, "embed"))
+        cls_init = with_axes(default_kernel_init, (None, None, "embed"))
         cls = self.param("cls_token", cls_init, (1, 1, c.width), jnp.float32).astype(dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, c.width)), x], axis=1)
         x = x + position_table(self, c, grid).astype(dtype)
@@ -308,10 +301,9 @@ class VideoViT(nn.Module):
 
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of the positional inputs of a call."""
-        return (example_video(self.config, batch_size),)
+        return (example_video(self.config.num_frames, self.config.image_size, batch_size),)
 
 
-def example_video(config: VideoViTConfig, batch_size: int) -> jax.ShapeDtypeStruct:
-    """Shape of a batch of normalised clips for `config`."""
-    size = config.image_size
-    return jax.ShapeDtypeStruct((batch_size, config.num_frames, size, size, 3), jnp.float32)
+def example_video(num_frames: int, image_size: int, batch_size: int) -> jax.ShapeDtypeStruct:
+    """Shape of a batch of normalised clips."""
+    return jax.ShapeDtypeStruct((batch_size, num_frames, image_size, image_size, 3), jnp.float32)

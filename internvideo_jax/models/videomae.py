@@ -13,6 +13,7 @@ import numpy as np
 
 from internvideo_jax.models.video_vit import PatchEmbed, example_video, take_tokens, token_grid
 from internvideo_jax.nn.normalization import layer_norm
+from internvideo_jax.nn.partitioning import with_axes
 from internvideo_jax.nn.position_embedding import resize_position_table, sinusoid_table
 from internvideo_jax.nn.transformer import Remat, TransformerConfig, transformer
 
@@ -96,13 +97,13 @@ def videomae_g14() -> VideoMAEConfig:
 
 @flax.struct.dataclass
 class VideoMAEOutput:
-    """Normalised last tokens `[B, N, D]` and the wanted blocks' outputs `[K, B, N, D]` or None.
+    """Normalised last tokens `[B, N, D]` and the wanted blocks' outputs `[K, B, N, D]`.
 
     If the last block is among the wanted ones its output is the normalised one.
     """
 
     tokens: jax.Array
-    hidden_states: jax.Array | None = None
+    hidden_states: jax.Array
 
 
 class VideoMAE(nn.Module):
@@ -132,7 +133,7 @@ class VideoMAE(nn.Module):
         native = sinusoid_table(int(np.prod(c.native_grid)), c.width)[None]
         if c.learned_position:
             table = resize_position_table(native, c.native_grid, c.grid, num_extra=0)
-            init = nn.with_logical_partitioning(lambda key: table, (None, "position", "embed"))
+            init = with_axes(lambda key: jnp.asarray(table), (None, "position", "embed"))
             table = resize_position_table(self.param("pos_embed", init), c.grid, grid, num_extra=0)
         else:
             table = resize_position_table(native, c.native_grid, grid, num_extra=0)
@@ -147,4 +148,4 @@ class VideoMAE(nn.Module):
 
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of the positional inputs of a call."""
-        return (example_video(self.config, batch_size),)
+        return (example_video(self.config.num_frames, self.config.image_size, batch_size),)

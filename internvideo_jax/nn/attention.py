@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from internvideo_jax.kernels.attention import attention
 from internvideo_jax.nn.linear import default_kernel_init, dense
 from internvideo_jax.nn.normalization import layer_norm, rms_norm
+from internvideo_jax.nn.partitioning import Initializer
 from internvideo_jax.parallel.sharding import shard_map_logical
 
 
@@ -46,7 +47,7 @@ class SelfAttention(nn.Module):
     norm_epsilon: float = 1e-6
     over_heads: bool = False
     dtype: jnp.dtype = jnp.float32
-    out_kernel_init: jax.nn.initializers.Initializer = default_kernel_init
+    out_kernel_init: Initializer = default_kernel_init
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

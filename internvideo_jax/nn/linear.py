@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+
+from internvideo_jax.nn.partitioning import Initializer, with_axes
 
 # Every linear layer of the family starts from N(0, 0.02) truncated at an absolute 2, which cuts
 # nothing at 100 standard deviations (upstream `_init_weights`).
@@ -19,8 +20,8 @@ def dense(
     *,
     axis: int | Sequence[int] = -1,
     use_bias: bool = True,
-    kernel_init: jax.nn.initializers.Initializer = default_kernel_init,
-    bias_init: jax.nn.initializers.Initializer = nn.initializers.zeros,
+    kernel_init: Initializer = default_kernel_init,
+    bias_init: Initializer = nn.initializers.zeros,
 ) -> nn.DenseGeneral:
     """A linear map from the dimensions `axis` to `features`, its kernel named by `kernel_axes`.
 
@@ -35,7 +36,7 @@ def dense(
         axis=axis,
         use_bias=use_bias,
         dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(kernel_init, kernel_axes),
-        bias_init=nn.with_logical_partitioning(bias_init, bias_axes),
+        kernel_init=with_axes(kernel_init, kernel_axes),
+        bias_init=with_axes(bias_init, bias_axes),
         name=name,
     )

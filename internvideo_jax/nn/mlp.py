@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from internvideo_jax.nn.linear import default_kernel_init, dense
+from internvideo_jax.nn.partitioning import Initializer
 
 Activation = Literal["gelu_tanh", "gelu_erf"]
 
@@ -23,7 +24,7 @@ class Mlp(nn.Module):
     out_dim: int
     activation: Activation = "gelu_erf"
     dtype: jnp.dtype = jnp.float32
-    out_kernel_init: jax.nn.initializers.Initializer = default_kernel_init
+    out_kernel_init: Initializer = default_kernel_init
     in_axis: str = "embed"
     out_axis: str = "embed"
 

@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from internvideo_jax.nn.partitioning import with_axes
+
 
 def rms_norm(
     epsilon: float, dtype: jnp.dtype, name: str, axes: tuple[str, ...] = ("norm",)
@@ -17,7 +19,7 @@ def rms_norm(
     return nn.RMSNorm(
         epsilon=epsilon,
         dtype=dtype,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones, axes),
+        scale_init=with_axes(nn.initializers.ones, axes),
         reduction_axes=features,
         feature_axes=features,
         use_fast_variance=False,
@@ -30,8 +32,8 @@ def layer_norm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(
         epsilon=epsilon,
         dtype=dtype,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+        scale_init=with_axes(nn.initializers.ones, ("norm",)),
+        bias_init=with_axes(nn.initializers.zeros, ("norm",)),
         use_fast_variance=False,
         name=name,
     )
@@ -73,8 +75,8 @@ class BatchNorm(nn.Module):
                 var.value += self.momentum * (unbiased - var.value)
         x = (x - batch_mean) * jax.lax.rsqrt(batch_var + self.epsilon)
         if self.affine:
-            ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
+            ones = with_axes(nn.initializers.ones, ("norm",))
+            zeros = with_axes(nn.initializers.zeros, ("norm",))
             scale = self.param("scale", ones, (channels,), jnp.float32)
             x = x * scale + self.param("bias", zeros, (channels,), jnp.float32)
         return x.astype(self.dtype)

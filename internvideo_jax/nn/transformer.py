@@ -13,6 +13,7 @@ from internvideo_jax.nn.attention import SelfAttention
 from internvideo_jax.nn.linear import default_kernel_init
 from internvideo_jax.nn.mlp import Activation, Mlp
 from internvideo_jax.nn.normalization import layer_norm, rms_norm
+from internvideo_jax.nn.partitioning import with_axes
 
 Remat = Literal["none", "full", "dots"]
 
@@ -61,7 +62,7 @@ class LayerScale(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.constant(self.init_value), ("norm",))
+        init = with_axes(nn.initializers.constant(self.init_value), ("norm",))
         gamma = self.param("gamma", init, (x.shape[-1],), jnp.float32)
         return (x.astype(jnp.float32) * gamma).astype(x.dtype)
 
@@ -81,8 +82,8 @@ class Block(nn.Module):
     deterministic: bool
 
     def __call__(
-        self, carry: tuple[jax.Array, jax.Array | None], layer: dict[str, jax.Array]
-    ) -> tuple[tuple[jax.Array, jax.Array | None], None]:
+        self, carry: tuple[jax.Array, jax.Array], layer: dict[str, jax.Array]
+    ) -> tuple[tuple[jax.Array, jax.Array], None]:
         """Transforms tokens `[B, N, D]`; writes them into slot `layer["slot"]` of the buffer.
 
         Only the block itself is under remat: the buffer must not become one of its saved inputs.
@@ -96,7 +97,7 @@ class Block(nn.Module):
             forward = nn.remat(Block.transform, prevent_cse=False, policy=policy)
         x = forward(self, x, layer["index"], layer["drop_path_rate"])
         x = nn.with_logical_constraint(x, ("batch", "tokens", "embed_act"))
-        if buffer is not None:
+        if buffer.size:
             slot = jnp.maximum(layer["slot"], 0)
             current = jax.lax.dynamic_index_in_dim(buffer, slot, keepdims=False)
             update = jnp.where(layer["slot"] >= 0, x, current)
@@ -142,7 +143,7 @@ def transformer(
     name: str = "blocks",
     hidden_layers: tuple[int, ...] = (),
     deterministic: bool = True,
-) -> tuple[jax.Array, jax.Array | None]:
+) -> tuple[jax.Array, jax.Array]:
     """Runs the stack on tokens; call it inside a compact method.
 
     Parameters are stacked on a leading `layers` axis, so compile time does not grow with depth, and
@@ -156,7 +157,7 @@ def transformer(
       deterministic: False turns drop path on (needs the `dropout` RNG).
 
     Returns:
-      The last block's output `[B, N, D]` and the wanted outputs `[K, B, N, D]` (None if K is 0).
+      The last block's output `[B, N, D]` and the wanted outputs `[K, B, N, D]`.
 
     Raises:
       ValueError: `hidden_layers` are not distinct, ascending indices of blocks.
@@ -174,7 +175,7 @@ def transformer(
         "slot": jnp.asarray(slots),
     }
     x = nn.with_logical_constraint(x, ("batch", "tokens", "embed_act"))
-    buffer = jnp.zeros((len(hidden_layers), *x.shape), x.dtype) if hidden_layers else None
+    buffer = jnp.zeros((len(hidden_layers), *x.shape), x.dtype)
     stack = nn.scan(
         Block,
         variable_axes={"params": 0, "intermediates": 0},

@@ -14,7 +14,7 @@ from internvideo_jax import config as configs
 from internvideo_jax.launch.benchmarks.processes import Say, Worker, interleave
 from internvideo_jax.launch.benchmarks.report import Row, usable_cpus
 from internvideo_jax.models import abstract_variables
-from internvideo_jax.models.video_vit import VideoViT, VideoViTConfig, example_video
+from internvideo_jax.models.video_vit import VideoViT, VideoViTConfig
 
 PEER = "PyTorch"
 MISSING_PEER = "PyTorch is not installed: pip install 'internvideo-jax[torch]' for the comparison"
@@ -76,7 +76,7 @@ def benchmark_encoder(
 def write_job(folder: Path, config: VideoViTConfig, batch_size: int, threads: int) -> None:
     """Writes what both workers read: `job.json`, `video.npy` and `params/`, random numbers all."""
     rng = np.random.default_rng(0)
-    video = example_video(config, batch_size)
+    (video,) = VideoViT(config).example_inputs(batch_size)
     np.save(folder / "video.npy", rng.standard_normal(video.shape, np.float32))
     shapes = traverse_util.flatten_dict(abstract_variables(VideoViT(config))["params"], sep="/")
     for path, leaf in shapes.items():

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from internvideo_jax.convert.fitting import fit, retarget
+from internvideo_jax.convert.inference import infer_config
 from internvideo_jax.convert.manifest import Manifest, describe, plan_manifest, read_manifest
-from internvideo_jax.convert.plan import CheckpointMisfit, export_plan
+from internvideo_jax.convert.plan import CheckpointMisfit, canonical_names, export_plan, plan
 
 TINY = {
     "embed_dim": 48,
@@ -139,6 +141,22 @@ def test_the_internvl_file_may_hold_what_the_manifest_leaves_out():
     manifest.shapes.update(dict.fromkeys(extras.split(), (1,)))
     made = plan_manifest(manifest)
     assert set(made.ignored.values()) == {"InternVL text tower", "InternVL training leftovers"}
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    "name", ["InternVideo2-stage2_1b-224p-f4", "internvideo2-s2_6b-224p-f4_with_audio_encoder"]
+)
+def test_a_stage_2_file_holds_a_teacher_of_distillation(name):
+    (path,) = _shared(f"{name}.json")
+    shapes = read_manifest(path).shapes
+    source = infer_config(shapes, architecture="teacher")
+    assert source.encoder.grid == (4, 16, 16)
+    target = retarget(source, num_frames=8)
+    canonical = {key: shapes[name] for key, name in canonical_names(shapes).items()}
+    made = plan(shapes, "teacher", target, adaptations=fit(canonical, source, target))
+    assert made.adaptations.keys() == {"pos_embed"}
+    assert made.adaptations["pos_embed"].shape == (1, 2049, target.encoder.width)
 
 
 @needs_shared

@@ -2,7 +2,7 @@ import jax
 import pytest
 from jax.sharding import AxisType
 
-from internvideo_jax.parallel.mesh import AXES, MeshConfig, make_mesh
+from internvideo_jax.parallel.mesh import AXES, MeshConfig, default_fsdp, make_mesh
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,11 @@ def test_make_mesh_on_one_device_has_all_axes_of_type_auto():
     assert mesh.axis_names == AXES == ("data", "fsdp", "tensor", "context")
     assert mesh.axis_types == (AxisType.Auto,) * 4
     assert mesh.devices.shape == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("devices", "fsdp"),
+    [(1, 1), (2, 2), (3, 3), (4, 2), (8, 4), (16, 8), (24, 8), (32, 16), (256, 16), (1024, 16)],
+)
+def test_default_fsdp_is_a_part_of_the_slice(devices, fsdp):
+    assert default_fsdp(devices) == fsdp

@@ -31,10 +31,9 @@ SHORT = Request(
 
 def long_request(platform: str, **changes) -> Request:
     shape = SHAPES["1b_f8"]
-    fields = {**vars(SHORT), "queries": shape.tokens, "keys": shape.tokens, "heads": shape.heads}
-    return Request(
-        **{**fields, "kv_heads": shape.heads, "platform": platform, "batch": 8, **changes}
-    )
+    sizes = {"queries": shape.tokens, "keys": shape.tokens, "batch": 8}
+    heads = {"heads": shape.heads, "kv_heads": shape.heads, "head_dim": shape.head_dim}
+    return Request(**{**vars(SHORT), **sizes, **heads, "platform": platform, **changes})
 
 
 @pytest.fixture(autouse=True)

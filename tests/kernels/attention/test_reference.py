@@ -10,6 +10,7 @@ from internvideo_jax.kernels.attention import attention
 from internvideo_jax.kernels.attention.masks import dropout_keep
 
 B, N, M, H, KV, D = 2, 5, 7, 4, 2, 8
+STATIC = ("is_causal", "return_lse", "return_weights", "implementation")
 SEGMENTS = (
     np.array([[0, 0, 1, 1, 9], [2, 2, 2, 2, 2]]),
     np.array([[0, 1, 1, 0, 0, 1, 3], [2, 2, 0, 0, 2, 2, 2]]),
@@ -53,13 +54,13 @@ def written_out(q, k, v, *, bias=None, segment_ids=None, kv_lengths=None, offset
     ],
     ids=["plain", "bias", "hiding-bias", "segments", "lengths", "causal", "cache", "several"],
 )
-def test_equals_the_definition(options, make_qkv, assert_close):
+def test_equals_the_definition(options, make_qkv, assert_close, fast_jit):
     qkv = make_qkv(B, N, M, H, KV, D)
     offset = options.get("query_offset", 0) if options.get("is_causal") else None
     plain = {k: v for k, v in options.items() if k not in ("is_causal", "query_offset")}
     expected = written_out(*qkv, **plain, offset=offset)
     options = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, options)
-    found = attention(
+    found = fast_jit(attention, static_argnames=STATIC)(
         *qkv, **options, return_lse=True, return_weights=True, implementation="reference"
     )
     assert_close(found, tuple(x.astype(np.float32) for x in expected))
