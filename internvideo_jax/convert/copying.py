@@ -1,9 +1,10 @@
 """Copying transposed arrays at the speed of memory."""
 
+import cv2
 import numpy as np
 
-# Rows and columns of one block stay in the second-level cache together.
-_BLOCK_BYTES = 256 << 10
+# What OpenCV calls numbers of these sizes; it moves bits and looks at none.
+_OPENCV = {1: np.uint8, 2: np.uint16, 4: np.float32, 8: np.float64}
 
 
 def contiguous(array: np.ndarray, memory: np.ndarray | None = None) -> np.ndarray:
@@ -11,7 +12,7 @@ def contiguous(array: np.ndarray, memory: np.ndarray | None = None) -> np.ndarra
 
     PyTorch stores a linear layer as [out, in] and Flax as [in, out], so that most weights of a
     model are transposed. `np.ascontiguousarray` walks such a source column by column, one cache
-    line for each element; in square blocks the copy is three times as fast.
+    line for each element; OpenCV's transpose is five to ten times as fast.
 
     Args:
       array: any array.
@@ -25,7 +26,7 @@ def contiguous(array: np.ndarray, memory: np.ndarray | None = None) -> np.ndarra
     # As integers, because extension dtypes (bfloat16) are copied one element at a time.
     bits = np.dtype(f"u{array.itemsize}") if array.itemsize in (1, 2, 4, 8) else array.dtype
     source = _merge_axes(array.view(bits))
-    _copy_blocks(target.view(bits).reshape(source.shape), source)
+    _copy(target.view(bits).reshape(source.shape), source)
     return target
 
 
@@ -45,12 +46,10 @@ def _merge_axes(array: np.ndarray) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(array, shape, strides, writeable=False)
 
 
-def _copy_blocks(target: np.ndarray, source: np.ndarray) -> None:
-    if source.nbytes <= _BLOCK_BYTES:
+def _copy(target: np.ndarray, source: np.ndarray) -> None:
+    is_transposed = source.ndim == 2 and source.T.flags.c_contiguous
+    if is_transposed and source.itemsize in _OPENCV:
+        kind = _OPENCV[source.itemsize]
+        cv2.transpose(source.T.view(kind), dst=target.view(kind))
+    else:
         np.copyto(target, source)
-        return
-    axis = int(np.argmax(source.shape))
-    half = source.shape[axis] // 2
-    for part in (slice(None, half), slice(half, None)):
-        place = (slice(None),) * axis + (part,)
-        _copy_blocks(target[place], source[place])

@@ -23,7 +23,7 @@ Say = Callable[[str], object]
 def interleave(
     name: str, runs: Mapping[str, Callable[[], Sample]], repeats: int, say: Say
 ) -> dict[str, tuple[Sample, ...]]:
-    """Calls every run in turn, `repeats` times over: none overlap, and all see the same weather."""
+    """Calls every run in turn, `repeats` times over: none overlap, and all meet the same load."""
     samples: dict[str, list[Sample]] = {side: [] for side in runs}
     for i in range(repeats):
         for side, run in runs.items():
