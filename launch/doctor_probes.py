@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import multiprocessing
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -127,8 +128,8 @@ def _run(sender: Connection, log: str, requirements: list[str]) -> None:
 
 def package_checks(line: str) -> Iterator[Check]:
     """Whether a requirement is installed, recent enough and importable."""
-    name, _, bounds = line.partition(">=")
-    advice = f"pip install '{line}'"
+    name = re.split("[<>=!~ ]", line, maxsplit=1)[0]
+    bounds, advice = line.removeprefix(name), f"pip install '{line}'"
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -137,8 +138,8 @@ def package_checks(line: str) -> Iterator[Check]:
     # Comes with several of the requirements; it is no loss where all of them are missing.
     from packaging.specifiers import SpecifierSet
 
-    if not SpecifierSet(f">={bounds}").contains(version, prereleases=True):
-        found = f"{version}, expected >={bounds}"
+    if not SpecifierSet(bounds).contains(version, prereleases=True):
+        found = f"{version}, expected {bounds}"
         yield Check("packages", name, "bad", found, advice)
         return
     module = MODULES.get(name, name.replace("-", "_"))

@@ -150,7 +150,7 @@ def attention(
         operands = operands._replace(dropout_seed=seed)
 
     choice = select_implementation(request, implementation)
-    _logger.debug("%s (%s) for %s", *choice, request)
+    _logger.info("%s (%s) for %s", *choice, request)
     result = _IMPLEMENTATIONS[choice.name].attend(request, operands)
     extras = tuple(x for x in result[1:] if x is not None)
     return (result.out, *extras) if extras else result.out
@@ -158,7 +158,6 @@ def attention(
 
 def available_implementations() -> dict[str, str | None]:
     """The implementations by name, each with the reason why it cannot run here, or None."""
-    platform = current_platform()
     plain = Request(
         batch=1,
         queries=1024,
@@ -166,9 +165,9 @@ def available_implementations() -> dict[str, str | None]:
         heads=1,
         kv_heads=1,
         head_dim=64,
-        dtype="float32" if platform == "cpu" else "bfloat16",
+        dtype="bfloat16",
         scale=0.125,
-        platform=platform,
+        platform=current_platform(),
     )
     return {name: module.supports(plain) for name, module in _IMPLEMENTATIONS.items()}
 

@@ -21,8 +21,8 @@ MISSING_PEER = "PyTorch is not installed: pip install 'internvideo-jax[torch]' f
 
 Outputs = dict[str, np.ndarray]
 
-# Of the largest output. Rounding alone gives a few 1e-6.
-TOLERANCE = 1e-4
+# Of the largest output. Rounding alone gives 1e-6 for B14.
+TOLERANCE = 1e-5
 
 
 def benchmark_encoder(

@@ -109,9 +109,9 @@ def test_the_encoder_beside_torch(tmp_path, monkeypatch):
 
 def test_different_outputs_are_not_raced():
     ours = {"tokens": np.array([1.0, 2.0]), "pooled": np.array([-4.0, 0.0])}
-    assert encoder.difference(ours, {**ours, "pooled": np.array([-4.0, 1e-4])}) == 2.5e-5
+    assert encoder.difference(ours, {**ours, "pooled": np.array([-4.0, 1e-5])}) == 2.5e-6
     for wrong in (1e-3, np.nan):
-        with pytest.raises(ValueError, match="agree with the peer's within 0.0001, found"):
+        with pytest.raises(ValueError, match="agree with the peer's within 1e-05, found"):
             encoder.difference(ours, {**ours, "pooled": np.array([-4.0, wrong])})
 
 

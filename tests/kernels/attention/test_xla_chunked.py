@@ -175,7 +175,7 @@ def test_works_inside_shard_map(small_tiles, make_qkv, fast_jit):
 
 @pytest.mark.parametrize("gradient", [False, True])
 def test_memory_stays_far_below_that_of_all_scores(gradient):
-    n, h = 1500, 4
+    n, h = 2500, 8
     x = jax.ShapeDtypeStruct((1, n, h, 16), jnp.float32)
 
     def run(q, k, v):
@@ -207,8 +207,8 @@ def test_tiles_cover_all_rows_and_stay_small(queries, keys, kv_heads, platform):
 
 
 def test_tiles_of_the_models():
-    """The measured optimum on CPU: a quarter of 2049 queries, four heads of 417."""
+    """On CPU: half of the 2049 queries of one head, half of the student's heads."""
     cut = tiles.tiling(plain_request(queries=2049, keys=2049, heads=12, kv_heads=12))
-    assert cut == tiles.Tiling(kv_heads=1, rows=513, tiles=4)
+    assert cut == tiles.Tiling(kv_heads=1, rows=1025, tiles=2)
     cut = tiles.tiling(plain_request(queries=417, keys=417, heads=16, kv_heads=16))
-    assert cut == tiles.Tiling(kv_heads=4, rows=417, tiles=1)
+    assert cut == tiles.Tiling(kv_heads=8, rows=417, tiles=1)
