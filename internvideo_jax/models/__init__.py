@@ -1,11 +1,13 @@
 """Towers and composites of the InternVideo family, as pure functions of (variables, inputs)."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 
+from internvideo_jax.kernels.attention.request import current_platform
 from internvideo_jax.models.stage1 import (
     DistillStudent,
     DistillStudentConfig,
@@ -76,13 +78,36 @@ def video_encoder(module: nn.Module, variables: dict[str, Any]) -> tuple[VideoVi
 
 
 def encode(
-    module: nn.Module, variables: dict[str, Any], video: jax.Array, **options: Any
+    module: nn.Module,
+    variables: dict[str, Any],
+    video: jax.Array,
+    kept: jax.Array | None = None,
+    **options: Any,
 ) -> VideoViTOutput:
-    """Runs the video encoder inside any model on normalised clips `[B, T, H, W, 3]`.
+    """Runs the video encoder inside any model, without drop path.
 
+    A CPU takes clips one by one: the activations of one stay in its caches, which is faster than
+    all at once and takes less memory (docs/benchmarks.md).
 
-    `options` are those of `VideoViT.__call__`.
+    Args:
+      module: a model with a video encoder.
+      variables: its variables.
+      video: normalised clips `[B, T, H, W, 3]`.
+      kept: tokens to keep `[B, K]`, or None for all, as in `VideoViT.__call__`.
+      options: the others of `VideoViT.__call__`.
     """
     encoder, encoder_variables = video_encoder(module, variables)
-    output: Any = encoder.apply(encoder_variables, video, **options)
-    return output
+    forward: Any = functools.partial(encoder.apply, encoder_variables, **options)
+    is_split = not jax.sharding.get_abstract_mesh().empty
+    if len(video) == 1 or is_split or current_platform() != "cpu":
+        output: VideoViTOutput = forward(video, kept)
+        return output
+    clips = jax.tree.map(lambda x: x[:, None], (video, kept))
+    outputs = jax.lax.map(lambda clip: forward(*clip), clips)
+    attention = outputs.pooler_attention
+    return VideoViTOutput(
+        outputs.tokens[:, 0],
+        outputs.pooled[:, 0],
+        outputs.hidden_states[:, :, 0].swapaxes(0, 1),
+        None if attention is None else attention[:, 0],
+    )

@@ -200,6 +200,21 @@ def test_encode_runs_the_encoder_of_every_composite(name, random_variables, run)
     np.testing.assert_array_equal(out.pooled, want.pooled)
 
 
+def test_encode_of_many_clips_is_the_encoder_of_each(random_variables, run):
+    module = VideoViT(CONFIG)
+    variables = random_variables(module)
+    video = clip((3, 4, 16, 16, 3))
+    kept = jnp.array([[0, 1, 5], [0, 2, 3], [0, 4, 6]])
+    options = {"hidden_layers": (0, 1), "return_pooler_attention": True}
+    out = jax.jit(lambda v: models.encode(module, v, video, kept, **options))(variables)
+    for i in range(3):
+        want = run(module, variables, video[i : i + 1], kept[i : i + 1], **options)
+        np.testing.assert_allclose(out.tokens[i], want.tokens[0], atol=1e-6)
+        np.testing.assert_allclose(out.pooled[i], want.pooled[0], atol=1e-6)
+        np.testing.assert_allclose(out.hidden_states[:, i], want.hidden_states[:, 0], atol=1e-6)
+        np.testing.assert_allclose(out.pooler_attention[i], want.pooler_attention[0], atol=1e-6)
+
+
 def test_encode_names_a_model_without_video_encoder():
     with pytest.raises(ValueError, match="found VideoMAE"):
         models.encode(models.VideoMAE(MAE), {"params": {}}, jnp.zeros((1, 4, 16, 16, 3)))
