@@ -131,25 +131,24 @@ class Block:
         part = part.transpose(2, 0, 1)[None].astype(whole.dtype)
         return lax.dynamic_update_slice(whole, part, (self.example, 0, self.first_head, 0))
 
-    def queries(self, x: Float[Array, "B N H E"]) -> Float[Array, "t h c E"]:
+    def queries(self, x: Float[Array, "B N H E"]) -> Float[Array, "h t c E"]:
         """This block's part of an array with a row per query, cut into tiles, in float32."""
         cut, group = self.tiling, self.request.group
         n, width = x.shape[1], x.shape[3]
         start = (self.example, 0, self.first_head * group, 0)
         part = lax.dynamic_slice(x, start, (1, n, cut.kv_heads * group, width))[0]
-        part = jnp.pad(part.astype(jnp.float32), ((0, cut.rows * cut.tiles - n), (0, 0), (0, 0)))
-        part = part.reshape(cut.tiles, cut.rows, cut.kv_heads, group, width)
-        return part.transpose(3, 0, 2, 1, 4).reshape(-1, cut.kv_heads, cut.rows, width)
+        part = part.swapaxes(0, 1).astype(jnp.float32)
+        part = jnp.pad(part, ((0, 0), (0, cut.rows * cut.tiles - n), (0, 0)))
+        return part.reshape(cut.kv_heads, group * cut.tiles, cut.rows, width)
 
     def store_queries(
         self, whole: Float[Array, "B N H E"], part: Float[Array, "t h c E"]
     ) -> Float[Array, "B N H E"]:
-        """Writes what `queries` cuts."""
-        cut, group = self.tiling, self.request.group
-        part = part.reshape(group, cut.tiles, cut.kv_heads, cut.rows, -1).transpose(1, 3, 2, 0, 4)
-        part = part.reshape(1, cut.tiles * cut.rows, cut.kv_heads * group, -1)
-        part = part[:, : whole.shape[1]].astype(whole.dtype)
-        start = (self.example, 0, self.first_head * group, 0)
+        """Writes the rows that a scan over the tiles has stacked."""
+        n, width = whole.shape[1], whole.shape[3]
+        part = part.swapaxes(0, 1).reshape(-1, self.tiling.tiles * self.tiling.rows, width)
+        part = part[:, :n].swapaxes(0, 1)[None].astype(whole.dtype)
+        start = (self.example, 0, self.first_head * self.request.group, 0)
         return lax.dynamic_update_slice(whole, part, start)
 
     def scores(

@@ -54,10 +54,10 @@ def _attend(
     def run_block(results: PyTree, index: Array) -> tuple[PyTree, None]:
         block = cut.block(index)
         keys, values = block.keys(k), block.keys(v)
+        queries = block.queries(q) * request.scale
 
-        def run_tile(_: None, x: PyTree) -> tuple[None, PyTree]:
-            tile, queries = x
-            scores = block.scores(queries, keys, tile)
+        def run_tile(_: None, tile: Array) -> tuple[None, PyTree]:
+            scores = block.scores(_rows(queries, tile), keys, tile)
             # Finite also where a row sees nothing, whose exponentials are then zeros and not NaN.
             largest = jnp.max(scores, axis=-1, keepdims=True)
             largest = jnp.maximum(largest, jnp.finfo(jnp.float32).min)
@@ -66,8 +66,7 @@ def _attend(
             out = jnp.einsum("hnm,hmd->hnd", block.dropout(weights, tile), values)
             return None, (out / jnp.where(total > 0, total, 1), largest + jnp.log(total))
 
-        tiles = (block.tiles, block.queries(q) * request.scale)
-        _, (out, lse) = lax.scan(run_tile, None, tiles)
+        _, (out, lse) = lax.scan(run_tile, None, block.tiles)
         return (block.store_queries(results[0], out), block.store_queries(results[1], lse)), None
 
     out = lax.full_like(q, 0)
@@ -96,10 +95,11 @@ def _attend_backward(request: Request, saved: PyTree, cotangents: tuple[Array, A
         dq, dk, dv, d_bias = grads
         block = cut.block(index)
         keys, values = block.keys(k), block.keys(v)
+        per_row = (block.queries(q) * request.scale, *map(block.queries, (d_out, lse, mean)))
 
-        def run_tile(sums: PyTree, x: PyTree) -> tuple[PyTree, Array]:
+        def run_tile(sums: PyTree, tile: Array) -> tuple[PyTree, Array]:
             dk_t, dv_t, d_bias = sums
-            tile, queries, d_rows, row_lse, row_mean = x
+            queries, d_rows, row_lse, row_mean = (_rows(x, tile) for x in per_row)
             weights = jnp.exp(block.scores(queries, keys, tile) - row_lse)
             d_weights = block.dropout(jnp.einsum("hnd,hmd->hnm", d_rows, values), tile)
             d_scores = weights * (d_weights - row_mean)
@@ -108,17 +108,19 @@ def _attend_backward(request: Request, saved: PyTree, cotangents: tuple[Array, A
             d_bias = block.add_bias_gradient(d_bias, d_scores, tile)
             return (dk_t, dv_t, d_bias), jnp.einsum("hnm,hmd->hnd", d_scores, keys)
 
-        rows = (block.queries(q) * request.scale, *map(block.queries, (d_out, lse, mean)))
         zeros = lax.full_like(keys, 0, shape=keys.swapaxes(1, 2).shape)
-        (dk_t, dv_t, d_bias), dq_tiles = lax.scan(
-            run_tile, (zeros, zeros, d_bias), (block.tiles, *rows)
-        )
+        sums, dq_tiles = lax.scan(run_tile, (zeros, zeros, d_bias), block.tiles)
+        dk_t, dv_t, d_bias = sums
         dq = block.store_queries(dq, dq_tiles * request.scale)
         return (dq, block.store_keys(dk, dk_t), block.store_keys(dv, dv_t), d_bias), None
 
     zeros = (*(lax.full_like(x, 0) for x in (q, k, v)), cut.zero_bias_gradient())
     dq, dk, dv, d_bias = lax.scan(run_block, zeros, cut.blocks)[0]
     return dq, dk, dv, cut.bias_gradient(d_bias), None
+
+
+def _rows(x: Float[Array, "h t c E"], tile: Array) -> Float[Array, "h c E"]:
+    return lax.dynamic_index_in_dim(x, tile, axis=1, keepdims=False)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
