@@ -243,7 +243,7 @@ def test_make_stops_when_pip_fails(bare_project):
     for target in ("venv", "test"):
         run = make(bare_project, target, f"PYTHON={sys.executable}", PIP_NO_INDEX="1")
         assert run.returncode == 2
-        assert "pytest" not in run.stdout
+        assert "-m pytest" not in run.stdout
         assert not (bare_project / ".venv" / "installed").exists()
 
 

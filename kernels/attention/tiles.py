@@ -16,9 +16,9 @@ from internvideo_jax.kernels.attention.masks import dropout_keep, visible
 from internvideo_jax.kernels.attention.request import Request
 
 # Scores of one tile. On a CPU: few enough to stay in the last-level cache, so many that starting
-# and joining threads does not count (9 MiB: 1025 rows of 2049 keys). Elsewhere a tile should keep
+# and joining threads does not count (6 MiB: 683 rows of 2049 keys). Elsewhere a tile should keep
 # the device busy (128 MiB).
-_CPU_TILE_SCORES = 9 * 2**18
+_CPU_TILE_SCORES = 6 * 2**18
 _TILE_SCORES = 2**25
 # With fewer rows the matrix products become slow.
 _MIN_ROWS = 128
