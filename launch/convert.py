@@ -83,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
         help="constructor option of the PyTorch model that tensors do not show, e.g. num_heads=12",
     )
     reading.add_argument(
-        "--no_checksum", action="store_true", help="do not record the source's sha256"
+        "--sha256",
+        action="store_true",
+        help="record the sha256 of the source's files in the model (reads them once more)",
     )
     return parser
 
@@ -127,10 +129,10 @@ def _convert(args: argparse.Namespace) -> int:
 
     with Checksums() as checksums:
         # Sums of local files begin before JAX is imported: they take as long as all the rest.
-        for path in map(Path, args.source if not args.no_checksum else ()):
+        for path in map(Path, args.source if args.sha256 else ()):
             if path.is_file():
                 checksums.start(path)
-        return _convert_with(args, None if args.no_checksum else checksums)
+        return _convert_with(args, checksums if args.sha256 else None)
 
 
 def _convert_with(args: argparse.Namespace, checksums: "Checksums | None") -> int:
@@ -159,10 +161,6 @@ def _convert_with(args: argparse.Namespace, checksums: "Checksums | None") -> in
     if checksums is not None:
         for file in metadata["source"]["files"]:
             print(f"sha256 {file['sha256']}  {file['name']}")
-        print(
-            f"(waited {report['seconds_waiting_for_sha256']:.1f} s for it; --no_checksum leaves it"
-            " out)"
-        )
     return 0
 
 

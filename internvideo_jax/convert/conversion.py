@@ -148,7 +148,7 @@ def write(
       output: directory to make; may exist if it is empty.
       progress: called with the number of bytes that were read of the checkpoint since the last
         call.
-      checksums: where the sources' sums may be under way already; None leaves them out.
+      checksums: where the sources' sums may be under way already; None records none.
 
     Returns:
       The metadata that was stored with the model: "source" and "conversion".
@@ -164,15 +164,14 @@ def write(
             checksums.start(file)
     with atomic_directory(output) as directory:
         _write_arrays(conversion, directory / ARRAYS, progress)
-        written = time.perf_counter()
+        seconds = time.perf_counter() - started
         sha256 = checksums.wait(files) if checksums is not None else {}
         metadata = {
             "source": _describe_source(conversion, sha256),
             "conversion": {
                 **conversion.plan.report(),
                 "internvideo_jax": __version__,
-                "seconds_writing": round(written - started, 2),
-                "seconds_waiting_for_sha256": round(time.perf_counter() - written, 2),
+                "seconds_writing": round(seconds, 2),
             },
         }
         config = conversion.plan.config
@@ -208,11 +207,12 @@ def convert(
     output: Path,
     request: Request | None = None,
     progress: Progress | None = None,
+    sha256: bool = False,
 ) -> Conversion:
-    """`prepare` and `write`, with checksums."""
+    """`prepare` and `write`; with `sha256` the model records the sums of its sources."""
     with Checksums() as checksums:
         conversion = prepare(sources, request or Request())
-        write(conversion, Path(output), progress, checksums)
+        write(conversion, Path(output), progress, checksums if sha256 else None)
     return conversion
 
 

@@ -55,7 +55,7 @@ def test_what_is_loaded_is_what_the_checkpoint_holds(name, configs, checkpoint, 
 def test_the_model_describes_itself(configs, checkpoint, options, tmp_path):
     architecture, config = configs["linear"]
     file, _ = checkpoint(architecture, config)
-    convert([file], tmp_path / "model", Request(options=options, num_frames=8))
+    convert([file], tmp_path / "model", Request(options=options, num_frames=8), sha256=True)
     description = read_description(tmp_path / "model")
     assert description["preprocessing"]["num_frames"] == 8
     assert description["preprocessing"]["image_size"] == 8
@@ -67,7 +67,7 @@ def test_the_model_describes_itself(configs, checkpoint, options, tmp_path):
     assert source["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def test_the_checksum_can_be_left_out(configs, checkpoint, options, tmp_path):
+def test_checksums_are_taken_on_request_only(configs, checkpoint, options, tmp_path):
     file, _ = checkpoint(*configs["encoder"])
     conversion.write(prepare([file], Request(options=options)), tmp_path / "model")
     (source,) = read_description(tmp_path / "model")["source"]["files"]

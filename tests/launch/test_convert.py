@@ -32,12 +32,11 @@ OPTIONS = [
     "--option=num_heads=3",
     "--option=attn_pool_num_heads=4",
     "--option=num_frames=4",
-    "--no_checksum",
 ]
 
 
 def test_one_line_says_that_all_tensors_are_loaded(capsys, tmp_path):
-    assert convert.main([str(CHECKPOINT), f"--output={tmp_path / 'model'}"]) == 0
+    assert convert.main([str(CHECKPOINT), f"--output={tmp_path / 'model'}", "--sha256"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
         "demo_checkpoint.pth: video_classifier, width 48, depth 3, 3 heads, 4 frames of 56x56,"
@@ -46,7 +45,6 @@ def test_one_line_says_that_all_tensors_are_loaded(capsys, tmp_path):
     assert lines[1] == "67 tensors loaded, 0 missing"
     assert lines[2].startswith("wrote ")
     assert lines[3].startswith("sha256 ")
-    assert "--no_checksum" in lines[4]
 
 
 def test_there_and_back_again(model, capsys, tmp_path):
@@ -62,7 +60,7 @@ def test_there_and_back_again(model, capsys, tmp_path):
 
 def test_the_encoder_alone_for_longer_and_larger_clips(capsys, tmp_path):
     output = tmp_path / "model"
-    argv = [str(CHECKPOINT), f"--output={output}", "--architecture=video_vit", "--no_checksum"]
+    argv = [str(CHECKPOINT), f"--output={output}", "--architecture=video_vit"]
     assert convert.main([*argv, "--frames=8", "--image_size=84"]) == 0
     text = capsys.readouterr().out
     assert "video_vit, width 48, depth 3, 3 heads, 8 frames of 84x84" in text
@@ -76,7 +74,7 @@ def test_the_encoder_alone_for_longer_and_larger_clips(capsys, tmp_path):
 
 def test_what_an_export_does_not_restore_is_printed(capsys, tmp_path):
     output = tmp_path / "model"
-    argv = [str(CHECKPOINT), f"--output={output}", "--architecture=video_vit", "--no_checksum"]
+    argv = [str(CHECKPOINT), f"--output={output}", "--architecture=video_vit"]
     assert convert.main([*argv, "--frames=8"]) == 0
     back = tmp_path / "back.safetensors"
     assert convert.main([str(output), "--to_pytorch", f"--output={back}"]) == 0
