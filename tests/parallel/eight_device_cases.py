@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from internvideo_jax.models.stage1 import Stage1Student, Stage1StudentConfig
 from internvideo_jax.models.video_vit import VideoViT, VideoViTConfig
 from internvideo_jax.parallel.hlo import Collective, collectives
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
@@ -104,18 +105,27 @@ def test_values_and_gradients_are_those_of_one_device(inputs):
     )
 
 
-@pytest.mark.slow
-def test_the_video_encoder_gives_what_it_gives_on_one_device():
-    """The library's own layers under a mesh: forward and gradients, heads and MLP split too."""
-    config = VideoViTConfig(
-        width=32, depth=2, num_heads=4, mlp_dim=48, image_size=28, num_frames=2, pooler_heads=2
-    )
-    module = VideoViT(config)
-    video = jax.random.normal(jax.random.key(1), (8, 2, 28, 28, 3))
+ENCODER = VideoViTConfig(
+    width=32, depth=2, num_heads=4, mlp_dim=48, image_size=28, num_frames=2, pooler_heads=2
+)
+STUDENT = Stage1StudentConfig(
+    ENCODER, (0, 1), (1,), clip_target_dim=16, clip_final_dim=24, mae_target_dim=40
+)
 
-    def loss(variables, video):
-        out = module.apply(variables, video)
-        return jnp.mean(out.tokens**2) + jnp.mean(out.pooled**2)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [VideoViT(ENCODER), Stage1Student(STUDENT)])
+def test_models_give_what_they_give_on_one_device(module):
+    """The library's own layers under a mesh: forward and gradients, heads and MLP split too."""
+    video = jax.random.normal(jax.random.key(1), (8, 2, 28, 28, 3))
+    inputs = (video,)
+    if isinstance(module, Stage1Student):
+        inputs += (jnp.tile(jnp.array([[0, 1, 3, 6]], jnp.int32), (8, 1)),)
+
+    def loss(variables, *inputs):
+        # Decoded features have unit length: their mean square would have no gradient.
+        out = jax.tree.leaves(module.apply(variables, *inputs))
+        return sum(jnp.mean((x - jnp.cos(jnp.arange(x.size)).reshape(x.shape)) ** 2) for x in out)
 
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
@@ -123,8 +133,8 @@ def test_the_video_encoder_gives_what_it_gives_on_one_device():
             module.init, mesh, DEFAULT_RULES, jax.random.key(0), *module.example_inputs()
         )
         step = jax.jit(jax.value_and_grad(loss), out_shardings=(None, shardings))
-        actual = step(variables, video)
-    expected = jax.jit(jax.value_and_grad(loss))(jax.device_get(variables), video)
+        actual = step(variables, *inputs)
+    expected = jax.jit(jax.value_and_grad(loss))(jax.device_get(variables), *inputs)
     scale = max(jnp.abs(g).max() for g in jax.tree.leaves(expected[1]))
     # Two summation orders of float32.
     jax.tree.map(
