@@ -9,7 +9,7 @@ from pathlib import Path
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.benchmarks.report import machine, machine_line, table
 
-SUMMARY = "time the encoder and the converter beside their peers"
+SUMMARY = "time the encoder, the converter and the decoder beside their peers"
 
 EPILOG = """\
 Each row has the median of our runs and of the peer's, which take turns in one session, and their
@@ -20,11 +20,14 @@ nothing else. GB are 10^9 bytes. The table goes to the standard output, progress
                         the same model in PyTorch, with the same weights: its outputs must agree
   convert/1b            a full-size stage-1 1B checkpoint with random weights, converted by the
                         command of that name; the peer is copying the file
+  decode/clips          8 evenly spread frames of every clip of a folder, as 224x224 views, on one
+                        CPU; the peer is a plain decord loop that does the same
 
 examples:
   internvideo-jax benchmark encoder
   internvideo-jax benchmark encoder --threads=8 --repeats=9 --json=encoder.json
   internvideo-jax benchmark convert --workdir=/scratch --json=convert.json
+  internvideo-jax benchmark decode --clips=videos
 """
 
 
@@ -51,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             repeats=args.repeats,
             say=_say,
         )
+    elif args.subject == "decode":
+        from internvideo_jax.launch.benchmarks.decode import benchmark_decode
+
+        row = benchmark_decode("decode/clips", clips=args.clips, repeats=args.repeats, say=_say)
     else:
         from internvideo_jax.launch.benchmarks.convert import benchmark_convert
         from internvideo_jax.models.stage1 import stage1_student
@@ -76,10 +83,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    subjects = parser.add_subparsers(dest="subject", metavar="encoder|convert", required=True)
+    subjects = parser.add_subparsers(
+        dest="subject", metavar="encoder|convert|decode", required=True
+    )
     encoder = subjects.add_parser("encoder", help="forward of the video encoder, beside PyTorch")
     convert = subjects.add_parser("convert", help="conversion of a checkpoint, beside a copy")
-    for subject, repeats in ((encoder, 5), (convert, 3)):
+    decode = subjects.add_parser("decode", help="sampling frames of clips, beside decord")
+    for subject, repeats in ((encoder, 5), (convert, 3), (decode, 5)):
         subject.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
         subject.add_argument(
             "--repeats",
@@ -100,6 +110,12 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="where to put 9 GB for a while (default: $INTERNVIDEO_HOME or the user's cache)",
+    )
+    decode.add_argument(
+        "--clips",
+        type=Path,
+        metavar="DIR",
+        help="folder to search for videos (default: rendered ones)",
     )
     return parser
 

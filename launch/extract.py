@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from internvideo_jax.data.paths import VIDEO_EXTENSIONS
 from internvideo_jax.launch import arguments
 
 if TYPE_CHECKING:
@@ -21,12 +22,6 @@ if TYPE_CHECKING:
     from internvideo_jax.saved_model import SavedModel
 
 SUMMARY = "compute features of video files with a converted model"
-
-# Which files in a folder are taken for videos; a file named on the command line always is.
-EXTENSIONS = (
-    *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts"),
-    *(".mts", ".m2ts", ".flv", ".wmv", ".asf", ".ogv"),
-)
 
 EPILOG = """\
 Each video VIDEO gives OUTPUT/VIDEO.npz, in the folders that the videos lie in, with the fields
@@ -173,12 +168,12 @@ def find_videos(named: Sequence[str]) -> list[str]:
             os.path.join(folder, name)
             for folder, _, names in os.walk(path)
             for name in names
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+            if name.lower().endswith(VIDEO_EXTENSIONS) and not name.startswith(".")
         ]
         if not found:
             raise arguments.UsageError(
-                f"{argument}: expected a folder with videos ({', '.join(EXTENSIONS)}), found none;"
-                " name files of other extensions one by one"
+                f"{argument}: expected a folder with videos ({', '.join(VIDEO_EXTENSIONS)}),"
+                " found none; name files of other extensions one by one"
             )
         videos.update(dict.fromkeys(sorted(found)))
     return list(videos)

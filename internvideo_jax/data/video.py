@@ -96,6 +96,13 @@ class VideoReader:
     Pictures are converted from the colour space and range that the file states (BT.601 and limited
     range where it states none, as FFmpeg does) and turned upright; the shape of pixels is ignored.
 
+    Args:
+      path: the file; where `data` is given, what errors call it.
+      index: the file's index if it is at hand.
+      num_threads: decoder threads; the frames do not depend on it.
+      limits: what reading may cost.
+      data: the bytes of a file that is not on disk.
+
     Raises:
       VideoError: not a local, complete video file within the limits.
     """
@@ -107,8 +114,9 @@ class VideoReader:
         index: VideoIndex | None = None,
         num_threads: int = 1,
         limits: Limits = DEFAULT_LIMITS,
+        data: bytes | None = None,
     ):
-        self._file = VideoFile(path, limits, num_threads)
+        self._file = VideoFile(path, limits, num_threads, data)
         self._index = index
         self._reformatter = VideoReformatter()
 

@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import io
 import os
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 from av.container import InputContainer
@@ -34,7 +36,7 @@ CONTAINERS = (
     "mpegvideo",
     "ogg",
 )
-# Recognised only to be told apart from damaged files.
+# For the sound alone; as videos, they are told apart from damaged files.
 SOUND_CONTAINERS = ("aac", "flac", "mp3", "wav")
 
 
@@ -76,6 +78,7 @@ class Limits:
       max_frames: frames in a file.
       max_frame_pixels: pixels of one frame; the default admits 8K.
       max_clip_pixels: pixels of all frames that one call holds untransformed.
+      max_samples: samples of a file's sound, at the rate that is asked for.
     """
 
     open_timeout: float = 10.0
@@ -84,6 +87,7 @@ class Limits:
     max_frames: int = 2_000_000
     max_frame_pixels: int = 2**26
     max_clip_pixels: int = 2**30
+    max_samples: int = 2**28
 
 
 DEFAULT_LIMITS = Limits()
@@ -92,8 +96,10 @@ DEFAULT_LIMITS = Limits()
 class VideoFile:
     """An open local file and its main video stream: the largest picture that is not cover art.
 
+    The file may be held in memory; then its path only names it in messages.
+
     Attributes:
-      path: the file.
+      path: the file; where `data` holds its bytes, what errors call it.
       limits: what reading it may cost.
       container: the demuxer; replaced by `rewind`, so never keep a reference.
       stream: the main video stream; replaced likewise.
@@ -102,14 +108,20 @@ class VideoFile:
       VideoError: not a complete, regular file with a decodable video stream within the limits.
     """
 
-    def __init__(self, path: str | os.PathLike[str], limits: Limits, num_threads: int = 1):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        limits: Limits,
+        num_threads: int = 1,
+        data: bytes | None = None,
+    ):
         self.path = os.fspath(path)
         self.limits = limits
         self._num_threads = num_threads
+        self._data = data
         self.container: InputContainer
         self.stream: VideoStream
         self.start_clock()
-        _check_on_disk(self.path)
         self._open()
 
     def close(self) -> None:
@@ -179,35 +191,53 @@ class VideoFile:
             )
 
     def _open(self) -> None:
-        max_pixels = str(self.limits.max_frame_pixels)
-        options = {
-            # With the prefix below, these two keep names and contents from opening anything else.
-            "format_whitelist": ",".join(CONTAINERS + SOUND_CONTAINERS),
-            "protocol_whitelist": "file",
-            # Made-up timestamps (PyAV asks for them) would be taken for real ones: AVI stores
-            # none, and those made up for its B-frames are in decoding order.
-            "fflags": "-genpts",
-            "max_pixels": max_pixels,
-        }
-        kinds = f"a video file (of {', '.join(CONTAINERS)})"
-        with decoding_errors(self.path, "opening it", expected=kinds):
-            self.container = av.open(
-                "file:" + os.path.abspath(self.path),
-                options=options,
-                metadata_errors="replace",
-                timeout=(self.limits.open_timeout, self.limits.read_timeout),
-            )
+        self.container = open_container(self.path, self.limits, self._data)
         try:
             self.stream = _main_stream(self.path, self.container)
             self.check_frame_size(self.stream.width, self.stream.height)
             codec = self.stream.codec_context
-            codec.options = {"max_pixels": max_pixels}
+            codec.options = {"max_pixels": str(self.limits.max_frame_pixels)}
             codec.thread_count = self._num_threads
             codec.thread_type = "AUTO"
         except BaseException:
             self.container.close()
             raise
         self._is_fresh = True
+
+
+def open_container(path: str, limits: Limits, data: bytes | None = None) -> InputContainer:
+    """Opens a media file without letting its name or contents open anything else.
+
+    Args:
+      path: the file; where `data` is given, what errors call it.
+      limits: what reading it may cost.
+      data: the bytes of a file that is not on disk.
+
+    Raises:
+      VideoError: not a complete, regular file in a known container.
+    """
+    if data is None:
+        _check_on_disk(path)
+    else:
+        _check_in_memory(path, data)
+    options = {
+        # With the prefix below, these two keep names and contents from opening anything else.
+        "format_whitelist": ",".join(CONTAINERS + SOUND_CONTAINERS),
+        "protocol_whitelist": "file",
+        # Made-up timestamps (PyAV asks for them) would be taken for real ones: AVI stores
+        # none, and those made up for its B-frames are in decoding order.
+        "fflags": "-genpts",
+        "max_pixels": str(limits.max_frame_pixels),
+    }
+    kinds = f"a video file (of {', '.join(CONTAINERS)})"
+    with decoding_errors(path, "opening it", expected=kinds):
+        return av.open(
+            "file:" + os.path.abspath(path) if data is None else io.BytesIO(data),
+            mode="r",
+            options=options,
+            metadata_errors="replace",
+            timeout=(limits.open_timeout, limits.read_timeout),
+        )
 
 
 @contextlib.contextmanager
@@ -241,15 +271,29 @@ def _check_on_disk(path: str) -> None:
             found = "an empty file"
         else:
             with Path(path).open("rb") as file:
-                announced = announced_size(file, status.st_size)
-            if announced is None or announced <= status.st_size:
-                return
-            found = (
-                f"a truncated one: its header announces {announced} bytes, it has {status.st_size}"
-            )
+                _check_size(path, file, status.st_size)
+            return
     except OSError as error:
         found = error.strerror or str(error)
-    raise VideoError(path, "a complete video file", found, "check the path, or copy it again")
+    raise _incomplete(path, found)
+
+
+def _check_in_memory(path: str, data: bytes) -> None:
+    if not data:
+        raise _incomplete(path, "no bytes")
+    _check_size(path, io.BytesIO(data), len(data))
+
+
+def _check_size(path: str, file: BinaryIO, size: int) -> None:
+    announced = announced_size(file, size)
+    if announced is not None and announced > size:
+        raise _incomplete(
+            path, f"a truncated one: its header announces {announced} bytes, it has {size}"
+        )
+
+
+def _incomplete(path: str, found: str) -> VideoError:
+    return VideoError(path, "a complete video file", found, "check the path, or copy it again")
 
 
 def _main_stream(path: str, container: InputContainer) -> VideoStream:

@@ -143,7 +143,8 @@ def _list_packets(file: VideoFile) -> _Listing:
         raise VideoError(
             file.path,
             "pictures",
-            f"{len(pts)} packets of {codec}, none of which can be decoded",
+            f"{len(pts)} packets of {codec}, none of which can be decoded into frames of at most"
+            f" {file.limits.max_frame_pixels} pixels",
             "copy or convert it again, or leave it out",
         )
     file.check_frame_size(first.width, first.height)

@@ -1,12 +1,9 @@
 """Features of video files: decode in threads, encode in batches."""
 
-import collections
 import dataclasses
 import functools
-import itertools
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
 import flax.linen as nn
@@ -17,6 +14,7 @@ import numpy as np
 from internvideo_jax.data.sampling import uniform_indices
 from internvideo_jax.data.transforms import eval_frame
 from internvideo_jax.data.video import DEFAULT_LIMITS, Limits, VideoError, VideoReader
+from internvideo_jax.evaluation.ahead import map_ahead, num_cpus
 from internvideo_jax.models import encode, video_encoder
 from internvideo_jax.models.preprocessing import Preprocessing, normalize
 from internvideo_jax.models.video_vit import token_grid
@@ -162,7 +160,7 @@ def extract_features(
 
     def results() -> Iterator[ClipFeatures | FailedClip]:
         batch: list[SampledClip] = []
-        for clip in _map_ahead(sample, paths, num_threads or _num_cpus(), 2 * batch_size):
+        for clip in map_ahead(sample, paths, num_threads or num_cpus(), 2 * batch_size):
             if isinstance(clip, FailedClip):
                 yield clip
                 continue
@@ -203,27 +201,3 @@ def _try_sample(path: str | os.PathLike[str], **options: Any) -> SampledClip | F
         return sample_clip(path, **options)
     except ValueError as error:
         return FailedClip(os.fspath(path), error)
-
-
-def _map_ahead(function: Any, items: Iterable[Any], num_threads: int, ahead: int) -> Iterator[Any]:
-    """Like `map` in threads, in order, with at most `ahead` results waiting."""
-    remaining = iter(items)
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
-    try:
-        waiting: collections.deque[Future[Any]] = collections.deque()
-        for item in itertools.islice(remaining, num_threads + ahead):
-            waiting.append(pool.submit(function, item))
-        while waiting:
-            result = waiting.popleft().result()
-            for item in itertools.islice(remaining, 1):
-                waiting.append(pool.submit(function, item))
-            yield result
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _num_cpus() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

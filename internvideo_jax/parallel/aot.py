@@ -153,7 +153,7 @@ def compile_ahead(
     """Lowers and compiles a function for the devices of a mesh without running it.
 
     Args:
-      fn: function of pytrees of arrays.
+      fn: function of pytrees of arrays; one that is jitted already keeps its own options.
       arguments: pytrees of `jax.ShapeDtypeStruct` with shardings on `mesh`.
       mesh: mesh of described or attached devices.
       rules: logical axis rules for the models' constraints.
@@ -169,7 +169,10 @@ def compile_ahead(
 
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         start = time.perf_counter()
-        lowered = jax.jit(fn, out_shardings=out_shardings).lower(*arguments)
+        jitted: Any = fn
+        if not hasattr(fn, "lower"):
+            jitted = jax.jit(fn, out_shardings=out_shardings)
+        lowered = jitted.lower(*arguments)
         lower_seconds = time.perf_counter() - start
         start = time.perf_counter()
         try:

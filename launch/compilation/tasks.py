@@ -1,4 +1,4 @@
-"""The programs of a report: a model's forward pass, and a loss with its gradients."""
+"""The programs of a report: a forward pass, a loss with its gradients, a step of training."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,11 +16,18 @@ from internvideo_jax.models.stage1 import StudentOutput
 from internvideo_jax.objectives.distillation import distillation_loss
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import abstract_params, partition_spec
+from internvideo_jax.training.config import TrainConfig
+from internvideo_jax.training.stage import Stage
+from internvideo_jax.training.state import abstract_frozen, abstract_state
+from internvideo_jax.training.step import batch_shardings, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A function to compile: its abstract arguments and the shardings of its results."""
+    """A function to compile: its abstract arguments and the shardings of its results.
+
+    A jitted function has its own, `out_shardings` is None then.
+    """
 
     fn: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -84,6 +91,32 @@ def gradient_task(module: nn.Module, mesh: Mesh, batch_size: int) -> Task:
         (params, variables, targets, *_abstract_inputs(module, mesh, batch_size)),
         (NamedSharding(mesh, PartitionSpec()), shardings["params"]),
     )
+
+
+def train_step_task(stage: Stage, config: TrainConfig, mesh: Mesh) -> Task:
+    """The step that the training loop runs, frozen teachers included."""
+    optimizer = config.unit_optimizer()
+    has_ema = config.ema_decay is not None
+    state = abstract_state(stage, optimizer, mesh, DEFAULT_RULES, has_ema=has_ema)
+    example = stage.example_batch(config.rows)
+    shardings = batch_shardings(example, mesh, DEFAULT_RULES)
+    batch = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name])
+        for name, x in example.items()
+    }
+    step = make_train_step(
+        stage,
+        optimizer,
+        # The program is the same for any number of steps in an epoch.
+        config.schedule(config.lengths(steps_per_epoch=1000)),
+        jax.tree.map(lambda x: x.sharding, state),
+        mesh,
+        DEFAULT_RULES,
+        seed=config.seed,
+        accumulation=config.accumulation,
+        ema_decay=config.ema_decay,
+    )
+    return Task(step, (state, abstract_frozen(stage, mesh, DEFAULT_RULES), batch), None)
 
 
 def _abstract_variables(module: nn.Module, mesh: Mesh) -> tuple[Any, Any]:

@@ -1,18 +1,22 @@
-"""Resizing and cropping on the host."""
-
-import os
-from pathlib import Path
+"""Resizing, cropping and erasing on the host."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
 
-from internvideo_jax.data.sampling import uniform_indices
-from internvideo_jax.data.transforms import center_crop, eval_frame, resize_short_side
-
-SHARED = os.environ.get("INTERNVIDEO_SHARED")
+from internvideo_jax.data.transforms import (
+    Box,
+    antialiased_crop,
+    center_crop,
+    erase,
+    eval_frame,
+    long_side_crops,
+    normalize_pixels,
+    resize_short_side,
+    resized_crop,
+)
+from internvideo_jax.models.preprocessing import Preprocessing, normalize
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -87,12 +91,80 @@ def test_evaluation_frames_are_square(height, width, size):
     assert np.all(result == 77)
 
 
-@pytest.mark.skipif(not SHARED, reason="INTERNVIDEO_SHARED (reference values) is not set")
-def test_upstream_validation_view():
-    file = Path(SHARED) / "goldens" / "internvideo2_stage1" / "eval_views.safetensors"
-    golden = load_file(file)
-    indices = uniform_indices(len(golden["in/video"]), 4)
-    pixels = np.stack([eval_frame(frame, 14) for frame in golden["in/video"][indices]])
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    expected = golden["out/validation"].transpose(1, 2, 3, 0)
-    np.testing.assert_allclose((pixels / 255 - mean) / std, expected, atol=1e-5)
+@pytest.mark.parametrize(
+    ("height", "width", "crops", "starts"),
+    [
+        (10, 23, 3, [0, 6, 13]),  # step 6.5
+        (23, 10, 3, [0, 6, 13]),
+        (10, 23, 1, [6]),
+        (10, 23, 2, [0, 13]),
+        (10, 10, 3, [0, 0, 0]),
+        (8, 9, 5, [0, 0, 0, 0, 1]),
+    ],
+)
+def test_crops_along_the_long_side(height, width, crops, starts):
+    clip = np.stack([noise(height, width), noise(height, width)[::-1]])
+    squares = long_side_crops(clip, crops)
+    size = min(height, width)
+    assert squares.shape == (crops, 2, size, size, 3)
+    for square, start in zip(squares, starts, strict=True):
+        expected = clip[:, start:] if height > width else clip[:, :, start:]
+        assert np.array_equal(square, expected[:, :size, :size])
+
+
+def test_no_crops_are_refused():
+    with pytest.raises(ValueError, match="at least 1 crop"):
+        long_side_crops(noise(8, 9), 0)
+
+
+def bilinear_weights(source: int, target: int) -> np.ndarray:
+    """`[target, source]`; pixel centres at halves, the border repeated."""
+    centers = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    return np.maximum(0, 1 - np.abs(centers[:, None] - np.arange(source)))
+
+
+@pytest.mark.parametrize("box", [Box(1, 2, 15, 9), Box(0, 0, 20, 30), Box(3, 5, 12, 12)])
+def test_resized_crops_are_bilinear_without_antialiasing(box):
+    clip = np.stack([noise(20, 30), noise(20, 30)[:, ::-1]])
+    part = clip[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    rows, columns = bilinear_weights(box.height, 12), bilinear_weights(box.width, 12)
+    expected = np.einsum("yh,xw,thwc->tyxc", rows, columns, part.astype(np.float64))
+    resized = resized_crop(clip, box, 12)
+    assert resized.dtype == np.float32
+    # float32 arithmetic on values up to 255.
+    np.testing.assert_allclose(resized, expected, atol=255 * 1e-6)
+
+
+def test_antialiased_crops_average_what_they_shrink():
+    clip = noise(32, 48)[None]
+    small = antialiased_crop(clip, Box(0, 16, 32, 32), 1)
+    # The triangle filter weighs the middle most; on noise it comes close to the mean.
+    assert small.shape == (1, 1, 1, 3)
+    np.testing.assert_allclose(small[0, 0, 0], clip[0, :, 16:].mean((0, 1)), atol=6)
+    same = antialiased_crop(clip, Box(4, 5, 9, 9), 9)
+    assert np.array_equal(same, clip[:, 4:13, 5:14])
+
+
+@pytest.mark.parametrize(
+    "box", [Box(-1, 0, 4, 4), Box(0, 0, 21, 4), Box(0, 27, 4, 4), Box(2, 2, 0, 4)]
+)
+def test_boxes_outside_are_refused(box):
+    with pytest.raises(ValueError, match="expected a box inside frames of 30x20 pixels"):
+        resized_crop(noise(20, 30)[None], box, 8)
+
+
+def test_erasing_fills_one_box_of_all_frames():
+    clip = np.zeros((2, 6, 8, 3), np.float32)
+    noise = np.arange(2 * 2 * 3 * 3, dtype=np.float32).reshape(2, 2, 3, 3) + 1
+    erased = erase(clip, Box(1, 4, 2, 3), noise)
+    assert np.array_equal(erased[:, 1:3, 4:7], noise)
+    assert np.count_nonzero(erased) == noise.size
+    assert not clip.any()
+
+
+def test_pixels_are_normalised_as_on_the_device():
+    clip = noise(6, 7)[None]
+    preprocessing = Preprocessing()
+    ours = normalize_pixels(clip, preprocessing.mean, preprocessing.std)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, normalize(clip, preprocessing), atol=2e-6)

@@ -9,8 +9,9 @@ import time
 import numpy as np
 import pytest
 
+from internvideo_jax.data import synthetic
 from internvideo_jax.launch import benchmark
-from internvideo_jax.launch.benchmarks import convert, encoder, processes, report
+from internvideo_jax.launch.benchmarks import convert, decode, encoder, processes, report
 from internvideo_jax.launch.benchmarks.report import Row, Sample
 from internvideo_jax.models import stage1, video_vit
 
@@ -155,6 +156,69 @@ def test_too_little_room_is_found_out_first(tmp_path, monkeypatch, capsys):
 def test_a_failed_conversion_shows_what_it_printed(tmp_path):
     with pytest.raises(ChildProcessError, match=r"(?s)failed:.*nothing\.pth"):
         processes.run_command("convert", str(tmp_path / "nothing.pth"), f"--output={tmp_path}/out")
+
+
+FAKE_DECORD = """
+from internvideo_jax.data.video import VideoReader as Reader
+
+class Frames:
+    def __init__(self, frames):
+        self.frames = frames
+    def asnumpy(self):
+        return self.frames
+
+class VideoReader:
+    def __init__(self, path, num_threads):
+        assert num_threads == 1
+        self.reader = Reader(path)
+    def __len__(self):
+        return self.reader.index.num_frames
+    def get_batch(self, indices):
+        return Frames(self.reader.read(indices).frames OTHER)
+"""
+
+
+@pytest.fixture
+def clips(tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for motion in ("left", "up"):
+        scene = synthetic.Scene("ring", "red", motion)
+        synthetic.write_video(folder / f"{motion}.mp4", synthetic.render(scene, 12, 64))
+    return folder
+
+
+@pytest.mark.parametrize(("change", "equal"), [("", 2), ("+ 1", 0)])
+def test_decoding_beside_decord(tmp_path, clips, monkeypatch, capsys, change, equal):
+    peer = tmp_path / "peer"
+    peer.mkdir()
+    (peer / "decord.py").write_text(FAKE_DECORD.replace("OTHER", change))
+    monkeypatch.syspath_prepend(peer)
+    monkeypatch.setenv("PYTHONPATH", str(peer))
+    code, row = run_benchmark(tmp_path, "decode", f"--clips={clips}", "--repeats=2")
+    assert code == 0
+    assert (row["name"], row["peer"], row["clips"]) == ("decode/clips", "decord", 2)
+    assert row["ratio"] == row["peer_value"] / row["value"]
+    assert row["clips_per_second"] == 2 / row["value"]
+    assert row["clips_with_equal_views"] == equal
+    assert f"equal views of {equal} clips" in capsys.readouterr().err
+
+
+def test_decoding_without_decord_is_our_half_and_advice(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(decode.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(decode, "NUM_SYNTHETIC", 2)
+    code, row = run_benchmark(tmp_path, "decode", "--repeats=1")
+    assert code == 0
+    assert row["clips"] == 2
+    assert not {"ratio", "peer_clips_per_second"} & row.keys()
+    assert "pip install decord" in capsys.readouterr().err
+
+
+def test_decoding_needs_clips(tmp_path, capsys):
+    assert benchmark.main(["decode", f"--clips={tmp_path / 'none'}"]) == 2
+    assert "expected a folder of videos, found none" in capsys.readouterr().err
+    assert benchmark.main(["decode", f"--clips={tmp_path}"]) == 2
+    assert "expected a folder with videos" in capsys.readouterr().err
 
 
 def test_the_scratch_folder_goes_when_the_process_is_terminated(tmp_path):

@@ -1,0 +1,133 @@
+"""Sizes of the demo and what its runs share."""
+
+import dataclasses
+
+from internvideo_jax.configs.stage1.common import choose
+from internvideo_jax.data.config import DataConfig
+from internvideo_jax.data.world import WorldConfig
+from internvideo_jax.models import VideoViTConfig
+from internvideo_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much the demo does.
+
+    Attributes:
+      world: its clips.
+      width: token width of all models.
+      depth: their blocks.
+      image_steps: steps of the image teacher.
+      video_steps: steps of the video teacher.
+      stage1_steps: steps of pre-training.
+      batch_size: clips of a step of pre-training; the video teacher takes half, the image teacher
+        as many single frames.
+      probe_labels: labels that each probe learns from.
+      probe_draws: probes, with labels of their own, over which accuracies are averaged.
+    """
+
+    world: WorldConfig
+    width: int
+    depth: int
+    image_steps: int
+    video_steps: int
+    stage1_steps: int
+    batch_size: int
+    probe_labels: int
+    probe_draws: int
+
+
+SIZES = {
+    "full": Size(
+        WorldConfig(train=2000, probe=500, test=500),
+        width=128,
+        depth=4,
+        image_steps=300,
+        video_steps=200,
+        stage1_steps=300,
+        batch_size=128,
+        probe_labels=300,
+        probe_draws=5,
+    ),
+    "fast": Size(
+        WorldConfig(train=24, probe=16, test=8),
+        width=32,
+        depth=2,
+        image_steps=4,
+        video_steps=4,
+        stage1_steps=6,
+        batch_size=8,
+        probe_labels=12,
+        probe_draws=2,
+    ),
+}
+
+
+def choose_size(name: str, file: str) -> Size:
+    """The size of that name.
+
+    Raises:
+      ValueError: there is none; lists all.
+    """
+    size: Size = choose(SIZES, name, file)
+    return size
+
+
+def encoder(size: Size, *, num_frames: int = 8, tubelet_size: int = 2) -> VideoViTConfig:
+    """The video encoder of all three models, which differ in their frames alone.
+
+    A tubelet of 2 frames holds a piece of motion; at 1, motion is not learnt in minutes. The
+    released layer scales of 1e-5 would leave so narrow a network nearly linear.
+    """
+    return VideoViTConfig(
+        width=size.width,
+        depth=size.depth,
+        num_heads=4,
+        mlp_dim=4 * size.width,
+        patch_size=8,
+        tubelet_size=tubelet_size,
+        image_size=32,
+        num_frames=num_frames,
+        pooled_dim=size.width,
+        pooler_heads=4,
+        layer_scale_init=1.0,
+    )
+
+
+def image_encoder(size: Size) -> VideoViTConfig:
+    """The image teacher's encoder."""
+    return encoder(size, num_frames=1, tubelet_size=1)
+
+
+def data(num_classes: int | None, num_frames: int = 8) -> DataConfig:
+    """Frames evenly spaced over a clip, without augmentation: mirrored clips move otherwise."""
+    return DataConfig(
+        format="jsonl",
+        num_classes=num_classes,
+        sampling="sparse",
+        num_frames=num_frames,
+        image_size=32,
+        augmentation="none",
+        flip=False,
+    )
+
+
+def train(steps: int, batch_size: int, lr: float = 1e-3) -> TrainConfig:
+    """AdamW with a short warm-up.
+
+    Args:
+      steps: length of the run.
+      batch_size: rows of a step.
+      lr: peak learning rate of a step, whatever its rows.
+    """
+    per_256 = 256 / batch_size
+    return TrainConfig(
+        batch_size=batch_size,
+        steps=steps,
+        warmup_steps=steps // 10,
+        optimizer=OptimizerConfig(
+            lr=lr * per_256, min_lr=0.01 * lr * per_256, betas=(0.9, 0.98), max_grad_norm=3.0
+        ),
+        checkpoint=CheckpointConfig(every_steps=100, keep=2),
+        log_every=10,
+    )

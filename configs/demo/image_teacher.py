@@ -1,0 +1,25 @@
+"""The demo's image teacher: a classifier of single frames by colour, shape and size.
+
+`configs/demo/image_teacher.py[:SIZE]` with SIZE full or fast. `internvideo-jax demo` makes the clips, decodes them
+once and normalises them.
+"""
+
+from ml_collections import ConfigDict
+
+from internvideo_jax.configs.demo import common
+from internvideo_jax.configs.stage1.common import run_config
+from internvideo_jax.data.world import NUM_LOOKS
+from internvideo_jax.models import VideoClassifierConfig
+from internvideo_jax.training.stages.classify import ClassifyConfig
+
+
+def get_config(name: str = "full") -> ConfigDict:
+    """The config of a size.
+
+    Raises:
+      ValueError: there is no such size; lists all.
+    """
+    size = common.choose_size(name, "image_teacher.py")
+    stage = ClassifyConfig(VideoClassifierConfig(common.image_encoder(size), NUM_LOOKS))
+    train = common.train(size.image_steps, size.batch_size)
+    return run_config("classify", stage, train, common.data(NUM_LOOKS, num_frames=1), None)

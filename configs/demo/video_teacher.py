@@ -1,0 +1,27 @@
+"""The demo's video teacher: a classifier of motions.
+
+A self-supervised teacher of a few minutes would know less of motion than random weights do.
+
+`configs/demo/video_teacher.py[:SIZE]` with SIZE full or fast. `internvideo-jax demo` makes the clips, decodes them
+once and normalises them.
+"""
+
+from ml_collections import ConfigDict
+
+from internvideo_jax.configs.demo import common
+from internvideo_jax.configs.stage1.common import run_config
+from internvideo_jax.data.world import MOTIONS
+from internvideo_jax.models import VideoClassifierConfig
+from internvideo_jax.training.stages.classify import ClassifyConfig
+
+
+def get_config(name: str = "full") -> ConfigDict:
+    """The config of a size.
+
+    Raises:
+      ValueError: there is no such size; lists all.
+    """
+    size = common.choose_size(name, "video_teacher.py")
+    stage = ClassifyConfig(VideoClassifierConfig(common.encoder(size), len(MOTIONS)))
+    train = common.train(size.video_steps, size.batch_size // 2)
+    return run_config("classify", stage, train, common.data(len(MOTIONS)), None)

@@ -1,0 +1,1 @@
+"""Recipes of stage 1 and its neighbours: pre-training, distillation, fine-tuning, probing."""

@@ -1,0 +1,178 @@
+"""Reading annotation files entry by entry: never more in memory than one entry may have."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+# Longer than any caption: what is longer is no annotation.
+MAX_ENTRY_BYTES = 2**20
+# What is read at a time of a JSON list, which may be one line.
+PIECE_BYTES = 2**20
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+class EntryError(Exception):
+    """One entry of an annotation file that is wrong: what was expected and what was found."""
+
+    def __init__(self, expected: str, found: str):
+        super().__init__(expected, found)
+        self.expected = expected
+        self.found = found
+
+
+def read_lines(path: str) -> Iterator[tuple[int, str | EntryError]]:
+    """The lines of a UTF-8 text file that are not blank, with their numbers from 1."""
+    with Path(path).open("rb") as file:
+        number = 0
+        while data := file.readline(MAX_ENTRY_BYTES + 1):
+            number += 1
+            if len(data) > MAX_ENTRY_BYTES:
+                while not data.endswith(b"\n") and (data := file.readline(MAX_ENTRY_BYTES)):
+                    pass
+                yield number, _too_long("a line")
+                continue
+            if number == 1:
+                data = data.removeprefix(codecs.BOM_UTF8)
+            try:
+                line = data.decode().strip()
+            except UnicodeDecodeError as error:
+                yield number, _not_utf8(error)
+                continue
+            if line:
+                yield number, line
+
+
+def read_items(path: str) -> Iterator[tuple[int, Any]]:
+    """The items of a JSON list with the lines that they begin on.
+
+    An error in the JSON itself is the last item: what follows it cannot be made out.
+    """
+    with Path(path).open("rb") as file:
+        text = _JsonText(file)
+        try:
+            text.take("[")
+            if text.next_character() != "]":
+                yield text.line, text.value()
+                while text.next_character() == ",":
+                    text.take(",")
+                    text.next_character()
+                    yield text.line, text.value()
+            text.take("]")
+            text.take("")
+        except EntryError as error:
+            yield text.line, error
+
+
+def parse_json(line: str) -> Any:
+    """The value of one line of JSON.
+
+    Raises:
+      EntryError: it is none.
+    """
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _not_json(error) from None
+
+
+def quote(value: object) -> str:
+    """A value as messages show it: one short line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class _JsonText:
+    """The text of a JSON file, read piece by piece."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self._scan = json.JSONDecoder().raw_decode
+        self._text = ""
+        self._position = 0
+        self._num_counted = 0
+        self._line = 1
+        self._is_complete = False
+
+    @property
+    def line(self) -> int:
+        """The line of the place that has been reached."""
+        self._line += self._text.count("\n", self._num_counted, self._position)
+        self._num_counted = self._position
+        return self._line
+
+    def next_character(self) -> str:
+        """The next character that is no white space; "" at the end."""
+        while True:
+            space = _SPACE.match(self._text, self._position)
+            assert space is not None
+            self._position = space.end()
+            if self._position < len(self._text):
+                return self._text[self._position]
+            if self._is_complete:
+                return ""
+            self._read_on()
+
+    def take(self, wanted: str) -> None:
+        """Goes past a character; "" is the end of the file."""
+        if self.next_character() != wanted:
+            expected = f"{wanted!r} of a JSON list" if wanted else "the end after the list"
+            rest = self._text[self._position :]
+            raise EntryError(expected, quote(rest) if rest else "the end of the file")
+        self._position += len(wanted)
+
+    def value(self) -> Any:
+        """Goes past a value."""
+        while True:
+            try:
+                value, end = self._scan(self._text, self._position)
+            except (ValueError, RecursionError) as error:
+                if self._is_complete or not _may_go_on(error, self._text):
+                    raise _not_json(error) from None
+            else:
+                # A number that ends with this piece of text may go on in the next.
+                if end < len(self._text) or self._is_complete:
+                    self._position = end
+                    return value
+            if len(self._text) - self._position > MAX_ENTRY_BYTES:
+                raise _too_long("an item")
+            self._read_on()
+
+    def _read_on(self) -> None:
+        line = self.line
+        data = self._file.read(PIECE_BYTES)
+        try:
+            text = self._decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(error) from None
+        self._text = self._text[self._position :] + text
+        self._line, self._num_counted, self._position = line, 0, 0
+        self._is_complete = not data
+
+
+def _may_go_on(error: Exception, text: str) -> bool:
+    """Whether a JSON value may be wrong only for want of the text that follows."""
+    return isinstance(error, json.JSONDecodeError) and (
+        error.msg.startswith("Unterminated string")
+        # The longest literal, "-Infinity", or an escape may be cut.
+        or error.pos >= len(text) - len("-Infinity")
+    )
+
+
+def _not_json(error: Exception) -> EntryError:
+    if isinstance(error, json.JSONDecodeError):
+        start = max(error.pos - 20, 0)
+        return EntryError("JSON", f"{error.msg} near {quote(error.doc[start : error.pos + 20])}")
+    return EntryError("JSON", "values nested too deeply or numbers too long")
+
+
+def _not_utf8(error: UnicodeDecodeError) -> EntryError:
+    return EntryError("UTF-8 text", f"the byte {error.object[error.start]:#04x}")
+
+
+def _too_long(what: str) -> EntryError:
+    return EntryError(f"{what} of at most {MAX_ENTRY_BYTES} bytes", "a longer one")

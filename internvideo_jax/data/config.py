@@ -1,0 +1,142 @@
+"""The `data` and `eval_data` parts of a run's config: which clips, and what becomes of them."""
+
+import dataclasses
+from typing import Literal
+
+from internvideo_jax.data.annotation_formats import Format
+from internvideo_jax.data.sampling import Sampling
+
+__all__ = ["Augmentation", "ClipSet", "DataConfig", "MixtureMember", "Sampling"]
+
+Augmentation = Literal["pretraining", "finetuning", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSet:
+    """Where clips come from: exactly one of `annotations`, `shards` and `tfds`.
+
+    Attributes:
+      annotations: a file that `data.annotations.read_annotations` reads.
+      root: the folder that its paths start from; None is the folder of the file.
+      format: its format.
+      separator: between the columns of text formats; None finds out.
+      frame_pattern: names of the images in folders of images (`format="frames"`).
+      shards: a folder that `internvideo-jax shard` wrote.
+      tfds: a dataset of tensorflow_datasets, "name", "name/config" or "name:version".
+      tfds_split: its split.
+    """
+
+    annotations: str | None = None
+    root: str | None = None
+    format: Literal["auto"] | Format = "auto"
+    separator: str | None = None
+    frame_pattern: str | None = None
+    shards: str | None = None
+    tfds: str | None = None
+    tfds_split: str = "train"
+
+    @property
+    def name(self) -> str:
+        """The file, folder or dataset."""
+        return self.annotations or self.shards or self.tfds or "unset"
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureMember(ClipSet):
+    """One of several sets of clips.
+
+    Attributes:
+      weight: its share of the examples, relative to the other members' weights.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(
+                f"{self.name}: expected a weight above 0, found {self.weight}; leave the member out"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(ClipSet):
+    """Which clips a run sees, and what becomes of them on the host.
+
+    Attributes:
+      mixture: several sets of clips, instead of the one that the inherited fields name.
+      num_classes: C; then batches hold labels, and every clip needs one below it. None: no labels.
+      multi_label: whether a clip has any number of labels, which become multi-hot rows `[C]`.
+      sampling: which frames of a clip are taken (`data.sampling`).
+      num_frames: T, frames per clip.
+      sampling_rate: frames from one taken to the next (`sampling="dense"`).
+      image_size: side of the square that the model sees, in pixels.
+      augmentation: what training does to the frames (`data.augmentation`); "none" takes the
+        central view.
+      rand_augment: RandAugment of fine-tuning, timm's notation.
+      erase_probability: of random erasing in fine-tuning.
+      flip: whether clips are mirrored at random; those of "ssv2" never are.
+      num_sample: augmented copies of each clip, all of the same frames, side by side in the batch.
+      segments: temporal views in evaluation.
+      crops: spatial views in evaluation.
+      cache_dir: folder in which all frames of all clips are kept decoded, for small clips; made
+        on first use, and anew when the clips change.
+      workers: processes that decode; 0 uses threads of this one.
+      stall_timeout: seconds without a batch after which loading starts anew at the same place.
+    """
+
+    mixture: tuple[MixtureMember, ...] = ()
+    num_classes: int | None = None
+    multi_label: bool = False
+    sampling: Sampling = "sparse"
+    num_frames: int = 8
+    sampling_rate: int = 4
+    image_size: int = 224
+    augmentation: Augmentation = "none"
+    rand_augment: str = "rand-m7-n4-mstd0.5-inc1"
+    erase_probability: float = 0.25
+    flip: bool = True
+    num_sample: int = 1
+    segments: int = 1
+    crops: int = 1
+    cache_dir: str | None = None
+    workers: int = 0
+    stall_timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        positive = ("num_frames", "sampling_rate", "image_size", "num_sample", "segments", "crops")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.workers < 0:
+            raise ValueError(f"workers: expected 0 (threads) or more, found {self.workers}")
+        if not self.stall_timeout > 0:
+            raise ValueError(f"stall_timeout: expected seconds, found {self.stall_timeout}")
+        if self.multi_label and not self.num_classes:
+            raise ValueError("multi_label: expected num_classes with it; set it")
+
+    @property
+    def members(self) -> tuple[MixtureMember, ...]:
+        """The sets of clips with their weights.
+
+        Raises:
+          ValueError: none is named, or a set has not exactly one place to come from.
+        """
+        fields = [field.name for field in dataclasses.fields(ClipSet)]
+        own = MixtureMember(**{name: getattr(self, name) for name in fields})
+        places = ("annotations", "shards", "tfds")
+        if self.mixture and any(getattr(self, name) for name in places):
+            raise ValueError(
+                f"expected either mixture or one of {', '.join(places)}, found both; move"
+                f" {self.name} into the mixture"
+            )
+        members = self.mixture or (own,)
+        for number, member in enumerate(members):
+            found = [name for name in places if getattr(member, name)]
+            if len(found) != 1:
+                where = f"data.mixture[{number}]" if self.mixture else "data"
+                raise ValueError(
+                    f"expected one of {', '.join(f'{where}.{name}' for name in places)}, found"
+                    f" {' and '.join(found) or 'none'}; set"
+                    f" one, e.g. --config.{where}.annotations=FILE"
+                )
+        return members

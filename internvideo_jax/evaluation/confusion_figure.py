@@ -1,0 +1,49 @@
+"""A picture of which classes are taken for which."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# More cells than this cannot be told apart on a page.
+MAX_CLASSES = 100
+_MAX_NUMBERED = 20
+
+
+def confusion_figure(counts: np.ndarray, names: Sequence[str]) -> "Figure":
+    """Draws confusion counts as shares of each row (true class), with counts in small ones.
+
+    Args:
+      counts: `[C, C]`, rows are true classes; see `evaluation.classification.confusion_counts`.
+      names: of the classes.
+
+    Raises:
+      ValueError: more than `MAX_CLASSES` classes, or another number of names.
+    """
+    from matplotlib.figure import Figure
+
+    size = len(counts)
+    if size > MAX_CLASSES or len(names) != size:
+        raise ValueError(
+            f"expected counts of at most {MAX_CLASSES} classes and as many names, found {size} and"
+            f" {len(names)}"
+        )
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 2.5 + 0.42 * size if size <= _MAX_NUMBERED else 12
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(size), names, rotation=90, fontsize=8 if size <= _MAX_NUMBERED else 5)
+    axes.set_yticks(range(size), names, fontsize=8 if size <= _MAX_NUMBERED else 5)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    if size <= _MAX_NUMBERED:
+        for row, column in np.argwhere(counts):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            text = str(counts[row, column])
+            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
+    figure.colorbar(image, ax=axes, fraction=0.04, label="share of the true class's clips")
+    return figure

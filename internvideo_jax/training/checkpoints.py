@@ -1,0 +1,235 @@
+"""Checkpoints of a run: saved in the background, proved by checksums when they are read."""
+
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from internvideo_jax.training.config import differing_fields
+from internvideo_jax.training.state import TrainState
+
+PyTree = Any
+
+
+class CheckpointError(OSError):
+    """A checkpoint that cannot be written, or none that can be read."""
+
+
+class ConfigMismatchError(ValueError):
+    """The checkpoints in a directory belong to a run with another config."""
+
+
+class Checkpoints:
+    """The checkpoints `DIRECTORY/STEP` of one run; a context manager that ends pending saves.
+
+    A checkpoint counts once it is written completely: a save in flight at a kill leaves a directory
+    with "tmp" in its name, which the next start removes.
+    """
+
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        config: Mapping[str, Any],
+        *,
+        keep: int,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """Opens or makes the directory.
+
+        Args:
+          directory: absolute; with several processes, one that all of them see.
+          config: JSON-ready config of the run, kept with every checkpoint.
+          keep: how many of the newest checkpoints stay.
+          say: takes what the user should know, e.g. of a broken checkpoint.
+        """
+        self.directory = epath.Path(directory)
+        self._config = config
+        self._say = say
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: TrainState, position: Mapping[str, Any]) -> None:
+        """Starts to save; returns when `state` may be donated.
+
+        Args:
+          step: names the checkpoint.
+          state: what to save.
+          position: further JSON-ready entries for the description, e.g. the data position.
+
+        Raises:
+          CheckpointError: this or the previous save cannot be written.
+        """
+        meta = {**position, "checksums": checksums(state), "config": self._config}
+        # Surfaces the previous save's failure under its own name.
+        self.wait()
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_as_dict(state)), meta=ocp.args.JsonSave(meta)
+                ),
+            )
+        except (OSError, ValueError) as error:
+            raise self._cannot_write(error) from error
+
+    def wait(self) -> None:
+        """Returns when the last save is complete.
+
+        Raises:
+          CheckpointError: it cannot be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        # The file system's errors come as OSError, or as ValueError from TensorStore.
+        except (OSError, ValueError) as error:
+            raise self._cannot_write(error) from error
+
+    def restore(self, target: TrainState) -> TrainState | None:
+        """The newest checkpoint that can be read, or None if there is none at all.
+
+        Newer ones that cannot be read are renamed to `STEP.broken`.
+
+        Args:
+          target: shapes, dtypes and shardings (`state.abstract_state`); the mesh may be another
+            than that which saved.
+
+        Raises:
+          ConfigMismatchError: the run had another config; all differing fields are listed.
+          CheckpointError: there are checkpoints, but none can be read.
+        """
+        broken: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            try:
+                state = self._restore(step, target)
+            except ConfigMismatchError:
+                raise
+            # A damaged file shows as nearly anything, also as a bare `Exception`.
+            except Exception as error:
+                broken[step] = _reason(error)
+                continue
+            for bad_step, reason in broken.items():
+                self._set_aside(bad_step, reason, fallback=step)
+            return state
+        if broken:
+            reasons = "\n  ".join(f"{step}: {reason}" for step, reason in broken.items())
+            raise CheckpointError(
+                f"none of the checkpoints in {self.directory} can be read:\n  {reasons}\n"
+                "restore the directory from a copy, or start anew in another workdir"
+            )
+        return None
+
+    def _restore(self, step: int, target: TrainState) -> TrainState:
+        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        differing = differing_fields(meta["meta"]["config"], self._config)
+        if differing:
+            raise ConfigMismatchError(
+                f"{self.directory} holds a run with another config:\n  "
+                + "\n  ".join(differing)
+                + "\nresume with the config of that run, or name another workdir"
+            )
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_as_dict(target)))
+        )
+        state: TrainState = target.replace(**restored["state"])
+        found, expected = checksums(state), meta["meta"]["checksums"]
+        wrong = [name for name, value in found.items() if expected[name] != value]
+        if wrong:
+            raise ValueError(f"the checksums of {', '.join(wrong)} do not match")
+        return state
+
+    def _set_aside(self, step: int, reason: str, fallback: int) -> None:
+        path = self.directory / str(step)
+        aside = self.directory / f"{step}.broken"
+        self._say(
+            f"checkpoint {path} cannot be read ({reason}): kept as {aside.name}, resuming from"
+            f" step {fallback}"
+        )
+        if jax.process_index() == 0:
+            aside.rmtree(missing_ok=True)
+            path.rename(aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"set aside checkpoint {step}")
+        self._manager.reload()
+
+    def _cannot_write(self, error: Exception) -> CheckpointError:
+        if jax.process_index() == 0:
+            # They may be what fills the disk.
+            for partial in self.directory.glob("*.orbax-checkpoint-tmp"):
+                partial.rmtree(missing_ok=True)
+        # From the disk: the manager forgets what it would have removed after this save.
+        steps = ", ".join(map(str, sorted(self._manager.all_steps(read=True)))) or "none"
+        return CheckpointError(
+            f"cannot write a checkpoint to {self.directory}: {_reason(error)}; checkpoints that"
+            f" are complete: {steps}; make room and start the same command again"
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        try:
+            self.wait()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            self._say(str(failure))
+        finally:
+            self._manager.close()
+
+
+def checksums(tree: PyTree) -> dict[str, int]:
+    """A 32-bit checksum of each array, by "/"-joined path.
+
+    Computed on the devices, in integers: it depends on the values alone, not on their sharding. Any
+    single wrong element changes it.
+    """
+    values = jax.device_get(_checksums(tree))
+    leaves = jax.tree.leaves_with_path(tree)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    return {name: int(value) for name, value in zip(names, values, strict=True)}
+
+
+@jax.jit
+def _checksums(tree: PyTree) -> list[jax.Array]:
+    return [_checksum(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def _checksum(x: jax.Array) -> jax.Array:
+    """Sum modulo 2^32 of the elements' bits, each times an odd number made of its position."""
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+    position = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        position = position * np.uint32(size % 2**32) + index
+    return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
+
+
+def _as_dict(state: TrainState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message, or of its cause's, without its middle if it is long."""
+    text = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+    # TensorStore ends with what the file system said.
+    return text if len(text) <= 300 else f"{text[:100]} ... {text[-150:]}"

@@ -1,0 +1,261 @@
+"""The `train` part of a run's config, and what may change in a config when a run resumes."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import optax
+
+from internvideo_jax.parallel.mesh import MeshConfig, default_fsdp
+from internvideo_jax.training.optimizer import adamw
+from internvideo_jax.training.schedules import scale_learning_rate, warmup_cosine
+
+# Dotted names (with everything below them) that do not change what a run computes, apart from the
+# order of sums on another mesh. `train.steps` is none of them: the schedule is made for it.
+FREE_FIELDS = (
+    "train.log_every",
+    "train.eval_every",
+    "train.checkpoint",
+    "train.max_bad_steps",
+    "train.mesh",
+    "data.root",
+    "data.workers",
+    "data.cache_dir",
+    "data.stall_timeout",
+    "eval_data",
+)
+
+
+def _check_positive(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, found {getattr(config, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW as the recipes state it.
+
+    Attributes:
+      lr: peak learning rate per 256 rows of the global batch.
+      min_lr: rate that the cosine tends to, per 256 rows too.
+      warmup_lr: rate of the first step, per 256 rows too.
+      betas: decays of the first and second moment.
+      eps: added to the root of the second moment.
+      weight_decay: decoupled, on kernels only.
+      layer_decay: factor between the rates of neighbouring layers; 1 has none.
+      max_grad_norm: bound of the global gradient norm; None does not clip.
+    """
+
+    lr: float
+    min_lr: float = 0.0
+    warmup_lr: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    max_grad_norm: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written (also at the end and before preemption).
+
+    Attributes:
+      every_steps: steps from one to the next.
+      keep: how many of the newest stay.
+    """
+
+    every_steps: int = 1000
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "every_steps", "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshAxes:
+    """Sizes of the mesh axes, as `parallel.mesh.MeshConfig`; `fsdp=None` is chosen.
+
+    Then it takes the devices that `data` leaves, or, beside `data=-1`, 16, 8, 4 or 2 of a larger
+    slice (`parallel.mesh.default_fsdp`).
+    """
+
+    data: int = -1
+    fsdp: int | None = None
+    tensor: int = 1
+    context: int = 1
+
+    def resolve(self, num_devices: int) -> MeshConfig:
+        """The config of a mesh of so many devices."""
+        fsdp = self.fsdp
+        if fsdp is None:
+            others = max(self.tensor, 1) * max(self.context, 1)
+            fsdp = default_fsdp(max(num_devices // others, 1)) if self.data == -1 else -1
+        return MeshConfig(self.data, fsdp, self.tensor, self.context)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to train, whatever the stage.
+
+    Attributes:
+      batch_size: clips that one optimizer step sees, over all devices and micro-batches.
+      optimizer: AdamW and its learning rates.
+      steps: length of the run; or give `epochs`.
+      epochs: its length in passes over the data.
+      warmup_steps: steps of linear warm-up; or give `warmup_epochs`; none by default.
+      warmup_epochs: the warm-up's length in passes over the data.
+      num_sample: augmented copies of each clip; a step has `rows = batch_size * num_sample`.
+      accumulation: micro-batches per step.
+      ema_decay: decay of the running average of the weights; None keeps none.
+      seed: of initial weights, draws and the order of the data.
+      mesh: how the devices are arranged.
+      checkpoint: when to write checkpoints.
+      log_every: steps over which logged metrics are averaged.
+      eval_every: steps from one evaluation to the next (the last step has one too); None has none.
+      max_bad_steps: the run stops after so many non-finite losses or gradients in a row.
+    """
+
+    batch_size: int
+    optimizer: OptimizerConfig
+    steps: int | None = None
+    epochs: float | None = None
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
+    num_sample: int = 1
+    accumulation: int = 1
+    ema_decay: float | None = None
+    seed: int = 0
+    mesh: MeshAxes = MeshAxes()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log_every: int = 10
+    eval_every: int | None = None
+    max_bad_steps: int = 10
+
+    def __post_init__(self) -> None:
+        _check_positive(
+            self, "batch_size", "num_sample", "accumulation", "log_every", "max_bad_steps"
+        )
+        for name in ("steps", "eval_every"):
+            if getattr(self, name) is not None:
+                _check_positive(self, name)
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(
+                f"expected either steps or epochs, found steps={self.steps} and"
+                f" epochs={self.epochs}; set one of them"
+            )
+        if self.warmup_steps is not None and self.warmup_epochs is not None:
+            raise ValueError(
+                "expected at most one of warmup_steps and warmup_epochs, found"
+                f" {self.warmup_steps} and {self.warmup_epochs}; leave one out"
+            )
+        if self.rows % self.accumulation:
+            raise ValueError(
+                f"expected batch_size * num_sample = {self.rows} rows that divide into"
+                f" accumulation={self.accumulation} micro-batches; change one of them"
+            )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay: expected a number in (0, 1), found {self.ema_decay}")
+
+    @property
+    def rows(self) -> int:
+        """Rows of the global batch: clips times augmented copies."""
+        return self.batch_size * self.num_sample
+
+    def lengths(self, steps_per_epoch: int | None = None) -> "Lengths":
+        """Numbers of steps of the run and of its warm-up.
+
+        Args:
+          steps_per_epoch: `data.pipeline.steps_per_epoch`; needed if epochs are given.
+
+        Raises:
+          ValueError: epochs without `steps_per_epoch`, or a warm-up longer than the run.
+        """
+
+        def count(steps: int | None, epochs: float | None) -> int:
+            if epochs is None:
+                return steps or 0
+            if steps_per_epoch is None:
+                raise ValueError("expected the number of steps per epoch to count epochs in steps")
+            # Upstream's rounding.
+            return int(epochs * steps_per_epoch)
+
+        total = count(self.steps, self.epochs)
+        warmup = count(self.warmup_steps, self.warmup_epochs)
+        if not 0 <= warmup <= total or total < 1:
+            raise ValueError(
+                f"expected at least one step and a warm-up within the run, found {warmup} warm-up"
+                f" steps of {total} (steps={self.steps}, epochs={self.epochs},"
+                f" warmup_steps={self.warmup_steps}, warmup_epochs={self.warmup_epochs},"
+                f" {steps_per_epoch} steps per epoch)"
+            )
+        return Lengths(total, warmup)
+
+    def schedule(self, lengths: "Lengths") -> optax.Schedule:
+        """The learning rate of each step, scaled to the rows of the global batch."""
+        rates = self.optimizer
+        peak, final, start = (
+            scale_learning_rate(rate, self.batch_size, self.num_sample)
+            for rate in (rates.lr, rates.min_lr, rates.warmup_lr)
+        )
+        return warmup_cosine(peak, final, lengths.total, lengths.warmup, start)
+
+    def unit_optimizer(self) -> optax.GradientTransformation:
+        """AdamW at learning rate 1; the step multiplies its updates by the schedule's rate.
+
+        So the rate follows the number of the step, also past steps that were skipped.
+        """
+        o = self.optimizer
+        return adamw(
+            1.0,
+            b1=o.betas[0],
+            b2=o.betas[1],
+            eps=o.eps,
+            weight_decay=o.weight_decay,
+            layer_decay=o.layer_decay,
+            max_grad_norm=o.max_grad_norm,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Steps of a run, and how many of them are warm-up."""
+
+    total: int
+    warmup: int
+
+
+def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """One line for each field that differs between two run configs and may not.
+
+    Args:
+      old: JSON-ready config of the checkpoint.
+      new: JSON-ready config of the run that would resume.
+    """
+    flat_old, flat_new = _flat(old), _flat(new)
+    names = sorted(flat_old.keys() | flat_new.keys())
+    return [
+        f"{name}: {_shown(flat_old, name)} in the checkpoint, {_shown(flat_new, name)} now"
+        for name in names
+        if not _is_free(name)
+        and (name not in flat_old or name not in flat_new or flat_old[name] != flat_new[name])
+    ]
+
+
+def _is_free(name: str) -> bool:
+    return any(name == free or name.startswith(f"{free}.") for free in FREE_FIELDS)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _shown(flat: Mapping[str, Any], name: str) -> str:
+    return repr(flat[name]) if name in flat else "absent"

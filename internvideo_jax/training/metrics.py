@@ -1,0 +1,189 @@
+"""What a run leaves to look at: metrics.jsonl, a loss curve, a progress line."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from internvideo_jax.training.events import EventWriter
+
+METRICS = "metrics.jsonl"
+LOSS_CURVE = "loss.png"
+
+
+class MetricsWriter:
+    """Appends one JSON object per log to `WORKDIR/metrics.jsonl`, and the same to TensorBoard.
+
+    Each line has `step` and the metrics' numbers; a non-finite one is null. On a resumed run the
+    lines of steps that are done again are removed, and a line that a kill cut off.
+    """
+
+    def __init__(self, workdir: Path, start_step: int) -> None:
+        """Opens the files for a run that has done `start_step` steps."""
+        self.path = workdir / METRICS
+        kept = [line for line in read_metrics(self.path) if line["step"] <= start_step]
+        partial = self.path.with_name(f".{METRICS}.partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(partial, self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._events = EventWriter(workdir / "tensorboard", start_step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds the metrics of a step."""
+        finite = {name: float(v) if math.isfinite(v) else None for name, v in values.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
+        self._events.write(step, {name: v for name, v in finite.items() if v is not None})
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        self._events.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The objects of a metrics file, up to a line that is not whole; none without the file."""
+    lines: list[dict[str, Any]] = []
+    if not path.exists():
+        return lines
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def average(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means of the metrics of some steps over the finite values; NaN where there is none.
+
+    `skipped` is their number instead, `learning_rate` and `bad_steps` are the last step's.
+    """
+    result: dict[str, float] = {}
+    for name in window[-1]:
+        values = np.array([metrics[name] for metrics in window], np.float64)
+        if name in ("learning_rate", "bad_steps"):
+            result[name] = float(values[-1])
+        elif name == "skipped":
+            result[name] = float(values.sum())
+        else:
+            finite = values[np.isfinite(values)]
+            result[name] = float(finite.mean()) if len(finite) else math.nan
+    return result
+
+
+class Progress:
+    """How a run gets on: a bar on a terminal, else a line per log; silent if not `visible`."""
+
+    def __init__(self, total: int, start_step: int, rows: int, *, visible: bool) -> None:
+        """Starts the clock.
+
+        Args:
+          total: steps of the run.
+          start_step: steps done already.
+          rows: examples per step, to state a rate.
+          visible: False on all processes but one.
+        """
+        self._rows = rows
+        self._visible = visible
+        is_terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total,
+            initial=start_step,
+            disable=not (visible and is_terminal),
+            unit="step",
+            dynamic_ncols=True,
+        )
+        self._prints_lines = visible and not is_terminal
+        self._total = total
+        self._steps = 0
+        self._data_seconds = 0.0
+        self._start = time.perf_counter()
+
+    def restart_clock(self) -> None:
+        """Forgets the time since the last log, e.g. after compiling or evaluating."""
+        self._steps, self._data_seconds = 0, 0.0
+        self._start = time.perf_counter()
+
+    def step(self, data_seconds: float) -> None:
+        """Counts a step, which waited so long for its data."""
+        self._steps += 1
+        self._data_seconds += data_seconds
+        self._bar.update()
+
+    def rates(self) -> dict[str, float]:
+        """Seconds per step, examples per second and share of waiting for data, then a new start.
+
+        Empty if no step was counted since the clock started.
+        """
+        seconds, steps, waited = time.perf_counter() - self._start, self._steps, self._data_seconds
+        self.restart_clock()
+        if not steps:
+            return {}
+        return {
+            "seconds_per_step": seconds / steps,
+            "examples_per_second": self._rows * steps / seconds,
+            "data_wait": waited / seconds,
+        }
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """Shows a step's loss and rates."""
+        parts = [f"{name.removeprefix('eval/')} {v:.4g}" for name, v in _shown(values).items()]
+        if "seconds_per_step" in values:
+            parts.append(f"{values['seconds_per_step']:.3g} s/step")
+            parts.append(f"{values['examples_per_second']:.3g} examples/s")
+            parts.append(f"data wait {100 * values['data_wait']:.0f} %")
+        if self._prints_lines:
+            if "seconds_per_step" in values:
+                remaining = values["seconds_per_step"] * (self._total - step)
+                parts.append(f"{tqdm.format_interval(remaining)} left")
+            print(f"step {step}/{self._total}: {', '.join(parts)}", file=sys.stderr, flush=True)
+        self._bar.set_postfix_str(", ".join(parts))
+
+    def say(self, text: str) -> None:
+        """A line that the bar does not overwrite."""
+        if self._visible:
+            self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()
+
+
+def _shown(values: Mapping[str, float]) -> dict[str, float]:
+    first = {name: values[name] for name in ("loss", "learning_rate") if name in values}
+    if_any = {name: values[name] for name in ("skipped", "replaced") if values.get(name)}
+    return first | if_any | {name: v for name, v in values.items() if name.startswith("eval")}
+
+
+def plot_losses(metrics: Path, target: Path) -> None:
+    """Draws the loss of a metrics file over the steps; nothing if it holds none."""
+    from matplotlib.figure import Figure
+
+    lines = [line for line in read_metrics(metrics) if line.get("loss") is not None]
+    if not lines:
+        return
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss")
+    axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], linewidth=1)
+    axes.grid(alpha=0.3)
+    figure.savefig(target, dpi=120, metadata={"Software": None})

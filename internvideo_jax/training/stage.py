@@ -1,0 +1,123 @@
+"""What the training loop asks of a stage: weights, teachers, targets, a loss, a saved model."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from internvideo_jax.parallel.rules import Rules
+
+PyTree = Any
+Variables = dict[str, Any]
+Batch = dict[str, jax.Array]
+HostBatch = dict[str, np.ndarray]
+# Makes metrics from variables `{"params": ..., ...}` that live on the mesh.
+Evaluation = Callable[[Variables], dict[str, float]]
+
+
+class Stage(Protocol):
+    """A kind of training, as pure functions of arrays; subclass it for the defaults.
+
+    Everything that the loop jits (`init`, `init_frozen`, `targets`, `loss`) is traced under the
+    current mesh and logical axis rules. Randomness comes from the given keys alone: draw over the
+    whole (global) batch at once, then values do not depend on the mesh.
+    """
+
+    def example_batch(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the arrays that a step takes, by name.
+
+        The data may have more fields (`index`, `replaced`): they stay on the host. A uint8 array
+        may come as float32 and the other way round: clips travel as bytes or normalised already.
+
+        Args:
+          batch_size: rows of the global batch, all augmented copies counted.
+        """
+        ...
+
+    def init(self, key: jax.Array) -> Variables:
+        """The trained model's variables `{"params": ..., ["batch_stats": ...]}`, float32.
+
+        Leaves are boxed with their logical axis names, as `module.init` gives them.
+        """
+        ...
+
+    def targets(self, frozen: PyTree, batch: Batch, key: jax.Array) -> PyTree:
+        """What needs no gradient: teachers' features, masks, mixed labels.
+
+        Called once per micro-batch, so that only one micro-batch's features are alive.
+
+        Args:
+          frozen: the frozen variables.
+          batch: arrays of `example_batch`, one micro-batch of them.
+          key: for this micro-batch's draws.
+        """
+        ...
+
+    def loss(
+        self, params: PyTree, extra: PyTree, batch: Batch, targets: PyTree, key: jax.Array
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
+        """The loss to differentiate with respect to `params`.
+
+        Args:
+          params: all parameters of the model, frozen ones of it included.
+          extra: its other collections, e.g. `{"batch_stats": ...}`, or `{}`.
+          batch: as in `targets`.
+          targets: what `targets` gave.
+          key: for dropout and drop path; independent of that of `targets`.
+
+        Returns:
+          A scalar, the mean over the batch; then scalar metrics by name and the new `extra`.
+        """
+        ...
+
+    def save(self, variables: Variables, directory: Path) -> None:
+        """Writes a self-describing model (`internvideo_jax.saved_model.save`) to `directory`.
+
+        Args:
+          variables: unboxed variables on the mesh. With several processes all call it.
+          directory: does not exist yet.
+        """
+        ...
+
+    def trainable(self, path: str) -> bool | np.ndarray:
+        """Whether the parameter at a "/"-joined path below `params` is trained; all are by default.
+
+        For a parameter stacked over layers the answer may be a bool for each of them, `[depth]`.
+        """
+        return True
+
+    def init_frozen(self, key: jax.Array) -> PyTree:
+        """Boxed variables of the frozen teachers, in their dtypes; `{}` without teachers.
+
+        Used for shapes and shardings only.
+        """
+        return {}
+
+    def load_frozen(self, mesh: Mesh, rules: Rules) -> PyTree:
+        """The teachers' real variables, unboxed and sharded; the tree of `init_frozen`."""
+        return {}
+
+    def load_initial(self, variables: Variables) -> Variables:
+        """Replaces the variables of `init` by the weights that training starts from.
+
+        Called once, at the start of a run and not when it resumes.
+
+        Args:
+          variables: unboxed, on the mesh in their shardings.
+
+        Returns:
+          A tree of the same structure and shapes; any floating dtype and sharding will do.
+        """
+        return variables
+
+    def evaluation(self, batches: Callable[[], Iterator[HostBatch]]) -> Evaluation | None:
+        """The evaluation to run during training, or None if the stage has none.
+
+        Args:
+          batches: starts a pass over this process's share of the evaluation data
+            (`data.pipeline.eval_batches`).
+        """
+        return None

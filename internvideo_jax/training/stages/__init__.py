@@ -1,0 +1,34 @@
+"""The kinds of training: a config and a `training.stage.Stage` for each."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from internvideo_jax.config import from_dict, nearest_name
+from internvideo_jax.training.stage import Stage
+from internvideo_jax.training.stages.classify import ClassifyConfig, ClassifyStage
+from internvideo_jax.training.stages.distill import DistillConfig, DistillStage
+from internvideo_jax.training.stages.pretrain import PretrainConfig, PretrainStage
+
+STAGES: dict[str, tuple[type, type]] = {
+    "pretrain": (PretrainConfig, PretrainStage),
+    "distill": (DistillConfig, DistillStage),
+    "classify": (ClassifyConfig, ClassifyStage),
+}
+
+
+def make_stage(config: Mapping[str, Any], where: str = "config.stage") -> Stage:
+    """The stage of a config with a `kind` and the fields of that kind's dataclass.
+
+    Raises:
+      ValueError: an unknown kind, or wrong fields.
+    """
+    fields = dict(config.items())
+    kind = fields.pop("kind", None)
+    if kind not in STAGES:
+        raise ValueError(
+            f"{where}.kind: expected one of {', '.join(STAGES)}, found {kind!r}"
+            + nearest_name(str(kind), STAGES)
+        )
+    config_cls, stage_cls = STAGES[kind]
+    stage: Stage = stage_cls(from_dict(config_cls, fields, where))
+    return stage

@@ -1,0 +1,208 @@
+"""Video classification: full fine-tuning, attentive and linear probing.
+
+Source: `run_finetuning.py`, `run_linear_probing.py` and `engines/engine_for_finetuning.py` of
+upstream `InternVideo2/single_modality`.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from internvideo_jax import saved_model
+from internvideo_jax.data.mixup import MixConfig, draw_mix, mix_targets, mix_video
+from internvideo_jax.models import VideoClassifier, VideoClassifierConfig
+from internvideo_jax.models.flops import forward_flops, gradient_flops
+from internvideo_jax.models.preprocessing import Preprocessing
+from internvideo_jax.objectives.classification import soft_cross_entropy
+from internvideo_jax.training.stage import Batch, Evaluation, HostBatch, PyTree, Stage, Variables
+from internvideo_jax.training.stages.alignment import portable
+from internvideo_jax.training.stages.clips import normalized
+from internvideo_jax.training.stages.view_evaluation import view_accuracy
+from internvideo_jax.training.stages.weights import load_weights
+
+log = logging.getLogger(__name__)
+
+_INPUT = ("patch_embed", "pos_embed", "cls_token")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+    """Which of the encoder's parameters a probe trains besides everything outside the encoder.
+
+    Attributes:
+      open_block_num: number of last blocks.
+      open_clip_projector: whether the attention pooler is.
+    """
+
+    open_block_num: int = 0
+    open_clip_projector: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifyConfig:
+    """Training of a classifier; one label for each clip, cross-entropy.
+
+    Attributes:
+      model: encoder and head.
+      mix: mixup, cutmix and label smoothing.
+      mix_group: neighbouring rows of a micro-batch that share one draw and are each other's
+        partners (upstream: what one GPU holds); None or more than there are: all of them.
+      probe: what is trained; None trains everything.
+      initial: saved model to start from: a student, an encoder or another classifier.
+      starts_from: what a recipe wants `initial` to be; "" allows to start from nothing.
+      new_head: start an untrained last layer although the saved model has one.
+    """
+
+    model: VideoClassifierConfig
+    mix: MixConfig = dataclasses.field(default_factory=MixConfig)
+    mix_group: int | None = None
+    probe: ProbeConfig | None = None
+    initial: str | None = None
+    starts_from: str = ""
+    new_head: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mix_group is not None and (self.mix_group < 2 or self.mix_group % 2):
+            raise ValueError(
+                "mix_group: expected an even number of rows, so that all have a partner, found"
+                f" {self.mix_group}"
+            )
+        depth = self.model.encoder.depth
+        if self.probe is not None and not 0 <= self.probe.open_block_num <= depth:
+            raise ValueError(
+                f"probe.open_block_num: expected 0 to {depth}, the number of blocks, found"
+                f" {self.probe.open_block_num}"
+            )
+
+
+class ClassifyStage(Stage):
+    """Classification as the loop wants it.
+
+    A batch holds `video` `[B, T, S, S, 3]`, normalised floats (or uint8 pixels), and `label` `[B]`.
+    """
+
+    def __init__(self, config: ClassifyConfig) -> None:
+        self.config = config
+        self.module = VideoClassifier(config.model)
+        encoder = config.model.encoder
+        self.preprocessing = Preprocessing(
+            image_size=encoder.image_size, num_frames=encoder.num_frames
+        )
+
+    def example_batch(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        (video,) = self.module.example_inputs(batch_size)
+        return {"video": video, "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
+
+    def init(self, key: jax.Array) -> Variables:
+        inputs = (jnp.zeros(x.shape, x.dtype) for x in self.module.example_inputs())
+        variables: Variables = self.module.init(key, *inputs)
+        return variables
+
+    def trainable(self, path: str) -> bool | np.ndarray:
+        """Upstream's rule for probes, with the last blocks counted as numbers.
+
+        There they are unfrozen by a prefix of their names, so that block 3 opens 30 to 39 as well.
+        """
+        probe = self.config.probe
+        names = path.split("/")
+        if probe is None or names[0] != "encoder":
+            return True
+        if names[1] == "blocks":
+            if probe.open_block_num == 0:
+                return False
+            depth = self.config.model.encoder.depth
+            return np.arange(depth) >= depth - probe.open_block_num
+        if names[1] == "pooler":
+            return probe.open_clip_projector
+        return not names[1].startswith(_INPUT)
+
+    def load_initial(self, variables: Variables) -> Variables:
+        c = self.config
+        if c.initial is None:
+            if c.starts_from:
+                raise ValueError(
+                    f"expected a saved model in stage.initial, found none: this recipe starts from"
+                    f" {c.starts_from} (docs/stage1.md names the checkpoints); convert it with"
+                    " `internvideo-jax convert`, or clear stage.starts_from to start from nothing"
+                )
+            return variables
+        loaded = load_weights(
+            c.initial,
+            c.model,
+            variables,
+            dtype="float32",
+            may_start_afresh=lambda path: not path.startswith("params/encoder/"),
+            new_head=c.new_head,
+        )
+        log.info("classifier: %s", loaded.summary)
+        return loaded.variables
+
+    def targets(self, frozen: PyTree, batch: Batch, key: jax.Array) -> PyTree:
+        """Mixed clips `video` `[B, T, S, S, 3]` and soft labels `label` `[B, C]`."""
+        video = normalized(batch["video"], self.preprocessing)
+        rows = video.shape[0]
+        group = min(self.config.mix_group or rows, rows)
+        if rows % group:
+            raise ValueError(
+                f"expected a mix_group that divides the {rows} rows of a (micro-)batch, found"
+                f" {group}; change stage.mix_group, the batch size or the accumulation"
+            )
+
+        def mix(video: Array, label: Array, key: Array) -> tuple[Array, Array]:
+            draw = draw_mix(key, self.config.mix, video.shape[2:4])
+            smoothing = self.config.mix.label_smoothing
+            classes = self.config.model.num_classes
+            return mix_video(video, draw), mix_targets(label, draw, classes, smoothing)
+
+        groups = (x.reshape(rows // group, group, *x.shape[1:]) for x in (video, batch["label"]))
+        mixed = jax.vmap(mix)(*groups, jax.random.split(key, rows // group))
+        video, label = (x.reshape(rows, *x.shape[2:]) for x in mixed)
+        return {"video": video, "label": label}
+
+    def loss(
+        self, params: PyTree, extra: PyTree, batch: Batch, targets: PyTree, key: jax.Array
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
+        output: Any
+        output, extra = self.module.apply(
+            {"params": params, **extra},
+            targets["video"],
+            deterministic=False,
+            rngs={"dropout": key},
+            mutable=list(extra),
+        )
+        loss = soft_cross_entropy(output.logits, targets["label"])
+        # Of mixed clips the label with the larger share counts.
+        hits = output.logits.argmax(-1) == targets["label"].argmax(-1)
+        return loss, ({"top1": jnp.mean(hits, dtype=jnp.float32)}, extra)
+
+    def logits(self, variables: Variables, video: Array) -> Float[Array, "B C"]:
+        """Logits of clips `[B, T, S, S, 3]` (uint8, or normalised floats), float32."""
+        output: Any = self.module.apply(variables, normalized(video, self.preprocessing))
+        return output.logits
+
+    def evaluation(self, batches: Callable[[], Iterator[HostBatch]]) -> Evaluation:
+        return view_accuracy(self.logits, batches)
+
+    def flops(self) -> dict[str, int]:
+        """FLOPs of a training step per clip, by part; frozen blocks have no backward pass."""
+        parts = forward_flops(self.config.model)
+        probe = self.config.probe
+        if probe is None:
+            return {name: gradient_flops(x) for name, x in parts.items()}
+        if probe.open_block_num:
+            # The stacked blocks are differentiated as one.
+            return {n: gradient_flops(x) if n != "patch_embed" else x for n, x in parts.items()}
+        trained = {"head"} | ({"pooler"} if probe.open_clip_projector else set())
+        return {n: gradient_flops(x) if n in trained else x for n, x in parts.items()}
+
+    def save(self, variables: Variables, directory: Path) -> None:
+        model = self.config.model
+        config = dataclasses.replace(model, encoder=portable(model.encoder))
+        saved_model.save(directory, "video_classifier", config, self.preprocessing, variables)

@@ -1,0 +1,182 @@
+"""The state of a training run, created in its sharding."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+from jax.sharding import Mesh
+
+from internvideo_jax.parallel.rules import Rules
+from internvideo_jax.parallel.sharding import abstract_params, init_sharded
+from internvideo_jax.training.stage import Stage, Variables
+
+PyTree = Any
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """What changes from step to step; the position in the data and all draws follow from `step`.
+
+    Attributes:
+      step: steps done, int32 `[]`; skipped ones count.
+      params: all parameters of the model, float32.
+      opt_state: the optimizer's state for the trained parameters.
+      extra: the model's other collections, e.g. `{"batch_stats": ...}`.
+      ema: running average of the trained parameters, or None.
+      bad_steps: skipped steps in a row up to now, int32 `[]`.
+    """
+
+    step: jax.Array
+    params: PyTree
+    opt_state: optax.OptState
+    extra: PyTree
+    ema: PyTree | None
+    bad_steps: jax.Array
+
+    def variables(self) -> Variables:
+        """The model's variables."""
+        return {"params": self.params, **self.extra}
+
+    def averaged_variables(self) -> Variables | None:
+        """The variables with averaged weights; None without averages."""
+        if self.ema is None:
+            return None
+        return {"params": merge(self.params, self.ema), **self.extra}
+
+
+def split_trained(params: PyTree, trainable: Callable[[str], Any]) -> PyTree:
+    """The trained parameters, a part of the tree `params` (boxed or not).
+
+    Raises:
+      ValueError: none is trained.
+    """
+    flat = traverse_util.flatten_dict(params, sep="/")
+    trained = {path: leaf for path, leaf in flat.items() if np.any(trainable(path))}
+    if not trained:
+        raise ValueError(
+            f"expected parameters to train, found none among the {len(flat)} of the model;"
+            " correct the stage's `trainable`"
+        )
+    return traverse_util.unflatten_dict(trained, sep="/")
+
+
+def merge(params: PyTree, part: PyTree) -> PyTree:
+    """`params` with the leaves of its part-tree replaced."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    return traverse_util.unflatten_dict(flat | traverse_util.flatten_dict(part, sep="/"), sep="/")
+
+
+def abstract_state(
+    stage: Stage,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: Rules,
+    *,
+    has_ema: bool = False,
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state; nothing is allocated.
+
+    The optimizer's moments and the averages are sharded as their parameters are.
+
+    Returns:
+      `TrainState` of `jax.ShapeDtypeStruct`.
+    """
+
+    def init(key: jax.Array) -> TrainState:
+        return _assemble(stage.init(key), stage, optimizer, has_ema)
+
+    shapes: TrainState = abstract_params(init, mesh, rules, abstract_key())[0]
+    return shapes
+
+
+def abstract_frozen(stage: Stage, mesh: Mesh, rules: Rules) -> PyTree:
+    """Shapes, dtypes and shardings of the stage's frozen variables; nothing is allocated."""
+    return abstract_params(stage.init_frozen, mesh, rules, abstract_key())[0]
+
+
+def abstract_key() -> jax.ShapeDtypeStruct:
+    """The shape of a random key; a real one would be put on the mesh, which may be absent."""
+    key: jax.ShapeDtypeStruct = jax.eval_shape(lambda: jax.random.key(0))
+    return key
+
+
+def create_state(
+    stage: Stage,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: Rules,
+    *,
+    seed: int,
+    has_ema: bool = False,
+) -> TrainState:
+    """The state at step 0: initial weights, or those that `stage.load_initial` puts in their place.
+
+    Raises:
+      ValueError: what `stage.load_initial` returns has another structure or other shapes.
+    """
+    target = abstract_state(stage, optimizer, mesh, rules, has_ema=has_ema)
+    # The steps fold their number into the same key; init's draws are folded apart from them.
+    key = jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1))
+    initial, shardings = init_sharded(stage.init, mesh, rules, key)
+    loaded = stage.load_initial(initial)
+    _check_fits(initial, loaded)
+    # Orbax and converted files may give other shardings; a no-op otherwise.
+    loaded = jax.device_put(loaded, shardings)
+
+    def finish(variables: Variables) -> TrainState:
+        variables = jax.tree.map(lambda x, like: x.astype(like.dtype), variables, initial_shapes)
+        return _assemble(variables, stage, optimizer, has_ema)
+
+    initial_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), initial)
+    out_shardings = jax.tree.map(lambda x: x.sharding, target)
+    state: TrainState = jax.jit(finish, out_shardings=out_shardings)(loaded)
+    return state
+
+
+def load_frozen(stage: Stage, mesh: Mesh, rules: Rules) -> PyTree:
+    """The stage's frozen variables, checked against what it announced.
+
+    Raises:
+      ValueError: structure or shapes differ.
+    """
+    expected = abstract_frozen(stage, mesh, rules)
+    frozen = stage.load_frozen(mesh, rules)
+    _check_fits(expected, frozen)
+    return frozen
+
+
+def _assemble(
+    variables: Variables, stage: Stage, optimizer: optax.GradientTransformation, has_ema: bool
+) -> TrainState:
+    extra = {name: value for name, value in variables.items() if name != "params"}
+    trained = split_trained(variables["params"], stage.trainable)
+    return TrainState(
+        step=jnp.int32(0),
+        params=variables["params"],
+        opt_state=optimizer.init(trained),
+        extra=extra,
+        # Copies: a donated buffer may not belong to two arrays.
+        ema=jax.tree.map(jnp.copy, trained) if has_ema else None,
+        bad_steps=jnp.int32(0),
+    )
+
+
+def _check_fits(expected: PyTree, found: PyTree) -> None:
+    flat_expected, flat_found = (
+        {jax.tree_util.keystr(p, simple=True, separator="/"): leaf.shape for p, leaf in leaves}
+        for leaves in map(jax.tree.leaves_with_path, (expected, found))
+    )
+    wrong = [
+        f"{name}: expected {flat_expected.get(name, 'nothing')},"
+        f" found {flat_found.get(name, 'nothing')}"
+        for name in sorted(flat_expected.keys() | flat_found.keys())
+        if flat_expected.get(name) != flat_found.get(name)
+    ]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} loaded arrays do not fit the stage's config:\n  " + "\n  ".join(wrong)
+        )

@@ -1,0 +1,159 @@
+"""One training step: targets, loss and gradients per micro-batch, then the update."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from internvideo_jax.parallel.rules import Rules
+from internvideo_jax.parallel.sharding import partition_spec
+from internvideo_jax.training.stage import Batch, Stage
+from internvideo_jax.training.state import TrainState, merge, split_trained
+
+PyTree = Any
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, PyTree, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    stage: Stage,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    shardings: TrainState,
+    mesh: Mesh,
+    rules: Rules,
+    *,
+    seed: int,
+    accumulation: int = 1,
+    ema_decay: float | None = None,
+) -> TrainStep:
+    """Builds the jitted step `(state, frozen, batch) -> (state, metrics)`, which donates `state`.
+
+    Call it under `jax.set_mesh(mesh)` and `nn.logical_axis_rules(rules)`. A non-finite loss or
+    gradient leaves parameters, optimizer, averages and `extra` as they are; the step counts.
+
+    Args:
+      stage: gives targets and loss.
+      optimizer: at learning rate 1 (`TrainConfig.unit_optimizer`).
+      schedule: learning rate by step.
+      shardings: of the state, a `TrainState` of shardings.
+      mesh: the mesh.
+      rules: logical to mesh axes.
+      seed: the draws of step s come from `fold_in(key(seed), s)`.
+      accumulation: micro-batches of a step; their losses and gradients are averaged. Micro-batch i
+        holds the rows i, i + accumulation, ... so that no row changes its device.
+      ema_decay: `ema = decay * ema + (1 - decay) * params` after the update.
+
+    Returns:
+      The step. Its metrics are float32 scalars: `loss`, the stage's, `grad_norm` (before clipping),
+      `learning_rate`, `skipped` (0 or 1) and `bad_steps` (skipped in a row).
+    """
+    trained_shardings = split_trained(shardings.params, stage.trainable)
+
+    def micro_step(
+        trained: PyTree, state: TrainState, frozen: PyTree, extra: PyTree, batch: Batch, key: Any
+    ) -> tuple[PyTree, Metrics, PyTree]:
+        """Gradients, metrics with the loss, and the new collections of one micro-batch."""
+        targets_key, loss_key = jax.random.split(key)
+        targets = jax.lax.stop_gradient(stage.targets(frozen, batch, targets_key))
+
+        def loss_fn(trained: PyTree) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
+            return stage.loss(merge(state.params, trained), extra, batch, targets, loss_key)
+
+        (loss, (metrics, extra)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        # Left to itself, the compiler may replicate the gradient of a sharded parameter.
+        gradients = jax.lax.with_sharding_constraint(gradients, trained_shardings)
+        metrics = {name: jnp.float32(value) for name, value in metrics.items()}
+        return gradients, {"loss": jnp.float32(loss), **metrics}, extra
+
+    def accumulate(
+        trained: PyTree, state: TrainState, frozen: PyTree, batch: Batch, key: Any
+    ) -> tuple[PyTree, Metrics, PyTree]:
+        """Means of gradients and metrics over the micro-batches; collections pass from one on."""
+        if accumulation == 1:
+            key = jax.random.fold_in(key, 0)
+            return micro_step(trained, state, frozen, state.extra, batch, key)
+        micro_batches = jax.tree.map(lambda x: _split_rows(x, accumulation, mesh, rules), batch)
+
+        def body(carry: Any, inputs: Any) -> tuple[Any, Metrics]:
+            total, extra = carry
+            index, micro_batch = inputs
+            micro_key = jax.random.fold_in(key, index)
+            gradients, metrics, extra = micro_step(
+                trained, state, frozen, extra, micro_batch, micro_key
+            )
+            return (jax.tree.map(jnp.add, total, gradients), extra), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, trained)
+        zeros = jax.lax.with_sharding_constraint(zeros, trained_shardings)
+        (total, extra), metrics = jax.lax.scan(
+            body, (zeros, state.extra), (jnp.arange(accumulation), micro_batches)
+        )
+        gradients = jax.tree.map(lambda g: g / accumulation, total)
+        return gradients, jax.tree.map(lambda m: m.mean(0), metrics), extra
+
+    def step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        trained = split_trained(state.params, stage.trainable)
+        gradients, metrics, extra = accumulate(trained, state, frozen, batch, key)
+        # Masked twice: frozen layers neither count in the norm nor decay.
+        gradients = _mask_layers(gradients, stage.trainable)
+        grad_norm = optax.tree.norm(gradients)
+        is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+
+        rate = schedule(state.step)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        updates = _mask_layers(updates, stage.trainable)
+        new = jax.tree.map(lambda p, u: p + rate * u, trained, updates)
+        ema = state.ema
+        if ema_decay is not None:
+            ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, new)
+        updated = state.replace(
+            params=merge(state.params, new), opt_state=opt_state, extra=extra, ema=ema
+        )
+        kept = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), updated, state)
+        bad_steps = jnp.where(is_finite, 0, state.bad_steps + 1)
+        metrics |= {
+            "grad_norm": grad_norm,
+            "learning_rate": jnp.float32(rate),
+            "skipped": jnp.float32(~is_finite),
+            "bad_steps": jnp.float32(bad_steps),
+        }
+        return kept.replace(step=state.step + 1, bad_steps=bad_steps), metrics
+
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
+
+
+def batch_shardings(batch: dict[str, Any], mesh: Mesh, rules: Rules) -> dict[str, NamedSharding]:
+    """Every array of a batch split by rows over the mesh axes of "batch"."""
+    return {
+        name: NamedSharding(mesh, partition_spec(("batch",) + (None,) * (x.ndim - 1), rules))
+        for name, x in batch.items()
+    }
+
+
+def _split_rows(x: jax.Array, parts: int, mesh: Mesh, rules: Rules) -> jax.Array:
+    """`[B, ...]` to `[parts, B / parts, ...]`: part i has the rows i, i + parts, ..."""
+    x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    spec = partition_spec((None, "batch") + (None,) * (x.ndim - 2), rules)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def _mask_layers(tree: PyTree, trainable: Callable[[str], Any]) -> PyTree:
+    """Zeros for the frozen layers of parameters that are stacked over layers."""
+
+    def mask(path: str, leaf: jax.Array) -> jax.Array:
+        is_trained = np.asarray(trainable(path))
+        if is_trained.all():
+            return leaf
+        is_trained = is_trained.reshape(-1, *[1] * (leaf.ndim - 1))
+        return jnp.where(is_trained, leaf, 0)
+
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    return traverse_util.unflatten_dict({p: mask(p, x) for p, x in flat.items()}, sep="/")

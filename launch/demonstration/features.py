@@ -1,0 +1,118 @@
+"""Features of decoded clips: what stage 1 aligns with, and what probes read."""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from internvideo_jax import models, saved_model
+from internvideo_jax.models import Teacher, TeacherConfig, VideoViT
+from internvideo_jax.models.preprocessing import Preprocessing, normalize
+from internvideo_jax.training.stages.pretrain import PretrainConfig
+
+_BATCH = 50
+
+
+def teacher_features(
+    config: PretrainConfig, image_teacher: Path, video_teacher: Path, video: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The fields of a batch that `PretrainStage` takes from a cache, for all clips.
+
+    The image teacher sees the first frame of each tubelet, which gives it the student's tokens.
+
+    Args:
+      config: of the stage.
+      image_teacher: saved model of the one.
+      video_teacher: saved model of the other, which takes the place of a VideoMAE.
+      video: uint8 `[N, T, S, S, 3]`.
+    """
+    student = config.student.encoder
+    image_config = config.clip_teacher
+    video_config = TeacherConfig(student, config.mae_teacher.layers)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def encode(teacher: nn.Module, variables: Any, frames: jax.Array) -> Any:
+        return teacher.apply(variables, normalize(frames, Preprocessing()))
+
+    def run(teacher_config: TeacherConfig, path: Path, stride: int) -> dict[str, np.ndarray]:
+        _, params = models.video_encoder(*_load(path))
+        variables = {"params": {"encoder": params["params"]}}
+        rows = []
+        for clips in _parts(video[:, ::stride]):
+            output = encode(Teacher(teacher_config), variables, clips)
+            attention = output.attention.reshape(len(clips), -1, output.attention.shape[-1])
+            rows.append(
+                {
+                    "middle": output.middle.swapaxes(0, 1),
+                    "final": output.final,
+                    "attention": attention,
+                }
+            )
+        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+    image = run(image_config, image_teacher, student.tubelet_size)
+    return {
+        "targets/clip_middle": image["middle"],
+        "targets/clip_final": image["final"],
+        "targets/attention": image["attention"],
+        # A VideoMAE has no class token.
+        "targets/mae": run(video_config, video_teacher, 1)["middle"][:, :, 1:],
+    }
+
+
+def probe_features(path: Path, video: np.ndarray) -> np.ndarray:
+    """What a probe reads of clips: class token, mean of the other tokens, pooled feature.
+
+    An encoder of single frames gives the mean over the frames.
+
+    Args:
+      path: a saved model with a video encoder.
+      video: uint8 `[N, T, S, S, 3]`.
+
+    Returns:
+      float32 `[N, F]`.
+    """
+    encoder, variables = models.video_encoder(*_load(path))
+    return np.concatenate([np.asarray(_read(encoder, variables, v)) for v in _parts(video)])
+
+
+def class_scores(path: Path, video: np.ndarray) -> np.ndarray:
+    """Logits `[N, C]` of a saved classifier, averaged over the frames by one of single frames."""
+    module, variables = _load(path)
+    return np.concatenate([np.asarray(_logits(module, variables, v)) for v in _parts(video)])
+
+
+def _load(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    model = saved_model.load(path)
+    return model.module, model.variables
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(encoder: VideoViT, variables: Any, video: jax.Array) -> jax.Array:
+    output: Any = encoder.apply(variables, _inputs(video, encoder.config.num_frames))
+    features = jnp.concatenate(
+        [output.tokens[:, 0], output.tokens[:, 1:].mean(1), output.pooled], axis=-1
+    )
+    return features.reshape(len(video), -1, features.shape[-1]).mean(1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(classifier: Any, variables: Any, video: jax.Array) -> jax.Array:
+    inputs = _inputs(video, classifier.config.encoder.num_frames)
+    logits: jax.Array = classifier.apply(variables, inputs).logits
+    return logits.reshape(len(video), -1, logits.shape[-1]).mean(1)
+
+
+def _inputs(video: jax.Array, num_frames: int) -> jax.Array:
+    """Normalised clips of as many frames as the model takes."""
+    video = normalize(video, Preprocessing())
+    return video.reshape(-1, num_frames, *video.shape[2:])
+
+
+def _parts(video: np.ndarray) -> Iterator[np.ndarray]:
+    return (video[start : start + _BATCH] for start in range(0, len(video), _BATCH))

@@ -1,0 +1,159 @@
+"""What a training run would need, computed from shapes alone: nothing is allocated or compiled."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jax
+    import optax
+    from jax.sharding import Mesh
+
+    from internvideo_jax.training.config import Lengths, TrainConfig
+    from internvideo_jax.training.stage import Stage
+
+PyTree = Any
+
+
+def describe(
+    stage: "Stage",
+    config: "TrainConfig",
+    mesh: "Mesh",
+    *,
+    steps_per_epoch: int | None,
+    memory_limit: int | None = None,
+) -> str:
+    """The report of a dry run.
+
+    Args:
+      stage: what would be trained.
+      config: how.
+      mesh: on which devices, attached ones or a described topology's.
+      steps_per_epoch: None if the data are not there; then the schedule is given in epochs.
+      memory_limit: bytes of a device, to compare with; None if unknown.
+
+    Raises:
+      ValueError: the batch does not fit the mesh, or the schedule is impossible.
+    """
+    import flax.linen as nn
+    import jax
+    from clu import parameter_overview
+
+    from internvideo_jax.parallel.rules import DEFAULT_RULES
+    from internvideo_jax.parallel.sharding import unsplit_dimensions
+    from internvideo_jax.training.loop import check_batch_fits
+    from internvideo_jax.training.state import (
+        abstract_frozen,
+        abstract_key,
+        abstract_state,
+        split_trained,
+    )
+    from internvideo_jax.training.step import batch_shardings
+
+    check_batch_fits(config, mesh)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
+        state = abstract_state(
+            stage,
+            config.unit_optimizer(),
+            mesh,
+            DEFAULT_RULES,
+            has_ema=config.ema_decay is not None,
+        )
+        frozen = abstract_frozen(stage, mesh, DEFAULT_RULES)
+        with nn.logical_axis_rules(()):
+            boxed = [jax.eval_shape(f, abstract_key()) for f in (stage.init, stage.init_frozen)]
+    kept_whole = [n for tree in boxed for n in unsplit_dimensions(tree, mesh, DEFAULT_RULES)]
+    example = stage.example_batch(config.rows)
+    shardings = batch_shardings(example, mesh, DEFAULT_RULES)
+    batch = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name])
+        for name, x in example.items()
+    }
+    trained = split_trained(state.params, stage.trainable)
+    memory = {
+        "parameters": state.params,
+        "other collections": state.extra,
+        "optimizer": state.opt_state,
+        "averaged weights": state.ema,
+        "gradients": trained,
+        "frozen models": frozen,
+        "batch": batch,
+    }
+
+    axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    lines = [
+        f"mesh: {axes}, {mesh.size} devices",
+        "",
+        "parameters:",
+        parameter_overview.get_parameter_overview(state.params, include_stats="sharding"),
+        f"trained: {_count(trained):,} of {_count(state.params):,}",
+        *(["", "frozen models:"] if jax.tree.leaves(frozen) else []),
+    ]
+    if jax.tree.leaves(frozen):
+        lines.append(parameter_overview.get_parameter_overview(frozen, include_stats="sharding"))
+    lines += [f"note: {note}" for note in kept_whole]
+    lines += ["", "memory per device, before activations:", *_memory_lines(memory, memory_limit)]
+    micro_batches = f" in {config.accumulation} micro-batches" if config.accumulation > 1 else ""
+    lines += ["", f"a batch: {config.rows} rows{micro_batches}"]
+    lines += [
+        f"  {name}: {x.dtype.name}{list(x.shape)}, on a device {list(_shard_shape(x))}"
+        for name, x in batch.items()
+    ]
+    return "\n".join([*lines, "", *_schedule_lines(config, steps_per_epoch)])
+
+
+def _memory_lines(parts: dict[str, PyTree], limit: int | None) -> list[str]:
+    sizes = {name: bytes_per_device(tree) for name, tree in parts.items()}
+    sizes = {name: size for name, size in sizes.items() if size} | {"total": sum(sizes.values())}
+    lines = [f"  {name:18}{size / 2**20:>14,.2f} MiB" for name, size in sizes.items()]
+    if limit is not None:
+        share = 100 * sizes["total"] / limit
+        lines.append(f"  {'of the device':18}{limit / 2**20:>14,.2f} MiB: {share:.0f} %")
+    return lines
+
+
+def bytes_per_device(tree: PyTree) -> int:
+    """Bytes of one device's shards of all arrays of a tree of `jax.ShapeDtypeStruct`."""
+    import jax
+
+    return sum(
+        math.prod(_shard_shape(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _shard_shape(x: "jax.ShapeDtypeStruct") -> tuple[int, ...]:
+    sharding: Any = x.sharding
+    shape: tuple[int, ...] = sharding.shard_shape(x.shape)
+    return shape
+
+
+def _schedule_lines(config: "TrainConfig", steps_per_epoch: int | None) -> list[str]:
+    is_known = steps_per_epoch is not None or (
+        config.epochs is None and config.warmup_epochs is None
+    )
+    # A stand-in: in epochs the schedule is (nearly) the same for any number of steps.
+    per_epoch = steps_per_epoch or 1000
+    lengths = config.lengths(per_epoch)
+    schedule = config.schedule(lengths)
+    if is_known:
+        title = f"schedule: {lengths.total} steps, {lengths.warmup} of them warm-up"
+        places = {step: f"step {step + 1}" for step in _milestones(lengths)}
+    else:
+        title = f"schedule: {config.epochs or '?'} epochs; set the data to know the steps"
+        places = {step: f"epoch {step / per_epoch:.2f}" for step in _milestones(lengths)}
+    return [title, *_rate_lines(schedule, places)]
+
+
+def _milestones(lengths: "Lengths") -> list[int]:
+    middle = (lengths.warmup + lengths.total) // 2
+    steps = {0, max(lengths.warmup - 1, 0), lengths.warmup, middle, lengths.total - 1}
+    return sorted(step for step in steps if step < lengths.total)
+
+
+def _rate_lines(schedule: "optax.Schedule", places: dict[int, str]) -> list[str]:
+    return [f"  {place:14} learning rate {float(schedule(s)):.4g}" for s, place in places.items()]
+
+
+def _count(tree: PyTree) -> int:
+    import jax
+
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

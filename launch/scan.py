@@ -1,0 +1,244 @@
+"""`internvideo-jax scan`: which entries of annotation files are wrong, which clips unreadable."""
+
+import argparse
+import dataclasses
+import functools
+import math
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from internvideo_jax.data.annotation_formats import FORMATS, FRAME_PATTERN
+from internvideo_jax.data.annotations import (
+    Annotations,
+    ClipRecord,
+    check_annotations,
+)
+from internvideo_jax.launch import arguments
+from internvideo_jax.launch.extract import find_videos
+
+SUMMARY = "list wrong annotations and unreadable clips, with the reasons"
+
+ANNOTATION_EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".list")
+
+EPILOG = f"""\
+Files that end in {", ".join(ANNOTATION_EXTENSIONS)} are annotation files; all others are clips.
+Every entry of an annotation file is checked, then every clip: its frames are listed and the first,
+the middle and the last one decoded, in processes that are killed when they take too long. The exit
+code is 1 if anything is wrong.
+
+examples:
+  internvideo-jax scan train.jsonl val.jsonl --num_classes=400
+  internvideo-jax scan train.csv --root=/data/k400 --separator=, --json=report.json
+  internvideo-jax scan videos/ more/clip.webm --every_frame
+
+In Python: internvideo_jax.data.annotations.check_annotations and .clip_check.check_clip.
+"""
+
+
+@arguments.command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code: 1 if anything is wrong."""
+    args = _parser().parse_args(argv)
+    started = time.perf_counter()
+    annotations = {path: _read(path, args) for path in args.inputs if _is_annotation(path)}
+    for path, found in annotations.items():
+        print(_annotation_line(path, found), flush=True)
+    videos = [path for path in args.inputs if not _is_annotation(path)]
+    clips = _clips(annotations, find_videos(videos) if videos else [])
+    broken, seconds_readable = _scan(clips, args)
+    seconds = time.perf_counter() - started
+    print(
+        f"{len(clips)} clips in {seconds:.1f} s: {len(clips) - len(broken)} readable"
+        f" ({_duration(seconds_readable)}), {len(broken)} not"
+    )
+    width = max((len(clip.name) for clip in broken), default=0)
+    for clip in broken:
+        print(f"  {clip.name:{width}}  {clip.reason}")
+    if args.json is not None:
+        report = {
+            "annotations": [_annotation_report(*item) for item in annotations.items()],
+            "clips": len(clips),
+            "readable": len(clips) - len(broken),
+            "readable_seconds": round(seconds_readable, 3),
+            "unreadable": [dataclasses.asdict(clip) for clip in broken],
+            "seconds": round(seconds, 3),
+        }
+        arguments.write_json(args.json, report)
+    return 1 if broken or any(found.error for found in annotations.values()) else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class BrokenClip:
+    """A clip that cannot be read.
+
+    Attributes:
+      name: its path, with its times if it has any.
+      annotations: the first file that names it; None if named on the command line.
+      id: in that file.
+      reason: why it cannot be read.
+    """
+
+    name: str
+    annotations: str | None
+    id: str | None
+    reason: str
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="internvideo-jax scan",
+        description=SUMMARY,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="ANNOTATIONS|FILE|DIR",
+        help="annotation files, clips, or folders to search for videos",
+    )
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        help="where the paths start (default: the annotation file's folder)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("auto", *FORMATS),
+        default="auto",
+        help="of the annotation files (default: by their first lines)",
+    )
+    parser.add_argument("--separator", help="between columns (default: by the first lines)")
+    parser.add_argument(
+        "--frame_pattern",
+        default=FRAME_PATTERN,
+        help='names of images in the folders of "frames" (default: %(default)s)',
+    )
+    parser.add_argument(
+        "--num_classes", type=_count, help="every clip needs a label, and one below this number"
+    )
+    parser.add_argument(
+        "--every_frame", action="store_true", help="decode all of a clip, not three frames of it"
+    )
+    parser.add_argument(
+        "--workers", type=_count, default=os.cpu_count() or 1, help="processes (default: all cores)"
+    )
+    parser.add_argument(
+        "--timeout", type=_seconds, default=60.0, help="seconds for a clip (default: %(default)g)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="where to write all that was found")
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {number}")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected more than 0 seconds, found {text}")
+    return number
+
+
+def _is_annotation(path: str) -> bool:
+    return path.lower().endswith(ANNOTATION_EXTENSIONS) and not os.path.isdir(path)
+
+
+def _read(path: str, args: argparse.Namespace) -> Annotations:
+    return check_annotations(
+        path,
+        root=args.root,
+        format=args.format,
+        num_classes=args.num_classes,
+        separator=args.separator,
+        frame_pattern=args.frame_pattern,
+    )
+
+
+def _clips(
+    annotations: dict[str, Annotations], videos: Sequence[str]
+) -> dict[ClipRecord, tuple[str | None, str | None]]:
+    """Different clips, stripped of all but what is read of them, with who names them first."""
+    clips: dict[ClipRecord, tuple[str | None, str | None]] = {}
+    for path, found in annotations.items():
+        for record in found.records:
+            clip = dataclasses.replace(record, id="", label=None, captions=(), source="")
+            clips.setdefault(clip, (path, record.id))
+    for video in videos:
+        clips.setdefault(ClipRecord(id="", path=video), (None, None))
+    return clips
+
+
+def _scan(
+    clips: dict[ClipRecord, tuple[str | None, str | None]], args: argparse.Namespace
+) -> tuple[list[BrokenClip], float]:
+    """The unreadable clips in order, and the seconds that the others last."""
+    if not clips:
+        return [], 0.0
+
+    from tqdm import tqdm
+
+    from internvideo_jax.data.clip_check import ClipCheck, check_clip
+    from internvideo_jax.data.video import Limits
+    from internvideo_jax.launch.worker_pool import map_in_workers
+
+    # The workers' time limit also holds where a decoder hangs, and for a clip as a whole.
+    check = functools.partial(
+        check_clip, every_frame=args.every_frame, limits=Limits(deadline=math.inf)
+    )
+    results = map_in_workers(
+        check, clips, num_workers=min(args.workers, len(clips)), timeout=args.timeout
+    )
+    records = list(clips)
+    broken: dict[int, BrokenClip] = {}
+    seconds = 0.0
+    with tqdm(total=len(clips), unit="clip", disable=None) as bar:
+        for number, result in results:
+            if isinstance(result, ClipCheck):
+                seconds += result.num_frames / result.fps if result.fps else 0.0
+            else:
+                record = records[number]
+                broken[number] = BrokenClip(_name(record), *clips[record], result.reason)
+                bar.set_postfix(unreadable=len(broken))
+            bar.update()
+    return [broken[number] for number in sorted(broken)], seconds
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 3600 else f"{seconds / 3600:.2f} h"
+
+
+def _name(record: ClipRecord) -> str:
+    if record.start is None and record.end is None:
+        return record.path
+    start = 0 if record.start is None else record.start
+    end = "the end" if record.end is None else f"{record.end:g} s"
+    return f"{record.path} ({start:g} s to {end})"
+
+
+def _annotation_line(path: str, found: Annotations) -> str:
+    if found.error is not None:
+        return str(found.error)
+    return f"{path}: {len(found.records)} clips, format {found.format}"
+
+
+def _annotation_report(path: str, found: Annotations) -> dict[str, Any]:
+    problems = [] if found.error is None else found.error.problems
+    return {
+        "path": path,
+        "format": found.format,
+        "clips": len(found.records),
+        "wrong": 0 if found.error is None else found.error.num_problems,
+        # The first MAX_KEPT_PROBLEMS of them.
+        "problems": [problem._asdict() for problem in problems],
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

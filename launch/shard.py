@@ -1,0 +1,163 @@
+"""`internvideo-jax shard`: the clips of an annotation file into a few large files."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from internvideo_jax.data.annotation_formats import FORMATS, FRAME_PATTERN
+from internvideo_jax.launch import arguments
+from internvideo_jax.launch.benchmarks.report import usable_cpus
+
+if TYPE_CHECKING:
+    from internvideo_jax.data.annotations import ClipRecord
+    from internvideo_jax.data.shards import ShardIndex
+
+SUMMARY = "pack the clips of an annotation file into ArrayRecord shards, or check such shards"
+
+EPILOG = """\
+DIR gets ArrayRecord files with the clips' files as they are, their labels, captions and times, in
+the order of the annotations, and index.json with the number of records, the size and the checksum
+of every shard. It appears under its name when all is written. Every clip is opened, and its first
+and last frame decoded, before it is stored; those that cannot be read are listed and nothing is
+written, or, with --skip_broken, they are left out.
+
+A clip that states times is stored with its whole file: cut long files into their clips first.
+
+examples:
+  internvideo-jax shard train.jsonl --output=shards/train
+  internvideo-jax shard train.csv --root=/data/k400 --shard_mb=500 --output=shards/train
+  internvideo-jax shard --check=shards/train
+
+Train on them with --config.data.shards=shards/train instead of --config.data.annotations. In
+Python: internvideo_jax.data.shard_writer.
+"""
+
+DEFAULT_SHARD_MB = 1000
+
+
+@arguments.command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    workers = args.workers or usable_cpus()
+    if args.check is not None:
+        if args.annotations or args.output:
+            parser.error("--check=DIR takes neither annotations nor --output")
+        from internvideo_jax.data.shards import check_shards
+
+        print(f"{_summary(check_shards(args.check, workers=workers))}: as written")
+        return 0
+    if args.annotations is None or args.output is None:
+        parser.error("expected ANNOTATIONS and --output=DIR, or --check=DIR")
+
+    from tqdm import tqdm
+
+    from internvideo_jax.data.annotations import read_annotations
+    from internvideo_jax.data.shard_writer import describe_broken, write_shards
+
+    records = read_annotations(
+        args.annotations,
+        root=args.root,
+        format=args.format,
+        separator=args.separator,
+        frame_pattern=args.frame_pattern,
+        num_classes=args.num_classes,
+    )
+    num_shards = args.num_shards or _num_shards(records, args.shard_mb or DEFAULT_SHARD_MB)
+    started = time.perf_counter()
+    with tqdm(total=len(records), unit="clip", disable=None) as bar:
+        written = write_shards(
+            records,
+            args.output,
+            num_shards=num_shards,
+            workers=workers,
+            skip_broken=args.skip_broken,
+            on_clip=bar.update,
+        )
+    if written.broken:
+        print(f"left out: {describe_broken(written.broken)}", file=sys.stderr)
+    seconds = time.perf_counter() - started
+    print(f"{_summary(written.index)} in {seconds:.1f} s -> {args.output}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="internvideo-jax shard",
+        description=SUMMARY,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("annotations", nargs="?", metavar="ANNOTATIONS", help="annotation file")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--check", type=Path, metavar="DIR", help="read all shards here and compare checksums"
+    )
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        help="where the paths start (default: the annotation file's folder)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("auto", *FORMATS),
+        default="auto",
+        help="of the annotation file (default: by its first lines)",
+    )
+    parser.add_argument("--separator", help="between columns (default: by the first lines)")
+    parser.add_argument(
+        "--frame_pattern",
+        default=FRAME_PATTERN,
+        help='names of images in the folders of "frames" (default: %(default)s)',
+    )
+    parser.add_argument(
+        "--num_classes", type=_count, help="every clip needs a label, and one below this number"
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--num_shards", type=_count, help="how many files to write")
+    size.add_argument(
+        "--shard_mb",
+        type=_count,
+        help=f"about how large they should be, in 10^6 bytes (default: {DEFAULT_SHARD_MB})",
+    )
+    parser.add_argument("--workers", type=_count, help="threads (default: all cores)")
+    parser.add_argument(
+        "--skip_broken", action="store_true", help="leave out clips that cannot be read"
+    )
+    return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {number}")
+    return number
+
+
+def _num_shards(records: "Sequence[ClipRecord]", shard_mb: int) -> int:
+    """How many shards of that size the clips fill."""
+    return max(1, round(sum(map(_size, records)) / (shard_mb * 10**6)))
+
+
+def _size(record: "ClipRecord") -> int:
+    """Bytes of a clip's files; 0 if it cannot be read, of which writing will tell."""
+    from internvideo_jax.data.clips import image_names
+
+    try:
+        names = image_names(record) or [record.path]
+        return sum(Path(name).stat().st_size for name in names)
+    except (ValueError, OSError):
+        return 0
+
+
+def _summary(index: "ShardIndex") -> str:
+    size = sum(shard.bytes for shard in index.shards) / 1e6
+    return f"{index.num_records} clips, {size:.1f} MB, {len(index.shards)} shards"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,223 @@
+"""The command `evaluate`."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from internvideo_jax import saved_model
+from internvideo_jax.data import synthetic
+from internvideo_jax.launch import evaluate
+from internvideo_jax.models import (
+    VideoClassifier,
+    VideoClassifierConfig,
+    VideoViT,
+    VideoViTConfig,
+    abstract_variables,
+)
+from internvideo_jax.models.preprocessing import Preprocessing
+
+ENCODER = VideoViTConfig(
+    width=16,
+    depth=1,
+    num_heads=2,
+    mlp_dim=16,
+    patch_size=16,
+    image_size=32,
+    num_frames=4,
+    pooled_dim=8,
+    pooler_heads=2,
+)
+
+
+def save_model(path, architecture, module, config):
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_variables(module)
+    )
+    preprocessing = Preprocessing(image_size=32, num_frames=4)
+    saved_model.save(path, architecture, config, preprocessing, variables, {"source": {"x": 1}})
+    return path
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    config = VideoClassifierConfig(ENCODER, num_classes=3)
+    return save_model(path, "video_classifier", VideoClassifier(config), config)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for name, color in (("a", "red"), ("b", "green"), ("c", "blue")):
+        scene = synthetic.Scene("square", color, "left")
+        synthetic.write_video(folder / f"{name}.mp4", synthetic.render(scene, 9, size=48))
+    (folder / "broken.mp4").write_bytes(b"no video" * 100)
+    return folder
+
+
+@pytest.fixture
+def run(model_dir, videos, tmp_path):
+    output = tmp_path / "result"
+
+    def call(lines, *argv):
+        file = tmp_path / "clips.jsonl"
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        options = [f"--model={model_dir}", f"--root={videos}", f"--output={output}"]
+        return evaluate.main([*options, f"--annotations={file}", *map(str, argv)])
+
+    call.output = output
+    return call
+
+
+CLIPS = [
+    {"video": name, "label": label} for name, label in (("a.mp4", 0), ("b.mp4", 1), ("c.mp4", 0))
+]
+
+
+def test_a_result_and_all_it_depends_on(run, capsys):
+    assert run(CLIPS, "--segments=2", "--crops=1", "--batch_size=4") == 0
+    names = sorted(path.name for path in run.output.iterdir())
+    assert names == ["confusion.png", "per_class.csv", "predictions.jsonl", "result.json"]
+    card = json.loads((run.output / "result.json").read_text())
+    assert card["clips"] == 3
+    assert card["failed"] == []
+    assert set(card["metrics"]) == {"top1", "top5", "mean_class_accuracy", "mAP"}
+    assert card["views"] == {
+        "num_frames": 4,
+        "image_size": 32,
+        "segments": 2,
+        "crops": 1,
+        "sampling": "sparse",
+        "rate": 1,
+    }
+    assert card["model"]["name"] == "tiny"
+    assert card["model"]["source"] == {"x": 1}
+    assert len(card["model"]["sha256"]) == len(card["annotations"]["sha256"]) == 64
+    assert card["dtype"] == "float32"
+    lines = [json.loads(x) for x in (run.output / "predictions.jsonl").read_text().splitlines()]
+    assert [line["label"] for line in lines] == [0, 1, 0]
+    assert [len(line["frames"]) for line in lines] == [2, 2, 2]
+    hits = np.mean([line["best"][0][0] == line["label"] for line in lines])
+    np.testing.assert_allclose(card["metrics"]["top1"], 100 * hits)
+    with (run.output / "per_class.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["clips"] for row in rows] == ["2", "1", "0"]
+    out = capsys.readouterr().out
+    assert f"top1                 {card['metrics']['top1']:6.2f} %" in out
+    assert "3 clips in" in out
+
+
+def test_the_same_clips_give_the_same_result(run, tmp_path):
+    def metrics(*argv):
+        assert run(CLIPS, *argv) == 0
+        card = json.loads((run.output / "result.json").read_text())
+        predictions = (run.output / "predictions.jsonl").read_text()
+        run.output.rename(tmp_path / f"result{len(list(tmp_path.iterdir()))}")
+        return card["metrics"], card["model"]["sha256"], predictions
+
+    assert metrics("--num_threads=1") == metrics("--num_threads=3")
+
+
+def test_unreadable_clips_are_listed_and_never_replaced(run, videos, capsys):
+    clips = [*CLIPS, {"video": "broken.mp4", "label": 2}, {"video": "missing.mp4", "label": 1}]
+    assert run(clips) == 1
+    captured = capsys.readouterr()
+    assert "3 (2 failed)" in captured.out
+    assert "2 failed:" in captured.err
+    assert f"{videos / 'broken.mp4'}  expected a video file" in captured.err
+    card = json.loads((run.output / "result.json").read_text())
+    assert card["clips"] == 3
+    assert card["annotations"]["clips"] == 5
+    assert [row["id"] for row in card["failed"]] == ["broken.mp4", "missing.mp4"]
+    assert all(row["reason"] for row in card["failed"])
+
+
+def test_failures_may_be_allowed(run):
+    assert run([*CLIPS, {"video": "broken.mp4", "label": 2}], "--allow_failed") == 0
+
+
+def test_nothing_readable_is_an_error(run, capsys):
+    assert run([{"video": "broken.mp4", "label": 2}], "--allow_failed") == 2
+    assert "none of the 1 clips can be read" in capsys.readouterr().err
+    assert not (run.output / "result.json").exists()
+
+
+def test_multi_label_clips(run, capsys):
+    clips = [{"video": "a.mp4", "label": [0, 1]}, {"video": "b.mp4", "label": [1]}]
+    assert run(clips) == 0
+    card = json.loads((run.output / "result.json").read_text())
+    assert set(card["metrics"]) == {"mAP"}
+    assert not (run.output / "confusion.png").exists()
+    lines = [json.loads(x) for x in (run.output / "predictions.jsonl").read_text().splitlines()]
+    assert lines[0]["label"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("names.txt", "cat\ndog\ncow\n"), ("names.json", '["cat", "dog", "cow"]')],
+)
+def test_classes_have_names(run, tmp_path, capsys, name, text):
+    (tmp_path / name).write_text(text)
+    assert run(CLIPS, f"--class_names={tmp_path / name}") == 0
+    assert "\ncat  " in capsys.readouterr().out
+    assert "cat" in (run.output / "per_class.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("cat\n", "the model's 3 classes, found 1"), ('{"a": 1}', "a JSON list of class names")],
+)
+def test_wrong_class_names(run, tmp_path, capsys, text, message):
+    file = tmp_path / ("names.json" if text.startswith("{") else "names.txt")
+    file.write_text(text)
+    assert run(CLIPS, f"--class_names={file}") == 2
+    assert message in capsys.readouterr().err
+    assert not run.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("clips", "message"),
+    [
+        ([{"video": "a.mp4", "label": 3}], "clips.jsonl:1"),
+        ([{"video": "a.mp4"}], "clips.jsonl:1"),
+        ([{"video": "../a.mp4", "label": 0}], "clips.jsonl:1"),
+    ],
+)
+def test_wrong_annotations_are_refused_before_anything_is_done(run, capsys, clips, message):
+    assert run(clips) == 2
+    assert message in capsys.readouterr().err
+    assert not run.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--crops=0"], "at least 1"),
+        (["--sampling=pretraining"], "invalid choice"),
+        (["--format=xml"], "invalid choice"),
+    ],
+)
+def test_impossible_wishes(run, capsys, argv, message):
+    with pytest.raises(SystemExit, match="^2$"):
+        run(CLIPS, *argv)
+    assert message in capsys.readouterr().err
+
+
+def test_an_existing_result_is_left_alone(run, capsys):
+    run.output.mkdir()
+    (run.output / "result.json").write_text("precious")
+    assert run(CLIPS) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert (run.output / "result.json").read_text() == "precious"
+
+
+def test_an_encoder_is_no_classifier(videos, tmp_path, capsys):
+    model = save_model(tmp_path / "encoder", "video_vit", VideoViT(ENCODER), ENCODER)
+    (tmp_path / "clips.csv").write_text("a.mp4,0\n")
+    argv = [f"--model={model}", f"--annotations={tmp_path / 'clips.csv'}", f"--root={videos}"]
+    assert evaluate.main([*argv, f"--output={tmp_path / 'out'}"]) == 2
+    assert "expected a video classifier, found VideoViT" in capsys.readouterr().err

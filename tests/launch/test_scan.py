@@ -1,0 +1,126 @@
+"""The command `scan`."""
+
+import json
+
+import numpy as np
+import pytest
+
+from internvideo_jax.data import synthetic
+from internvideo_jax.launch import scan
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Two good clips of 0.4 s, one that is cut, and one that never was a video."""
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "more").mkdir()
+    frames = np.full((10, 32, 32, 3), 90, np.uint8)
+    for name in ("a.mp4", "more/b.mp4"):
+        synthetic.write_video(folder / name, frames)
+    (folder / "cut.mp4").write_bytes((folder / "a.mp4").read_bytes()[:-50])
+    (folder / "text.mp4").write_text("no video " * 100)
+    (folder / "notes.txt").write_text("a.mp4,0\nmore/b.mp4,1\n")
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    def call(*argv):
+        code = scan.main([*map(str, argv), f"--json={tmp_path / 'r.json'}", "--workers=2"])
+        return code, capsys.readouterr().out, json.loads((tmp_path / "r.json").read_text())
+
+    return call
+
+
+def test_good_files(run, world):
+    code, out, report = run(world / "notes.txt", "--num_classes=2")
+    assert code == 0
+    assert f"{world}/notes.txt: 2 clips, format csv\n" in out
+    assert "2 readable (0.8 s), 0 not" in out
+    assert report["annotations"] == [
+        {
+            "path": f"{world}/notes.txt",
+            "format": "csv",
+            "clips": 2,
+            "wrong": 0,
+            "problems": [],
+        }
+    ]
+    assert (report["clips"], report["readable"], report["unreadable"]) == (2, 2, [])
+    assert report["readable_seconds"] == pytest.approx(0.8)
+
+
+def test_a_folder_with_broken_files(run, world):
+    code, out, report = run(world)
+    assert code == 1
+    assert "4 clips in " in out
+    assert ": 2 readable (0.8 s), 2 not\n" in out
+    cut, text = report["unreadable"]
+    assert (cut["name"], cut["annotations"], cut["id"]) == (f"{world}/cut.mp4", None, None)
+    assert "truncated" in cut["reason"]
+    assert text["name"] == f"{world}/text.mp4"
+    assert f"  {world}/cut.mp4   expected a complete video file, found a truncated one" in out
+
+
+def test_annotations_with_bad_lines_and_missing_files(run, world, tmp_path):
+    path = tmp_path / "train.jsonl"
+    entries = [
+        {"video": "a.mp4", "label": 1, "id": "first"},
+        {"video": "a.mp4", "label": 7, "id": "second"},
+        {"video": "a.mp4", "label": 0, "id": "again"},
+        {"video": "gone.mp4", "label": 0},
+        {"video": "../a.mp4", "label": 0},
+        {"video": "more/b.mp4", "label": 0, "start": 0.1, "end": 0.3},
+        {"video": "more/b.mp4", "label": 0, "start": 9},
+    ]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    code, out, report = run(path, f"--root={world}", "--num_classes=2")
+    assert code == 1
+    assert f"{path}: 2 of 7 entries are wrong" in out
+    assert f"  {path}:2: expected a label from 0 to 1, found 7" in out
+    (annotations,) = report["annotations"]
+    assert (annotations["clips"], annotations["wrong"]) == (5, 2)
+    assert [problem["line"] for problem in annotations["problems"]] == [2, 5]
+    # Two entries are the same clip.
+    assert (report["clips"], report["readable"]) == (4, 2)
+    gone, late = report["unreadable"]
+    assert (gone["annotations"], gone["id"]) == (str(path), "gone.mp4")
+    assert "No such file" in gone["reason"]
+    assert late["name"] == f"{world}/more/b.mp4 (9 s to the end)"
+    assert "before the file's end at 0.400 s, found a start at 9 s" in late["reason"]
+
+
+def test_an_annotation_file_that_is_missing(run, world, tmp_path):
+    code, out, report = run(tmp_path / "none.csv", world / "a.mp4")
+    assert code == 1
+    assert "none.csv: expected an annotation file, found No such file" in out
+    assert (report["clips"], report["readable"]) == (1, 1)
+
+
+def test_a_clip_that_takes_too_long_is_reported(run, world, tmp_path):
+    path = tmp_path / "long.mp4"
+    synthetic.write_video(path, np.broadcast_to(np.uint8(90), (2000, 32, 32, 3)))
+    code, _, report = run(path, "--timeout=0.001", "--every_frame")
+    assert code == 1
+    (clip,) = report["unreadable"]
+    assert clip["name"] == str(path)
+    assert clip["reason"] == "no end after 0.001 s: its process was killed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--workers=0",), "expected at least 1"),
+        (("--timeout=0",), "expected more than 0 seconds"),
+        (("--format=xml",), "invalid choice"),
+    ],
+)
+def test_useless_arguments(world, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        scan.main([str(world), *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_videos(tmp_path, capsys):
+    assert scan.main([str(tmp_path)]) == 2
+    assert "expected a folder with videos" in capsys.readouterr().err

@@ -1,0 +1,89 @@
+"""The command around `data.shards`."""
+
+import json
+import re
+
+import pytest
+
+from internvideo_jax.data import synthetic
+from internvideo_jax.data.shards import ShardReader, read_index
+from internvideo_jax.launch import shard
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    lines = []
+    for i, motion in enumerate(("left", "up", "growing")):
+        scene = synthetic.Scene("circle", "red", motion)
+        synthetic.write_video(folder / f"{i}.mp4", synthetic.render(scene, 8, 32))
+        lines.append(json.dumps({"video": f"{i}.mp4", "label": i}))
+    (folder / "clips.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_clips_are_packed_and_checked(tmp_path, clips, capsys):
+    out = tmp_path / "shards"
+    arguments = [str(clips / "clips.jsonl"), f"--output={out}", "--num_shards=2", "--num_classes=3"]
+    assert shard.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert re.fullmatch(
+        rf"3 clips, 0\.3 MB, 2 shards in \d+\.\d s -> {re.escape(str(out))}\n", printed
+    )
+    reader = ShardReader(out)
+    assert [reader[i][0].label for i in range(3)] == [0, 1, 2]
+    assert shard.main([f"--check={out}"]) == 0
+    assert "3 clips, 0.3 MB, 2 shards: as written" in capsys.readouterr().out
+    (out / "clips-00001-of-00002.array_record").unlink()
+    assert shard.main([f"--check={out}"]) == 2
+    assert "clips-00001-of-00002.array_record: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("megabytes", "expected"), [(1, 3), (2, 2), (1000, 1)])
+def test_shards_have_about_the_wanted_size(tmp_path, clips, monkeypatch, megabytes, expected):
+    monkeypatch.setattr(shard, "_size", lambda record: 10**6)
+    annotations, out = str(clips / "clips.jsonl"), tmp_path / "out"
+    assert shard.main([annotations, f"--output={out}", f"--shard_mb={megabytes}"]) == 0
+    assert len(read_index(out).shards) == expected
+
+
+def test_broken_clips_are_refused_or_left_out(tmp_path, clips, capsys):
+    annotations = tmp_path / "clips.csv"
+    annotations.write_text("0.mp4,0\nmissing.mp4,1\n2.mp4,2\n")
+    arguments = [str(annotations), f"--root={clips}", f"--output={tmp_path / 'out'}"]
+    assert shard.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "1 of the clips cannot be read:" in error
+    assert "missing.mp4: No such file" in error
+    assert not (tmp_path / "out").exists()
+    assert shard.main([*arguments, "--skip_broken"]) == 0
+    printed = capsys.readouterr()
+    assert "missing.mp4: No such file" in printed.err
+    assert printed.out.startswith("2 clips")
+
+
+def test_an_output_with_something_in_it_is_left_alone(clips, capsys):
+    assert shard.main([str(clips / "clips.jsonl"), f"--output={clips}"]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+
+
+def test_bad_annotations_are_refused(tmp_path, clips, capsys):
+    annotations = str(clips / "clips.jsonl")
+    assert shard.main([annotations, f"--output={tmp_path / 'out'}", "--num_classes=2"]) == 2
+    assert "clips.jsonl:3: expected a label from 0 to 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected ANNOTATIONS and --output=DIR, or --check=DIR"),
+        (["a.csv"], "expected ANNOTATIONS and --output=DIR"),
+        (["a.csv", "--check=b"], "takes neither annotations nor --output"),
+        (["a.csv", "--output=b", "--num_shards=2", "--shard_mb=1"], "not allowed with argument"),
+        (["a.csv", "--output=b", "--num_shards=0"], "expected at least 1, found 0"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        shard.main(arguments)
+    assert message in capsys.readouterr().err

@@ -1,0 +1,186 @@
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from internvideo_jax.launch import arguments, train
+from internvideo_jax.parallel import aot
+from internvideo_jax.training.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+
+CONFIG = """
+from ml_collections import ConfigDict
+from internvideo_jax.config import to_dict
+from internvideo_jax.data.config import DataConfig
+from internvideo_jax.models.video_classifier import VideoClassifierConfig
+from internvideo_jax.models.video_vit import VideoViTConfig
+from internvideo_jax.training.stages import ClassifyConfig
+
+ENCODER = VideoViTConfig(
+    width=32, depth=2, num_heads=2, mlp_dim=64, image_size=28, num_frames=2, pooler_heads=2
+)
+
+
+def get_config(annotations=""):
+    model = VideoClassifierConfig(ENCODER, 4)
+    data = DataConfig(
+        annotations=annotations or None, num_classes=4, num_frames=2, image_size=28, workers=0,
+        augmentation="none", cache_dir=None,
+    )
+    return ConfigDict({
+        "stage": {"kind": "classify", **to_dict(ClassifyConfig(model=model))},
+        "train": {
+            "batch_size": 4, "steps": 4, "warmup_steps": 1, "optimizer": {"lr": 0.1},
+            "log_every": 1, "eval_every": 4, "checkpoint": {"every_steps": 2},
+            "accumulation": 1, "num_sample": 1, "mesh": {"fsdp": -1, "data": 1},
+        },
+        "data": to_dict(data),
+        "eval_data": to_dict(data),
+    })
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def test_dry_run_without_data(config_file, capsys):
+    assert train.main([f"--config={config_file}", "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "mesh: data=1 x fsdp=1 x tensor=1 x context=1, 1 devices" in out
+    row = next(line for line in out.splitlines() if "encoder/blocks/attn/proj/kernel" in line)
+    # Layers, heads, their width, model width.
+    assert "(2, 2, 16, 32)" in row
+    assert "(None, 'tensor', None, 'fsdp')" in row
+    numbers = {line.split()[0]: line.split() for line in out.splitlines() if "MiB" in line}
+    assert float(numbers["optimizer"][1]) == pytest.approx(2 * float(numbers["parameters"][1]), 0.1)
+    assert "video: " in out
+    assert "schedule: 4 steps, 1 of them warm-up" in out
+    rates = [line.split()[-1] for line in out.splitlines() if "learning rate" in line]
+    # 0.1 per 256 rows.
+    assert float(rates[1]) == pytest.approx(0.1 * 4 / 256, rel=1e-3)
+
+
+def test_a_schedule_in_epochs_needs_no_data(config_file):
+    config = arguments.parse_config(argparse.Namespace(config=str(config_file)), [])
+    config.train = {**config.train.to_dict(), "steps": None, "epochs": 10.0}
+    config.train = {**config.train.to_dict(), "warmup_steps": None, "warmup_epochs": 2.5}
+    out = train.dry_run(train.parse_run(config))
+    lines = out[out.index("schedule") :].splitlines()
+    assert lines[0] == "schedule: 10.0 epochs; set the data to know the steps"
+    assert [line.split()[1] for line in lines[1:]] == ["0.00", "2.50", "2.50", "6.25", "10.00"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--topology=v5e:4x4"], "add --dry_run"),
+        ([], "expected --workdir=DIR"),
+        (["--workdir=gs://bucket/run"], "expected a folder of the file system"),
+        (["--dry_run", "--config.train.batch_size=0"], "batch_size: expected at least 1, found 0"),
+        (["--dry_run", "--config.train.num_sample=2"], "data.num_sample=1 and train.num_sample=2"),
+        (["--dry_run", "--config.stage.kind=clasify"], "did you mean 'classify'"),
+    ],
+)
+def test_misuse(config_file, capsys, options, message):
+    assert train.main([f"--config={config_file}", *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_config_of_something_else(tmp_path, capsys):
+    assert train.main(["--config=configs/encoder.py:s14", f"--workdir={tmp_path}"]) == 2
+    assert "expected a config with stage, train, data" in capsys.readouterr().err
+
+
+def test_topologies_need_the_compiler(config_file, capsys, monkeypatch):
+    monkeypatch.setattr(aot, "compiler_version", lambda: None)
+    assert train.main([f"--config={config_file}", "--dry_run", "--topology=v5e:4x4"]) == 2
+    assert "pip install libtpu" in capsys.readouterr().err
+
+
+def command(*options, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "internvideo_jax.launch.train", *map(str, options)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(aot.compiler_version() is None, reason="libtpu is not installed")
+def test_dry_run_on_a_described_slice(config_file):
+    options = ["--config.train.batch_size=16", "--config.train.mesh.fsdp=4"]
+    result = command(
+        f"--config={config_file}",
+        "--dry_run",
+        "--topology=v5e:4x4",
+        "--config.train.mesh.data=-1",
+        *options,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "mesh: data=4 x fsdp=4 x tensor=1 x context=1, 16 devices" in result.stdout
+    assert "of the device          16,128.00 MiB" in result.stdout
+    assert "on a device [1, 2, 28, 28, 3]" in result.stdout
+
+
+def write_clips(folder):
+    """Four classes of short clips that differ by colour, and their list."""
+    import av
+
+    lines = []
+    for index in range(12):
+        path = folder / f"{index}.mp4"
+        colour = np.full((28, 28, 3), 60 * (index % 4) + 20, np.uint8)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=8, options={"threads": "1"})
+            stream.width, stream.height, stream.pix_fmt = 28, 28, "yuv420p"
+            for _ in range(4):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(colour)))
+            container.mux(stream.encode())
+        lines.append(json.dumps({"video": path.name, "label": index % 4}))
+    (folder / "clips.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "clips.jsonl"
+
+
+@pytest.mark.slow
+def test_a_run_on_video_files_and_the_same_on_eight_devices(config_file, tmp_path):
+    (tmp_path / "clips").mkdir()
+    annotations = write_clips(tmp_path / "clips")
+    config = f"--config={config_file}:{annotations}"
+    one, eight = tmp_path / "one", tmp_path / "eight"
+    options = [
+        "--config.train.batch_size=8",
+        "--config.train.steps=20",
+        "--config.train.eval_every=10",
+    ]
+    # Unoptimised code compiles faster.
+    flags = "--xla_backend_optimization_level=0"
+    result = command(config, f"--workdir={one}", *options, XLA_FLAGS=flags)
+    assert result.returncode == 0, result.stderr
+    flags += " --xla_force_host_platform_device_count=8"
+    result = command(config, f"--workdir={eight}", *options, XLA_FLAGS=flags)
+    assert result.returncode == 0, result.stderr
+    losses = [
+        [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
+        for folder in (one, eight)
+    ]
+    assert len(losses[0]) == 20
+    # Two summation orders of float32.
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    assert any("eval/top1" in line for line in read_metrics(one / "metrics.jsonl"))
+    from internvideo_jax import saved_model
+
+    assert saved_model.load(one / "model").config.num_classes == 4

@@ -1,0 +1,43 @@
+"""Workers that hang, crash or fail cost their own argument only."""
+
+import multiprocessing
+import time
+
+from internvideo_jax.launch.worker_pool import Lost, map_in_workers
+
+
+def test_each_failure_costs_its_own_argument():
+    # `eval` is a function that a new process can find, whatever the tests are called.
+    calls = [
+        "1 + 1",
+        "__import__('time').sleep(600)",
+        "__import__('os').kill(__import__('os').getpid(), 9)",
+        "__import__('os')._exit(3)",
+        "1 / 0",
+        "len('abc')",
+    ]
+    started = time.monotonic()
+    results = dict(map_in_workers(eval, calls, num_workers=2, timeout=2.0))
+    assert results == {
+        0: 2,
+        1: Lost("no end after 2 s: its process was killed"),
+        2: Lost("the process that read it died (SIGKILL)"),
+        3: Lost("the process that read it died (exit code 3)"),
+        4: Lost("ZeroDivisionError: division by zero"),
+        5: 3,
+    }
+    assert time.monotonic() - started < 60
+    assert not multiprocessing.active_children()
+
+
+def test_no_process_is_left_when_results_are_not_wanted():
+    results = map_in_workers(
+        eval, ["1", "__import__('time').sleep(600)"], num_workers=2, timeout=600.0
+    )
+    assert next(results) == (0, 1)
+    results.close()
+    assert not multiprocessing.active_children()
+
+
+def test_nothing_to_do():
+    assert list(map_in_workers(eval, [], num_workers=2, timeout=1.0)) == []

@@ -1,0 +1,42 @@
+import importlib.util
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def toy(fast_compilation: None) -> ModuleType:
+    """The module `toy_stage.py`: a stage, its batches and its config."""
+    return _toy_stage()
+
+
+@pytest.fixture
+def fast_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiles faster, to slower programs, and the same program once per test session."""
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "programs"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@cache
+def _toy_stage() -> ModuleType:
+    path = Path(__file__).with_name("toy_stage.py")
+    spec = importlib.util.spec_from_file_location("toy_stage", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

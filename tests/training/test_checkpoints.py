@@ -1,0 +1,207 @@
+import contextlib
+import json
+import os
+import resource
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from internvideo_jax.training.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    ConfigMismatchError,
+    checksums,
+)
+from internvideo_jax.training.state import TrainState
+
+CONFIG = {"stage": {"kind": "toy"}, "train": {"seed": 1, "log_every": 10}}
+
+
+def state(value):
+    def full(shape):
+        return jnp.full(shape, value, jnp.float32) + jnp.arange(shape[-1])
+
+    return TrainState(
+        step=jnp.int32(value),
+        params={"head": {"kernel": full((64, 64)), "bias": full((64,)).astype(jnp.bfloat16)}},
+        opt_state=({"head": {"kernel": full((64, 64))}}, jnp.int32(3)),
+        extra={},
+        ema=None,
+        bad_steps=jnp.int32(0),
+    )
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def opened(path, said=None, keep=3, config=CONFIG):
+    return Checkpoints(path, config, keep=keep, say=[].append if said is None else said.append)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Checkpoints of steps 1 to 4, of which three are kept."""
+    with opened(tmp_path / "run") as checkpoints:
+        for step in range(1, 5):
+            checkpoints.save(step, state(step), {"examples": step * 8})
+    return tmp_path / "run"
+
+
+def assert_is(restored, value):
+    jax.tree.map(np.testing.assert_array_equal, restored, state(value))
+    assert jax.tree.structure(restored) == jax.tree.structure(state(value))
+
+
+def largest(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def test_the_newest_is_restored_and_the_oldest_are_gone(saved):
+    with opened(saved) as checkpoints:
+        assert checkpoints.steps() == [2, 3, 4]
+        assert_is(checkpoints.restore(abstract(state(0))), 4)
+    meta = json.loads((saved / "4" / "meta" / "metadata").read_text())
+    assert meta["examples"] == 32
+    assert meta["config"] == CONFIG
+
+
+def test_an_empty_directory_has_none(tmp_path):
+    with opened(tmp_path / "new") as checkpoints:
+        assert checkpoints.restore(abstract(state(0))) is None
+
+
+def test_what_a_kill_left_is_removed(saved):
+    partial = saved / "5.orbax-checkpoint-tmp"
+    partial.mkdir()
+    (partial / "junk").write_text("x")
+    with opened(saved) as checkpoints:
+        assert_is(checkpoints.restore(abstract(state(0))), 4)
+    assert not partial.exists()
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "which"),
+    [
+        (truncate, lambda step: largest(step / "state")),
+        (flip_a_bit, lambda step: largest(step / "state")),
+        (truncate, lambda step: step / "state" / "manifest.ocdbt"),
+        (truncate, lambda step: step / "meta" / "metadata"),
+        (Path.unlink, lambda step: step / "state" / "_METADATA"),
+    ],
+    ids=["data cut off", "one bit flipped", "manifest cut off", "meta cut off", "file missing"],
+)
+def test_a_broken_checkpoint_gives_way_to_the_one_before(saved, damage, which):
+    damage(which(saved / "4"))
+    said: list[str] = []
+    with opened(saved, said) as checkpoints:
+        assert_is(checkpoints.restore(abstract(state(0))), 3)
+        assert checkpoints.steps() == [2, 3]
+        # The step is done again.
+        checkpoints.save(4, state(4), {})
+    [line] = said
+    assert line.startswith(f"checkpoint {saved}/4 cannot be read (")
+    assert line.endswith("kept as 4.broken, resuming from step 3")
+    assert (saved / "4.broken").is_dir()
+    with opened(saved) as checkpoints:
+        assert_is(checkpoints.restore(abstract(state(0))), 4)
+
+
+def test_if_all_are_broken_nothing_is_moved(saved):
+    for step in "234":
+        truncate(largest(saved / step / "state"))
+    for _ in range(2):
+        with opened(saved) as checkpoints, pytest.raises(CheckpointError) as caught:
+            checkpoints.restore(abstract(state(0)))
+        lines = str(caught.value).splitlines()
+        assert [line.split(":")[0].strip() for line in lines[1:4]] == ["4", "3", "2"]
+        assert "start anew in another workdir" in lines[-1]
+    assert {"2", "3", "4"} <= set(os.listdir(saved))
+
+
+def test_another_config_is_refused_with_all_differences(saved):
+    config = {"stage": {"kind": "toy", "depth": 2}, "train": {"seed": 5, "log_every": 77}}
+    with (
+        opened(saved, config=config) as checkpoints,
+        pytest.raises(ConfigMismatchError) as caught,
+    ):
+        checkpoints.restore(abstract(state(0)))
+    assert str(caught.value).splitlines()[1:-1] == [
+        "  stage.depth: absent in the checkpoint, 2 now",
+        "  train.seed: 1 in the checkpoint, 5 now",
+    ]
+    assert set(os.listdir(saved)) == {"2", "3", "4"}
+
+
+@contextlib.contextmanager
+def full_disk():
+    """No file may become larger than 200 kB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def large():
+    """A state that does not fit there."""
+    return state(5).replace(params={"noise": jax.random.normal(jax.random.key(0), (512, 512))})
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoints(saved, large):
+    message = (
+        rf"cannot write a checkpoint to {saved}: .*File too large.*;"
+        " checkpoints that are complete: 2, 3, 4; make room"
+    )
+    with opened(saved) as checkpoints:
+        with full_disk():
+            checkpoints.save(5, large, {})
+            with pytest.raises(CheckpointError, match=message):
+                checkpoints.wait()
+        assert not list(saved.glob("*tmp*"))
+        assert_is(checkpoints.restore(abstract(state(0))), 4)
+
+
+def test_a_write_error_does_not_hide_the_error_of_the_run(saved, large):
+    said: list[str] = []
+
+    def run():
+        with opened(saved, said) as checkpoints:
+            checkpoints.save(5, large, {})
+            raise KeyError("the run's own error")
+
+    with full_disk(), pytest.raises(KeyError, match="the run's own error"):
+        run()
+    assert "File too large" in said[0]
+
+
+def test_checksums_depend_on_every_bit_and_every_place():
+    x = np.random.default_rng(0).standard_normal((5, 7), np.float32)
+    expected = checksums({"x": jnp.asarray(x)})
+    assert list(expected) == ["x"]
+    for index in np.ndindex(x.shape):
+        for bit in (0, 13, 31):
+            changed = x.copy()
+            changed.view(np.uint32)[index] ^= np.uint32(1) << bit
+            assert checksums({"x": jnp.asarray(changed)}) != expected
+    assert checksums({"x": jnp.asarray(x[::-1])}) != expected
+    assert checksums({"x": jnp.asarray(x[:, ::-1])}) != expected
+    # The definition, by hand.
+    weights = 2 * np.arange(x.size, dtype=np.uint64) + 1
+    total = int((x.view(np.uint32).ravel().astype(np.uint64) * weights).sum()) % 2**32
+    assert expected["x"] == total

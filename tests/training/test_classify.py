@@ -1,0 +1,258 @@
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from internvideo_jax import models, saved_model
+from internvideo_jax.data.mixup import MixConfig
+from internvideo_jax.models import VideoClassifierConfig
+from internvideo_jax.models.preprocessing import Preprocessing
+from internvideo_jax.objectives.classification import smooth_one_hot, soft_cross_entropy
+from internvideo_jax.training.stages.classify import ClassifyConfig, ClassifyStage, ProbeConfig
+
+ENCODER = models.VideoViTConfig(
+    width=32,
+    depth=2,
+    num_heads=2,
+    mlp_dim=48,
+    patch_size=4,
+    image_size=8,
+    num_frames=2,
+    pooled_dim=8,
+    pooler_heads=4,
+)
+PLAIN = MixConfig(mixup_alpha=0.0, cutmix_alpha=0.0, label_smoothing=0.0)
+CONFIG = ClassifyConfig(VideoClassifierConfig(ENCODER, 5), mix=PLAIN)
+
+
+def noise(init, seed):
+    """Variables of the shapes that `init` makes, without compiling it."""
+    rng = np.random.default_rng(seed)
+    with nn.logical_axis_rules(()):
+        shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+    draw = lambda x: jnp.asarray(np.abs(rng.normal(0, 0.1, x.shape)), x.dtype)  # noqa: E731
+    return jax.tree.map(draw, shapes)
+
+
+def example(stage, rows, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = stage.example_batch(rows)
+    video = rng.normal(size=shapes["video"].shape).astype(np.float32)
+    return {"video": jnp.asarray(video), "label": jnp.arange(rows, dtype=jnp.int32) % 5}
+
+
+def test_without_mixing_the_loss_is_the_cross_entropy():
+    stage = ClassifyStage(CONFIG)
+    variables, batch = noise(stage.init, 0), example(stage, 4)
+    targets = stage.targets({}, batch, jax.random.key(0))
+    np.testing.assert_allclose(targets["video"], batch["video"], rtol=1e-6)
+    np.testing.assert_array_equal(targets["label"], jax.nn.one_hot(batch["label"], 5))
+    loss, (metrics, extra) = jax.jit(stage.loss)(
+        variables["params"], {}, batch, targets, jax.random.key(1)
+    )
+    logits = jax.jit(stage.logits)(variables, batch["video"])
+    np.testing.assert_allclose(loss, soft_cross_entropy(logits, targets["label"]), rtol=1e-5)
+    assert metrics["top1"] == np.mean(logits.argmax(-1) == batch["label"])
+    assert extra == {}
+
+
+def test_groups_of_rows_mix_with_a_draw_of_their_own():
+    mix = MixConfig(cutmix_alpha=0.0, label_smoothing=0.1)
+    stage = ClassifyStage(dataclasses.replace(CONFIG, mix=mix, mix_group=2))
+    batch = example(stage, 6)
+    targets = stage.targets({}, batch, jax.random.key(0))
+    one_hot = np.asarray(smooth_one_hot(batch["label"], 5, 0.1))
+    shares = []
+    for group in range(3):
+        a, b = 2 * group, 2 * group + 1
+        label = int(batch["label"][a])
+        other = int(batch["label"][b])
+        share = (targets["label"][a][label] - one_hot[b][label]) / (
+            one_hot[a][label] - one_hot[b][label]
+        )
+        shares.append(float(share))
+        for row, partner in ((a, b), (b, a)):
+            mixed = share * batch["video"][row] + (1 - share) * batch["video"][partner]
+            np.testing.assert_allclose(targets["video"][row], mixed, atol=1e-5)
+        assert label != other
+    assert len(set(np.round(shares, 4))) == 3
+    np.testing.assert_allclose(targets["label"].sum(-1), 1, rtol=1e-5)
+
+
+def test_groups_must_divide_the_rows_unless_they_are_larger():
+    stage = ClassifyStage(dataclasses.replace(CONFIG, mix_group=4))
+    with pytest.raises(ValueError, match="divides the 6 rows .* found 4"):
+        stage.targets({}, example(stage, 6), jax.random.key(0))
+    assert stage.targets({}, example(stage, 2), jax.random.key(0))["label"].shape == (2, 5)
+    with pytest.raises(ValueError, match="mix_group: expected an even number"):
+        dataclasses.replace(CONFIG, mix_group=3)
+
+
+def test_dropout_and_batch_statistics_belong_to_training():
+    model = VideoClassifierConfig(ENCODER, 5, head="concat", merge_norm="bn", dropout_rate=0.5)
+    stage = ClassifyStage(dataclasses.replace(CONFIG, model=model))
+    variables, batch = noise(stage.init, 0), example(stage, 4)
+    extra = {"batch_stats": variables["batch_stats"]}
+    targets = stage.targets({}, batch, jax.random.key(0))
+    loss = jax.jit(stage.loss)
+    first, (_, new) = loss(variables["params"], extra, batch, targets, jax.random.key(1))
+    second, _ = loss(variables["params"], extra, batch, targets, jax.random.key(2))
+    assert first != second
+    old = extra["batch_stats"]["down_norm"]["mean"]
+    assert not np.allclose(new["batch_stats"]["down_norm"]["mean"], old)
+    assert new.keys() == extra.keys()
+
+
+@pytest.mark.parametrize(
+    ("probe", "trained"),
+    [
+        (None, {"input", "blocks", "pooler", "head"}),
+        (ProbeConfig(), {"head"}),
+        (ProbeConfig(open_clip_projector=True), {"pooler", "head"}),
+        (ProbeConfig(open_block_num=2), {"blocks", "head"}),
+    ],
+)
+def test_what_a_probe_trains(probe, trained):
+    stage = ClassifyStage(dataclasses.replace(CONFIG, probe=probe))
+    paths = {
+        "input": ["encoder/patch_embed/kernel", "encoder/cls_token", "encoder/pos_embed_cls"],
+        "blocks": ["encoder/blocks/mlp/fc1/kernel"],
+        "pooler": ["encoder/pooler/q/kernel"],
+        "head": ["head/kernel", "fc_norm/scale", "down_norm/scale", "extra_mlp/fc1/kernel"],
+    }
+    for part, names in paths.items():
+        for name in names:
+            assert np.all(stage.trainable(name)) == (part in trained), name
+
+
+def test_the_last_blocks_are_opened_by_number():
+    encoder = dataclasses.replace(ENCODER, depth=40)
+    model = VideoClassifierConfig(encoder, 5)
+    stage = ClassifyStage(ClassifyConfig(model, probe=ProbeConfig(open_block_num=37)))
+    opened = stage.trainable("encoder/blocks/norm1/scale")
+    assert opened.tolist() == [i >= 3 for i in range(40)]
+    with pytest.raises(ValueError, match="open_block_num: expected 0 to 40"):
+        ClassifyConfig(model, probe=ProbeConfig(open_block_num=41))
+
+
+def test_flops_of_frozen_blocks_have_no_backward_pass():
+    full, probe, pooler = (
+        ClassifyStage(dataclasses.replace(CONFIG, probe=p)).flops()
+        for p in (None, ProbeConfig(), ProbeConfig(open_clip_projector=True))
+    )
+    assert full["blocks"] == 3 * probe["blocks"] == 3 * pooler["blocks"]
+    assert full["head"] == probe["head"]
+    assert full["pooler"] == pooler["pooler"] == 3 * probe["pooler"]
+
+
+def saved(tmp_path, config, seed=3):
+    """A classifier on disk, and its variables."""
+    stage = ClassifyStage(ClassifyConfig(config))
+    variables = noise(stage.init, seed)
+    stage.save(variables, tmp_path / "start")
+    return str(tmp_path / "start"), variables
+
+
+def test_k710_heads_become_those_of_k400_and_tables_get_longer(tmp_path):
+    path, start = saved(tmp_path, VideoClassifierConfig(ENCODER, 710))
+    encoder = dataclasses.replace(ENCODER, num_frames=4, drop_path_rate=0.3)
+    config = ClassifyConfig(VideoClassifierConfig(encoder, 400, dropout_rate=0.5), initial=path)
+    stage = ClassifyStage(config)
+    loaded = stage.load_initial(noise(stage.init, 0))["params"]
+    np.testing.assert_array_equal(
+        loaded["head"]["kernel"], start["params"]["head"]["kernel"][:, :400]
+    )
+    table = start["params"]["encoder"]["pos_embed"]
+    np.testing.assert_array_equal(loaded["encoder"]["pos_embed"][:, :5], table[:, :5])
+    assert loaded["encoder"]["pos_embed"].shape == (1, 17, 32)
+    np.testing.assert_array_equal(
+        loaded["encoder"]["blocks"]["mlp"]["fc1"]["kernel"],
+        start["params"]["encoder"]["blocks"]["mlp"]["fc1"]["kernel"],
+    )
+
+
+def test_a_student_gives_its_encoder_and_the_head_starts_afresh(tmp_path):
+    config = models.Stage1StudentConfig(ENCODER, (1,), (1,), 12, 8, 20)
+    module = models.Stage1Student(config)
+    rng = np.random.default_rng(0)
+    start = jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(np.float32), models.abstract_variables(module)
+    )
+    saved_model.save(tmp_path / "start", "stage1_student", config, Preprocessing(), start)
+    stage = ClassifyStage(
+        dataclasses.replace(CONFIG, initial=str(tmp_path / "start"), starts_from="a student")
+    )
+    fresh = noise(stage.init, 0)
+    loaded = stage.load_initial(fresh)["params"]
+    np.testing.assert_array_equal(
+        loaded["encoder"]["pooler"]["proj"]["kernel"],
+        start["params"]["encoder"]["pooler"]["proj"]["kernel"],
+    )
+    np.testing.assert_array_equal(loaded["head"]["kernel"], fresh["params"]["head"]["kernel"])
+
+
+def test_another_number_of_classes_needs_a_new_head(tmp_path):
+    path, _ = saved(tmp_path, VideoClassifierConfig(ENCODER, 7))
+    stage = ClassifyStage(dataclasses.replace(CONFIG, initial=path))
+    fresh = noise(stage.init, 0)
+    with pytest.raises(ValueError, match="head/kernel: expected 5 classes, found 7.*`new_head`"):
+        stage.load_initial(fresh)
+    stage = ClassifyStage(dataclasses.replace(CONFIG, initial=path, new_head=True))
+    loaded = stage.load_initial(fresh)["params"]
+    np.testing.assert_array_equal(loaded["head"]["kernel"], fresh["params"]["head"]["kernel"])
+    np.testing.assert_array_equal(loaded["fc_norm"]["scale"], 1 * loaded["fc_norm"]["scale"])
+
+
+def test_all_misfits_are_listed_at_once(tmp_path):
+    other = dataclasses.replace(ENCODER, depth=3, activation="gelu_erf")
+    path, _ = saved(tmp_path, VideoClassifierConfig(other, 7, head="attentive"))
+    stage = ClassifyStage(dataclasses.replace(CONFIG, initial=path))
+    with pytest.raises(ValueError, match="does not fit: ") as error:
+        stage.load_initial(noise(stage.init, 0))
+    text = str(error.value)
+    assert "config.encoder.activation: expected 'gelu_tanh', found 'gelu_erf'" in text
+    assert "config.encoder.depth: expected 2, found 3" in text
+    assert "params/encoder/blocks/mlp/fc1/kernel: missing" in text
+    assert "params/extra_mlp/fc1/kernel: not part of the model" in text
+    assert "params/head/kernel: expected 5 classes, found 7" in text
+
+
+def test_a_recipe_says_what_it_wants_to_start_from():
+    stage = ClassifyStage(dataclasses.replace(CONFIG, starts_from="internvideo2-1b-k710"))
+    with pytest.raises(ValueError, match="stage.initial, .* starts from internvideo2-1b-k710"):
+        stage.load_initial({})
+    assert ClassifyStage(CONFIG).load_initial({"params": {}}) == {"params": {}}
+
+
+def test_saved_classifiers_run_in_float32_anywhere(tmp_path):
+    encoder = dataclasses.replace(ENCODER, dtype="bfloat16", remat="full")
+    path, variables = saved(tmp_path, VideoClassifierConfig(encoder, 5))
+    model = saved_model.load(path)
+    assert (model.config.encoder.dtype, model.config.encoder.remat) == ("float32", "none")
+    np.testing.assert_array_equal(
+        model.variables["params"]["head"]["kernel"], variables["params"]["head"]["kernel"]
+    )
+
+
+def test_views_are_merged_and_padding_and_broken_clips_left_out():
+    stage = ClassifyStage(CONFIG)
+    variables, clips = noise(stage.init, 0), example(stage, 3)
+    views = {
+        "video": np.asarray(clips["video"])[[0, 0, 1, 1, 2, 0]],
+        "label": np.zeros(6, np.int32),
+        "index": np.array([0, 0, 1, 1, 2, -1]),
+        "segment": np.array([0, 1, 0, 1, 0, 0]),
+        "crop": np.zeros(6, np.int64),
+        "valid": np.array([True, True, True, True, False, False]),
+    }
+    best = np.asarray(stage.logits(variables, clips["video"])).argmax(-1)
+    views["label"][:2] = best[0]
+    views["label"][2:4] = (best[1] + 1) % 5
+    halves = [{k: v[i : i + 3] for k, v in views.items()} for i in (0, 3)]
+    found = stage.evaluation(lambda: iter(halves))(variables)
+    assert found == {"top1": 50.0, "top5": 100.0, "broken": 1.0}
+    with pytest.raises(ValueError, match="expected evaluation clips with labels"):
+        stage.evaluation(lambda: iter([{"video": views["video"]}]))(variables)

@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+
+from internvideo_jax.config import from_dict, to_dict
+from internvideo_jax.training.config import (
+    Lengths,
+    MeshAxes,
+    OptimizerConfig,
+    TrainConfig,
+    differing_fields,
+)
+from internvideo_jax.training.schedules import tabulate
+
+
+def config(**changes):
+    fields = {"batch_size": 256, "optimizer": {"lr": 1e-3}, "steps": 100}
+    return from_dict(TrainConfig, fields | changes)
+
+
+def test_a_config_survives_json():
+    one = config(ema_decay=0.99, mesh={"data": 2, "fsdp": 4}, warmup_epochs=1.5)
+    assert from_dict(TrainConfig, to_dict(one)) == one
+    assert one.optimizer == OptimizerConfig(lr=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": None}, "either steps or epochs, found steps=None and epochs=None"),
+        ({"epochs": 3.0}, "either steps or epochs, found steps=100 and epochs=3.0"),
+        ({"warmup_steps": 1, "warmup_epochs": 1.0}, "at most one of warmup_steps"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
+        ({"accumulation": 3}, "256 rows that divide into accumulation=3"),
+        ({"ema_decay": 1.0}, r"ema_decay: expected a number in \(0, 1\)"),
+        ({"checkpoint": {"keep": 0}}, "keep: expected at least 1"),
+        ({"eval_every": 0}, "eval_every: expected at least 1"),
+        ({"step": 3}, "unknown field 'step' of TrainConfig; did you mean 'steps'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
+
+
+def test_epochs_become_steps_as_upstream_counts_them():
+    epochs = config(steps=None, epochs=3.0, warmup_epochs=0.5)
+    assert epochs.lengths(25) == Lengths(75, 12)
+    assert config(warmup_epochs=2.0).lengths(25) == Lengths(100, 50)
+    assert config(warmup_steps=7).lengths() == Lengths(100, 7)
+    with pytest.raises(ValueError, match="number of steps per epoch"):
+        epochs.lengths()
+    with pytest.raises(ValueError, match="found 125 warm-up steps of 100 .*25 steps per epoch"):
+        config(warmup_epochs=5.0).lengths(25)
+
+
+def test_all_rates_are_scaled_to_the_rows_of_the_batch():
+    rates = {"lr": 1e-3, "min_lr": 1e-4, "warmup_lr": 1e-5}
+    train = config(batch_size=512, num_sample=2, optimizer=rates, warmup_steps=10)
+    values = tabulate(train.schedule(train.lengths()), 101)
+    np.testing.assert_allclose(values[[0, 9, 10, 100]], [4e-5, 4e-3, 4e-3, 4e-4], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("axes", "devices", "shape"),
+    [
+        (MeshAxes(), 1, (1, 1, 1, 1)),
+        (MeshAxes(), 8, (2, 4, 1, 1)),
+        (MeshAxes(), 256, (16, 16, 1, 1)),
+        (MeshAxes(tensor=2), 16, (2, 4, 2, 1)),
+        (MeshAxes(data=4), 32, (4, 8, 1, 1)),
+        (MeshAxes(data=-1, fsdp=1), 8, (8, 1, 1, 1)),
+    ],
+)
+def test_meshes(axes, devices, shape):
+    assert axes.resolve(devices).shape(devices) == shape
+
+
+def test_fields_that_may_change_and_those_that_may_not():
+    old = {
+        "train": to_dict(config()),
+        "data": {"root": "a", "workers": 2, "shards": None, "mixture": []},
+        "eval_data": {"segments": 4},
+    }
+    free = {
+        "train": to_dict(
+            config(log_every=3, eval_every=5, checkpoint={"keep": 9}, max_bad_steps=1)
+        ),
+        "data": {"root": "b", "workers": 0, "shards": None, "mixture": []},
+        "eval_data": None,
+    }
+    free["train"]["mesh"] = to_dict(MeshAxes(fsdp=2))
+    assert differing_fields(old, free) == []
+    changed = {
+        "train": to_dict(config(steps=200, optimizer={"lr": 2e-3})),
+        "data": {"root": "a", "workers": 2, "mixture": [], "flip": True},
+    }
+    assert differing_fields(old, changed) == [
+        "data.flip: absent in the checkpoint, True now",
+        "data.shards: None in the checkpoint, absent now",
+        "train.optimizer.lr: 0.001 in the checkpoint, 0.002 now",
+        "train.steps: 100 in the checkpoint, 200 now",
+    ]
+
+
+def test_a_longer_name_is_not_free_because_a_prefix_is():
+    old, new = ({"data": {"roots": value, "workers_seed": value}} for value in (1, 2))
+    assert len(differing_fields(old, new)) == 2

@@ -1,0 +1,306 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from internvideo_jax.training.config import CheckpointConfig
+from internvideo_jax.training.loop import NonFiniteError, train
+from internvideo_jax.training.metrics import read_metrics
+
+SCRIPT = Path(__file__).with_name("toy_stage.py")
+
+
+def run(toy, workdir, config, *, stage=None, data=None, **options):
+    options = {"run_config": toy.run_config(config), "devices": jax.devices()[:1]} | options
+    return train(stage or toy.ToyStage(), config, data or toy.batches(config), workdir, **options)
+
+
+def model(workdir, name="model"):
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(workdir / name)
+
+
+def assert_same_models(one, other):
+    for name in ("model", "model_ema"):
+        jax.tree.map(np.testing.assert_array_equal, model(one, name), model(other, name))
+
+
+class Stop(Exception):
+    pass
+
+
+def broken_off(data, at):
+    """The batches of `data` up to a step, at which the run breaks down."""
+
+    def start(step):
+        for batch in data(step):
+            step += 1
+            if step == at:
+                raise Stop
+            yield batch
+
+    return start
+
+
+def without_clock(line):
+    timed = ("seconds_per_step", "examples_per_second", "data_wait")
+    return {name: value for name, value in line.items() if name not in timed}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """Where an unbroken run of the default config lies."""
+    return tmp_path_factory.mktemp("unbroken")
+
+
+@pytest.fixture
+def reference(toy, unbroken):
+    """The folder of an unbroken run, made once."""
+    if not (unbroken / "model").exists():
+        assert run(toy, unbroken, toy.make_config())
+    return unbroken
+
+
+def test_a_broken_run_ends_as_the_unbroken_one(toy, reference, tmp_path):
+    config = toy.make_config()
+    for at in (3, 7, 12):
+        # Before the first checkpoint, between two, before the last step.
+        with pytest.raises(Stop):
+            run(toy, tmp_path, config, data=broken_off(toy.batches(config), at))
+    assert run(toy, tmp_path, config)
+    assert_same_models(tmp_path, reference)
+    metrics = [read_metrics(folder / "metrics.jsonl") for folder in (tmp_path, reference)]
+    assert [without_clock(line) for line in metrics[0]] == [
+        without_clock(line) for line in metrics[1]
+    ]
+
+
+def test_what_a_run_leaves(toy, reference):
+    lines = read_metrics(reference / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[0]["replaced"] == 2
+    assert {"loss", "magnitude", "grad_norm", "learning_rate", "seconds_per_step"} <= set(lines[-1])
+    assert sorted(int(p.name) for p in (reference / "checkpoints").iterdir()) == [8, 12]
+    meta = json.loads((reference / "checkpoints" / "8" / "meta" / "metadata").read_text())
+    assert (meta["step"], meta["examples"], meta["seed"]) == (8, 64, 0)
+    assert meta["config"] == toy.run_config(toy.make_config())
+    assert (reference / "loss.png").stat().st_size > 1000
+    weights, averages = model(reference), model(reference, "model_ema")
+    assert set(weights) == {"params", "batch_stats"}
+    kernels = [m["params"]["head"]["kernel"] for m in (weights, averages)]
+    assert not np.array_equal(*kernels)
+    assert not list(reference.glob(".*"))
+
+
+def test_a_complete_run_is_left_alone(toy, reference, capsys):
+    def no_data(step):
+        raise AssertionError("nothing is left to train")
+
+    assert run(toy, reference, toy.make_config(), data=no_data)
+    assert "holds a complete run" in capsys.readouterr().err
+
+
+def test_a_run_that_broke_down_while_saving_its_model_saves_it_again(toy, reference, tmp_path):
+    class Breaking(toy.ToyStage):
+        def save(self, variables, directory):
+            super().save(variables, directory)
+            raise Stop
+
+    config = toy.make_config()
+    with pytest.raises(Stop):
+        run(toy, tmp_path, config, stage=Breaking())
+    assert not (tmp_path / "model").exists()
+    assert run(toy, tmp_path, config)
+    assert_same_models(tmp_path, reference)
+
+
+def test_sigterm_ends_in_a_checkpoint_and_a_later_run_goes_on(toy, reference, tmp_path):
+    config = toy.make_config()
+
+    def with_signal(step):
+        for batch in toy.batches(config)(step):
+            step += 1
+            if step == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run(toy, tmp_path, config, data=with_signal) is False
+    assert signal.getsignal(signal.SIGTERM) is before
+    # Step 4 was due anyway, step 6 is the notice's.
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "6"]
+    assert not (tmp_path / "model").exists()
+    assert run(toy, tmp_path, config)
+    assert_same_models(tmp_path, reference)
+
+
+def test_too_many_bad_steps_in_a_row_stop_the_run(toy, tmp_path):
+    config = toy.make_config(max_bad_steps=2, log_every=100)
+    data = toy.batches(config, bad=(3, 6, 7, 8))
+    message = r"not finite in 2 steps in a row, the last of them step 7; .*bad_examples\.json"
+    with pytest.raises(NonFiniteError, match=message):
+        run(toy, tmp_path, config, data=data)
+    rows = json.loads((tmp_path / "bad_examples.json").read_text())
+    assert [row["step"] for row in rows] == [6, 7]
+    assert [row["first_example"] for row in rows] == [40, 48]
+    assert rows[0]["index"] == list(range(6 * 16, 7 * 16))
+    # Nothing of the bad steps is in the last checkpoint.
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4"]
+
+
+def test_a_streak_goes_on_over_a_restart(toy, tmp_path):
+    config = toy.make_config(checkpoint=CheckpointConfig(every_steps=1))
+    data = toy.batches(config, bad=(5, 6, 7))
+    with pytest.raises(Stop):
+        run(toy, tmp_path, config, data=broken_off(data, 7))
+    with pytest.raises(NonFiniteError, match="3 steps in a row, the last of them step 7"):
+        run(toy, tmp_path, config, data=data)
+
+
+def test_skipped_steps_are_logged(toy, tmp_path):
+    config = toy.make_config(log_every=5)
+    assert run(toy, tmp_path, config, data=toy.batches(config, bad=(3, 4, 7)))
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["skipped"]) for line in lines] == [(5, 2.0), (10, 1.0), (12, 0.0)]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+
+
+def test_evaluations_see_weights_and_averages(toy, tmp_path):
+    seen = []
+
+    def evaluation(variables):
+        seen.append(np.asarray(variables["params"]["head"]["kernel"]))
+        return {"norm": float(np.linalg.norm(seen[-1]))}
+
+    config = toy.make_config(eval_every=5)
+    assert run(toy, tmp_path, config, evaluations={"eval": evaluation})
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "eval/norm" in line]
+    assert [line["step"] for line in lines] == [5, 10, 12]
+    np.testing.assert_array_equal(seen[-2], model(tmp_path)["params"]["head"]["kernel"])
+    np.testing.assert_array_equal(
+        seen[-1], model(tmp_path, "model_ema")["params"]["head"]["kernel"]
+    )
+    assert lines[-1]["eval/norm"] != lines[-1]["eval_ema/norm"]
+
+
+def test_a_second_run_in_the_folder_is_refused(toy, tmp_path):
+    config = toy.make_config()
+    refused = []
+
+    def second(step):
+        with pytest.raises(BlockingIOError, match=f"in use by another run, process {os.getpid()};"):
+            run(toy, tmp_path, config)
+        refused.append(step)
+        raise Stop
+        yield
+
+    with pytest.raises(Stop):
+        run(toy, tmp_path, config, data=second)
+    assert refused == [0]
+    # The lock has gone with the run.
+    assert run(toy, tmp_path, config)
+
+
+def test_another_config_is_refused(toy, reference):
+    config = toy.make_config(seed=3, log_every=5)
+    with pytest.raises(ValueError, match="train.seed: 0 in the checkpoint, 3 now"):
+        run(toy, reference, config)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"y": np.zeros(3)}, "expected batches with the fields x, found y"),
+        ({"x": np.zeros((16, 16))}, r"x float32\[16, 16\], found float64\[16, 16\]"),
+        ({"x": np.zeros((8, 16), np.float32)}, r"x float32\[16, 16\], found float32\[8, 16\]"),
+    ],
+)
+def test_batches_that_do_not_fit_the_stage(toy, tmp_path, batch, message):
+    def data(step):
+        while True:
+            yield batch
+
+    with pytest.raises(ValueError, match=message):
+        run(toy, tmp_path, toy.make_config(), data=data)
+
+
+def test_without_a_main_thread_there_is_no_signal_handler(toy, reference):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run(toy, reference, toy.make_config())))
+    thread.start()
+    thread.join()
+    assert results == [True]
+
+
+def start(workdir, *options, steps=30, **environment):
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(workdir), str(steps), *map(str, options)],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process, code):
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == code, error
+    return error
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+def test_killed_processes_end_as_an_unbroken_one(tmp_path):
+    """SIGKILL at steps drawn at random and in the middle of saves, then SIGTERM."""
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    finish(start(unbroken), 0)
+    rng = np.random.default_rng(0)
+    done = 0
+    for _ in range(3):
+        done = int(rng.integers(done + 1, min(done + 9, 29)))
+        finish(start(broken, "--kill_at", done), -signal.SIGKILL)
+
+    def is_saving():
+        return list((broken / "checkpoints").glob("*tmp*"))
+
+    for _ in range(2):
+        for partial in is_saving():
+            # What an earlier kill left must not look like a save that has begun.
+            shutil.rmtree(partial)
+        process = start(broken, "--every_steps", 1, "--seconds", 0.05)
+        wait_for(is_saving, process)
+        process.kill()
+        finish(process, -signal.SIGKILL)
+
+    def newest():
+        names = (p.name for p in (broken / "checkpoints").iterdir())
+        return max(int(name) for name in names if name.isdigit())
+
+    before = newest()
+    process = start(broken, "--every_steps", 1, "--seconds", 0.2)
+    wait_for(lambda: newest() > before, process)
+    process.terminate()
+    assert "stopped by SIGTERM after step" in finish(process, 42)
+
+    finish(start(broken), 0)
+    assert_same_models(broken, unbroken)
+    losses = [
+        [line["loss"] for line in read_metrics(folder / "metrics.jsonl")]
+        for folder in (broken, unbroken)
+    ]
+    assert losses[0] == losses[1]

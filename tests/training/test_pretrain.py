@@ -1,0 +1,325 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from internvideo_jax import models, saved_model
+from internvideo_jax.config import to_dict
+from internvideo_jax.convert.plan import plan
+from internvideo_jax.convert.state_dict import to_tree
+from internvideo_jax.convert.upstream import architecture_of, config_from_upstream
+from internvideo_jax.data.masking import num_kept
+from internvideo_jax.models.flops import forward_flops
+from internvideo_jax.models.preprocessing import Preprocessing, normalize
+from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
+from internvideo_jax.parallel.rules import DEFAULT_RULES
+from internvideo_jax.training.stages import STAGES, make_stage
+from internvideo_jax.training.stages.clips import normalized, resized
+from internvideo_jax.training.stages.pretrain import PretrainConfig, PretrainStage
+from internvideo_jax.training.stages.teachers import MaskConfig, draw_mask
+
+GOLDEN = Path(__file__).parents[1] / "goldens/data/internvideo2_stage1/stage1_full_step.safetensors"
+ENCODER = models.VideoViTConfig(
+    width=32,
+    depth=2,
+    num_heads=2,
+    mlp_dim=48,
+    patch_size=4,
+    image_size=8,
+    num_frames=2,
+    pooled_dim=8,
+    pooler_heads=4,
+)
+IMAGE = dataclasses.replace(ENCODER, num_frames=1, width=16, image_size=12, patch_size=6)
+MAE = models.VideoMAEConfig(
+    width=24, depth=2, num_heads=2, mlp_dim=16, patch_size=8, image_size=16, num_frames=4
+)
+CONFIG = PretrainConfig(
+    student=models.Stage1StudentConfig(ENCODER, (0, 1), (1,), 16, 8, 24),
+    clip_teacher=models.TeacherConfig(IMAGE, (0, 1), per_frame=True),
+    mae_teacher=models.VideoMAETeacherConfig(MAE, (1,)),
+    mask=MaskConfig(ratio=0.5),
+)
+
+
+def noise(init, seed):
+    """Variables of the shapes that `init` makes, without compiling it."""
+    rng = np.random.default_rng(seed)
+    with nn.logical_axis_rules(()):
+        shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), x.dtype), shapes)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """A stage with its variables, teachers and a batch of four clips."""
+    stage = PretrainStage(CONFIG)
+    rng = np.random.default_rng(0)
+    batch = {
+        name: jnp.asarray(rng.integers(0, 256, x.shape, np.uint8))
+        for name, x in stage.example_batch(4).items()
+    }
+    return stage, noise(stage.init, 1), noise(stage.init_frozen, 2), batch
+
+
+@pytest.fixture(scope="module")
+def targets(parts):
+    stage, _, frozen, batch = parts
+    return jax.jit(stage.targets)(frozen, batch, jax.random.key(2))
+
+
+@pytest.fixture(scope="module")
+def features(parts):
+    stage, _, frozen, batch = parts
+    return jax.jit(stage.features)(frozen, batch)
+
+
+def golden():
+    with safetensors.safe_open(GOLDEN, framework="np") as f:
+        config = json.loads(f.metadata()["config"])
+    tensors = safetensors.numpy.load_file(GOLDEN)
+
+    def convert(name, kind):
+        prefix = f"state/{name}."
+        state = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+        options = dict(config[name])
+        if name == "mae_teacher":
+            options["pos_embed_is_parameter"] = "pos_embed" in state
+        model = config_from_upstream(kind, options)
+        shapes = {key: x.shape for key, x in state.items()}
+        return model, to_tree(state, plan(shapes, architecture_of(model), model))
+
+    return config, tensors, convert
+
+
+def test_a_step_of_upstream_is_reproduced():
+    config, tensors, convert = golden()
+    student, variables = convert("student", "pretrain")
+    clip, clip_variables = convert("clip_teacher", "internvl_teacher")
+    mae, mae_variables = convert("mae_teacher", "videomae_teacher")
+    weights = config["loss_ratios_clipmid_clipfinal_mae"]
+    stage = PretrainStage(
+        PretrainConfig(
+            student,
+            clip,
+            mae,
+            mask=MaskConfig("attention", config["mask_ratio"]),
+            clip_middle_weight=weights[0],
+            clip_final_weight=weights[1],
+            mae_weight=weights[2],
+        )
+    )
+    assert stage.stride == config["temporal_downsample"]
+    batch = {"video": jnp.moveaxis(tensors["in/video"], 1, -1)}
+    draws = tensors["in/exp_draw"].reshape(config["batch"], -1, tensors["in/exp_draw"].shape[-1])
+    frozen = {"clip_teacher": clip_variables, "mae_teacher": mae_variables}
+
+    @jax.jit
+    def step(params, frozen, batch, draws):
+        targets = stage.drawn_targets(frozen, batch, draws)
+        return targets, stage.loss(params, {}, batch, targets, jax.random.key(0))
+
+    with jax.default_matmul_precision("highest"):
+        found, (loss, (terms, _)) = step(variables["params"], frozen, batch, draws)
+    kept = np.asarray(found["kept"])
+    visible = [np.flatnonzero(~row) for row in tensors["out/mask"]]
+    np.testing.assert_array_equal(kept, visible)
+    for i, rows in enumerate(visible):
+        wanted = tensors["out/norm_clip_middle"][:, i, rows]
+        np.testing.assert_allclose(found["clip_middle"][i], wanted, atol=1e-5)
+        wanted = tensors["out/norm_mae"][:, i, rows[1:] - 1]
+        np.testing.assert_allclose(found["mae"][i], wanted, atol=1e-5)
+    np.testing.assert_allclose(found["clip_final"], tensors["out/norm_clip_final"], atol=1e-5)
+    np.testing.assert_allclose(loss, tensors["out/loss"], rtol=1e-5)
+    for name in ("clip_middle", "clip_final", "mae"):
+        np.testing.assert_allclose(terms[name], tensors[f"out/loss_{name}"], rtol=1e-5)
+
+
+def test_the_mask_keeps_half_of_each_frame_and_the_features_of_these_rows(targets, features):
+    kept = np.asarray(targets["kept"])
+    assert kept.shape == (4, 1 + 2 * 2)
+    assert (kept[:, 0] == 0).all()
+    assert ((kept[:, 1:3] <= 4) & (kept[:, 3:] > 4)).all()
+    for i, rows in enumerate(kept):
+        wanted = features["targets/clip_middle"][i][:, rows]
+        np.testing.assert_allclose(targets["clip_middle"][i], wanted, atol=1e-5)
+        wanted = features["targets/mae"][i][:, rows[1:] - 1]
+        np.testing.assert_allclose(targets["mae"][i], wanted, atol=1e-5)
+    np.testing.assert_allclose(targets["clip_final"], features["targets/clip_final"], atol=1e-5)
+
+
+def test_teachers_in_several_passes_give_the_same_targets(parts, targets):
+    _, _, frozen, batch = parts
+    stage = PretrainStage(dataclasses.replace(CONFIG, teacher_batch=2))
+    found = jax.jit(stage.targets)(frozen, batch, jax.random.key(2))
+    assert found.keys() == targets.keys()
+    np.testing.assert_array_equal(found["kept"], targets["kept"])
+    for name in targets:
+        np.testing.assert_allclose(found[name], targets[name], atol=1e-6)
+
+
+def test_passes_must_divide_the_batch(parts):
+    _, _, frozen, batch = parts
+    stage = PretrainStage(dataclasses.replace(CONFIG, teacher_batch=3))
+    with pytest.raises(ValueError, match="divides the 4 clips .* found 3; change `teacher_batch`"):
+        jax.eval_shape(stage.targets, frozen, batch, jax.random.key(0))
+
+
+def test_cached_features_stand_for_the_teachers(parts, targets, features):
+    batch = parts[-1]
+    stage = PretrainStage(dataclasses.replace(CONFIG, teachers="cached"))
+    cached = {**batch, **features}
+    expected = stage.example_batch(4)
+    assert {n: (x.shape, x.dtype) for n, x in cached.items()} == {
+        n: (x.shape, x.dtype) for n, x in expected.items()
+    }
+    assert stage.init_frozen(jax.random.key(0)) == {}
+    found = jax.jit(stage.targets)({}, cached, jax.random.key(2))
+    np.testing.assert_array_equal(found["kept"], targets["kept"])
+    for name in targets:
+        np.testing.assert_allclose(found[name], targets[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["tube", "random"])
+def test_other_masks(parts, kind):
+    _, _, frozen, batch = parts
+    stage = PretrainStage(dataclasses.replace(CONFIG, mask=MaskConfig(kind, 0.5)))
+    shapes = jax.eval_shape(stage.targets, frozen, batch, jax.random.key(2))
+    assert shapes["clip_middle"].shape == (4, 2, 5, 16)
+    kept = draw_mask(stage.mask, jax.random.key(2), 4, ENCODER.grid, per_frame=True)
+    assert (np.diff(kept, axis=1) > 0).all()
+    if kind == "tube":
+        np.testing.assert_array_equal(kept[:, 1:3] + 4, kept[:, 3:])
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(parts, targets):
+    _, variables, _, batch = parts
+    config = dataclasses.replace(CONFIG, clip_final_weight=0.5, mae_weight=0.0)
+    stage = PretrainStage(config)
+    loss, (terms, extra) = jax.jit(stage.loss)(
+        variables["params"], {}, batch, targets, jax.random.key(0)
+    )
+    assert set(terms) == {"clip_middle", "clip_final"}
+    np.testing.assert_allclose(loss, terms["clip_middle"] + 0.5 * terms["clip_final"], rtol=1e-6)
+    assert extra == {}
+
+
+def test_a_student_without_final_decoder_has_no_such_term():
+    student = dataclasses.replace(CONFIG.student, clip_final_dim=0)
+    assert PretrainStage(dataclasses.replace(CONFIG, student=student)).weights["clip_final"] == 0
+
+
+def test_normalised_floats_serve_as_well_as_pixels(parts):
+    stage, _, _, batch = parts
+    video = normalize(batch["video"], stage.preprocessing)
+    np.testing.assert_array_equal(normalized(batch["video"], stage.preprocessing), video)
+    assert normalized(video, stage.preprocessing) is video
+
+
+def test_frames_are_resized_as_torch_does():
+    """Values of `interpolate(..., mode="bicubic", align_corners=False)`, a = -0.75, on a ramp."""
+    ramp = jnp.broadcast_to(jnp.arange(8.0)[:, None, None], (1, 1, 8, 8, 3))
+    found = resized(ramp, 16)
+    assert found.shape == (1, 1, 16, 16, 3)
+    np.testing.assert_allclose(found[0, 0, 5:8, 3, 0], [2.296875, 2.703125, 3.296875], rtol=1e-6)
+    assert resized(ramp, 8) is ramp
+
+
+def test_flops_count_every_frame_of_the_image_tower():
+    flops = PretrainStage(CONFIG).flops()
+    assert flops.keys() == {"student", "clip_teacher", "mae_teacher"}
+    assert flops["clip_teacher"] == 2 * sum(forward_flops(IMAGE).values())
+    kept = 1 + 2 * num_kept(4, 0.5)
+    assert flops["student"] == 3 * sum(forward_flops(CONFIG.student, kept).values())
+
+
+def test_all_that_does_not_match_is_named():
+    teacher = dataclasses.replace(CONFIG.clip_teacher, layers=(1,), per_frame=False)
+    with pytest.raises(
+        ValueError, match="per_frame: .*layers of clip_teacher: expected 2, found 1"
+    ):
+        dataclasses.replace(CONFIG, clip_teacher=teacher)
+    mae = dataclasses.replace(CONFIG.mae_teacher, encoder=dataclasses.replace(MAE, image_size=32))
+    with pytest.raises(
+        ValueError, match=r"token grid of mae_teacher: .*\(2, 2, 2\), .*\(2, 4, 4\)"
+    ):
+        dataclasses.replace(CONFIG, mae_teacher=mae)
+
+
+def test_a_stage_is_made_of_a_mapping():
+    assert set(STAGES) == {"pretrain", "distill", "classify"}
+    stage = make_stage({"kind": "pretrain", **to_dict(CONFIG)})
+    assert isinstance(stage, PretrainStage)
+    assert stage.config == CONFIG.student
+    with pytest.raises(ValueError, match="config.stage.kind: .* found 'pretrian'; did you mean"):
+        make_stage({"kind": "pretrian"})
+
+
+def test_teachers_come_from_saved_models(parts, tmp_path):
+    _, _, frozen, _ = parts
+    clip = jax.tree.map(lambda x: x + 0.5, frozen["clip_teacher"])
+    saved_model.save(tmp_path / "clip", "teacher", CONFIG.clip_teacher, Preprocessing(), clip)
+    # The same encoder for more frames, as a bare one: its table is resized, its name moves.
+    longer = dataclasses.replace(MAE, learned_position=True, num_frames=8)
+    variables = models.VideoMAE(longer)
+    config = dataclasses.replace(
+        CONFIG,
+        clip_teacher=dataclasses.replace(
+            CONFIG.clip_teacher, encoder=dataclasses.replace(IMAGE, dtype="bfloat16")
+        ),
+        mae_teacher=dataclasses.replace(
+            CONFIG.mae_teacher, encoder=dataclasses.replace(MAE, learned_position=True)
+        ),
+        clip_teacher_path=str(tmp_path / "clip"),
+        mae_teacher_path=str(tmp_path / "mae"),
+    )
+    zeros = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), models.abstract_variables(variables))
+    saved_model.save(tmp_path / "mae", "videomae", longer, Preprocessing(), zeros)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    loaded = PretrainStage(config).load_frozen(mesh, DEFAULT_RULES)
+    encoder = loaded["clip_teacher"]["params"]["encoder"]
+    wanted = clip["params"]["encoder"]
+    assert encoder["pooler"]["proj"]["kernel"].dtype == jnp.bfloat16
+    assert encoder["pooler"]["proj"]["bias"].dtype == jnp.float32
+    np.testing.assert_allclose(
+        encoder["pooler"]["proj"]["kernel"], wanted["pooler"]["proj"]["kernel"], rtol=1e-2
+    )
+    np.testing.assert_array_equal(encoder["pos_embed"], wanted["pos_embed"])
+    table = loaded["mae_teacher"]["params"]["encoder"]["pos_embed"]
+    assert table.shape == (1, 8, 24)
+    np.testing.assert_allclose(table, 1, rtol=1e-6)
+
+
+def test_teachers_without_a_path_are_asked_for_together():
+    with pytest.raises(ValueError, match="stage.clip_teacher_path and stage.mae_teacher_path, "):
+        PretrainStage(CONFIG).load_frozen(None, DEFAULT_RULES)
+
+
+def test_a_saved_student_has_a_loadable_encoder(parts, tmp_path):
+    stage, variables, _, _ = parts
+    stage.save(variables, tmp_path / "model")
+    saved = saved_model.load(tmp_path / "model")
+    assert isinstance(saved.module, models.Stage1Student)
+    assert saved.preprocessing == Preprocessing(image_size=8, num_frames=2)
+    encoder, own = models.video_encoder(saved.module, saved.variables)
+    assert encoder.config == ENCODER
+    np.testing.assert_array_equal(
+        own["params"]["cls_token"], variables["params"]["encoder"]["cls_token"]
+    )
+
+
+def test_a_student_may_start_from_an_encoder(parts, tmp_path):
+    _, variables, _, _ = parts
+    own = {"params": jax.tree.map(lambda x: x + 1, variables["params"]["encoder"])}
+    saved_model.save(tmp_path / "encoder", "video_vit", ENCODER, Preprocessing(), own)
+    stage = PretrainStage(dataclasses.replace(CONFIG, initial=str(tmp_path / "encoder")))
+    loaded = stage.load_initial(variables)["params"]
+    np.testing.assert_array_equal(loaded["encoder"]["cls_token"], own["params"]["cls_token"])
+    np.testing.assert_array_equal(loaded["clip_pos_embed"], variables["params"]["clip_pos_embed"])
