@@ -4,9 +4,11 @@ import dataclasses
 
 from internvideo_jax.configs.stage1.common import choose
 from internvideo_jax.data.config import DataConfig
+from internvideo_jax.data.mixup import MixConfig
 from internvideo_jax.data.world import WorldConfig
-from internvideo_jax.models import VideoViTConfig
+from internvideo_jax.models import VideoClassifierConfig, VideoViTConfig
 from internvideo_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
+from internvideo_jax.training.stages.classify import ClassifyConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,12 @@ def encoder(size: Size, *, num_frames: int = 8, tubelet_size: int = 2) -> VideoV
 def image_encoder(size: Size) -> VideoViTConfig:
     """The image teacher's encoder."""
     return encoder(size, num_frames=1, tubelet_size=1)
+
+
+def classifier(model_encoder: VideoViTConfig, num_classes: int) -> ClassifyConfig:
+    """Training of a teacher: plain cross-entropy, since mixed clips would blur the motions."""
+    plain = MixConfig(mixup_alpha=0.0, cutmix_alpha=0.0, probability=0.0, label_smoothing=0.0)
+    return ClassifyConfig(VideoClassifierConfig(model_encoder, num_classes), mix=plain)
 
 
 def data(num_classes: int | None, num_frames: int = 8) -> DataConfig:

@@ -9,8 +9,6 @@ from ml_collections import ConfigDict
 from internvideo_jax.configs.demo import common
 from internvideo_jax.configs.stage1.common import run_config
 from internvideo_jax.data.world import NUM_LOOKS
-from internvideo_jax.models import VideoClassifierConfig
-from internvideo_jax.training.stages.classify import ClassifyConfig
 
 
 def get_config(name: str = "full") -> ConfigDict:
@@ -20,6 +18,6 @@ def get_config(name: str = "full") -> ConfigDict:
       ValueError: there is no such size; lists all.
     """
     size = common.choose_size(name, "image_teacher.py")
-    stage = ClassifyConfig(VideoClassifierConfig(common.image_encoder(size), NUM_LOOKS))
+    stage = common.classifier(common.image_encoder(size), NUM_LOOKS)
     train = common.train(size.image_steps, size.batch_size)
     return run_config("classify", stage, train, common.data(NUM_LOOKS, num_frames=1), None)

@@ -11,8 +11,6 @@ from ml_collections import ConfigDict
 from internvideo_jax.configs.demo import common
 from internvideo_jax.configs.stage1.common import run_config
 from internvideo_jax.data.world import MOTIONS
-from internvideo_jax.models import VideoClassifierConfig
-from internvideo_jax.training.stages.classify import ClassifyConfig
 
 
 def get_config(name: str = "full") -> ConfigDict:
@@ -22,6 +20,6 @@ def get_config(name: str = "full") -> ConfigDict:
       ValueError: there is no such size; lists all.
     """
     size = common.choose_size(name, "video_teacher.py")
-    stage = ClassifyConfig(VideoClassifierConfig(common.encoder(size), len(MOTIONS)))
+    stage = common.classifier(common.encoder(size), len(MOTIONS))
     train = common.train(size.video_steps, size.batch_size // 2)
     return run_config("classify", stage, train, common.data(len(MOTIONS)), None)

@@ -20,16 +20,15 @@ from internvideo_jax.training.stages.distill import DistillConfig
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What differs between the sizes; `teacher_batch` is for memory alone."""
+    """What differs between the sizes."""
 
     batch_size: int
-    teacher_batch: int
 
 
 RECIPES = {
-    "s14": Recipe(batch_size=4096, teacher_batch=1024),
-    "b14": Recipe(batch_size=4096, teacher_batch=1024),
-    "l14": Recipe(batch_size=2048, teacher_batch=1024),
+    "s14": Recipe(batch_size=4096),
+    "b14": Recipe(batch_size=4096),
+    "l14": Recipe(batch_size=2048),
 }
 
 
@@ -44,7 +43,6 @@ def get_config(name: str = "b14") -> ConfigDict:
     stage = DistillConfig(
         student=stage1.distill_student(common.encoder(name, drop_path_rate=0.05)),
         teacher=teacher.internvideo2_teacher(teacher_encoder),
-        teacher_batch=recipe.teacher_batch,
     )
     train = TrainConfig(
         batch_size=recipe.batch_size,

@@ -5,6 +5,10 @@
     --config.stage.clip_teacher_path=DIR --config.stage.mae_teacher_path=DIR
     --config.data.annotations=FILE --config.data.root=DIR
 
+The whole batch goes through the teachers at once, which fits into 16 clips per chip of v5e and 32
+of v5p (docs/stage1.md). On fewer chips set `--config.stage.teacher_batch` (clips of one pass) or
+`--config.train.accumulation` (micro-batches of a step); neither changes the recipe.
+
 Source: `scripts/pretraining/` of upstream `InternVideo2/single_modality`.
 """
 
@@ -21,19 +25,15 @@ from internvideo_jax.training.stages.pretrain import PretrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What differs between the sizes; `teacher_batch` and `accumulation` are for memory alone."""
+    """What differs between the sizes."""
 
     batch_size: int
     drop_path: float
-    teacher_batch: int
-    accumulation: int
 
 
 RECIPES = {
-    # On v5e:16x16 (256 chips).
-    "1b": Recipe(batch_size=4096, drop_path=0.25, teacher_batch=1024, accumulation=1),
-    # On v5p:4x4x4 (64 chips).
-    "6b": Recipe(batch_size=2048, drop_path=0.3, teacher_batch=512, accumulation=1),
+    "1b": Recipe(batch_size=4096, drop_path=0.25),
+    "6b": Recipe(batch_size=2048, drop_path=0.3),
 }
 
 
@@ -53,13 +53,11 @@ def get_config(name: str = "1b") -> ConfigDict:
         mae_teacher=dataclasses.replace(
             mae_teacher, encoder=dataclasses.replace(mae_teacher.encoder, dtype="bfloat16")
         ),
-        teacher_batch=recipe.teacher_batch,
     )
     train = TrainConfig(
         batch_size=recipe.batch_size,
         epochs=301,
         warmup_epochs=40,
-        accumulation=recipe.accumulation,
         optimizer=OptimizerConfig(
             lr=1.5e-4,
             min_lr=1e-5,

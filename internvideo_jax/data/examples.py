@@ -51,6 +51,11 @@ class Problem(NamedTuple):
 class Clips:
     """All clips of a config, those of its mixture one set after the other.
 
+    Args:
+      config: which clips.
+      use_cache: whether clips come from `config.cache_dir`, if that is set, which is made if need
+        be; not for those who only want to know which clips there are.
+
     Attributes:
       weights: shares of the sets in a mixture.
 
@@ -58,7 +63,7 @@ class Clips:
       ValueError: a set cannot be opened, or has labels that do not fit the config.
     """
 
-    def __init__(self, config: DataConfig):
+    def __init__(self, config: DataConfig, *, use_cache: bool = False):
         members = config.members
         self.weights = tuple(member.weight for member in members)
         sources: list[ClipSource] = []
@@ -69,7 +74,7 @@ class Clips:
             if isinstance(source, RecordSource) and config.num_classes is not None:
                 for record in source.records:
                     label_array(record, config)
-            if config.cache_dir is not None:
+            if use_cache and config.cache_dir is not None:
                 source = CachedSource(source, config.cache_dir, num_threads=decoding_threads())
             sources.append(source)
         self._sources = sources

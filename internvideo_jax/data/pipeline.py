@@ -7,8 +7,9 @@ run can begin at any example, with any number of processes and workers, and sees
 
 import itertools
 import logging
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Self
 
 import grain
@@ -114,7 +115,7 @@ def train_batches(
     local = _share(batch_size, process_index, process_count)
     if seed < 0 or start < 0:
         raise ValueError(f"expected a seed and a start of at least 0, found {seed} and {start}")
-    examples = TrainExamples(Clips(config), config, seed)
+    examples = TrainExamples(Clips(config, use_cache=True), config, seed)
 
     def make(first_batch: int) -> Iterator[list[Arrays]]:
         begin = start + first_batch * batch_size + process_index * local
@@ -127,7 +128,7 @@ def train_batches(
 
 def eval_batches(
     config: DataConfig, *, batch_size: int, process_index: int = 0, process_count: int = 1
-) -> Iterator[Batch]:
+) -> BackgroundIterator[Batch]:
     """One pass over all views of all clips; every process gets equally many batches.
 
     Args:
@@ -137,8 +138,8 @@ def eval_batches(
       process_index: of this process.
       process_count: processes; divides batch_size.
 
-    Yields:
-      Dicts with rows b = batch_size / process_count, the last ones filled up:
+    Returns:
+      An iterator of dicts with rows b = batch_size / process_count, the last ones filled up:
         video: uint8 `[b, T, S, S, 3]`.
         label: as in `train_batches`; -1 or zeros where there is no clip.
         index: int64 `[b]`, which clip a row is; -1 in padding.
@@ -148,31 +149,43 @@ def eval_batches(
 
     Raises:
       ValueError: the config's clips cannot be used, or batch_size does not divide.
+      StalledLoader: from `next`, loading hangs.
     """
     local = _share(batch_size, process_index, process_count)
-    examples = EvalExamples(Clips(config), config)
+    crops = config.crops
+    examples = EvalExamples(Clips(config, use_cache=True), config)
     dataset = grain.MapDataset.range(process_index, len(examples), process_count).map(examples)
-    most = -(-len(examples) // process_count) * config.crops
-    return _eval_rows(examples, lambda: _load(dataset, config, local), local, -(-most // local))
+    rows_each = math.ceil(len(examples) / process_count) * crops
+    num_batches = math.ceil(rows_each / local)
+
+    def make(first_batch: int) -> Iterator[Batch]:
+        views, rows = divmod(first_batch * local, crops)
+        return _eval_rows(examples, dataset[views:], config, local, rows, num_batches - first_batch)
+
+    return BackgroundIterator(make, timeout=config.stall_timeout)
 
 
 def _eval_rows(
     examples: EvalExamples,
-    load: Callable[[], Iterator[Arrays]],
+    dataset: "grain.MapDataset[Arrays]",
+    config: DataConfig,
     local: int,
+    skipped: int,
     num_batches: int,
 ) -> Iterator[Batch]:
-    views = load()
+    """Batches of `local` rows, but for the first `skipped` ones; filled up where views end."""
+    views = _load(dataset, config, local)
     ready = examples.padding(0)
     try:
         for _ in range(num_batches):
             parts = [ready]
-            missing = local - len(ready["index"])
+            missing = local + skipped - len(ready["index"])
             while missing > 0:
                 part = next(views, None) or examples.padding(missing)
                 missing -= len(part["index"])
                 parts.append(part)
-            rows = join_rows(parts)
+            rows = {name: array[skipped:] for name, array in join_rows(parts).items()}
+            skipped = 0
             yield {name: array[:local] for name, array in rows.items()}
             ready = {name: array[local:] for name, array in rows.items()}
     finally:

@@ -164,9 +164,7 @@ def erase(frames: np.ndarray, box: Box, noise: np.ndarray) -> np.ndarray:
     return erased
 
 
-def normalize_pixels(
-    frames: np.ndarray, mean: Sequence[float], std: Sequence[float]
-) -> np.ndarray:
+def normalize_pixels(frames: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Normalises on the host: pixels `[..., W, C]` of 0..255, over 255, less the mean, over std."""
     width, channels = frames.shape[-2:]
     # Whole rows at a time: NumPy is ten times slower on inner axes of three elements.

@@ -96,8 +96,6 @@ DEFAULT_LIMITS = Limits()
 class VideoFile:
     """An open local file and its main video stream: the largest picture that is not cover art.
 
-    The file may be held in memory; then its path only names it in messages.
-
     Attributes:
       path: the file; where `data` holds its bytes, what errors call it.
       limits: what reading it may cost.

@@ -2,7 +2,8 @@
 
 A test shows a model every clip several times: S segments, each a choice of frames over the whole
 clip, times K crops along the longer side; `internvideo_jax.evaluation.views` merges what it says.
-View s * K + k is segment s, crop k.
+View s * K + k is segment s, crop k. A single view is the one of validation during training, which
+upstream rounds differently.
 """
 
 import dataclasses
@@ -47,6 +48,11 @@ class EvalViews:
         """Views per clip, S * K."""
         return self.segments * self.crops
 
+    @property
+    def is_validation(self) -> bool:
+        """Whether a clip has the one view of validation."""
+        return len(self) == 1
+
     def indices(self, num_frames: int) -> np.ndarray:
         """Frames of each segment in a clip of `num_frames`, int64 `[S, T]`."""
         return np.stack(
@@ -56,7 +62,7 @@ class EvalViews:
                     num_frames,
                     self.num_frames,
                     rate=self.rate,
-                    view=(segment, self.segments),
+                    view=None if self.is_validation else (segment, self.segments),
                 )
                 for segment in range(self.segments)
             ]

@@ -45,12 +45,12 @@ class BackgroundIterator(Generic[T]):
     """
 
     def __init__(self, make: Callable[[int], Iterator[T]], *, timeout: float, ahead: int = 2):
+        self._run: _Run[T] | None = None
         self._make = make
         self._timeout = timeout
         self._ahead = ahead
         self._delivered = 0
         self._restarts = 0
-        self._run: _Run[T] | None = None
         self._is_closed = False
 
     def __iter__(self) -> Self:
@@ -79,6 +79,10 @@ class BackgroundIterator(Generic[T]):
         if self._run is not None:
             self._run.stop()
             self._run = None
+
+    def __del__(self) -> None:
+        if self._run is not None:
+            self._run.release()
 
     def _restart(self) -> None:
         assert self._run is not None
@@ -112,16 +116,20 @@ class _Run(Generic[T]):
         )
         self._thread.start()
 
+    def release(self) -> None:
+        """Lets the thread end when it can."""
+        self._is_stopped.set()
+
     def stop(self) -> None:
         """Ends the thread; waits for it unless it hangs."""
-        self._is_stopped.set()
+        self.release()
         self._thread.join(_PATIENCE)
         if self._thread.is_alive():
             self.abandon()
 
     def abandon(self) -> None:
-        """Tells the thread to end when it can, and takes its helpers (processes) away from it."""
-        self._is_stopped.set()
+        """Lets the thread end when it can, and takes its helpers (processes) away from it."""
+        self.release()
 
         def close() -> None:
             # What hangs may be in any state.

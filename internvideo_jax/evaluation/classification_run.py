@@ -12,9 +12,9 @@ from jax.experimental import multihost_utils
 
 from internvideo_jax.data.annotations import ClipRecord
 from internvideo_jax.data.clips import open_clip
-from internvideo_jax.data.transforms import resize_short_side
+from internvideo_jax.data.transforms import center_crop, long_side_crops, resize_short_side
 from internvideo_jax.data.video import DEFAULT_LIMITS, Limits, VideoError
-from internvideo_jax.data.views import EvalViews, test_views
+from internvideo_jax.data.views import EvalViews
 from internvideo_jax.evaluation.ahead import map_ahead, num_cpus
 from internvideo_jax.evaluation.classification import (
     confusion_counts,
@@ -93,7 +93,9 @@ def read_views(record: ClipRecord, plan: EvalViews, limits: Limits = DEFAULT_LIM
         resize = functools.partial(resize_short_side, size=plan.image_size)
         frames = clip.read(indices.ravel(), transform=resize)
         num_frames = clip.num_frames
-    squares = test_views(frames, plan.image_size, plan.crops)
+    if plan.is_validation:
+        return ClipViews(0, center_crop(frames, plan.image_size)[None], indices, num_frames)
+    squares = long_side_crops(frames, plan.crops)
     by_segment = squares.reshape(plan.crops, plan.segments, plan.num_frames, *squares.shape[2:])
     views = np.ascontiguousarray(by_segment.swapaxes(0, 1))
     return ClipViews(0, views.reshape(len(plan), *views.shape[2:]), indices, num_frames)

@@ -84,7 +84,7 @@ def test_every_recipe_is_a_stage_a_training_and_data(file, name):
     train = from_dict(TrainConfig, config.train)
     assert train.lengths(steps_per_epoch=100).total == 100 * config.train.epochs
     from_dict(DataConfig, config.data)
-    # A whole number of rows, and of rows of a teacher pass, for each of 256 devices.
+    # A whole number of rows for each of 256 devices.
     assert train.rows % (MESH.size * train.accumulation) == 0
     batch = stage.example_batch(train.rows)
     if isinstance(stage, ClassifyStage):
@@ -97,8 +97,6 @@ def test_every_recipe_is_a_stage_a_training_and_data(file, name):
         else:
             assert registry.find(start).width == config.stage.model.encoder.width
     else:
-        assert config.stage.teacher_batch % MESH.size == 0
-        assert (train.rows // train.accumulation) % config.stage.teacher_batch == 0
         assert config.eval_data is None
     frames, size = config.data.num_frames, config.data.image_size
     assert batch["video"].shape == (train.rows, frames, size, size, 3)

@@ -298,6 +298,17 @@ def test_evaluation_shows_every_view_once_over_all_processes(world):
                 assert np.array_equal(expected[4, segment, crop], crops[crop])
 
 
+def test_processes_without_a_clip_get_padding(tmp_path, world):
+    (tmp_path / "one.csv").write_text("3.mp4,2\n")
+    config = make_config(world, annotations=str(tmp_path / "one.csv"), root=str(world))
+    shares = [
+        list(eval_batches(config, batch_size=4, process_index=p, process_count=4)) for p in range(4)
+    ]
+    found = [[batch["index"].tolist() for batch in share] for share in shares]
+    assert found == [[[0]], [[-1]], [[-1]], [[-1]]]
+    assert shares[0][0]["label"] == 2
+
+
 def test_evaluation_never_replaces_a_clip(broken_world):
     (batch,) = eval_batches(make_config(broken_world), batch_size=8)
     assert np.array_equal(batch["index"], [0, 1, 2, 3, 4, 5, 6, -1])
@@ -310,6 +321,8 @@ def test_evaluation_never_replaces_a_clip(broken_world):
 def test_the_cache_changes_nothing(tmp_path, broken_world, monkeypatch):
     config = make_config(broken_world, augmentation="pretraining")
     cached = dataclasses.replace(config, cache_dir=str(tmp_path / "cache"))
+    assert pipeline.describe(cached)["clips"] == NUM_CLIPS
+    assert not (tmp_path / "cache").exists()
     assert_equal(take(cached, 4), take(config, 4))
 
     def refuse(*args, **kwargs):
@@ -352,6 +365,25 @@ def test_a_hanging_loader_starts_anew_at_its_place(world, monkeypatch, caplog):
     assert stuck == [9]
     assert_equal(found, expected)
     assert "starts anew at batch 2" in caplog.text
+
+
+def test_a_hanging_evaluation_goes_on_at_its_place(world, monkeypatch, caplog):
+    config = make_config(world, segments=2, crops=3)
+    expected = list(eval_batches(config, batch_size=5))
+    original = examples.EvalExamples.__call__
+    stuck, freed = [], threading.Event()
+
+    def hang_once(self, number):
+        if number == 7 and not stuck:
+            stuck.append(number)
+            freed.wait(20)
+        return original(self, number)
+
+    monkeypatch.setattr(examples.EvalExamples, "__call__", hang_once)
+    found = list(eval_batches(dataclasses.replace(config, stall_timeout=0.5), batch_size=5))
+    freed.set()
+    assert_equal(found, expected)
+    assert "starts anew at batch 4" in caplog.text
 
 
 def test_a_loader_that_keeps_hanging_is_an_error():

@@ -41,6 +41,13 @@ def test_indices_of_the_segments():
     assert indices[1].tolist() == sample_indices("dense", 100, 8, rate=4, view=(1, 3)).tolist()
 
 
+def test_a_single_view_is_that_of_validation():
+    plan = EvalViews(8, 14, segments=1, crops=1, sampling="tsn")
+    assert plan.indices(100)[0].tolist() == sample_indices("tsn", 100, 8).tolist()
+    more = EvalViews(8, 14, segments=1, crops=3, sampling="tsn")
+    assert more.indices(100)[0].tolist() == sample_indices("tsn", 100, 8, view=(0, 1)).tolist()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -23,6 +23,7 @@ from internvideo_jax.evaluation.classification_run import (
     read_views,
     view_batches,
 )
+from internvideo_jax.evaluation.features import sample_clip
 from internvideo_jax.models import (
     VideoClassifier,
     VideoClassifierConfig,
@@ -81,6 +82,14 @@ def test_views_of_a_file_are_those_of_each_segment(records):
         frames = read_frames(records[1].path, indices).frames
         expected = views.test_views(frames, 32, 3)
         assert np.array_equal(clip.views[3 * segment : 3 * segment + 3], expected)
+
+
+def test_the_single_view_is_that_of_validation(records):
+    plan = EvalViews(num_frames=4, image_size=32, segments=1, crops=1)
+    clip = read_views(records[1], plan)
+    sampled = sample_clip(records[1].path, 4, 32)
+    assert clip.frame_indices.tolist() == [sampled.frame_indices.tolist()]
+    assert np.array_equal(clip.views[0], sampled.frames)
 
 
 def test_a_file_is_decoded_once(records, monkeypatch):
@@ -233,7 +242,9 @@ def test_processes_share_their_views():
         )
         for number in range(2)
     ]
-    results = [json.loads(worker.communicate(timeout=120)[0]) for worker in workers]
+    results = [
+        json.loads(worker.communicate(timeout=120)[0].splitlines()[-1]) for worker in workers
+    ]
     assert results[0] == results[1]
     index, num_views, probabilities = results[0]
     assert (index, num_views) == ([0, 1], [1, 2])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from internvideo_jax.launch import compile_report
+from internvideo_jax.launch.compilation import text as report_text
 from internvideo_jax.parallel import aot
 
 needs_compiler = pytest.mark.skipif(
@@ -62,7 +63,7 @@ def report(**changes):
         "analytic_flops_per_device": 36_000_000_000_000,
     }
     return {
-        "label": compile_report.LABEL,
+        "label": report_text.LABEL,
         "versions": {"jax": "0.10.2", "libtpu": "0.0.51"},
         "topology": "v5e:4x4",
         "chip": "TPU v5e",
@@ -72,16 +73,19 @@ def report(**changes):
         "model": {"architecture": "video_vit", "config": {}},
         "parameters": 1_050_000_000,
         "parameter_bytes": 4_200_000_000,
+        "frozen_parameters": 0,
         "kept_whole": [],
         "batch_size": 128,
+        "micro_batches": 1,
         "clip_shape": [8, 224, 224, 3],
         "kept_tokens": None,
+        "analytic_flops_by_part": {"blocks": 4_500_000_000_000},
         "programs": {"forward": program | changes},
     }
 
 
 def test_text_of_a_report():
-    text = compile_report.render(report())
+    text = report_text.render(report())
     assert "static estimate" in text
     assert "mfu" not in text.lower()
     assert "video_vit, 1,050.0 M parameters, 3.91 GiB" in text
@@ -94,6 +98,20 @@ def test_text_of_a_report():
     assert "forward all-gather 8 5 161 1,500.0 1,312.5" in lines
 
 
+def test_a_training_step_shows_its_teachers_and_micro_batches():
+    given = report()
+    given |= {
+        "frozen_parameters": 6_900_000_000,
+        "micro_batches": 4,
+        "analytic_flops_by_part": {"student": 2_000_000_000_000, "clip_teacher": 25 * 10**12},
+    }
+    lines = {" ".join(line.split()) for line in report_text.render(given).splitlines()}
+    assert "batch 128 clips of 8x224x224x3 in 4 micro-batches" in lines
+    assert "model video_vit, 1,050.0 M parameters, 3.91 GiB, 6,900.0 M frozen ones" in lines
+    assert "student 2.000 T" in lines
+    assert "clip_teacher 25.000 T" in lines
+
+
 def test_text_of_a_program_that_does_not_fit():
     overflow = "RESOURCE_EXHAUSTED: the total memory required (28.00G) exceeds available HBM"
     changes = {
@@ -103,7 +121,7 @@ def test_text_of_a_program_that_does_not_fit():
         "memory": None,
         "collectives": None,
     }
-    text = compile_report.render(report(**changes))
+    text = report_text.render(report(**changes))
     assert f"forward: DOES NOT FIT. {overflow}" in text
     assert "of the device's memory 200 %" in " ".join(text.split())
 
@@ -112,7 +130,7 @@ def test_unknown_trip_counts_and_notes_are_shown():
     given = report(note="no collectives: INTERNAL: async-update")
     given["programs"]["forward"]["collectives"][0]["trips_known"] = False
     given["kept_whole"] = ["params/head/kernel: axis 'vocab' of size 403 is kept whole"]
-    text = compile_report.render(given)
+    text = report_text.render(given)
     assert " 161+ " in text
     assert "forward: no collectives: INTERNAL: async-update" in text
     assert "note       params/head/kernel: axis 'vocab'" in text
@@ -150,7 +168,7 @@ def test_a_report_from_a_process_that_has_imported_jax(tmp_path, capfd):
     captured = capfd.readouterr()
     assert "compiling the forward program of v5e:4x4 ..." in captured.err
     written = json.loads(path.read_text())
-    assert captured.out == compile_report.render(written) + "\n"
+    assert captured.out == report_text.render(written) + "\n"
     assert written["mesh"] == {"data": 2, "fsdp": 8, "tensor": 1, "context": 1}
     forward = written["programs"]["forward"]
     assert forward["fits"]
@@ -190,6 +208,52 @@ def test_the_large_encoders_fit(size, topology, tmp_path):
     gathered = sum(c["bytes"] for c in forward["collectives"] if c["kind"] == "all-gather")
     assert gathered == pytest.approx(2 * written["parameters"], rel=0.05)
     assert forward["lower_seconds"] < 60
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_the_training_step_of_a_small_run_is_compiled_whole(tmp_path):
+    path = tmp_path / "report.json"
+    result = run(
+        "--config=configs/stage1/distill.py:s14",
+        "--topology=v5e:2x2",
+        "--config.train.batch_size=8",
+        "--config.train.accumulation=2",
+        "--config.stage.student.encoder.depth=6",
+        "--config.stage.student.clip_layers=(0,1,2,3,4,5)",
+        "--config.stage.teacher.encoder.depth=6",
+        "--config.stage.teacher.layers=(0,1,2,3,4,5)",
+        f"--json={path}",
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    written = json.loads(path.read_text())
+    assert (written["batch_size"], written["micro_batches"]) == (8, 2)
+    assert written["analytic_flops_by_part"].keys() == {"student", "teacher"}
+    assert written["frozen_parameters"] > 100e6
+    step = written["programs"]["train step"]
+    # The state is donated: its new value takes the place of the old one.
+    assert step["memory"]["outputs"] < 2**20
+    assert step["analytic_flops_per_device"] == 2 * step["analytic_flops_per_clip"]
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_pretraining_of_the_1b_student_fits_with_both_teachers(tmp_path):
+    """Some minutes: the step on 256 chips, each with 16 clips of the recipe's global batch."""
+    path = tmp_path / "report.json"
+    result = run("--config=configs/stage1/pretrain.py:1b", "--topology=v5e:16x16", f"--json={path}")
+    assert result.returncode == 0, result.stdout + result.stderr
+    written = json.loads(path.read_text())
+    assert written["batch_size"] == 4096
+    step = written["programs"]["train step"]
+    assert step["memory"]["total"] < 0.6 * written["hbm_bytes_per_device"]
+    # Every weight is gathered in bfloat16: teachers' once, the student's for both passes.
+    gathered = sum(c["bytes"] for c in step["collectives"] if c["kind"] == "all-gather")
+    weights = 2 * (written["frozen_parameters"] + 2 * written["parameters"])
+    assert gathered == pytest.approx(weights, rel=0.1)
+    # Gradients are reduced by shards.
+    scattered = sum(c["bytes"] for c in step["collectives"] if c["kind"] == "reduce-scatter")
+    assert scattered > 0
 
 
 @pytest.mark.slow

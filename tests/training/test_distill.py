@@ -76,11 +76,11 @@ def test_the_student_learns_the_teachers_features(parts):
         return loss, terms, jax.tree.map(lambda p, g: p - 0.3 * g, params, gradients)
 
     losses = []
-    for i in range(10):
+    for i in range(8):
         loss, terms, params = step(params, jax.random.key(i))
         losses.append(float(loss))
         np.testing.assert_allclose(loss, terms["clip_middle"] + terms["clip_final"], rtol=1e-5)
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_the_teacher_may_be_the_encoder_of_a_student_for_fewer_frames(parts, tmp_path):

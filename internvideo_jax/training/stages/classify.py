@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from internvideo_jax import saved_model
 from internvideo_jax.data.mixup import MixConfig, draw_mix, mix_targets, mix_video
+from internvideo_jax.evaluation.classification_run import classification_metrics
 from internvideo_jax.models import VideoClassifier, VideoClassifierConfig
 from internvideo_jax.models.flops import forward_flops, gradient_flops
 from internvideo_jax.models.preprocessing import Preprocessing
@@ -24,7 +25,7 @@ from internvideo_jax.objectives.classification import soft_cross_entropy
 from internvideo_jax.training.stage import Batch, Evaluation, HostBatch, PyTree, Stage, Variables
 from internvideo_jax.training.stages.alignment import portable
 from internvideo_jax.training.stages.clips import normalized
-from internvideo_jax.training.stages.view_evaluation import view_accuracy
+from internvideo_jax.training.stages.forward import local_forward
 from internvideo_jax.training.stages.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -188,7 +189,14 @@ class ClassifyStage(Stage):
         return output.logits
 
     def evaluation(self, batches: Callable[[], Iterator[HostBatch]]) -> Evaluation:
-        return view_accuracy(self.logits, batches)
+        """`evaluation.classification_run.classification_metrics` of the clips' merged views."""
+        # Compiled once for all evaluations of a run.
+        logits = jax.jit(self.logits)
+
+        def evaluate(variables: Variables) -> dict[str, float]:
+            return classification_metrics(local_forward(logits, variables), batches())
+
+        return evaluate
 
     def flops(self) -> dict[str, int]:
         """FLOPs of a training step per clip, by part; frozen blocks have no backward pass."""

@@ -5,13 +5,20 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from internvideo_jax.config import to_dict
-from internvideo_jax.launch.compilation.tasks import forward_task, gradient_task, make_module
+from internvideo_jax.launch.compilation.tasks import (
+    forward_task,
+    gradient_task,
+    make_module,
+    train_step_task,
+)
 from internvideo_jax.models.stage1 import DistillStudentConfig, Stage1StudentConfig
 from internvideo_jax.models.teacher import TeacherConfig
 from internvideo_jax.models.video_classifier import VideoClassifierConfig
 from internvideo_jax.models.video_vit import VideoViTConfig
 from internvideo_jax.models.videomae import VideoMAEConfig
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
+from internvideo_jax.training.config import OptimizerConfig, TrainConfig
+from internvideo_jax.training.stages.distill import DistillConfig, DistillStage
 
 ENCODER = VideoViTConfig(
     width=32, depth=2, num_heads=2, mlp_dim=16, image_size=28, num_frames=2, pooler_heads=2
@@ -85,6 +92,24 @@ def test_inputs_and_outputs_of_the_forward_pass_are_split_over_the_batch(mesh):
     assert qkv.sharding.spec == P(None, "fsdp", None, "tensor", None)
     assert task.out_shardings.middle.spec == P(None, BATCH, None, None)
     assert task.out_shardings.final.spec == P(BATCH, None)
+
+
+def test_the_training_step_takes_state_teachers_and_a_batch_of_all_rows(mesh):
+    stage = DistillStage(
+        DistillConfig(
+            DistillStudentConfig(ENCODER, clip_layers=(0, 1), clip_target_dim=32),
+            TeacherConfig(ENCODER, layers=(0, 1)),
+        )
+    )
+    config = TrainConfig(4, OptimizerConfig(1e-3), epochs=2, num_sample=2, ema_decay=0.9)
+    task = train_step_task(stage, config, mesh)
+    state, frozen, batch = task.arguments
+    assert frozen.keys() == {"teacher"}
+    assert batch["video"].shape == (8, 2, 28, 28, 3)
+    assert state.ema.keys() == state.params.keys()
+    new, metrics = jax.eval_shape(task.fn, *task.arguments)
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
+    assert {"loss", "clip_middle", "clip_final", "grad_norm"} <= metrics.keys()
 
 
 def test_unknown_architectures_and_fields_are_refused():

@@ -1,0 +1,82 @@
+"""A compilation report as text."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+LABEL = "static estimate from the compiler, nothing has run"
+
+
+def render(report: dict[str, Any]) -> str:
+    """The report as text."""
+    programs = report["programs"]
+    limit = report["hbm_bytes_per_device"]
+    kept, micro_batches = report["kept_tokens"], report["micro_batches"]
+    frozen = report["frozen_parameters"]
+    clip = "x".join(map(str, report["clip_shape"]))
+    lines = [
+        f"{report['label']} (libtpu {report['versions']['libtpu']},"
+        f" jax {report['versions']['jax']})",
+        "",
+        f"model      {report['model']['architecture']}, {report['parameters'] / 1e6:,.1f} M"
+        f" parameters, {_gib(report['parameter_bytes'])}"
+        + (f", {frozen / 1e6:,.1f} M frozen ones" if frozen else ""),
+        f"topology   {report['topology']} ({report['chip']}), {report['devices']} devices with"
+        f" {_gib(limit)} each",
+        "mesh       " + " x ".join(f"{axis}={size}" for axis, size in report["mesh"].items()),
+        f"batch      {report['batch_size']} clips of {clip}"
+        + (f", {kept} tokens kept" if kept else "")
+        + (f" in {micro_batches} micro-batches" if micro_batches > 1 else ""),
+        *(f"note       {note}" for note in report["kept_whole"]),
+        "",
+        f"{'':34}" + "".join(f"{name:>14}" for name in programs),
+    ]
+
+    def row(title: str, value: Callable[[dict[str, Any]], str]) -> None:
+        lines.append(f"{title:34}" + "".join(f"{value(p):>14}" for p in programs.values()))
+
+    row("lowered in", lambda p: f"{p['lower_seconds']:.1f} s")
+    row("compiled in", lambda p: f"{p['compile_seconds']:.1f} s")
+    row("analytic FLOPs per clip", lambda p: f"{p['analytic_flops_per_clip'] / 1e12:.3f} T")
+    for part, flops in report["analytic_flops_by_part"].items() if frozen else ():
+        lines.append(f"{f'  {part}':34}{flops / 1e12:>12.3f} T")
+    row("analytic FLOPs per device", lambda p: f"{p['analytic_flops_per_device'] / 1e12:.3f} T")
+    for part in ("arguments", "outputs", "temporaries", "program", "total"):
+        row(f"memory per device: {part}", functools.partial(_memory, part))
+    row("of the device's memory", lambda p: _share(p, limit))
+
+    lines += ["", "collectives per device and step"]
+    header = (
+        f"  {'program':10}{'kind':20}{'group':>7}{'ops':>6}{'runs':>7}{'MiB':>12}{'MiB sent':>12}"
+    )
+    rows = [
+        _collective_row(name, c) for name, p in programs.items() for c in p["collectives"] or ()
+    ]
+    lines += [header, *rows] if rows else ["  none"]
+    for name, program in programs.items():
+        if program["note"]:
+            lines.append(f"  {name}: {program['note']}")
+        if not program["fits"]:
+            lines += ["", f"{name}: DOES NOT FIT. {program['overflow']}"]
+    return "\n".join(lines)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _memory(part: str, program: dict[str, Any]) -> str:
+    return _gib(program["memory"][part]) if program["memory"] else "-"
+
+
+def _share(program: dict[str, Any], limit: int) -> str:
+    used = program["memory"]["total"] if program["memory"] else program["required_bytes"]
+    return "unknown" if used is None else f"{100 * used / limit:.0f} %"
+
+
+def _collective_row(name: str, c: dict[str, Any]) -> str:
+    runs = str(c["executions"]) + ("" if c["trips_known"] else "+")
+    return (
+        f"  {name:10}{c['kind']:20}{c['group']:>7}{c['operations']:>6}{runs:>7}"
+        f"{c['bytes'] / 2**20:>12,.1f}{c['wire_bytes'] / 2**20:>12,.1f}"
+    )
