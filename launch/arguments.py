@@ -1,15 +1,18 @@
 """What all commands share: how errors end, how configs are read, where files go."""
 
+import contextlib
 import functools
 import importlib.util
 import inspect
 import json
 import os
+import signal
 import sys
-from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+import threading
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from internvideo_jax.config import nearest_name
@@ -25,32 +28,99 @@ class UsageError(Exception):
     """What the user asked for cannot be done; the message says why and what to do."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which is cleaned up after like Ctrl-C."""
+
+
 def command(main: Main) -> Callable[..., int]:
     """Decorates a command's `main(argv)`: expected errors become one line and exit code 2.
 
     Expected are UsageError, ValueError and OSError; everything else is a bug of ours and keeps its
-    traceback. `INTERNVIDEO_DEBUG=1` keeps all of them.
+    traceback. `INTERNVIDEO_DEBUG=1` keeps all of them. Ctrl-C and SIGTERM unwind the command and
+    become the exit codes 130 and 143.
     """
     name = Path(main.__code__.co_filename).stem
 
-    @functools.wraps(main)
-    def run(argv: Sequence[str] | None = None) -> int:
+    def outcome(argv: Sequence[str] | None) -> int:
         try:
-            return main(argv)
+            with _terminable():
+                return main(argv)
         except BrokenPipeError:
             # The reader (`| head`) has left; without this Python complains once more at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        except KeyboardInterrupt:
-            print(f"internvideo-jax {name}: interrupted", file=sys.stderr)
-            return 130
+        except KeyboardInterrupt as error:
+            is_terminated = isinstance(error, Terminated)
+            how = "terminated" if is_terminated else "interrupted"
+            print(f"internvideo-jax {name}: {how}", file=sys.stderr)
+            return 128 + (signal.SIGTERM if is_terminated else signal.SIGINT)
         except (UsageError, ValueError, OSError) as error:
             if os.environ.get("INTERNVIDEO_DEBUG", "0") != "0":
                 raise
-            print(f"internvideo-jax {name}: {error}", file=sys.stderr)
+            print(f"internvideo-jax {name}: {_message(error)}", file=sys.stderr)
             return 2
 
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        # Once `outcome` has returned, no frame keeps open what the error interrupted.
+        code = outcome(argv)
+        return end_process(code) if argv is None else code
+
     return run
+
+
+def end_process(code: int) -> int:
+    """Ends a process that a signal stopped; returns every other exit code.
+
+    All of ours is unwound by then. Threads of native libraries may be at work still, and crash
+    where the interpreter is taken down around them, hence not by `sys.exit`.
+    """
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    return code
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Turns SIGTERM into `Terminated`, unless somebody handles it already."""
+    # Python allows handlers in the main thread only.
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        # A second signal must not interrupt the cleaning up.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _message(error: Exception) -> str:
+    """An error's text; of a bare one of the system, the file and what is the matter with it."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def positive_int(text: str) -> int:
+    """A whole number above zero: the `type` of options that count something."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return number
 
 
 def add_config_argument(parser: ArgumentParser) -> None:
@@ -169,14 +239,19 @@ def new_output_dir(path: str | os.PathLike[str]) -> Path:
     """Makes an output folder, or takes an empty one.
 
     Raises:
-      UsageError: something is there already.
+      UsageError: something is there already, or it cannot be made.
     """
     directory = Path(path)
     if directory.is_dir() and any(directory.iterdir()):
         raise UsageError(f"{directory} exists and is not empty; name a new folder or remove it")
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"{directory} exists and is a file; name a new folder")
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{directory}: cannot make this folder ({error.strerror}); name another"
+        ) from error
     return directory
 
 

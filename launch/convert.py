@@ -32,6 +32,13 @@ folder of shards, or a Hugging Face repository (owner/name, hf://owner/name/file
 sources, later ones replace tensors of earlier ones.
 """
 
+# What to do instead of converting, and the other arguments that it uses.
+_USED = {
+    "list": frozenset[str](),
+    "check_manifest": frozenset({"source"}),
+    "to_pytorch": frozenset({"source", "output"}),
+}
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -49,17 +56,26 @@ def _parser() -> argparse.ArgumentParser:
         "--to_pytorch", action="store_true", help="SOURCE is a model; write PyTorch's keys"
     )
     parser.add_argument(
-        "--check_manifest", metavar="FILE[,FILE...]", help="prove conversions from keys and shapes"
+        "--check_manifest",
+        metavar="FILE[,FILE...]",
+        help="prove conversions from keys and shapes, of every SOURCE, too",
     )
     parser.add_argument("--list", action="store_true", help="list the released checkpoints")
 
     target = parser.add_argument_group("what to make of it (default: all that it holds)")
     target.add_argument("--architecture", metavar="NAME", help="e.g. video_vit: the encoder alone")
     target.add_argument(
-        "--frames", type=int, metavar="N", help="frames per clip (positions are resized)"
+        "--frames",
+        type=arguments.positive_int,
+        metavar="N",
+        help="frames per clip (positions are resized)",
     )
-    target.add_argument("--image_size", type=int, metavar="PIXELS", help="likewise")
-    target.add_argument("--tubelet_size", type=int, metavar="N", help="frames per token")
+    target.add_argument(
+        "--image_size", type=arguments.positive_int, metavar="PIXELS", help="likewise"
+    )
+    target.add_argument(
+        "--tubelet_size", type=arguments.positive_int, metavar="N", help="frames per token"
+    )
     target.add_argument(
         "--inflation",
         choices=("center", "mean"),
@@ -67,7 +83,10 @@ def _parser() -> argparse.ArgumentParser:
         " mean for video kernels)",
     )
     target.add_argument(
-        "--num_classes", type=int, metavar="N", help="400, 600 or 700: a K710 head's rows for them"
+        "--num_classes",
+        type=arguments.positive_int,
+        metavar="N",
+        help="400, 600 or 700: a K710 head's rows for them",
     )
     target.add_argument(
         "--new_head", action="store_true", help="start an untrained head of --num_classes"
@@ -93,14 +112,16 @@ def _parser() -> argparse.ArgumentParser:
 @arguments.command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    _refuse_unused(parser, args)
     if args.list:
         from internvideo_jax.convert import registry
 
         print(registry.table(registry.RELEASES))
         return 0
-    if args.check_manifest:
-        return _check_manifests(args.check_manifest.split(","))
+    if args.check_manifest is not None:
+        return _check_manifests([*args.check_manifest.split(","), *args.source])
     if args.output is None:
         raise arguments.UsageError("expected --output, the folder or file to make")
     # Before a download, rather than after it.
@@ -109,10 +130,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _export(args) if args.to_pytorch else _convert(args)
 
 
+def _refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuses options that what is asked for would pass over."""
+    for mode, used in _USED.items():
+        if getattr(args, mode) == parser.get_default(mode):
+            continue
+        # An absent SOURCE is [], whose default is None.
+        given = {n for n, value in vars(args).items() if value and value != parser.get_default(n)}
+        unused = sorted(given - {mode} - used)
+        if unused:
+            names = ", ".join("SOURCE" if n == "source" else f"--{n}" for n in unused)
+            raise arguments.UsageError(f"--{mode} has no use for {names}: leave that out")
+
+
 def _check_manifests(paths: Sequence[str]) -> int:
     """Prints one line for each manifest, and what misfits; returns 1 if anything does."""
     from internvideo_jax.convert import manifest
 
+    if "" in paths:
+        raise arguments.UsageError("expected --check_manifest=FILE[,FILE...], found an empty name")
     failed = 0
     for path in paths:
         try:
@@ -169,6 +205,11 @@ def _export(args: argparse.Namespace) -> int:
 
     if len(args.source) != 1:
         raise arguments.UsageError(f"expected one model to export, found {len(args.source)}")
+    if args.output.suffix != ".safetensors":
+        raise arguments.UsageError(
+            f"--output={args.output}: --to_pytorch writes a .safetensors file; name it so (torch"
+            " reads it by safetensors.torch.load_file)"
+        )
     with _progress("exporting", stored_bytes(args.source[0])) as progress:
         report = export(args.source[0], args.output, progress)
     print(f"wrote {args.output}: {report['tensors']} tensors")

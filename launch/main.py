@@ -9,6 +9,7 @@ from types import ModuleType
 
 from internvideo_jax import __version__, launch
 from internvideo_jax.config import nearest_name
+from internvideo_jax.launch import arguments
 
 
 def commands() -> dict[str, str]:
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"no command {args.command!r}{nearest_name(args.command, known)}"
             f" (commands: {', '.join(known)})"
         )
-    return int(_module(args.command).main(args.arguments))
+    code = int(_module(args.command).main(args.arguments))
+    return arguments.end_process(code) if argv is None else code
 
 
 def _module(name: str) -> ModuleType:

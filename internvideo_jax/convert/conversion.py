@@ -105,6 +105,8 @@ def prepare(sources: Sequence[str | Path], request: Request) -> Conversion:
     for checkpoint in checkpoints:
         stored |= _stored_options(checkpoint.metadata)
     architecture, given = request.architecture, dict(request.options)
+    if request.new_head and request.num_classes is None:
+        raise ValueError("expected the number of classes of the new head; pass --num_classes=N")
     if request.new_head:
         architecture = architecture or "video_classifier"
         given |= {} if request.num_classes is None else {"num_classes": request.num_classes}

@@ -1,5 +1,6 @@
 """A saved model back to a `.safetensors` file with PyTorch's keys."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from internvideo_jax.config import from_dict
 from internvideo_jax.convert.plan import export_plan
 from internvideo_jax.convert.safetensors_file import SafetensorsWriter
 from internvideo_jax.convert.state_dict import to_state_dict
+from internvideo_jax.convert.upstream import to_upstream
 from internvideo_jax.models import ARCHITECTURES
 from internvideo_jax.saved_model import ARRAYS, read_description
 
@@ -22,7 +24,8 @@ def export(
     """Writes a saved model's variables under the keys of the checkpoint that it came from.
 
     One parameter is in memory at a time (of a stacked one, all its layers). Values are those of the
-    checkpoint to the bit, in the saved model's dtype.
+    checkpoint to the bit, in the saved model's dtype. The file's metadata tell what tensors do not
+    show of the model, so that converting it needs no options.
 
     Args:
       model_dir: what `conversion.write` or `saved_model.save` made.
@@ -54,7 +57,9 @@ def export(
             for assignment in plan.loaded
             for key, shape in zip(assignment.keys, assignment.source_shapes, strict=True)
         }
-        with SafetensorsWriter(Path(output), declarations, {"format": "pt"}) as writer:
+        # `conversion.prepare` reads these options of a file, as it does training arguments.
+        metadata = {"format": "pt", "config": json.dumps(to_upstream(config))}
+        with SafetensorsWriter(Path(output), declarations, metadata) as writer:
             for target in plan.targets:
                 variables = _restore(checkpointer, model_dir / ARRAYS, target)
                 for name, tensor in to_state_dict(variables, plan).items():

@@ -84,7 +84,7 @@ def fit(
                 shape, match, encoder_config(source), encoder_config(target).grid
             )
         elif key in ("head.weight", "head.bias") and isinstance(target, VideoClassifierConfig):
-            adaptation = _fit_head(shape, target.num_classes)
+            adaptation = _fit_head(shape, source.num_classes, target.num_classes)
         if adaptation is not None:
             adaptations[key] = adaptation
     return adaptations
@@ -114,13 +114,14 @@ def _fit_table(
     return resize_positions(shape, old, new, num_extra)
 
 
-def _fit_head(shape: Shape, num_classes: int) -> Adaptation | None:
-    if shape[0] == num_classes:
+def _fit_head(shape: Shape, old: int, new: int) -> Adaptation | None:
+    # A tensor that is not of the checkpoint's classes to begin with is for the plan to report.
+    if old == new or shape[0] != old:
         return None
-    if shape[0] == K710_CLASSES and num_classes in K710_ROWS:
-        return select_rows(shape, K710_ROWS[num_classes], f"K710 classes to K{num_classes}")
+    if old == K710_CLASSES and new in K710_ROWS:
+        return select_rows(shape, K710_ROWS[new], f"K710 classes to K{new}")
     raise ValueError(
-        f"expected a head of {num_classes} classes, found {shape[0]}: rows are chosen only from the"
+        f"expected a head of {new} classes, found {old}: rows are chosen only from the"
         f" {K710_CLASSES} classes of K710, for {', '.join(map(str, K710_ROWS))} classes; pass"
         " --new_head to start an untrained one"
     )

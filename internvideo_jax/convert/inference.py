@@ -6,7 +6,7 @@ Tensors are described as constructor options of upstream's classes, so that what
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -51,8 +51,15 @@ def infer_config(
     given, stored = dict(given or {}), dict(stored or {})
     kind = infer_kind(shapes, architecture)
     canonical = {key: tuple(shapes[name]) for key, name in canonical_names(shapes).items()}
-    options = _tensor_options(kind, canonical, given, stored) | given
-    return config_from_upstream(kind, options, stored | _family_options(options, stored))
+    heads = _family_heads(kind, canonical[ANCHOR][0])
+    problems = _unknown_heads(heads, canonical[ANCHOR][0], given.keys() | stored.keys())
+    try:
+        options = _tensor_options(kind, canonical, given, stored) | given
+    except ValueError as error:
+        problems.insert(0, str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
+    return config_from_upstream(kind, options, heads | stored)
 
 
 def infer_kind(shapes: Mapping[str, Shape], architecture: str | None = None) -> str:
@@ -226,12 +233,12 @@ def _head_options(
     grid: Grid | None,
     given: Mapping[str, Any],
 ) -> dict[str, Any]:
-    if "head.bias" not in shapes and "num_classes" not in given:
+    if not any(key.startswith("head.") for key in shapes) and "num_classes" not in given:
         raise ValueError(
             "expected a classifier's head, found none; pass --new_head --num_classes=N to start an"
             " untrained one"
         )
-    head: dict[str, Any] = {"num_classes": _rows(shapes, "head.bias", 0)}
+    head: dict[str, Any] = {"num_classes": _num_classes(shapes)}
     if kind == "cat":
         pooled, steps = options["clip_embed_dim"], grid[0] if grid else 0
         per_step = "down.0.weight" in shapes
@@ -246,20 +253,31 @@ def _head_options(
     return head
 
 
-def _family_options(options: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers of heads of a released model of this width, for which the file does not tell."""
-    width = options["embed_dim"]
-    known = {"num_heads": HEADS.get(width), "attn_pool_num_heads": 16 if width in HEADS else None}
-    if "clip_embed_dim" not in options:
-        del known["attn_pool_num_heads"]
-    missing = [n for n, v in known.items() if v is None and n not in options and n not in stored]
-    if missing:
-        raise ValueError(
-            f"expected a released width ({', '.join(map(str, HEADS))}), whose numbers of heads are"
-            f" known, found {width}, and tensors do not show them; pass"
-            f" {' '.join(f'--option={name}=N' for name in missing)}"
-        )
-    return {n: v for n, v in known.items() if v is not None and n not in stored}
+def _num_classes(shapes: Mapping[str, Shape]) -> int:
+    """Rows of the head: of its weight, unless that is missing or by its bias transposed."""
+    weight, bias = (shapes.get(f"head.{name}", ()) for name in ("weight", "bias"))
+    rows = bias if not weight or (bias and bias[0] == weight[-1]) else weight
+    return rows[0] if rows else 1
+
+
+def _family_heads(kind: str, width: int) -> dict[str, int | None]:
+    """Numbers of heads, which tensors do not show, of a released model of this width."""
+    heads = {"num_heads": HEADS.get(width)}
+    if not kind.startswith("videomae"):
+        heads["attn_pool_num_heads"] = 16 if width in HEADS else None
+    return heads
+
+
+def _unknown_heads(heads: Mapping[str, int | None], width: int, known: Container[str]) -> list[str]:
+    """What to say of the numbers of heads that nothing tells: one message or none."""
+    missing = [name for name, number in heads.items() if number is None and name not in known]
+    if not missing:
+        return []
+    return [
+        f"expected a released width ({', '.join(map(str, HEADS))}), whose numbers of heads are"
+        f" known, found {width}, and tensors do not show them; pass"
+        f" {' '.join(f'--option={name}=N' for name in missing)}"
+    ]
 
 
 def _in_blocks(shapes: Mapping[str, Shape], name: str) -> Shape | None:

@@ -31,7 +31,11 @@ def read_manifest(path: str | Path) -> Manifest:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"expected a manifest at {path}, found: {error.strerror}") from None
+    try:
+        content = json.loads(text)
         tensors, config = content["tensors"], content["config"]
         shapes = {str(key): tuple(int(n) for n in shape) for key, shape in tensors.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -228,6 +228,8 @@ def key_prefix(keys: Iterable[str]) -> str:
     known = [prefix for prefix in PREFIXES if prefix + ANCHOR in keys]
     if len(known) == 1:
         return known[0]
+    if not keys:
+        raise ValueError("expected a checkpoint, found a file without any tensor; fetch it again")
     found = [key for key in keys if key.endswith(ANCHOR)]
     raise ValueError(
         f"expected a checkpoint with one tensor {ANCHOR!r}, alone or after one of"

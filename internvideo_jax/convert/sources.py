@@ -54,7 +54,13 @@ def open_checkpoint(source: str | Path, key: str | None = None) -> Checkpoint:
             f"{source} does not exist; expected a file, a folder, or a Hugging Face repository "
             "such as owner/name or hf://owner/name/file"
         )
-    local = hub.fetch(address, choose_file, shards_of)
+    try:
+        local = hub.fetch(address, choose_file, shards_of)
+    except CheckpointError as error:
+        # With `hf://` it cannot have been meant as a path.
+        if str(address) == str(source):
+            raise
+        raise CheckpointError(f"{error}; nor is there a local file or folder {source}") from error
     return _open_file(local, key) if local.is_file() else _open_folder(local, key)
 
 

@@ -48,6 +48,15 @@ class _Options:
             )
         return default
 
+    def size(self, name: str, default: Any = _REQUIRED) -> Any:
+        """An option that counts something, of which there must be one."""
+        value = self.take(name, default)
+        if isinstance(value, int) and value < 1:
+            raise ValueError(
+                f"expected option {name!r} of kind {self.kind!r} to be at least 1, found {value}"
+            )
+        return value
+
     def require(self, name: str, *allowed: Any) -> None:
         """Refuses values of an option that this project does not implement."""
         value = self.take(name, allowed[0])
@@ -90,6 +99,41 @@ def config_from_upstream(
     return from_dict(type(config), to_dict(config), f"options of kind {kind!r}")
 
 
+def to_upstream(config: Any) -> dict[str, Any]:
+    """Constructor options, JSON-ready, of what the tensors of a model do not show.
+
+    With them `inference.infer_config` reads the same config from a checkpoint of its model.
+    """
+    encoder = getattr(config, "encoder", config)
+    options = {
+        "num_heads": encoder.num_heads,
+        "img_size": encoder.image_size,
+        "init_values": encoder.layer_scale_init or 0.0,
+    }
+    if isinstance(encoder, VideoMAEConfig):
+        options |= {"all_frames": encoder.num_frames, "ln_eps": encoder.norm_epsilon}
+    else:
+        options |= {
+            "num_frames": encoder.num_frames,
+            "attn_pool_num_heads": encoder.pooler_heads,
+            "mlp_activation": encoder.activation,
+            "drop_path_rate": encoder.drop_path_rate,
+        }
+    match config:
+        case VideoClassifierConfig():
+            options |= {"fc_drop_rate": config.dropout_rate, "init_scale": config.head_init_scale}
+        case Stage1StudentConfig():
+            options |= _listed("clip", "student_", config.clip_layers, config.normalization)
+            options |= _listed("mae", "student_", config.mae_layers, config.normalization)
+        case DistillStudentConfig():
+            options |= _listed("clip", "student_", config.clip_layers, config.normalization)
+        case TeacherConfig():
+            options |= _listed("clip", "", config.layers, config.normalization)
+        case VideoMAETeacherConfig():
+            options |= _listed("mae", "", config.layers, config.normalization)
+    return options
+
+
 def architecture_of(config: Any) -> str:
     """Name in `models.ARCHITECTURES` of the architecture that a config belongs to."""
     return next(n for n, a in ARCHITECTURES.items() if type(config) is a.config_cls)
@@ -104,7 +148,7 @@ def _hidden(options: _Options, width: int) -> int:
 def _encoder(
     options: _Options, *, num_frames: int = 8, layer_scale: float = 1e-5
 ) -> VideoViTConfig:
-    width = options.take("embed_dim")
+    width = options.size("embed_dim")
     options.require("in_chans", 3)
     options.require("layerscale_no_force_fp32", False)
     fused = options.take("use_fused_mlp", True)
@@ -112,14 +156,14 @@ def _encoder(
     return VideoViTConfig(
         width=width,
         depth=options.take("depth"),
-        num_heads=options.take("num_heads"),
+        num_heads=options.size("num_heads"),
         mlp_dim=_hidden(options, width),
-        patch_size=options.take("patch_size", 14),
-        tubelet_size=options.take("tubelet_size", 1),
-        image_size=options.take("img_size", 224),
-        num_frames=options.take("num_frames", num_frames),
-        pooled_dim=options.take("clip_embed_dim", 768),
-        pooler_heads=options.take("attn_pool_num_heads", 16),
+        patch_size=options.size("patch_size", 14),
+        tubelet_size=options.size("tubelet_size", 1),
+        image_size=options.size("img_size", 224),
+        num_frames=options.size("num_frames", num_frames),
+        pooled_dim=options.size("clip_embed_dim", 768),
+        pooler_heads=options.size("attn_pool_num_heads", 16),
         position_embedding="separable" if options.take("sep_pos_embed", False) else "joint",
         activation=options.take("mlp_activation", "gelu_tanh" if fused else "gelu_erf"),
         qk_norm=options.take("qk_normalization", True),
@@ -132,7 +176,7 @@ def _encoder(
 def _classifier(options: _Options, **head: Any) -> VideoClassifierConfig:
     return VideoClassifierConfig(
         encoder=_encoder(options),
-        num_classes=options.take("num_classes", 1000),
+        num_classes=options.size("num_classes", 1000),
         dropout_rate=options.take("fc_drop_rate", 0.0),
         head_init_scale=options.take("init_scale", 0.001),
         **head,
@@ -162,6 +206,15 @@ def _layers(
     if listed:
         return tuple(sorted(listed))
     return tuple(i for i in aligned_layers(depth, count, interval) if i >= 0)
+
+
+def _listed(branch: str, side: str, layers: tuple[int, ...], normalization: str) -> dict[str, Any]:
+    """The options that `_layers` reads as these blocks, and how their outputs are normalised."""
+    return {
+        f"{branch}_return_layer": len(layers),
+        f"{branch}_{side}return_index": list(layers),
+        f"{branch}_norm_type": normalization,
+    }
 
 
 def _pretrain(options: _Options) -> Stage1StudentConfig:
@@ -213,17 +266,17 @@ def _internvl_teacher(options: _Options) -> TeacherConfig:
 
 
 def _videomae(options: _Options) -> VideoMAEConfig:
-    width = options.take("embed_dim")
+    width = options.size("embed_dim")
     options.require("in_chans", 3)
     return VideoMAEConfig(
         width=width,
         depth=options.take("depth"),
-        num_heads=options.take("num_heads"),
+        num_heads=options.size("num_heads"),
         mlp_dim=_hidden(options, width),
-        patch_size=options.take("patch_size", 14),
-        tubelet_size=options.take("tubelet_size", 2),
-        image_size=options.take("img_size", 224),
-        num_frames=options.take("all_frames", 16),
+        patch_size=options.size("patch_size", 14),
+        tubelet_size=options.size("tubelet_size", 2),
+        image_size=options.size("img_size", 224),
+        num_frames=options.size("all_frames", 16),
         qkv_bias=options.take("qkv_bias", True),
         layer_scale_init=options.take("init_values", 0.0) or None,
         norm_epsilon=options.take("ln_eps", 1e-6),

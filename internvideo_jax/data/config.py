@@ -18,7 +18,7 @@ class ClipSet:
     Attributes:
       annotations: a file that `data.annotations.read_annotations` reads.
       root: the folder that its paths start from; None is the folder of the file.
-      format: its format.
+      format: its format, unless its name ends in .jsonl or .json, which say it themselves.
       separator: between the columns of text formats; None finds out.
       frame_pattern: names of the images in folders of images (`format="frames"`).
       shards: a folder that `internvideo-jax shard` wrote.

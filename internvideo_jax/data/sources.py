@@ -18,6 +18,10 @@ from internvideo_jax.data.shards import ShardReader
 from internvideo_jax.data.video import DEFAULT_LIMITS, Limits, VideoError
 
 
+# Recipes name the format of the released lists; users bring files of their own to them.
+_SELF_NAMED = (".jsonl", ".ndjson", ".json")
+
+
 class SourceClip(NamedTuple):
     """One clip with what its source holds of it.
 
@@ -76,7 +80,7 @@ def open_source(clips: ClipSet, *, num_classes: int | None = None) -> ClipSource
         records = read_annotations(
             clips.annotations,
             root=clips.root,
-            format=clips.format,
+            format="auto" if clips.annotations.endswith(_SELF_NAMED) else clips.format,
             separator=clips.separator,
             frame_pattern=clips.frame_pattern or FRAME_PATTERN,
             num_classes=num_classes,

@@ -142,6 +142,14 @@ class VideoReader:
             self._index = make_index(self._file)
         return self._index
 
+    @property
+    def damaged_frames(self) -> int:
+        """How many frames and packets the decoder called damaged in the last `read`.
+
+        That is what FFmpeg notices; a frame predicted from a damaged one is not counted.
+        """
+        return len(self._file.damaged)
+
     def read(
         self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
     ) -> Clip:
@@ -165,6 +173,7 @@ class VideoReader:
                 "read fewer at once, shrink them by a transform, or raise Limits.max_clip_pixels",
             )
         self._file.start_clock()
+        self._file.damaged.clear()
         decoded: dict[int, np.ndarray] = {}
         for number, frame in self._decode(wanted):
             upright = index.orientation.apply(self._to_rgb(frame))

@@ -101,6 +101,7 @@ class VideoFile:
       limits: what reading it may cost.
       container: the demuxer; replaced by `rewind`, so never keep a reference.
       stream: the main video stream; replaced likewise.
+      damaged: timestamps of packets that could not be decoded and of frames with damaged parts.
 
     Raises:
       VideoError: not a complete, regular file with a decodable video stream within the limits.
@@ -119,6 +120,7 @@ class VideoFile:
         self._data = data
         self.container: InputContainer
         self.stream: VideoStream
+        self.damaged: set[int | None] = set()
         self.start_clock()
         self._open()
 
@@ -171,12 +173,15 @@ class VideoFile:
         """The frames that a packet completes, or that are left at the end (None).
 
         As in players, a damaged packet costs its own frames: whoever wants one of them finds out
-        that it is missing.
+        that it is missing. A frame with damaged parts is shown. `damaged` notes both.
         """
         try:
-            return self.stream.codec_context.decode(packet)
+            frames = self.stream.codec_context.decode(packet)
         except av.error.FFmpegError:
+            self.damaged.add(packet.pts if packet is not None else None)
             return []
+        self.damaged.update(frame.pts for frame in frames if frame.is_corrupt)
+        return frames
 
     def check_frame_size(self, width: int, height: int) -> None:
         """Refuses pictures beyond the limit."""

@@ -36,6 +36,8 @@ class SampledClip:
       frame_indices: their numbers in the file, int64 `[T]`.
       timestamps: their times in seconds, float64 `[T]`.
       num_frames: frames in the file.
+      damaged_frames: frames and packets that the decoder called damaged on the way to these;
+        players show such frames, too, with whatever it has put into the gaps.
     """
 
     source: str
@@ -43,6 +45,7 @@ class SampledClip:
     frame_indices: np.ndarray
     timestamps: np.ndarray
     num_frames: int
+    damaged_frames: int = 0
 
     @property
     def repeated_frames(self) -> int:
@@ -108,7 +111,8 @@ def sample_clip(
         indices = uniform_indices(available, num_frames, short)
         transform = functools.partial(eval_frame, size=image_size)
         frames, timestamps = reader.read(indices, transform=transform)
-    return SampledClip(os.fspath(path), frames, indices, timestamps, available)
+        damaged = reader.damaged_frames
+    return SampledClip(os.fspath(path), frames, indices, timestamps, available, damaged)
 
 
 def extract_features(

@@ -113,6 +113,13 @@ class Stage(Protocol):
         """
         return variables
 
+    def flops(self) -> dict[str, int]:
+        """Analytic FLOPs of a step per row of the batch, by part: teachers, model with gradients.
+
+        For compile reports; `{}` if unknown.
+        """
+        return {}
+
     def evaluation(self, batches: Callable[[], Iterator[HostBatch]]) -> Evaluation | None:
         """The evaluation to run during training, or None if the stage has none.
 

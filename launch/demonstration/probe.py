@@ -102,7 +102,5 @@ def _fit_and_predict(
         "kernel": jnp.zeros((features.shape[1], num_classes)),
         "bias": jnp.zeros(num_classes),
     }
-    (weights, _), _ = jax.lax.scan(
-        step, (weights, optimizer.init(weights)), length=_ITERATIONS
-    )
+    (weights, _), _ = jax.lax.scan(step, (weights, optimizer.init(weights)), length=_ITERATIONS)
     return jnp.argmax(test_features @ weights["kernel"] + weights["bias"], axis=-1)

@@ -43,6 +43,11 @@ def test_annotations_and_their_shards_give_the_same_clips(tmp_path, annotations)
             assert np.array_equal(clip.read([0, 3]), other.read([0, 3]))
 
 
+def test_a_recipe_for_lists_takes_jsonl_files_as_well(annotations):
+    source = open_source(ClipSet(annotations=str(annotations), format="csv"), num_classes=3)
+    assert [source[i].record.label for i in range(3)] == [0, 1, 2]
+
+
 def test_labels_of_annotations_are_checked(annotations):
     with pytest.raises(AnnotationError, match=r"clips\.jsonl:3: expected a label from 0 to 1"):
         open_source(ClipSet(annotations=str(annotations)), num_classes=2)

@@ -3,7 +3,10 @@ import json
 import math
 import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -125,15 +128,17 @@ def test_configs_come_from_the_package_unless_the_working_directory_has_them(tmp
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
+    ("error", "code", "message"),
     [
-        (arguments.UsageError("no such thing"), 2),
-        (ValueError("expected 1, found 2"), 2),
-        (FileNotFoundError(2, "No such file", "x.mp4"), 2),
-        (KeyboardInterrupt(), 130),
+        (arguments.UsageError("no such thing"), 2, "no such thing"),
+        (ValueError("expected 1, found 2"), 2, "expected 1, found 2"),
+        (FileNotFoundError(2, "No such file", "x.mp4"), 2, "x.mp4: No such file"),
+        (OSError("no number"), 2, "no number"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (arguments.Terminated(), 143, "terminated"),
     ],
 )
-def test_expected_errors_are_one_line(error, code, capsys, monkeypatch):
+def test_expected_errors_are_one_line(error, code, message, capsys, monkeypatch):
     monkeypatch.delenv("INTERNVIDEO_DEBUG", raising=False)
 
     @arguments.command
@@ -143,9 +148,50 @@ def test_expected_errors_are_one_line(error, code, capsys, monkeypatch):
     assert main([]) == code
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("internvideo-jax test_arguments: ")
-    assert captured.err.count("\n") == 1
-    assert str(error) in captured.err
+    assert captured.err == f"internvideo-jax test_arguments: {message}\n"
+
+
+def test_a_command_cleans_up_after_sigterm():
+    cleaned = []
+
+    @arguments.command
+    def main(argv=None):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            # Whoever is impatient does not disturb it.
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            cleaned.append(True)
+        return 0
+
+    assert main([]) == 143
+    assert cleaned
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(("error", "code"), [("KeyboardInterrupt", 130), ("Terminated", 143)])
+def test_an_interrupted_process_ends_without_finalising_the_interpreter(error, code):
+    program = (
+        "import atexit, sys; from internvideo_jax.launch import arguments;"
+        "from internvideo_jax.launch.arguments import Terminated\n"
+        "atexit.register(print, 'finalised')\n"
+        "@arguments.command\n"
+        "def main(argv=None):\n"
+        "    print('working')\n"
+        f"    raise {error}\n"
+        "sys.exit(main())"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (code, "working\n")
+
+
+def test_counts_are_at_least_one():
+    assert arguments.positive_int("12") == 12
+    for text in ("0", "-4", "1.5", "many"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"at least 1, found '{text}'"):
+            arguments.positive_int(text)
 
 
 def test_bugs_and_debugging_keep_the_traceback(monkeypatch):
@@ -208,5 +254,7 @@ def test_output_folders_are_new_or_empty(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(arguments.UsageError, match="file exists and is a file"):
         arguments.new_output_dir(tmp_path / "file")
+    with pytest.raises(arguments.UsageError, match="x: cannot make this folder .Not a directory"):
+        arguments.new_output_dir(tmp_path / "file" / "x")
     with pytest.raises(arguments.UsageError, match="exists and is not empty"):
         arguments.new_output_dir(tmp_path)

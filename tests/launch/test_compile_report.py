@@ -212,40 +212,17 @@ def test_the_large_encoders_fit(size, topology, tmp_path):
 
 @pytest.mark.slow
 @needs_compiler
-def test_the_training_step_of_a_small_run_is_compiled_whole(tmp_path):
-    path = tmp_path / "report.json"
-    result = run(
-        "--config=configs/stage1/distill.py:s14",
-        "--topology=v5e:2x2",
-        "--config.train.batch_size=8",
-        "--config.train.accumulation=2",
-        "--config.stage.student.encoder.depth=6",
-        "--config.stage.student.clip_layers=(0,1,2,3,4,5)",
-        "--config.stage.teacher.encoder.depth=6",
-        "--config.stage.teacher.layers=(0,1,2,3,4,5)",
-        f"--json={path}",
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    written = json.loads(path.read_text())
-    assert (written["batch_size"], written["micro_batches"]) == (8, 2)
-    assert written["analytic_flops_by_part"].keys() == {"student", "teacher"}
-    assert written["frozen_parameters"] > 100e6
-    step = written["programs"]["train step"]
-    # The state is donated: its new value takes the place of the old one.
-    assert step["memory"]["outputs"] < 2**20
-    assert step["analytic_flops_per_device"] == 2 * step["analytic_flops_per_clip"]
-
-
-@pytest.mark.slow
-@needs_compiler
 def test_pretraining_of_the_1b_student_fits_with_both_teachers(tmp_path):
     """Some minutes: the step on 256 chips, each with 16 clips of the recipe's global batch."""
     path = tmp_path / "report.json"
     result = run("--config=configs/stage1/pretrain.py:1b", "--topology=v5e:16x16", f"--json={path}")
     assert result.returncode == 0, result.stdout + result.stderr
     written = json.loads(path.read_text())
-    assert written["batch_size"] == 4096
+    assert (written["batch_size"], written["micro_batches"]) == (4096, 1)
     step = written["programs"]["train step"]
+    # The state is donated: its new value takes the place of the old one.
+    assert step["memory"]["outputs"] < 2**20
+    assert step["analytic_flops_per_device"] == 16 * step["analytic_flops_per_clip"]
     assert step["memory"]["total"] < 0.6 * written["hbm_bytes_per_device"]
     # Every weight is gathered in bfloat16: teachers' once, the student's for both passes.
     gathered = sum(c["bytes"] for c in step["collectives"] if c["kind"] == "all-gather")

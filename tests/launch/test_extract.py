@@ -1,6 +1,7 @@
 """The command `extract`."""
 
 import json
+import os
 import resource
 
 import jax
@@ -9,7 +10,8 @@ import pytest
 
 from internvideo_jax import saved_model
 from internvideo_jax.data import synthetic
-from internvideo_jax.launch import extract
+from internvideo_jax.evaluation import features
+from internvideo_jax.launch import extract, feature_files
 from internvideo_jax.models import VideoViT, VideoViTConfig, abstract_variables
 from internvideo_jax.models.preprocessing import Preprocessing
 
@@ -104,13 +106,43 @@ def test_tokens_of_more_frames(run, videos, capsys):
 def test_failures_are_listed_and_the_rest_written(run, videos, tmp_path, capsys):
     bad = tmp_path / "bad.mp4"
     bad.touch()
-    assert run(videos / "a.mp4", bad, tmp_path / "missing.mp4") == 1
+    text = tmp_path / "text.mp4"
+    text.write_text("not a video")
+    assert run(videos / "a.mp4", bad, text) == 1
     assert [name for name in written(run.output) if name.endswith("a.mp4.npz")]
     failed = json.loads((run.output / "summary.json").read_text())["failed"]
-    assert {item["source"] for item in failed} == {str(bad), str(tmp_path / "missing.mp4")}
+    assert {item["source"] for item in failed} == {str(bad), str(text)}
     error = capsys.readouterr().err
     assert "2 failed:" in error
-    assert f"{bad}      expected a complete video file, found an empty file" in error
+    assert f"{bad}   expected a complete video file, found an empty file" in error
+
+
+def test_a_path_that_does_not_exist_is_told_before_anything_is_made(run, videos, capsys):
+    assert run(videos / "a.mp4", videos / "b.mp4", "no/c.mp4") == 2
+    assert f"found nothing at {videos / 'b.mp4'}, no/c.mp4" in capsys.readouterr().err
+    assert not run.output.exists()
+
+
+def test_a_run_without_features_leaves_no_folder_behind(run, videos, tmp_path, capsys):
+    assert run(videos / "notes.txt") == 1
+    assert "1 failed" in capsys.readouterr().err
+    assert not run.output.exists()
+
+
+def test_damage_that_the_decoder_reports_is_told(run, tmp_path, capsys):
+    # Noise, so that frames are large enough to have a middle that can be overwritten.
+    frames = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), np.uint8)
+    path = tmp_path / "damaged.mp4"
+    synthetic.write_video(path, frames)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"mdat") + 1000
+    data[start : start + 40] = bytes(range(200, 240))
+    path.write_bytes(data)
+    assert run(path) == 0
+    assert f"{path}: damaged: the decoder met errors" in capsys.readouterr().err
+    summary = json.loads((run.output / "summary.json").read_text())
+    assert summary["damaged_frames"] == [str(path)]
+    assert np.load(run.output / "damaged.mp4.npz")["damaged_frames"] > 0
 
 
 def test_short_videos_can_be_errors(run, videos, capsys):
@@ -125,6 +157,17 @@ def test_an_existing_output_is_left_alone(run, videos, capsys):
     assert "not empty" in (error := capsys.readouterr().err)
     assert "--resume" in error
     assert written(run.output) == ["precious"]
+
+
+def test_a_file_is_no_output_folder(run, videos, model_dir, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for name, message in (("file", "is a file"), ("file/x", "Not a directory")):
+        for resume in ([], ["--resume"]):
+            argv = [str(videos), f"--model={model_dir}", f"--output={tmp_path / name}", *resume]
+            assert extract.main(argv) == 2
+            error = capsys.readouterr().err
+            assert message in error
+            assert "--resume" not in error
 
 
 def test_resume_keeps_what_is_finished(run, videos, capsys):
@@ -151,6 +194,41 @@ def test_resume_refuses_other_settings(run, videos, capsys):
     assert "kind pooled" in error
 
 
+def test_resume_with_other_videos_adds_to_the_folder(run, videos, tmp_path, capsys):
+    (tmp_path / "bad.mp4").touch()
+    (tmp_path / "new.mp4").symlink_to(videos / "x/same.mp4")
+    assert run(videos / "y/same.mp4", tmp_path / "bad.mp4", "--short=repeat") == 1
+    before = json.loads((run.output / "summary.json").read_text())
+    assert run(tmp_path / "new.mp4", "--resume", "--frames=8") == 2
+    assert "resume with the settings of the first run" in capsys.readouterr().err
+    assert run(tmp_path / "new.mp4", "--resume") == 0
+    after = json.loads((run.output / "summary.json").read_text())
+    assert (after["written"], after["finished_before"]) == (1, 1)
+    for name in ("failed", "repeated_frames"):
+        assert len(after[name]) == 1
+        assert after[name] == before[name]
+
+
+def test_resume_does_not_replace_the_features_of_another_video(run, videos, capsys):
+    assert run(videos / "x/same.mp4") == 0
+    before = (run.output / "same.mp4.npz").read_bytes()
+    assert run(videos / "y/same.mp4", "--resume") == 2
+    assert f"found those of {videos / 'x/same.mp4'}" in capsys.readouterr().err
+    assert (run.output / "same.mp4.npz").read_bytes() == before
+
+
+def test_what_does_not_fit_into_memory_says_what_to_lower(run, videos, monkeypatch, capsys):
+    def exhausted(*_args, **_options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(features, "_encode", exhausted)
+    assert run(videos) == 2
+    error = capsys.readouterr().err
+    assert "8 clips of 4 frames do not fit into memory (RESOURCE_EXHAUSTED" in error
+    assert "lower --batch_size or --frames" in error
+    assert not run.output.exists()
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -175,6 +253,24 @@ def test_a_folder_without_videos(run, tmp_path, capsys):
     assert "found none" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_read(run, videos, tmp_path, monkeypatch, capsys):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if path == str(locked):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert run(locked, videos / "a.mp4") == 2
+    error = capsys.readouterr().err
+    assert f"{locked}: expected a folder that can be searched" in error
+    assert "Permission denied" in error
+    assert not run.output.exists()
+
+
 def test_no_model(videos, tmp_path, capsys):
     argv = [str(videos), f"--model={tmp_path}", f"--output={tmp_path / 'out'}"]
     assert extract.main(argv) == 2
@@ -182,9 +278,9 @@ def test_no_model(videos, tmp_path, capsys):
 
 
 def test_output_names_are_unique():
-    names = extract.output_names(["/v/a/c.mp4", "/v/b/c.mp4", "/v/b/c.webm"])
+    names = feature_files.output_names(["/v/a/c.mp4", "/v/b/c.mp4", "/v/b/c.webm"])
     assert list(map(str, names.values())) == ["a/c.mp4.npz", "b/c.mp4.npz", "b/c.webm.npz"]
-    assert list(map(str, extract.output_names(["/v/a/c.mp4"]).values())) == ["c.mp4.npz"]
+    assert list(map(str, feature_files.output_names(["/v/a/c.mp4"]).values())) == ["c.mp4.npz"]
 
 
 def test_a_video_named_twice_is_done_once(videos):
@@ -207,7 +303,7 @@ def test_a_full_disk_leaves_nothing_half_written(run, videos, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == 2
     assert "cannot write it (File too large)" in capsys.readouterr().err
-    assert written(run.output) == []
+    assert not run.output.exists()
 
 
 def test_an_interruption_leaves_nothing_half_written(run, videos, monkeypatch, capsys):
@@ -216,6 +312,6 @@ def test_an_interruption_leaves_nothing_half_written(run, videos, monkeypatch, c
         raise KeyboardInterrupt
 
     monkeypatch.setattr(np, "savez", interrupted)
-    assert run(videos) == 130
-    assert written(run.output) == []
+    assert run(videos / "a.mp4") == 130
+    assert not run.output.exists()
     assert "interrupted" in capsys.readouterr().err

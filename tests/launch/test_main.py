@@ -50,6 +50,21 @@ def test_arguments_and_exit_code_are_handed_over(monkeypatch):
     assert seen == [["--json=x.json", "--", "-v"]]
 
 
+def test_the_process_of_an_interrupted_command_ends_at_once(monkeypatch):
+    from internvideo_jax.launch import arguments, doctor
+
+    def ended(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(arguments.os, "_exit", ended)
+    monkeypatch.setattr(doctor, "main", lambda argv: 130)
+    # Whoever calls `main` in a process of his own gets the code.
+    assert program.main(["doctor"]) == 130
+    monkeypatch.setattr(sys, "argv", ["internvideo-jax", "doctor"])
+    with pytest.raises(SystemExit, match="^130$"):
+        program.main()
+
+
 def test_the_list_of_commands_comes_without_heavy_imports():
     code = (
         "import json, sys; from internvideo_jax.launch.main import main; main([]);"

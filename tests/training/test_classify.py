@@ -49,13 +49,16 @@ def example(stage, rows, seed=0):
 def test_without_mixing_the_loss_is_the_cross_entropy():
     stage = ClassifyStage(CONFIG)
     variables, batch = noise(stage.init, 0), example(stage, 4)
-    targets = stage.targets({}, batch, jax.random.key(0))
+
+    @jax.jit
+    def step(variables, batch):
+        targets = stage.targets({}, batch, jax.random.key(0))
+        loss = stage.loss(variables["params"], {}, batch, targets, jax.random.key(1))
+        return targets, loss, stage.logits(variables, batch["video"])
+
+    targets, (loss, (metrics, extra)), logits = step(variables, batch)
     np.testing.assert_allclose(targets["video"], batch["video"], rtol=1e-6)
     np.testing.assert_array_equal(targets["label"], jax.nn.one_hot(batch["label"], 5))
-    loss, (metrics, extra) = jax.jit(stage.loss)(
-        variables["params"], {}, batch, targets, jax.random.key(1)
-    )
-    logits = jax.jit(stage.logits)(variables, batch["video"])
     np.testing.assert_allclose(loss, soft_cross_entropy(logits, targets["label"]), rtol=1e-5)
     assert metrics["top1"] == np.mean(logits.argmax(-1) == batch["label"])
     assert extra == {}
@@ -65,7 +68,7 @@ def test_groups_of_rows_mix_with_a_draw_of_their_own():
     mix = MixConfig(cutmix_alpha=0.0, label_smoothing=0.1)
     stage = ClassifyStage(dataclasses.replace(CONFIG, mix=mix, mix_group=2))
     batch = example(stage, 6)
-    targets = stage.targets({}, batch, jax.random.key(0))
+    targets = jax.jit(stage.targets)({}, batch, jax.random.key(0))
     one_hot = np.asarray(smooth_one_hot(batch["label"], 5, 0.1))
     shares = []
     for group in range(3):
@@ -87,8 +90,9 @@ def test_groups_of_rows_mix_with_a_draw_of_their_own():
 def test_groups_must_divide_the_rows_unless_they_are_larger():
     stage = ClassifyStage(dataclasses.replace(CONFIG, mix_group=4))
     with pytest.raises(ValueError, match="divides the 6 rows .* found 4"):
-        stage.targets({}, example(stage, 6), jax.random.key(0))
-    assert stage.targets({}, example(stage, 2), jax.random.key(0))["label"].shape == (2, 5)
+        jax.eval_shape(stage.targets, {}, example(stage, 6), jax.random.key(0))
+    shapes = jax.eval_shape(stage.targets, {}, example(stage, 2), jax.random.key(0))
+    assert shapes["label"].shape == (2, 5)
     with pytest.raises(ValueError, match="mix_group: expected an even number"):
         dataclasses.replace(CONFIG, mix_group=3)
 
@@ -98,7 +102,7 @@ def test_dropout_and_batch_statistics_belong_to_training():
     stage = ClassifyStage(dataclasses.replace(CONFIG, model=model))
     variables, batch = noise(stage.init, 0), example(stage, 4)
     extra = {"batch_stats": variables["batch_stats"]}
-    targets = stage.targets({}, batch, jax.random.key(0))
+    targets = jax.jit(stage.targets)({}, batch, jax.random.key(0))
     loss = jax.jit(stage.loss)
     first, (_, new) = loss(variables["params"], extra, batch, targets, jax.random.key(1))
     second, _ = loss(variables["params"], extra, batch, targets, jax.random.key(2))

@@ -63,12 +63,13 @@ def test_the_mask_covers_the_whole_clip_and_targets_are_the_teachers_rows(parts)
         np.testing.assert_allclose(targets["clip_middle"][i], wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_student_learns_the_teachers_features(parts):
     stage, frozen, batch = parts
     params = noise(stage.init, 1)["params"]
 
     @jax.jit
-    def step(params, key):
+    def step(params, frozen, batch, key):
         targets = stage.targets(frozen, batch, key)
         (loss, (terms, _)), gradients = jax.value_and_grad(stage.loss, has_aux=True)(
             params, {}, batch, targets, key
@@ -77,7 +78,7 @@ def test_the_student_learns_the_teachers_features(parts):
 
     losses = []
     for i in range(8):
-        loss, terms, params = step(params, jax.random.key(i))
+        loss, terms, params = step(params, frozen, batch, jax.random.key(i))
         losses.append(float(loss))
         np.testing.assert_allclose(loss, terms["clip_middle"] + terms["clip_final"], rtol=1e-5)
     assert losses[-1] < 0.8 * losses[0]

@@ -1,5 +1,8 @@
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import flax.linen as nn
@@ -323,3 +326,18 @@ def test_a_student_may_start_from_an_encoder(parts, tmp_path):
     loaded = stage.load_initial(variables)["params"]
     np.testing.assert_array_equal(loaded["encoder"]["cls_token"], own["params"]["cls_token"])
     np.testing.assert_array_equal(loaded["clip_pos_embed"], variables["params"]["clip_pos_embed"])
+
+
+@pytest.mark.slow
+def test_stages_on_eight_devices():
+    """The number of devices is fixed when JAX starts: these checks get their own process."""
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    cases = Path(__file__).with_name("eight_device_stage_cases.py")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(cases)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -70,11 +70,14 @@ class AlignmentStage(Stage):
         self.module = student
         self.config = student.config
         self.video_vit_name, self.video_vit = video_vit
-        self.videomae_name, self.videomae = videomae or ("", None)
+        self.videomae_name = videomae[0] if videomae else ""
+        self.videomae = videomae[1] if videomae else None
         self.mask, self.weights, self.stride = mask, dict(weights), stride
         self.teacher_batch, self.teacher_paths = teacher_batch, teacher_paths
         self.is_cached, self.initial = is_cached, initial
         encoder = self.config.encoder
+        # An image tower takes one frame of each of the student's tubelets.
+        self.teacher_stride = stride * (encoder.tubelet_size if self.video_vit.per_frame else 1)
         self.preprocessing = Preprocessing(
             image_size=encoder.image_size, num_frames=encoder.num_frames
         )
@@ -89,8 +92,7 @@ class AlignmentStage(Stage):
 
     def init(self, key: jax.Array) -> Variables:
         inputs = (jnp.zeros(x.shape, x.dtype) for x in self.module.example_inputs())
-        variables: Variables = self.module.init(key, *inputs)
-        return variables
+        return dict(self.module.init(key, *inputs))
 
     def init_frozen(self, key: jax.Array) -> PyTree:
         return {name: teachers.init_teacher(c, key) for name, c in self._teachers().items()}
@@ -162,7 +164,7 @@ class AlignmentStage(Stage):
           `[B, K', N, D']`.
         """
         video = normalized(batch["video"], self.preprocessing)
-        clip_video = resized(video[:, :: self.stride], self.video_vit.encoder.image_size)
+        clip_video = resized(video[:, :: self.teacher_stride], self.video_vit.encoder.image_size)
         output: Any = teachers.teacher_module(self.video_vit).apply(
             frozen[self.video_vit_name], clip_video
         )
@@ -212,7 +214,7 @@ class AlignmentStage(Stage):
         encoded = teachers.encode_clips(
             self.video_vit,
             frozen[self.video_vit_name],
-            resized(video[:, :: self.stride], self.video_vit.encoder.image_size),
+            resized(video[:, :: self.teacher_stride], self.video_vit.encoder.image_size),
         )
         assert encoded.pooler_attention is not None
         kept = teachers.kept_tokens(self.mask, clips["drawn"], encoded.pooler_attention[:, 1:])

@@ -103,8 +103,7 @@ class ClassifyStage(Stage):
 
     def init(self, key: jax.Array) -> Variables:
         inputs = (jnp.zeros(x.shape, x.dtype) for x in self.module.example_inputs())
-        variables: Variables = self.module.init(key, *inputs)
-        return variables
+        return dict(self.module.init(key, *inputs))
 
     def trainable(self, path: str) -> bool | np.ndarray:
         """Upstream's rule for probes, with the last blocks counted as numbers.
@@ -157,13 +156,17 @@ class ClassifyStage(Stage):
             )
 
         def mix(video: Array, label: Array, key: Array) -> tuple[Array, Array]:
-            draw = draw_mix(key, self.config.mix, video.shape[2:4])
+            height, width = video.shape[2:4]
+            draw = draw_mix(key, self.config.mix, (height, width))
             smoothing = self.config.mix.label_smoothing
             classes = self.config.model.num_classes
             return mix_video(video, draw), mix_targets(label, draw, classes, smoothing)
 
-        groups = (x.reshape(rows // group, group, *x.shape[1:]) for x in (video, batch["label"]))
-        mixed = jax.vmap(mix)(*groups, jax.random.split(key, rows // group))
+        def grouped(x: Array) -> Array:
+            return x.reshape(rows // group, group, *x.shape[1:])
+
+        keys = jax.random.split(key, rows // group)
+        mixed = jax.vmap(mix)(grouped(video), grouped(batch["label"]), keys)
         video, label = (x.reshape(rows, *x.shape[2:]) for x in mixed)
         return {"video": video, "label": label}
 

@@ -26,7 +26,7 @@ def local_forward(apply: Apply, variables: PyTree) -> Callable[[np.ndarray], np.
     """
     sharding = jax.tree.leaves(variables)[0].sharding
     if not isinstance(sharding, NamedSharding):
-        return lambda rows: np.asarray(apply(variables, rows))
+        return lambda rows: np.asarray(apply(variables, jax.device_put(rows, sharding)))
     mesh = sharding.mesh
     split = NamedSharding(mesh, partition_spec(("batch",), DEFAULT_RULES))
     ways = math.prod(mesh.shape[axis] for axis in split.spec[0])

@@ -55,7 +55,8 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         student, clip, mae = self.student, self.clip_teacher, self.mae_teacher
         encoder = student.encoder
-        clip_grid = (encoder.num_frames // clip.encoder.tubelet_size, *clip.encoder.grid[1:])
+        # The image tower sees one frame of each of the student's tubelets.
+        clip_grid = (encoder.grid[0] * clip.encoder.grid[0], *clip.encoder.grid[1:])
         check_matches(
             ("clip_teacher.per_frame", True, clip.per_frame),
             ("layers of clip_teacher", len(student.clip_layers), len(clip.layers)),

@@ -137,10 +137,11 @@ def encode_clips(config: TeacherConfig, variables: PyTree, video: Array) -> Vide
     if config.per_frame:
         video = video.reshape(-1, 1, *video.shape[2:])
     params = variables["params"]["encoder"]
-    output: VideoViTOutput = VideoViT(config.encoder).apply(
+    output: Any = VideoViT(config.encoder).apply(
         {"params": params}, video, hidden_layers=config.layers, return_pooler_attention=True
     )
-    return output
+    encoded: VideoViTOutput = output
+    return encoded
 
 
 def videomae_features(

@@ -216,4 +216,5 @@ def _place(array: np.ndarray | jax.Array, target: Any) -> jax.Array:
 def _mesh_of(leaves: Iterable[Any]) -> Mesh | None:
     """The mesh on which arrays are spread; None for those of a single device."""
     sharding = next(iter(leaves)).sharding
-    return sharding.mesh if isinstance(sharding, NamedSharding) else None
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return mesh if isinstance(mesh, Mesh) else None

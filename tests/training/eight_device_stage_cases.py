@@ -1,0 +1,95 @@
+"""Stages over eight devices; `test_pretrain.py` runs these in a process that has them."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from internvideo_jax import models
+from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
+from internvideo_jax.parallel.rules import DEFAULT_RULES
+from internvideo_jax.parallel.sharding import variable_shardings
+from internvideo_jax.training.stages.classify import ClassifyConfig, ClassifyStage
+from internvideo_jax.training.stages.pretrain import PretrainConfig, PretrainStage
+from internvideo_jax.training.stages.teachers import MaskConfig
+from internvideo_jax.training.step import batch_shardings
+
+SMALL = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 16, "image_size": 8}
+POOLER = {"pooled_dim": 8, "pooler_heads": 2}
+ENCODER = models.VideoViTConfig(**SMALL, **POOLER, patch_size=4, num_frames=2)
+IMAGE = models.VideoViTConfig(**SMALL, **POOLER, patch_size=4, num_frames=1)
+MAE = models.VideoMAEConfig(**SMALL, patch_size=4, num_frames=4)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(data=2, fsdp=4))
+
+
+def variables_of(init, mesh, seed):
+    """Noise for the variables that `init` makes: whole, and spread over the mesh."""
+    rng = np.random.default_rng(seed)
+    with nn.logical_axis_rules(()):
+        boxed = jax.eval_shape(init, jax.random.key(0))
+    whole = jax.tree.map(
+        lambda x: np.abs(rng.normal(0, 0.1, x.shape)).astype(x.dtype), nn.unbox(boxed)
+    )
+    return whole, jax.device_put(whole, variable_shardings(boxed, mesh, DEFAULT_RULES))
+
+
+def test_targets_and_loss_are_those_of_one_device_in_passes_too(mesh):
+    stage = PretrainStage(
+        PretrainConfig(
+            models.Stage1StudentConfig(ENCODER, (0, 1), (1,), 16, 8, 16),
+            models.TeacherConfig(IMAGE, (0, 1), per_frame=True),
+            models.VideoMAETeacherConfig(MAE, (1,)),
+            mask=MaskConfig(ratio=0.5),
+            teacher_batch=8,
+        )
+    )
+    (params, split), (frozen, split_frozen) = (
+        variables_of(init, mesh, seed) for seed, init in enumerate((stage.init, stage.init_frozen))
+    )
+    shapes = stage.example_batch(16)
+    pixels = np.random.default_rng(2).integers(0, 256, shapes["video"].shape, np.uint8)
+
+    def step(params, frozen, batch):
+        targets = stage.targets(frozen, batch, jax.random.key(0))
+        return targets, stage.loss(params["params"], {}, batch, targets, jax.random.key(1))[0]
+
+    expected = jax.jit(step)(params, frozen, {"video": jnp.asarray(pixels)})
+    with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
+        batch = jax.device_put({"video": pixels}, batch_shardings(shapes, mesh, DEFAULT_RULES))
+        found = jax.jit(lambda *args: step(*args))(split, split_frozen, batch)
+    np.testing.assert_array_equal(found[0]["kept"], expected[0]["kept"])
+    for name in found[0]:
+        np.testing.assert_allclose(found[0][name], expected[0][name], atol=1e-5)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+    # Every device keeps the features of its own clips.
+    assert found[0]["clip_middle"].sharding.spec[0] == ("data", "fsdp")
+
+
+def test_starting_weights_keep_the_sharding_and_uneven_views_are_filled_up(mesh, tmp_path):
+    start = ClassifyStage(ClassifyConfig(models.VideoClassifierConfig(IMAGE, 710)))
+    whole, split = variables_of(start.init, mesh, 0)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
+        start.save(split, tmp_path / "start")
+        model = models.VideoClassifierConfig(ENCODER, 400)
+        stage = ClassifyStage(ClassifyConfig(model, initial=str(tmp_path / "start")))
+        _, variables = variables_of(stage.init, mesh, 1)
+        loaded = stage.load_initial(variables)
+        same = jax.tree.map(lambda a, b: a.sharding == b.sharding, loaded, variables)
+        assert jax.tree.all(same)
+        np.testing.assert_array_equal(
+            loaded["params"]["head"]["kernel"], whole["params"]["head"]["kernel"][:, :400]
+        )
+        assert loaded["params"]["encoder"]["pos_embed"].shape == (1, 9, 16)
+        video = np.random.default_rng(2).normal(size=(3, 2, 8, 8, 3)).astype(np.float32)
+        views = {"video": video, "index": np.arange(3), "valid": np.ones(3, bool)}
+        views |= {name: np.zeros(3, np.int64) for name in ("segment", "crop", "label")}
+        found = stage.evaluation(lambda: iter([views]))(loaded)
+    assert found["clips"] == 3
+    assert found == stage.evaluation(lambda: iter([views]))(
+        jax.device_put(loaded, jax.devices()[0])
+    )
