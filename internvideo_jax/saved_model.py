@@ -264,6 +264,8 @@ def _restore(
 def _stored_arrays(checkpointer: ocp.StandardCheckpointer, path: epath.Path) -> dict[str, Any]:
     """Returns "collection/module/name" -> something with shape and dtype, of what is on disk."""
     try:
+        # Orbax does not tell a folder that may not be read from one that is not there.
+        any(path.iterdir())
         metadata = checkpointer.metadata(path).item_metadata
         if metadata is None:
             raise FileNotFoundError("there is no Orbax checkpoint")

@@ -32,12 +32,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--reference", type=Path, required=True, metavar="FILE.safetensors")
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=_tolerance,
         default=1e-5,
         help="largest error, relative to an output's largest value (default: %(default)g)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table here, too")
     args = parser.parse_args(argv)
+    if args.json and not args.json.parent.is_dir():
+        raise arguments.UsageError(
+            f"--json={args.json}: expected a file in a folder that exists, found no"
+            f" {args.json.parent}; make it first"
+        )
 
     from internvideo_jax.convert import verify
     from internvideo_jax.saved_model import load
@@ -73,6 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         f" ({worst.name})"
     )
     return 1 if failed else 0
+
+
+def _tolerance(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, found {text}")
+    return value
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from flax import traverse_util
 
 from internvideo_jax import saved_model
@@ -273,6 +274,20 @@ def test_lost_files_are_noticed(model_dir, lost):
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     with pytest.raises(SavedModelError, match=r"the arrays under .*params cannot be read"):
         saved_model.load(model_dir)
+
+
+def test_arrays_that_may_not_be_read_are_not_called_absent(model_dir, monkeypatch, caplog):
+    iterdir = type(epath.Path(model_dir)).iterdir
+
+    def refuse(path):
+        if path.name == "params":
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(type(epath.Path(model_dir)), "iterdir", refuse)
+    with pytest.raises(SavedModelError, match=r"params cannot be read: .*Permission denied"):
+        saved_model.load(model_dir)
+    assert not caplog.records
 
 
 def test_a_lost_chunk_is_reported_by_its_cause(model_dir, monkeypatch):

@@ -1,7 +1,7 @@
 """The demo's image teacher: a classifier of single frames by colour, shape and size.
 
-`configs/demo/image_teacher.py[:SIZE]` with SIZE full or fast. `internvideo-jax demo` makes the clips, decodes them
-once and normalises them.
+`configs/demo/image_teacher.py[:SIZE]` with SIZE full or fast. `internvideo-jax demo` makes the clips,
+decodes them once and normalises them.
 """
 
 from ml_collections import ConfigDict
@@ -19,5 +19,5 @@ def get_config(name: str = "full") -> ConfigDict:
     """
     size = common.choose_size(name, "image_teacher.py")
     stage = common.classifier(common.image_encoder(size), NUM_LOOKS)
-    train = common.train(size.image_steps, size.batch_size)
+    train = common.train(size.image_steps, size.batch_size, seed=1)
     return run_config("classify", stage, train, common.data(NUM_LOOKS, num_frames=1), None)

@@ -53,5 +53,5 @@ def get_config(name: str = "full") -> ConfigDict:
         ),
         teachers="cached",
     )
-    train = common.train(size.stage1_steps, size.batch_size)
+    train = common.train(size.stage1_steps, size.batch_size, seed=3)
     return run_config("pretrain", stage, train, common.data(None), None)

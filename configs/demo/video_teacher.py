@@ -2,8 +2,8 @@
 
 A self-supervised teacher of a few minutes would know less of motion than random weights do.
 
-`configs/demo/video_teacher.py[:SIZE]` with SIZE full or fast. `internvideo-jax demo` makes the clips, decodes them
-once and normalises them.
+`configs/demo/video_teacher.py[:SIZE]` with SIZE full or fast. `internvideo-jax demo` makes the clips,
+decodes them once and normalises them.
 """
 
 from ml_collections import ConfigDict
@@ -21,5 +21,5 @@ def get_config(name: str = "full") -> ConfigDict:
     """
     size = common.choose_size(name, "video_teacher.py")
     stage = common.classifier(common.encoder(size), len(MOTIONS))
-    train = common.train(size.video_steps, size.batch_size // 2)
+    train = common.train(size.video_steps, size.batch_size // 2, seed=2)
     return run_config("classify", stage, train, common.data(len(MOTIONS)), None)

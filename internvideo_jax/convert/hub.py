@@ -69,19 +69,24 @@ def fetch(
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     repo, revision = address.repo, address.revision
     with _explained(address):
+        # Asked even where the file is known: this is not tried again and again without a network.
+        names, is_offline = [], False
+        try:
+            info = api.model_info(repo, revision=revision)
+            names = [sibling.rfilename for sibling in info.siblings or ()]
+        except Exception as error:
+            is_offline = _is_unreachable(error)
+            if not is_offline and address.file is None:
+                raise
 
         def download(name: str) -> Path:
-            return Path(api.hf_hub_download(repo, name, revision=revision))
+            return Path(
+                api.hf_hub_download(repo, name, revision=revision, local_files_only=is_offline)
+            )
 
-        name = address.file
-        if name is None:
-            try:
-                info = api.model_info(repo, revision=revision)
-            except Exception as error:
-                if not _is_unreachable(error):
-                    raise
-                return Path(api.snapshot_download(repo, revision=revision, local_files_only=True))
-            name = choose_file([sibling.rfilename for sibling in info.siblings or ()], str(address))
+        if is_offline and address.file is None:
+            return Path(api.snapshot_download(repo, revision=revision, local_files_only=True))
+        name = address.file or choose_file(names, str(address))
         path = download(name)
         if name.endswith(".index.json"):
             folder = PurePosixPath(name).parent

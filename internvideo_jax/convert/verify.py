@@ -82,9 +82,15 @@ def load_reference(path: str | Path) -> Reference:
     """Reads a reference file.
 
     Raises:
-      CheckpointError: not a safetensors file, or one without `in/` and `out/`.
+      CheckpointError: absent, not a safetensors file, or one without `in/` and `out/`.
     """
-    file = open_safetensors_file(Path(path))
+    try:
+        file = open_safetensors_file(Path(path))
+    except OSError as error:
+        raise CheckpointError(
+            f"expected a .safetensors file of reference activations at {path}, found:"
+            f" {error.strerror}"
+        ) from None
 
     def group(prefix: str) -> dict[str, np.ndarray]:
         names = [name for name in file if name.startswith(prefix)]

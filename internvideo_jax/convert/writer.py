@@ -1,6 +1,8 @@
 """Writing a tree of arrays in Orbax's on-disk layout while holding about one layer of it."""
 
 import contextlib
+import fcntl
+import glob
 import json
 import math
 import re
@@ -26,6 +28,8 @@ MAX_BYTES_IN_FLIGHT = 128 << 20
 _THREADS = 2
 # Linux takes in pieces of this size at about twice the speed of whole chunks.
 _WRITE_BYTES = 128 << 10
+# In an unfinished directory; held by the process that makes it, however that ends.
+_LOCK = "lock"
 
 
 @contextlib.contextmanager
@@ -33,7 +37,8 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     """Makes a directory that appears under its name complete, or not at all.
 
     Yields a path beside `target`, where nothing exists yet. What the block makes there becomes
-    `target` when the block ends; if it raises, everything is removed, made parents included.
+    `target` when the block ends; if it raises, everything is removed, made parents included. What
+    processes that were killed have left of the same target is removed, too.
 
     Raises:
       FileExistsError: before the block runs, if `target` exists and is not an empty directory.
@@ -43,10 +48,15 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         raise FileExistsError(f"{target} exists; choose another output or remove it first")
     made = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     complete = scratch / target.name
     try:
-        yield complete
+        with open(scratch / _LOCK, "wb") as lock:
+            # Where a file system has no locks, nothing is taken for abandoned.
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield complete
         if target.exists():
             target.rmdir()
         complete.rename(target)
@@ -56,6 +66,13 @@ def atomic_directory(target: Path) -> Iterator[Path]:
             # Only empty ones go: after a success, none is.
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def _remove_abandoned(target: Path) -> None:
+    for scratch in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
+        with contextlib.suppress(OSError), open(scratch / _LOCK, "rb+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 class StreamingWriter:

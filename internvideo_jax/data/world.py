@@ -93,8 +93,7 @@ class Content:
     def is_held_out(self) -> bool:
         """Whether training clips never show this shape in this colour or with this motion."""
         return (
-            self.color == _MISSING_COLORS[self.shape]
-            or self.motion == _MISSING_MOTIONS[self.shape]
+            self.color == _MISSING_COLORS[self.shape] or self.motion == _MISSING_MOTIONS[self.shape]
         )
 
     @property

@@ -1,5 +1,6 @@
 """Features of decoded clips: what stage 1 aligns with, and what probes read."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,27 +14,30 @@ import numpy as np
 from internvideo_jax import models, saved_model
 from internvideo_jax.models import Teacher, TeacherConfig, VideoViT
 from internvideo_jax.models.preprocessing import Preprocessing, normalize
-from internvideo_jax.training.stages.pretrain import PretrainConfig
+from internvideo_jax.training.stages.pretrain import PretrainStage
 
 _BATCH = 50
 
 
 def teacher_features(
-    config: PretrainConfig, image_teacher: Path, video_teacher: Path, video: np.ndarray
+    stage: PretrainStage, image_teacher: Path, video_teacher: Path, video: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The fields of a batch that `PretrainStage` takes from a cache, for all clips.
 
-    The image teacher sees the first frame of each tubelet, which gives it the student's tokens.
+    The image teacher sees the first frame of each tubelet, which gives it the student's tokens. Of
+    each token's feature its mean over the clips is taken away before it is normalised: small
+    teachers' features have so much in common that a constant would come close to all of them.
 
     Args:
-      config: of the stage.
+      stage: that takes them.
       image_teacher: saved model of the one.
       video_teacher: saved model of the other, which takes the place of a VideoMAE.
       video: uint8 `[N, T, S, S, 3]`.
     """
-    student = config.student.encoder
-    image_config = config.clip_teacher
-    video_config = TeacherConfig(student, config.mae_teacher.layers)
+    student, videomae = stage.config.encoder, stage.videomae
+    assert videomae is not None
+    image_config = dataclasses.replace(stage.video_vit, normalization="none")
+    video_config = TeacherConfig(student, videomae.layers, normalization="none")
 
     @functools.partial(jax.jit, static_argnums=0)
     def encode(teacher: nn.Module, variables: Any, frames: jax.Array) -> Any:
@@ -57,11 +61,11 @@ def teacher_features(
 
     image = run(image_config, image_teacher, student.tubelet_size)
     return {
-        "targets/clip_middle": image["middle"],
-        "targets/clip_final": image["final"],
+        "targets/clip_middle": _centred(image["middle"]),
+        "targets/clip_final": _centred(image["final"]),
         "targets/attention": image["attention"],
         # A VideoMAE has no class token.
-        "targets/mae": run(video_config, video_teacher, 1)["middle"][:, :, 1:],
+        "targets/mae": _centred(run(video_config, video_teacher, 1)["middle"][:, :, 1:]),
     }
 
 
@@ -85,6 +89,12 @@ def class_scores(path: Path, video: np.ndarray) -> np.ndarray:
     """Logits `[N, C]` of a saved classifier, averaged over the frames by one of single frames."""
     module, variables = _load(path)
     return np.concatenate([np.asarray(_logits(module, variables, v)) for v in _parts(video)])
+
+
+def _centred(features: np.ndarray) -> np.ndarray:
+    """Unit vectors from the mean over the clips, `[N, ..., D]`."""
+    features = features - features.mean(0)
+    return features / np.linalg.norm(features, axis=-1, keepdims=True)
 
 
 def _load(path: Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -193,7 +193,17 @@ def test_what_was_downloaded_serves_without_a_network(hub, tmp_path, offline):
 def test_no_network_and_nothing_downloaded(hub):
     hub.stop()
     with pytest.raises(CheckpointError, match="was not downloaded before; go online .*give the fi"):
+        open_checkpoint("hf://owner/name")
+    # It may have been meant as a path.
+    with pytest.raises(CheckpointError, match="go online.*nor is there a local file or folder own"):
         open_checkpoint("owner/name")
+
+
+def test_without_a_network_a_named_file_is_not_asked_for_again_and_again(hub, caplog):
+    hub.stop()
+    with pytest.raises(CheckpointError, match="was not downloaded before"):
+        open_checkpoint("hf://owner/name/model.safetensors")
+    assert "Retrying" not in caplog.text
 
 
 @pytest.mark.parametrize("source", ["owner/name", "hf://owner/name/model.safetensors"])

@@ -1,12 +1,14 @@
 """Configs read from names and shapes."""
 
 import dataclasses
+import json
 
 import pytest
 
 from internvideo_jax import models
 from internvideo_jax.convert.inference import infer_config, infer_grid, infer_kind
 from internvideo_jax.convert.plan import export_plan
+from internvideo_jax.convert.upstream import to_upstream
 from internvideo_jax.models.stage1 import distill_student, stage1_student
 from internvideo_jax.models.teacher import internvl_teacher, videomae_teacher
 from internvideo_jax.models.video_vit import internvideo2_1b, internvideo2_l14, internvideo2_s14
@@ -83,6 +85,17 @@ def test_what_tensors_do_not_show_can_be_given_or_stored(configs, options):
     assert infer_config(shapes, given={"num_heads": 3}, stored=wrong) == config
 
 
+def test_the_options_of_a_config_are_what_its_tensors_do_not_show(tiny):
+    architecture, config = tiny
+    if hasattr(config, "encoder") and hasattr(config.encoder, "activation"):
+        encoder = dataclasses.replace(config.encoder, activation="gelu_erf", drop_path_rate=0.1)
+        config = dataclasses.replace(config, encoder=encoder)
+    stored = json.loads(json.dumps(to_upstream(config)))
+    assert infer_config(
+        _shapes(architecture, config), architecture=architecture, stored=stored
+    ) == (config)
+
+
 def test_stored_arguments_do_not_overrule_tensors(configs, options):
     architecture, config = configs["linear"]
     stored = options | {"depth": 99, "num_classes": 1000, "lr": 1e-3, "clip_return_layer": 2}
@@ -99,6 +112,9 @@ def test_unknown_numbers_of_heads_must_be_given(configs):
     architecture, config = configs["encoder"]
     with pytest.raises(ValueError, match="--option=num_heads=N --option=attn_pool_num_heads=N"):
         infer_config(_shapes(architecture, config), given={"num_frames": 4})
+    # Together with all else that must be given.
+    with pytest.raises(ValueError, match="(?s)--option=num_frames=N.*--option=num_heads=N"):
+        infer_config(_shapes(architecture, config))
 
 
 @pytest.mark.parametrize(

@@ -295,6 +295,21 @@ def test_pieces_in_flight_are_bounded(tmp_path, monkeypatch, small_chunks):
     np.testing.assert_array_equal(restored["blocks"][:, 0], np.arange(20))
 
 
+def test_what_killed_processes_have_left_is_removed(tmp_path):
+    abandoned, foreign = tmp_path / ".out.partial-a", tmp_path / ".out.partial-b"
+    abandoned.mkdir()
+    foreign.mkdir()
+    (abandoned / "lock").touch()
+    with atomic_directory(tmp_path / "out") as directory:
+        assert not abandoned.exists()
+        # Another process at work on the same output.
+        with atomic_directory(tmp_path / "out") as other:
+            assert directory.parent.exists()
+            other.mkdir()
+        directory.mkdir()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", foreign.name}
+
+
 def test_atomic_directory_removes_only_what_it_made(tmp_path):
     (tmp_path / "kept").mkdir()
     with contextlib.suppress(RuntimeError):

@@ -285,9 +285,28 @@ def test_damaged_frames_are_named(tmp_path, h264, number_of):
     path = tmp_path / "damaged.mp4"
     path.write_bytes(data)
     assert index_video(path).num_frames == index.num_frames
-    assert numbers(read_frames(path, [0, 9]).frames, number_of) == [0, 9]
+    with VideoReader(path) as reader:
+        assert numbers(reader.read([0, 9]).frames, number_of) == [0, 9]
+        assert reader.damaged_frames == 0
     with pytest.raises(VideoError, match=r"frame 29 \(at 2\.900 s\) damaged"):
         read_frames(path, [0, 29])
+
+
+def test_frames_with_damaged_parts_are_shown_and_counted(tmp_path, render):
+    # Fine detail, so that there is something in the middle of a packet.
+    path = render(tmp_path / "whole.mp4", "libx264", options={"crf": "1"}, fps=10)
+    with av.open(path) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+    packet = max((p for p in packets if p.pts and not p.is_keyframe), key=lambda p: p.size)
+    data = bytearray(path.read_bytes())
+    middle = packet.pos + packet.size // 2
+    data[middle : middle + 40] = bytes(range(200, 240))
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(data)
+    for file, count in ((path, 0), (damaged, 1)):
+        with VideoReader(file) as reader:
+            reader.read(range(reader.index.num_frames))
+            assert reader.damaged_frames == count
 
 
 def test_time_is_limited(h264):

@@ -132,8 +132,18 @@ def test_options_are_values_or_texts(capsys, tmp_path):
         ([str(CHECKPOINT), "--output=x", "--model=internvideo2-b14-k400"], "this is another file"),
         ([str(CHECKPOINT), "--output=x", "--architecture=vit"], "video_vit"),
         ([str(CHECKPOINT), "--output=x", "--num_classes=400"], "--new_head"),
+        ([str(CHECKPOINT), "--output=x", "--option=num_heads=0"], "'num_heads'"),
+        ([str(CHECKPOINT), "--output=x", "--new_head"], "pass --num_classes=N"),
         (["a", "b", "--to_pytorch", "--output=x"], "one model to export, found 2"),
-        ([str(CHECKPOINT), "--to_pytorch", "--output=x"], "not a saved model"),
+        ([str(CHECKPOINT), "--to_pytorch", "--output=x.pth"], "writes a .safetensors file"),
+        ([str(CHECKPOINT), "--to_pytorch", "--output=x.safetensors"], "not a saved model"),
+        (
+            ["m", "--to_pytorch", "--output=x.safetensors", "--frames=8", "--new_head"],
+            "--to_pytorch has no use for --frames, --new_head",
+        ),
+        (["--list", "a.pth"], "--list has no use for SOURCE"),
+        (["--check_manifest=a.json", "--output=x"], "--check_manifest has no use for --output"),
+        (["--check_manifest="], "found an empty name"),
         (["--model=internvideo2-6b-k400-f8", "--output=x"], "never released"),
     ],
 )
@@ -142,6 +152,57 @@ def test_what_cannot_be_done_is_said_in_one_message(argv, message, capsys, tmp_p
     assert convert.main(argv) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "option", ["--image_size=-14", "--frames=0", "--num_classes=-4", "--tubelet_size=a"]
+)
+def test_sizes_are_at_least_one(option, capsys, tmp_path):
+    with pytest.raises(SystemExit, match="^2$"):
+        convert.main([str(CHECKPOINT), f"--output={tmp_path / 'x'}", option])
+    assert "expected a whole number of at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "lines"),
+    [
+        (
+            {"head.bias": np.zeros(9, np.float32)},
+            ["misshapen head.bias  expected [7], found [9]"],
+        ),
+        ({"head.bias": None}, ["missing   head.bias  expected [7]"]),
+        ({"head.weight": None}, ["missing   head.weight  expected [7, 32]"]),
+        (
+            {"head.weight": np.zeros((32, 7), np.float32)},
+            ["misshapen head.weight  expected [7, 32], found [32, 7]"],
+        ),
+    ],
+)
+def test_misfits_of_the_head_do_not_hide_the_others(change, lines, capsys, tmp_path):
+    state = _state() | {"what_is_this": np.zeros(3, np.float32)} | change
+    state = {name: array for name, array in state.items() if array is not None}
+    del state["blocks.1.norm1.weight"]
+    safetensors.numpy.save_file(state, tmp_path / "bad.safetensors")
+    argv = [str(tmp_path / "bad.safetensors"), f"--output={tmp_path / 'model'}", *OPTIONS]
+    assert convert.main(argv) == 2
+    text = capsys.readouterr().err
+    for line in (*lines, "missing   blocks.1.norm1.weight", "extra     what_is_this  found [3]"):
+        assert line in text
+    assert "--new_head" not in text
+
+
+def test_an_exported_model_converts_without_options(model, capsys, tmp_path):
+    back = tmp_path / "back.safetensors"
+    assert convert.main([str(model), "--to_pytorch", f"--output={back}"]) == 0
+    assert convert.main([str(back), f"--output={tmp_path / 'again'}"]) == 0
+    assert load(tmp_path / "again").config == load(model).config
+
+
+def test_a_file_without_tensors(capsys, tmp_path):
+    safetensors.numpy.save_file({}, tmp_path / "empty.safetensors")
+    argv = [str(tmp_path / "empty.safetensors"), f"--output={tmp_path / 'model'}"]
+    assert convert.main(argv) == 2
+    assert "found a file without any tensor" in capsys.readouterr().err
 
 
 def test_the_list_of_releases(capsys):
@@ -171,9 +232,10 @@ def manifest(tmp_path):
     return write
 
 
-def test_manifests_are_checked_one_line_each(manifest, capsys):
-    paths = f"{manifest('one')},{manifest('two', clip_pos_embed=[1, 65, 48])}"
-    assert convert.main([f"--check_manifest={paths}"]) == 0
+@pytest.mark.parametrize("separator", [",", " "])
+def test_manifests_are_checked_one_line_each(manifest, capsys, separator):
+    paths = f"{manifest('one')}{separator}{manifest('two', clip_pos_embed=[1, 65, 48])}"
+    assert convert.main(["--check_manifest", *paths.split(" ")]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("one: total as video_classifier: 67 of 67 keys consumed, 0 ignored")
     assert "two: total as video_classifier: 67 of 68 keys consumed, 1 ignored" in second
@@ -197,4 +259,7 @@ def test_a_manifest_of_another_model_fails(manifest, tmp_path, capsys):
     next_generation = manifest("next", options={"cls_token_num": 4})
     assert convert.main([f"--check_manifest={next_generation}"]) == 1
     assert "unknown options" in capsys.readouterr().out
-    assert convert.main([f"--check_manifest={tmp_path / 'absent.json'}"]) == 1
+    assert convert.main([f"--check_manifest={tmp_path / 'absent.json'},{tmp_path}"]) == 1
+    absent, folder = capsys.readouterr().out.splitlines()
+    assert "absent.json, found: No such file or directory" in absent
+    assert "found: Is a directory" in folder

@@ -60,3 +60,19 @@ def test_files_that_are_not_what_they_should_be(model, capsys, tmp_path):
     safetensors.numpy.save_file(tensors, tmp_path / "odd.safetensors")
     assert verify.main([str(model), f"--reference={tmp_path / 'odd.safetensors'}"]) == 2
     assert "no output that can be checked; it has odd" in capsys.readouterr().err
+    assert verify.main([str(model), f"--reference={tmp_path / 'nope'}"]) == 2
+    assert "nope, found: No such file or directory" in capsys.readouterr().err
+
+
+def test_a_table_needs_a_folder(model, capsys, tmp_path):
+    argv = [str(model), f"--reference={REFERENCE}", f"--json={tmp_path / 'new' / 'table.json'}"]
+    assert verify.main(argv) == 2
+    assert "found no" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("tolerance", ["-1", "nan", "inf"])
+def test_a_tolerance_is_a_size(model, capsys, tolerance):
+    with pytest.raises(SystemExit, match="^2$"):
+        verify.main([str(model), f"--reference={REFERENCE}", f"--tolerance={tolerance}"])
+    assert f"at least 0, found {tolerance}" in capsys.readouterr().err

@@ -1,0 +1,104 @@
+"""The pictures of the demo's report."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# What the student does not see keeps this share of its brightness.
+_DIMMED = 0.15
+
+
+@dataclasses.dataclass(frozen=True)
+class LossCurve:
+    """A run's losses.
+
+    Attributes:
+      title: name of the run.
+      lines: of its metrics file.
+      terms: the loss of a constant predictor by name of the metric to draw.
+    """
+
+    title: str
+    lines: Sequence[Mapping[str, Any]]
+    terms: Mapping[str, float]
+
+
+def world_figure(clips: Sequence[tuple[str, np.ndarray]]) -> "Figure":
+    """Rows of frames under their captions.
+
+    Args:
+      clips: caption and uint8 `[T, H, W, 3]` of each, with equally many frames.
+    """
+    from matplotlib.figure import Figure
+
+    frames = len(clips[0][1])
+    figure = Figure(figsize=(1.25 * frames, 1.5 * len(clips)), layout="constrained")
+    for row, (caption, video) in zip(_rows(figure, len(clips), frames), clips, strict=True):
+        for ax, frame in zip(row, video, strict=True):
+            ax.imshow(frame)
+        row[0].set_title(caption, fontsize=9, loc="left")
+    return figure
+
+
+def mask_figure(clips: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> "Figure":
+    """For each clip its time steps, the image teacher's attention, and what the student sees.
+
+    Args:
+      clips: of each the frames uint8 `[t, H, W, 3]`, one per time step; the attention over patches
+        `[t, h, w]`; whether the patches are kept, bool `[t, h, w]`.
+    """
+    from matplotlib.figure import Figure
+
+    steps = len(clips[0][0])
+    figure = Figure(figsize=(3 * (1.3 * steps + 0.3), 1.45 * len(clips) + 0.3))
+    top = max(float(attention.max()) for _, attention, _ in clips)
+    groups = figure.subfigures(1, 3, wspace=0.02)
+    grids = [_rows(group, len(clips), steps) for group in groups]
+    titles = ("what is filmed", "where the image teacher looks", "what the student sees")
+    for group, title in zip(groups, titles, strict=True):
+        group.suptitle(title, fontsize=10)
+        group.subplots_adjust(left=0.02, right=0.98, top=0.92, bottom=0.02, wspace=0.06)
+    for number, (frames, attention, kept) in enumerate(clips):
+        patch = [frames.shape[1 + axis] // kept.shape[1 + axis] for axis in range(2)]
+        visible = np.kron(kept, np.ones((1, *patch)))[..., None].astype(bool)
+        seen = np.where(visible, frames, _DIMMED * frames).astype(np.uint8)
+        for step in range(steps):
+            grids[0][number][step].imshow(frames[step])
+            grids[1][number][step].imshow(attention[step], cmap="inferno", vmin=0, vmax=top)
+            grids[2][number][step].imshow(seen[step])
+    return figure
+
+
+def loss_figure(curves: Sequence[LossCurve]) -> "Figure":
+    """Curves side by side, each with what a constant predictor reaches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(curves), 3.6), layout="constrained")
+    for ax, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
+        for number, (name, constant) in enumerate(curve.terms.items()):
+            lines = [line for line in curve.lines if line.get(name) is not None]
+            color = f"C{number}"
+            steps, values = ([line[key] for line in lines] for key in ("step", name))
+            ax.plot(steps, values, color=color, label=name.replace("_", " "))
+            ax.axhline(constant, color=color, linestyle="--", linewidth=1)
+        ax.plot([], [], color="black", linestyle="--", linewidth=1, label="constant predictor")
+        ax.set(title=curve.title, xlabel="step", ylim=(0, None))
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    return figure
+
+
+def _rows(figure: Any, rows: int, columns: int) -> "list[list[Axes]]":
+    """Axes without ticks and frames."""
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.ravel():
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.spines[:].set_visible(False)
+    return [list(row) for row in axes]

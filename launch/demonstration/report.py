@@ -1,0 +1,235 @@
+"""The demo's findings as text, JSON and a page."""
+
+import dataclasses
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from internvideo_jax.data.world import MOTIONS, SHAPES
+from internvideo_jax.launch.demonstration.meter import Part
+from internvideo_jax.launch.demonstration.probe import ProbeResult
+
+# Points on motion by which stage 1 must beat the encoder that it started from.
+REQUIRED_GAIN = 10.0
+
+SEEN = (
+    "The image teacher was trained on single frames of the training clips with their colour, shape"
+    " and size as labels; the video teacher on the training clips with their motion as label."
+    " Stage 1 saw the training clips, both teachers' features of them, and no label. The probes"
+    " learn from labels of further clips, which no other model has seen, and are judged on test"
+    " clips; half of those show combinations of shape with colour or motion that no training clip"
+    " shows."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeRow:
+    """An encoder in the table of probes."""
+
+    encoder: str
+    motion: ProbeResult
+    shape: ProbeResult
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training run.
+
+    Attributes:
+      name: of what was trained.
+      model: directory of the saved model.
+      steps: of the run.
+      losses: final value of each metric to show.
+      constants: a constant predictor's value of the same.
+      data_wait: share of the step that the device waited for data.
+      accuracy: percentage of test clips right by its own head; None without one.
+    """
+
+    name: str
+    model: Path
+    steps: int
+    losses: dict[str, float]
+    constants: dict[str, float]
+    data_wait: float
+    accuracy: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """All findings.
+
+    Attributes:
+      size: name of the demo's size.
+      labels: labels of a probe.
+      probes: stage 1 first, then the encoder it started from, then others.
+      runs: training runs in order.
+      parts: costs.
+      gflops: of this machine's matrix products, per second.
+      cpus: that it has.
+    """
+
+    size: str
+    labels: int
+    probes: Sequence[ProbeRow]
+    runs: Sequence[Run]
+    parts: Sequence[Part]
+    gflops: float
+    cpus: int
+
+    @property
+    def gain(self) -> float:
+        """Points on motion that stage 1 has over its start."""
+        return self.probes[0].motion.mean - self.probes[1].motion.mean
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether that is enough; a demo of few steps has nothing to prove."""
+        return self.size != "full" or self.gain >= REQUIRED_GAIN
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in a sentence."""
+        gain = f"stage 1 reads motion {self.gain:+.1f} points above its untrained start"
+        if self.size != "full":
+            return f"{gain}; after these few steps that says nothing"
+        met = "as required" if self.has_passed else "NOT as required"
+        return f"{gain}, {met} (at least {REQUIRED_GAIN:+.0f})"
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The report, ready for JSON."""
+    return {
+        "size": report.size,
+        "verdict": report.verdict,
+        "passed": report.has_passed,
+        "motion_gain": report.gain,
+        "required_gain": REQUIRED_GAIN,
+        "labels_per_probe": report.labels,
+        "chance": {"motion": 100 / len(MOTIONS), "shape": 100 / len(SHAPES)},
+        "probes": [
+            {
+                "encoder": row.encoder,
+                **{
+                    name: {"mean": r.mean, "deviation": r.deviation, "accuracies": r.accuracies}
+                    for name, r in (("motion", row.motion), ("shape", row.shape))
+                },
+            }
+            for row in report.probes
+        ],
+        "what_was_seen": SEEN,
+        "runs": [{**dataclasses.asdict(run), "model": str(run.model)} for run in report.runs],
+        "machine": {"cpus": report.cpus, "matmul_gflops_per_second": report.gflops},
+        "parts": [dataclasses.asdict(part) for part in report.parts],
+    }
+
+
+def as_text(report: Report) -> str:
+    """The report for a terminal."""
+    sections = [
+        _text_table(_probe_cells(report)),
+        _note(report),
+        _text_table(_run_cells(report)),
+        _text_table(_part_cells(report)),
+        f"this machine now: {report.gflops:.0f} GFLOP/s (float32 product of 2048x2048 matrices),"
+        f" {report.cpus} CPUs",
+    ]
+    return "\n\n".join(sections)
+
+
+def as_html(report: Report, pictures: Sequence[tuple[str, str]]) -> str:
+    """The report as a page.
+
+    Args:
+      report: what to show.
+      pictures: file name and caption of each, the files lying beside the page.
+    """
+    shown = "\n".join(
+        f'<figure><img src="{html.escape(name)}" alt="{html.escape(text)}">'
+        f"<figcaption>{html.escape(text)}</figcaption></figure>"
+        for name, text in pictures
+    )
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>internvideo-jax demo</title>
+<style>
+body {{ font: 16px/1.5 sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; margin: 1rem 0; }}
+th, td {{ padding: .2rem .8rem; border-bottom: 1px solid #ccc; text-align: right; }}
+th:first-child, td:first-child {{ text-align: left; }}
+figure {{ margin: 2rem 0; }} img {{ max-width: 100%; }} figcaption {{ color: #555; }}
+</style>
+<h1>Stage 1 in miniature</h1>
+<p><strong>{html.escape(report.verdict)}.</strong></p>
+<h2>What the frozen encoders know</h2>
+<p>{html.escape(_note(report))}.</p>
+{_html_table(_probe_cells(report))}
+<h2>What they have seen</h2>
+<p>{html.escape(SEEN)}</p>
+<h2>Training</h2>
+{_html_table(_run_cells(report))}
+<h2>Costs</h2>
+<p>{report.cpus} CPUs with {report.gflops:.0f} GFLOP/s in float32 matrix products at the time.</p>
+{_html_table(_part_cells(report))}
+{shown}
+</html>
+"""
+
+
+Cells = list[list[str]]
+
+
+def _note(report: Report) -> str:
+    draws = len(report.probes[0].motion.accuracies)
+    return (
+        f"percent of held-out clips that a linear probe gets right, mean and deviation of {draws}"
+        f" probes with {report.labels} labels each"
+    )
+
+
+def _probe_cells(report: Report) -> Cells:
+    rows = [["frozen encoder", "motion", "shape"]]
+    for row in report.probes:
+        values = [f"{r.mean:.1f} ±{r.deviation:.1f}" for r in (row.motion, row.shape)]
+        rows.append([row.encoder, *values])
+    return [*rows, ["chance", f"{100 / len(MOTIONS):.1f}", f"{100 / len(SHAPES):.1f}"]]
+
+
+def _run_cells(report: Report) -> Cells:
+    rows = [["run", "steps", "loss", "constant", "own head", "data wait"]]
+    for run in report.runs:
+        accuracy = "" if run.accuracy is None else f"{run.accuracy:.1f} %"
+        wait = f"{100 * run.data_wait:.1f} %"
+        losses = [f"{values['loss']:.2f}" for values in (run.losses, run.constants)]
+        rows.append([run.name, str(run.steps), *losses, accuracy, wait])
+    return rows
+
+
+def _part_cells(report: Report) -> Cells:
+    total = Part(
+        "sum",
+        sum(part.seconds for part in report.parts),
+        sum(part.cpu_seconds for part in report.parts),
+        sum(part.flops for part in report.parts),
+    )
+    rows = [["part", "seconds", "CPU seconds", "TFLOP"]]
+    for part in (*report.parts, total):
+        flops = f"{part.flops / 1e12:.2f}" if part.flops else ""
+        rows.append([part.name, f"{part.seconds:.0f}", f"{part.cpu_seconds:.0f}", flops])
+    return rows
+
+
+def _text_table(rows: Cells) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *rest in rows:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
+
+
+def _html_table(rows: Cells) -> str:
+    def line(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+
+    body = "".join(line(cells, "td") for cells in rows[1:])
+    return f"<table>{line(rows[0], 'th')}{body}</table>"

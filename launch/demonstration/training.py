@@ -1,0 +1,254 @@
+"""From clips to a verdict: world, teachers, stage 1, probes, report."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from internvideo_jax.configs.demo import common
+from internvideo_jax.data.annotations import read_annotations
+from internvideo_jax.data.masking import attention_guided_kept, kept_to_mask
+from internvideo_jax.data.world import MOTIONS, SPLITS, Split, World, make_world
+from internvideo_jax.evaluation.classification import confusion_counts, top_k_accuracy
+from internvideo_jax.evaluation.confusion_figure import confusion_figure
+from internvideo_jax.launch import arguments
+from internvideo_jax.launch.demonstration import features, runs
+from internvideo_jax.launch.demonstration.baseline import constant_losses
+from internvideo_jax.launch.demonstration.batches import (
+    cached_batches,
+    image_batches,
+    motion_batches,
+)
+from internvideo_jax.launch.demonstration.clips import Clips, read_clips
+from internvideo_jax.launch.demonstration.figures import (
+    LossCurve,
+    loss_figure,
+    mask_figure,
+    world_figure,
+)
+from internvideo_jax.launch.demonstration.meter import Meter, matmul_gflops, num_cpus
+from internvideo_jax.launch.demonstration.probe import draw_labels, probe
+from internvideo_jax.launch.demonstration.report import (
+    ProbeRow,
+    Report,
+    Run,
+    as_html,
+    as_json,
+)
+from internvideo_jax.launch.demonstration.runs import TrainedModel
+from internvideo_jax.training.stages.pretrain import PretrainStage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REPORT_PAGE = "report.html"
+REPORT_DATA = "report.json"
+
+# Batches that the constant predictor is fitted to.
+_BASELINE_BATCHES = 8
+_PROBE_SEED = 4
+# Of 8 frames one of the two next to the middle, where a frame says nothing of the motion.
+_MIDDLE = 4
+_CLIPS_SHOWN = 6
+_MASKS_SHOWN = 4
+
+
+def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) -> Report:
+    """Trains and judges; goes on where a run that did not finish has stopped.
+
+    Args:
+      size_name: of `configs.demo.common.SIZES`.
+      home: folder for the world's files, which stay for further runs.
+      output: folder for the models and the report.
+      say: takes headlines.
+
+    Raises:
+      arguments.Terminated: stopped by SIGTERM, after a checkpoint.
+      OSError, ValueError: as `training.loop.train`.
+    """
+    size = common.choose_size(size_name, "common.py")
+    folder = runs.open_folder(size_name, output / "training")
+    train = functools.partial(runs.train, size=size_name, folder=folder)
+    meter = Meter()
+
+    say("Make a world: mp4 files with sound, captions and labels; decode them once")
+    gflops = matmul_gflops()
+    with meter.part("world"):
+        world, clips = _make_clips(size, home)
+    print(f"{sum(map(len, clips.values()))} clips in {world.directory}")
+    seen = clips["train"]
+
+    say("Train an image teacher: single frames, labelled with colour, shape and size")
+    with meter.part("image teacher") as part:
+        image_teacher = train(
+            "image teacher", make_batches=functools.partial(image_batches, seen), part=part
+        )
+
+    say("Train a video teacher: clips, labelled with their motion")
+    with meter.part("video teacher") as part:
+        video_teacher = train(
+            "video teacher", make_batches=functools.partial(motion_batches, seen), part=part
+        )
+
+    say("Stage 1: a masked student follows both teachers, without labels")
+    stage = runs.recipe("stage 1", size_name).stage
+    assert isinstance(stage, PretrainStage)
+    with meter.part("teachers' features"):
+        targets = features.teacher_features(
+            stage, image_teacher.model, video_teacher.model, seen.video
+        )
+    with meter.part("stage 1") as part:
+        make_batches = functools.partial(cached_batches, seen, targets)
+        student = train("stage 1", make_batches=make_batches, part=part)
+
+    say("Probe the frozen encoders on held-out clips")
+    with meter.part("probes and report"):
+        rows = _probe_all(size, clips, student, video_teacher, image_teacher)
+        sample = make_batches(size.batch_size, seed=0)(0)
+        constants = constant_losses(stage, sample, _BASELINE_BATCHES)
+        results = [
+            _result(image_teacher, _constant(seen.looks), clips["test"], "looks"),
+            _result(video_teacher, _constant(seen.motions), clips["test"], "motions"),
+            _result(student, constants),
+        ]
+        pictures = {
+            "losses.png": _draw_losses([image_teacher, video_teacher, student], results),
+            "masks.png": _draw_masks(stage, seen, targets["targets/attention"]),
+            "confusion.png": _draw_confusion(rows[0], clips["test"].motions),
+            "world.png": _draw_world(world, seen),
+        }
+    report = Report(size_name, size.probe_labels, rows, results, meter.parts, gflops, num_cpus())
+    _write(report, pictures, output)
+    runs.close_folder(folder)
+    return report
+
+
+def _make_clips(size: common.Size, home: Path) -> tuple[World, dict[Split, Clips]]:
+    """Files and pixels of all splits; whatever is there already stays."""
+    count = sum(getattr(size.world, split) for split in SPLITS)
+    with tqdm(total=count, desc="write", unit="clip", disable=None) as bar:
+        world = make_world(size.world, home, report=bar.update)
+    with tqdm(total=count, desc="decode", unit="clip", disable=None) as bar:
+        clips = {s: read_clips(world, s, common.data(None), report=bar.update) for s in SPLITS}
+    return world, clips
+
+
+def _probe_all(
+    size: common.Size,
+    clips: Mapping[Split, Clips],
+    student: TrainedModel,
+    video_teacher: TrainedModel,
+    image_teacher: TrainedModel,
+) -> list[ProbeRow]:
+    """The table of probes, stage 1 and its start first."""
+    drawn = draw_labels(len(clips["probe"]), size.probe_labels, size.probe_draws, _PROBE_SEED)
+    learnt, judged = clips["probe"], clips["test"]
+
+    def row(name: str, model: Path, is_still: bool = False) -> ProbeRow:
+        read = [
+            features.probe_features(model, _still(c.video) if is_still else c.video)
+            for c in (learnt, judged)
+        ]
+        motion = probe(read[0], learnt.motions, drawn, read[1], judged.motions)
+        return ProbeRow(name, motion, probe(read[0], learnt.shapes, drawn, read[1], judged.shapes))
+
+    return [
+        row("stage 1", student.model),
+        row("untrained, where stage 1 started", student.untrained),
+        row("video teacher", video_teacher.model),
+        row("image teacher", image_teacher.model),
+        row("stage 1, one frame repeated", student.model, is_still=True),
+        row("untrained, one frame repeated", student.untrained, is_still=True),
+    ]
+
+
+def _still(video: np.ndarray) -> np.ndarray:
+    """Clips `[N, T, S, S, 3]` whose frames are all the middle one."""
+    return np.repeat(video[:, _MIDDLE : _MIDDLE + 1], video.shape[1], axis=1)
+
+
+def _result(
+    trained: TrainedModel,
+    constants: dict[str, float],
+    judged: Clips | None = None,
+    labels: str = "",
+) -> Run:
+    """What the report says of a run; of classifiers also how good they are."""
+    accuracy = None
+    if judged is not None:
+        scores = features.class_scores(trained.model, judged.video)
+        accuracy = top_k_accuracy(scores, getattr(judged, labels), 1)
+    last = trained.metrics()[-1]
+    return Run(
+        trained.name,
+        trained.model,
+        trained.steps,
+        {name: last[name] for name in constants},
+        constants,
+        trained.data_wait(),
+        accuracy,
+    )
+
+
+def _constant(labels: np.ndarray) -> dict[str, float]:
+    """Cross-entropy of always stating the shares of the classes."""
+    shares = np.bincount(labels) / len(labels)
+    return {"loss": float(-np.sum(shares[shares > 0] * np.log(shares[shares > 0])))}
+
+
+def _draw_losses(trained: Sequence[TrainedModel], results: Sequence[Run]) -> "Figure":
+    curves = []
+    for model, result in zip(trained, results, strict=True):
+        # Of several terms the sum would only flatten the rest.
+        terms = {n: x for n, x in result.constants.items() if n != "loss"} or result.constants
+        curves.append(LossCurve(model.name, model.metrics(), terms))
+    return loss_figure(curves)
+
+
+def _draw_masks(stage: PretrainStage, clips: Clips, attention: np.ndarray) -> "Figure":
+    """Masks as training draws them, of the first clips."""
+    grid = stage.config.encoder.grid
+    shown = []
+    for number in range(min(_MASKS_SHOWN, len(clips))):
+        weights = attention[number]
+        draws = jax.random.exponential(jax.random.key(number), weights.shape)
+        kept = attention_guided_kept(weights, draws, stage.mask.ratio, batch_size=1)
+        dropped = np.asarray(kept_to_mask(kept, stage.config.encoder.num_tokens))[0, 1:]
+        frames = clips.video[number, :: stage.teacher_stride]
+        shown.append((frames, weights.reshape(grid), ~dropped.reshape(grid)))
+    return mask_figure(shown)
+
+
+def _draw_confusion(row: ProbeRow, motions: np.ndarray) -> "Figure":
+    predictions = row.motion.predictions
+    labels = np.broadcast_to(motions, predictions.shape)
+    counts = confusion_counts(labels.ravel(), predictions.ravel(), len(MOTIONS))
+    return confusion_figure(counts, MOTIONS)
+
+
+def _draw_world(world: World, clips: Clips) -> "Figure":
+    captions = [record.captions[0] for record in read_annotations(world.annotations("train"))]
+    count = min(_CLIPS_SHOWN, len(clips))
+    return world_figure([(captions[i], clips.video[i]) for i in range(count)])
+
+
+_CAPTIONS = {
+    "losses.png": "Losses. Dashed: the best that a predictor reaches that never looks at the clip.",
+    "masks.png": "Clips at the student's time steps, the image teacher's attention, and the tokens"
+    " that the student keeps, drawn in proportion to it.",
+    "confusion.png": "Motions as the probes of stage 1 read them off the test clips.",
+    "world.png": "Training clips with their captions, as the models see them. What a caption says"
+    " of a voice can only be heard.",
+}
+
+
+def _write(report: Report, pictures: Mapping[str, "Figure"], output: Path) -> None:
+    for name, figure in pictures.items():
+        figure.savefig(output / name, dpi=110)
+    arguments.write_json(output / REPORT_DATA, as_json(report))
+    page = as_html(report, [(name, _CAPTIONS[name]) for name in pictures])
+    (output / REPORT_PAGE).write_text(page, encoding="utf-8")
