@@ -93,14 +93,14 @@ def _parser() -> argparse.ArgumentParser:
         subject.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
         subject.add_argument(
             "--repeats",
-            type=_positive,
+            type=arguments.positive_int,
             default=repeats,
             metavar="N",
             help="timed runs of each side (default: %(default)s)",
         )
     encoder.add_argument(
         "--threads",
-        type=_positive,
+        type=arguments.positive_int,
         default=2,
         metavar="N",
         help="threads of each side, on so many CPUs (default: %(default)s)",
@@ -118,13 +118,6 @@ def _parser() -> argparse.ArgumentParser:
         help="folder to search for videos (default: rendered ones)",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {text}")
-    return number
 
 
 def _expect_writable(path: Path) -> None:

@@ -1,6 +1,8 @@
-"""`internvideo-jax demo`: a PyTorch checkpoint and video files in, verified features out."""
+"""`internvideo-jax demo`: a PyTorch checkpoint, video files and training in miniature."""
 
 import argparse
+import itertools
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -14,23 +16,32 @@ from internvideo_jax.launch import arguments
 if TYPE_CHECKING:
     from internvideo_jax.data.synthetic import Scene
 
-SUMMARY = "convert a small checkpoint, verify it, and extract features of rendered clips"
+SUMMARY = "convert, verify and use a small checkpoint, then train stage 1 in miniature"
 
 ASSETS = Path(__file__).parent / "assets"
 
 EPILOG = """\
-what it does, as the commands you would type:
-  internvideo-jax convert demo_checkpoint.pth --output=$INTERNVIDEO_HOME/demo/model
-  internvideo-jax verify $INTERNVIDEO_HOME/demo/model --reference=demo_reference.safetensors
-  internvideo-jax extract clips/ --model=$INTERNVIDEO_HOME/demo/model --output=features/
+what it does:
+  A checkpoint of PyTorch becomes a model that is verified and extracts features:
+    internvideo-jax convert demo_checkpoint.pth --output=$INTERNVIDEO_HOME/demo/model
+    internvideo-jax verify $INTERNVIDEO_HOME/demo/model --reference=demo_reference.safetensors
+    internvideo-jax extract clips/ --model=$INTERNVIDEO_HOME/demo/model --output=features/
+  That model has 0.14 M random parameters: it shows that every step works.
+  Then two teachers and a stage-1 student are trained on 2,400 clips that it makes, by the loop of
+  `internvideo-jax train` and the configs in configs/demo, and probed on clips that no model has
+  seen. Exit code 1: the student reads motion less than 10 points better than untrained.
 
 examples:
   internvideo-jax demo
   internvideo-jax demo --output=/tmp/demo --fast
 
-The model has 0.14 M random parameters: it shows that every step works, not what a trained model
-sees. It stays at $INTERNVIDEO_HOME/demo/model, replaced by each run of the demo.
+OUTPUT/report.html has the findings. A demo that was interrupted goes on where it stopped; one that
+was finished starts anew, but for the clips, which stay in $INTERNVIDEO_HOME/demo. docs/demo.md has
+more.
 """
+
+# Marks folders of the demo's own, which it may clear.
+_MARKER = ".internvideo-jax-demo"
 
 
 def _scenes(fast: bool) -> "dict[str, Scene]":
@@ -46,7 +57,7 @@ def _scenes(fast: bool) -> "dict[str, Scene]":
 
 @arguments.command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the demo; returns the exit code."""
+    """Runs the demo; returns 1 if stage 1 has not learnt what it must."""
     parser = argparse.ArgumentParser(
         prog="internvideo-jax demo",
         description=SUMMARY,
@@ -54,38 +65,77 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--output", type=Path, help="for clips, features and picture (default: beside the model)"
+        "--output",
+        type=Path,
+        help="new or empty folder, or one of an earlier demo (default: $INTERNVIDEO_HOME/demo)",
     )
-    parser.add_argument("--fast", action="store_true", help="one clip instead of three")
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="a few clips and steps: shows that everything runs, and proves nothing",
+    )
     args = parser.parse_args(argv)
 
-    from internvideo_jax.data import synthetic
-    from internvideo_jax.launch import convert, extract, verify
+    from internvideo_jax.launch.demonstration import report, training
 
     started = time.perf_counter()
     home = arguments.home() / "demo"
-    output = args.output or home
+    output = _output_dir(args.output, home)
+    numbers = itertools.count(1)
+
+    def say(title: str) -> None:
+        print(f"\n== {next(numbers)}. {title}", flush=True)
+
+    _use_a_checkpoint(home, output, args.fast, say)
+    found = training.run("fast" if args.fast else "full", home, output, say)
+    print(f"\n{report.as_text(found)}\n")
+    print(f"models    {', '.join(str(run.model) for run in found.runs)}")
+    print(f"report    {output / training.REPORT_PAGE}")
+    print(f"\nDemo finished in {time.perf_counter() - started:.0f} s: {found.verdict}.")
+    return 0 if found.has_passed else 1
+
+
+def _output_dir(path: Path | None, home: Path) -> Path:
+    """The folder for results, which is the demo's own.
+
+    Raises:
+      arguments.UsageError: it holds other files.
+    """
+    output = home if path is None else path
+    if path is None or (path / _MARKER).is_file():
+        output.mkdir(parents=True, exist_ok=True)
+    else:
+        arguments.new_output_dir(path)
+    (output / _MARKER).touch()
+    return output
+
+
+def _use_a_checkpoint(home: Path, output: Path, fast: bool, say: Callable[[str], None]) -> None:
+    """Converts a checkpoint, verifies it, and extracts features of rendered clips."""
+    from internvideo_jax.data import synthetic
+    from internvideo_jax.launch import convert, extract, verify
+
     model, clips, features = home / "model", output / "clips", output / "features"
     for folder in (model, clips, features):
         shutil.rmtree(folder, ignore_errors=True)
     clips.mkdir(parents=True)
 
-    _step("1. Convert a PyTorch checkpoint (no torch needed)")
+    say("Convert a PyTorch checkpoint (no torch needed)")
     _run("convert", convert.main, [str(ASSETS / "demo_checkpoint.pth"), f"--output={model}"])
 
-    _step("2. Verify it against activations of the original PyTorch model")
+    say("Verify it against activations of the original PyTorch model")
     reference = ASSETS / "demo_reference.safetensors"
     _run("verify", verify.main, [str(model), f"--reference={reference}"])
 
-    _step("3. Render clips")
-    for name, scene in _scenes(args.fast).items():
+    say("Render clips")
+    for name, scene in _scenes(fast).items():
         synthetic.write_video(clips / f"{name}.mp4", synthetic.render(scene))
         print(f"{clips / name}.mp4")
 
-    _step("4. Extract their features")
+    say("Extract their features")
     _run("extract", extract.main, [str(clips), f"--model={model}", f"--output={features}"])
 
-    _step("5. See where the pooler looks")
+    say("See where the pooler looks")
     rows = _draw_attention(model, sorted(clips.glob("*.mp4")), output / "attention.png")
     summary = {"model": str(model), "features": str(features), "clips": rows}
     arguments.write_json(output / "summary.json", summary)
@@ -97,17 +147,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"picture   {output / 'attention.png'}")
     print(f"features  {features}")
     print(f"summary   {output / 'summary.json'}")
-    print(f"\nDemo finished in {time.perf_counter() - started:.0f} s.")
-    return 0
-
-
-def _step(title: str) -> None:
-    print(f"\n== {title}", flush=True)
 
 
 def _run(name: str, main_function: Callable[[Sequence[str]], int], argv: list[str]) -> None:
     """Runs another command in this process, shown as one would type it."""
-    print(f"$ internvideo-jax {name} {' '.join(argv)}", flush=True)
+    print(f"$ {shlex.join(['internvideo-jax', name, *argv])}", flush=True)
     if code := main_function(argv):
         raise SystemExit(code)
 

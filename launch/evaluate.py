@@ -182,8 +182,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--class_names", type=Path, metavar="FILE", help="one name per line, or a JSON list"
     )
-    parser.add_argument("--segments", type=_count, default=4, help=default)
-    parser.add_argument("--crops", type=_count, default=3, help=default)
+    parser.add_argument("--segments", type=arguments.positive_int, default=4, help=default)
+    parser.add_argument("--crops", type=arguments.positive_int, default=3, help=default)
     parser.add_argument(
         "--sampling",
         choices=[name for name in get_args(Sampling) if name != "pretraining"],
@@ -191,31 +191,34 @@ def _parser() -> argparse.ArgumentParser:
         help=f"how frames are chosen; tsn_frames is for folders of images {default}",
     )
     parser.add_argument(
-        "--sampling_rate", type=_count, default=1, help=f"frames apart, for dense {default}"
+        "--sampling_rate",
+        type=arguments.positive_int,
+        default=1,
+        help=f"frames apart, for dense {default}",
     )
     parser.add_argument(
-        "--frames", type=_count, help="per view (default: as the model was made for)"
+        "--frames",
+        type=arguments.positive_int,
+        help="per view (default: as the model was made for)",
     )
     parser.add_argument(
-        "--batch_size", type=_count, default=8, help=f"views per forward pass {default}"
+        "--batch_size",
+        type=arguments.positive_int,
+        default=8,
+        help=f"views per forward pass {default}",
     )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         help="what the model computes in (default: what suits the device)",
     )
-    parser.add_argument("--num_threads", type=_count, help="decoding threads (default: all cores)")
+    parser.add_argument(
+        "--num_threads", type=arguments.positive_int, help="decoding threads (default: all cores)"
+    )
     parser.add_argument(
         "--allow_failed", action="store_true", help="exit code 0 although clips cannot be read"
     )
     return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {number}")
-    return number
 
 
 def class_names(path: Path | None, num_classes: int) -> list[str]:

@@ -117,26 +117,24 @@ def _parser() -> argparse.ArgumentParser:
         help='names of images in the folders of "frames" (default: %(default)s)',
     )
     parser.add_argument(
-        "--num_classes", type=_count, help="every clip needs a label, and one below this number"
+        "--num_classes",
+        type=arguments.positive_int,
+        help="every clip needs a label, and one below this number",
     )
     parser.add_argument(
         "--every_frame", action="store_true", help="decode all of a clip, not three frames of it"
     )
     parser.add_argument(
-        "--workers", type=_count, default=os.cpu_count() or 1, help="processes (default: all cores)"
+        "--workers",
+        type=arguments.positive_int,
+        default=os.cpu_count() or 1,
+        help="processes (default: all cores)",
     )
     parser.add_argument(
         "--timeout", type=_seconds, default=60.0, help="seconds for a clip (default: %(default)g)"
     )
     parser.add_argument("--json", metavar="FILE", help="where to write all that was found")
     return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {number}")
-    return number
 
 
 def _seconds(text: str) -> float:

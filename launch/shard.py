@@ -115,27 +115,24 @@ def _parser() -> argparse.ArgumentParser:
         help='names of images in the folders of "frames" (default: %(default)s)',
     )
     parser.add_argument(
-        "--num_classes", type=_count, help="every clip needs a label, and one below this number"
+        "--num_classes",
+        type=arguments.positive_int,
+        help="every clip needs a label, and one below this number",
     )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--num_shards", type=_count, help="how many files to write")
+    size.add_argument("--num_shards", type=arguments.positive_int, help="how many files to write")
     size.add_argument(
         "--shard_mb",
-        type=_count,
+        type=arguments.positive_int,
         help=f"about how large they should be, in 10^6 bytes (default: {DEFAULT_SHARD_MB})",
     )
-    parser.add_argument("--workers", type=_count, help="threads (default: all cores)")
+    parser.add_argument(
+        "--workers", type=arguments.positive_int, help="threads (default: all cores)"
+    )
     parser.add_argument(
         "--skip_broken", action="store_true", help="leave out clips that cannot be read"
     )
     return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {number}")
-    return number
 
 
 def _num_shards(records: "Sequence[ClipRecord]", shard_mb: int) -> int:

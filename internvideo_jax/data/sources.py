@@ -17,7 +17,6 @@ from internvideo_jax.data.decoded import DecodedClip
 from internvideo_jax.data.shards import ShardReader
 from internvideo_jax.data.video import DEFAULT_LIMITS, Limits, VideoError
 
-
 # Recipes name the format of the released lists; users bring files of their own to them.
 _SELF_NAMED = (".jsonl", ".ndjson", ".json")
 

@@ -28,7 +28,7 @@ class AttendedClip:
 
 
 def attention_figure(clips: Sequence[AttendedClip]) -> "Figure":
-    """Draws each clip as a row of frames under its attention, all rows on one colour scale.
+    """Draws each clip as a row of frames above a row of their attention, on one colour scale.
 
     The scale is attention times the number of patch tokens: 1 is what uniform attention would
     give. Each patch is one flat square, so the picture shows no more detail than there is.
@@ -50,28 +50,20 @@ def attention_figure(clips: Sequence[AttendedClip]) -> "Figure":
     relative = [clip.attention * clip.attention.size for clip in clips]
     top = max(float(r.max()) for r in relative)
     columns = max(len(clip.frames) for clip in clips)
-    figure = Figure(figsize=(1.7 * columns + 1.6, 1.95 * len(clips) + 0.6), layout="constrained")
-    axes = figure.subplots(len(clips), columns, squeeze=False)
-    for row, clip, heat in zip(axes, clips, relative, strict=True):
+    figure = Figure(figsize=(1.4 * columns + 1.6, 2.95 * len(clips) + 0.4), layout="constrained")
+    axes = figure.subplots(2 * len(clips), columns, squeeze=False)
+    for ax in axes.ravel():
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.spines[:].set_visible(False)
+    for number, (clip, heat) in enumerate(zip(clips, relative, strict=True)):
+        above, below = axes[2 * number : 2 * number + 2]
         tubelet = len(clip.frames) // len(heat)
-        height, width = clip.frames.shape[1:3]
-        for ax in row:
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.spines[:].set_visible(False)
-        for i, (ax, frame) in enumerate(zip(row, clip.frames, strict=False)):
-            ax.imshow(frame.mean(-1), cmap="gray", vmin=0, vmax=255)
-            image = ax.imshow(
-                heat[i // tubelet],
-                cmap="inferno",
-                vmin=0,
-                vmax=top,
-                alpha=0.55,
-                extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-                interpolation="nearest",
-            )
-            ax.set_xlabel(f"{clip.timestamps[i]:.2f} s", fontsize=8)
-        row[0].set_ylabel(clip.title, fontsize=9)
+        for i, frame in enumerate(clip.frames):
+            above[i].imshow(frame)
+            image = below[i].imshow(heat[i // tubelet], cmap="inferno", vmin=0, vmax=top)
+            below[i].set_xlabel(f"{clip.timestamps[i]:.2f} s", fontsize=8)
+        above[0].set_title(clip.title, fontsize=9, loc="left")
     bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
     bar.set_label("pooler attention, 1 = uniform", fontsize=8)
     return figure

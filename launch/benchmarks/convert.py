@@ -1,14 +1,11 @@
 """Conversion of a PyTorch checkpoint beside copying its file."""
 
-import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +44,9 @@ def benchmark_convert(name: str, config: Any, *, workdir: Path, repeats: int, sa
     """
     shapes = checkpoint_shapes(config)
     size = sum(4 * int(np.prod(shape)) for shape in shapes.values())
-    with scratch(workdir) as folder:
+    workdir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=workdir) as temporary:
+        folder = Path(temporary)
         _expect_room(folder, size)
         source, copied, converted = (folder / n for n in ("model.safetensors", "copy", "model"))
         say(f"{name}: writing a checkpoint of {size / 1e9:.2f} GB in {folder}")
@@ -127,15 +126,3 @@ memory = mmap.mmap(-1, size)
 for start in range(0, size, 1 << 20):
     memory[start : start + (1 << 20)] = bytes(1 << 20)
 """
-
-
-@contextlib.contextmanager
-def scratch(workdir: Path) -> Iterator[Path]:
-    """A folder that is removed at the end, also when the process is asked to terminate."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        with tempfile.TemporaryDirectory(prefix="benchmark-", dir=workdir) as folder:
-            yield Path(folder)
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -13,10 +13,13 @@ def make(frames=4, steps=4):
     )
 
 
-def test_sheet_has_one_row_per_clip_and_one_column_per_frame(tmp_path):
+def test_sheet_has_frames_above_their_attention(tmp_path):
     figure = attention_figure([make(), make(4, 2)])
-    assert len(figure.axes) == 2 * 4 + 1
-    assert [a.get_xlabel() for a in figure.axes[:2]] == ["0.00 s", "0.50 s"]
+    assert len(figure.axes) == 2 * 2 * 4 + 1
+    assert [a.get_xlabel() for a in figure.axes[4:6]] == ["0.00 s", "0.50 s"]
+    frame, heat = (figure.axes[i].images[0].get_array() for i in (0, 4))
+    assert frame.shape == (8, 8, 3)
+    assert np.allclose(heat, 1)
     figure.savefig(tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 

@@ -1,10 +1,7 @@
 import dataclasses
 import importlib.util
 import json
-import os
 import shutil
-import signal
-import time
 
 import numpy as np
 import pytest
@@ -219,20 +216,6 @@ def test_decoding_needs_clips(tmp_path, capsys):
     assert "expected a folder of videos, found none" in capsys.readouterr().err
     assert benchmark.main(["decode", f"--clips={tmp_path}"]) == 2
     assert "expected a folder with videos" in capsys.readouterr().err
-
-
-def test_the_scratch_folder_goes_when_the_process_is_terminated(tmp_path):
-    def work_until_terminated():
-        with convert.scratch(tmp_path) as folder:
-            (folder / "large").write_bytes(b"x")
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(10)
-
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit, match="^143$"):
-        work_until_terminated()
-    assert list(tmp_path.iterdir()) == []
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_place_that_cannot_hold_the_json_is_refused_first(tmp_path, capsys):

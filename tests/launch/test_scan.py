@@ -110,7 +110,7 @@ def test_a_clip_that_takes_too_long_is_reported(run, world, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--workers=0",), "expected at least 1"),
+        (("--workers=0",), "of at least 1"),
         (("--timeout=0",), "expected more than 0 seconds"),
         (("--format=xml",), "invalid choice"),
     ],

@@ -80,7 +80,10 @@ def test_bad_annotations_are_refused(tmp_path, clips, capsys):
         (["a.csv"], "expected ANNOTATIONS and --output=DIR"),
         (["a.csv", "--check=b"], "takes neither annotations nor --output"),
         (["a.csv", "--output=b", "--num_shards=2", "--shard_mb=1"], "not allowed with argument"),
-        (["a.csv", "--output=b", "--num_shards=0"], "expected at least 1, found 0"),
+        (
+            ["a.csv", "--output=b", "--num_shards=0"],
+            "expected a whole number of at least 1, found '0'",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(capsys, arguments, message):
