@@ -142,6 +142,6 @@ def train(steps: int, batch_size: int, seed: int) -> TrainConfig:
         optimizer=OptimizerConfig(
             lr=lr * per_256, min_lr=0.01 * lr * per_256, betas=(0.9, 0.98), max_grad_norm=3.0
         ),
-        checkpoint=CheckpointConfig(every_steps=100, keep=2),
+        checkpoint=CheckpointConfig(every_steps=max(steps // 3, 1), keep=2),
         log_every=10,
     )

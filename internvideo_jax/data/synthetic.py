@@ -150,6 +150,8 @@ def write_video(
             if sound is not None:
                 samples = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
                 samples.sample_rate = SAMPLE_RATE
+                # Without it, the encoder's priming samples would count as sound.
+                samples.pts = 0
                 container.mux(audio.encode(samples))
                 container.mux(audio.encode())
         partial.rename(path)

@@ -299,8 +299,9 @@ def _write_lists(
     for number, content in enumerate(contents):
         caption = content.caption(_generator(config, split, number, 1))
         clips.append({"video": f"{split}/{_clip_name(number)}", "caption": caption})
-    motions = [clip | {"label": MOTIONS.index(c.motion)} for clip, c in _zip(clips, contents)]
-    looks = [clip | {"label": c.look} for clip, c in _zip(clips, contents)]
+    pairs = list(zip(clips, contents, strict=True))
+    motions = [clip | {"label": MOTIONS.index(content.motion)} for clip, content in pairs]
+    looks = [clip | {"label": content.look} for clip, content in pairs]
     attributes = [dataclasses.asdict(content) for content in contents]
     for path, rows in (
         (world.annotations(split), motions),
@@ -308,10 +309,6 @@ def _write_lists(
         (world.directory / f"{split}_contents.jsonl", attributes),
     ):
         _write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _zip(clips: list[dict[str, Any]], contents: Sequence[Content]) -> Any:
-    return zip(clips, contents, strict=True)
 
 
 def _write_text(path: Path, text: str) -> None:

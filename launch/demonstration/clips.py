@@ -66,11 +66,12 @@ def read_clips(
         shape = (len(records), frames, size, size, 3)
         source = dataclasses.replace(config, annotations=str(annotations), num_classes=None)
         _decode(source, shape, path, report)
-    labels = (
+    motion_labels, look_labels = (
         np.array([record.label for record in rows], np.int32)
         for rows in (records, read_annotations(looks))
     )
-    return Clips(np.load(path, mmap_mode="r"), *labels, world.contents(split))
+    video = np.load(path, mmap_mode="r")
+    return Clips(video, motion_labels, look_labels, world.contents(split))
 
 
 def _decode(

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 # What the student does not see keeps this share of its brightness.
 _DIMMED = 0.15
 
+_TERMS = {
+    "clip_middle": "image teacher's tokens",
+    "clip_final": "image teacher's pooled feature",
+    "mae": "video teacher's tokens",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class LossCurve:
@@ -38,7 +44,9 @@ def world_figure(clips: Sequence[tuple[str, np.ndarray]]) -> "Figure":
     from matplotlib.figure import Figure
 
     frames = len(clips[0][1])
-    figure = Figure(figsize=(1.25 * frames, 1.5 * len(clips)), layout="constrained")
+    figure = Figure(figsize=(1.25 * frames, 1.55 * len(clips)))
+    # A constrained layout would widen the first column to its captions.
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.96, wspace=0.05, hspace=0.25)
     for row, (caption, video) in zip(_rows(figure, len(clips), frames), clips, strict=True):
         for ax, frame in zip(row, video, strict=True):
             ax.imshow(frame)
@@ -58,7 +66,7 @@ def mask_figure(clips: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> "
     steps = len(clips[0][0])
     figure = Figure(figsize=(3 * (1.3 * steps + 0.3), 1.45 * len(clips) + 0.3))
     top = max(float(attention.max()) for _, attention, _ in clips)
-    groups = figure.subfigures(1, 3, wspace=0.02)
+    groups: Any = figure.subfigures(1, 3, wspace=0.02)
     grids = [_rows(group, len(clips), steps) for group in groups]
     titles = ("what is filmed", "where the image teacher looks", "what the student sees")
     for group, title in zip(groups, titles, strict=True):
@@ -85,7 +93,7 @@ def loss_figure(curves: Sequence[LossCurve]) -> "Figure":
             lines = [line for line in curve.lines if line.get(name) is not None]
             color = f"C{number}"
             steps, values = ([line[key] for line in lines] for key in ("step", name))
-            ax.plot(steps, values, color=color, label=name.replace("_", " "))
+            ax.plot(steps, values, color=color, label=_TERMS.get(name, name))
             ax.axhline(constant, color=color, linestyle="--", linewidth=1)
         ax.plot([], [], color="black", linestyle="--", linewidth=1, label="constant predictor")
         ax.set(title=curve.title, xlabel="step", ylim=(0, None))

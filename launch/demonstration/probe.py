@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ def _fit_and_predict(
     optimizer = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(loss)
 
-    def step(carry: tuple[dict[str, jax.Array], optax.OptState], _: None) -> tuple[object, None]:
+    def step(carry: Any, _: None) -> tuple[Any, None]:
         weights, state = carry
         value, gradient = value_and_grad(weights, state=state)
         updates, state = optimizer.update(

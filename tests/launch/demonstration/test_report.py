@@ -1,0 +1,105 @@
+import dataclasses
+import html
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from internvideo_jax.launch.demonstration import figures, report
+from internvideo_jax.launch.demonstration.meter import Meter, Part
+from internvideo_jax.launch.demonstration.probe import ProbeResult
+
+
+def row(name, *accuracies):
+    result = ProbeResult(accuracies, np.zeros((len(accuracies), 4), int))
+    return report.ProbeRow(name, result, ProbeResult((25.0,), np.zeros((1, 4), int)))
+
+
+REPORT = report.Report(
+    "full",
+    300,
+    [row("stage 1", 60.0, 62.0), row("untrained <here>", 40.0, 42.0)],
+    [report.Run("stage 1", Path("m"), 120, {"loss": 1.25, "mae": 1.0}, {"loss": 5.5}, 0.012)],
+    [Part("world", 10.0, 20.0), Part("stage 1", 30.0, 50.0, 2e12)],
+    gflops=470.0,
+    cpus=2,
+)
+
+
+def test_the_verdict_follows_from_the_probes():
+    assert REPORT.gain == pytest.approx(20)
+    assert REPORT.has_passed
+    assert "+20.0 points above its untrained start, as required" in REPORT.verdict
+    poor = dataclasses.replace(REPORT, probes=[row("stage 1", 49.9), row("untrained", 40.0)])
+    assert not poor.has_passed
+    assert "NOT as required" in poor.verdict
+    fast = dataclasses.replace(poor, size="fast")
+    assert fast.has_passed
+    assert "says nothing" in fast.verdict
+
+
+def test_text_has_a_line_for_everything():
+    lines = report.as_text(REPORT).splitlines()
+    assert any(line.split() == ["stage", "1", "61.0", "±1.0", "25.0", "±0.0"] for line in lines)
+    assert any(line.split() == ["chance", "12.5", "25.0"] for line in lines)
+    assert any(line.split() == ["stage", "1", "120", "1.25", "5.50", "1.2", "%"] for line in lines)
+    assert any(line.split() == ["sum", "40", "70", "2.00"] for line in lines)
+    assert "470 GFLOP/s" in lines[-1]
+
+
+def test_the_page_says_what_was_seen_and_shows_the_pictures():
+    page = report.as_html(REPORT, [("losses.png", "Losses & more")])
+    assert report.SEEN in html.unescape(page)
+    assert "untrained &lt;here&gt;" in page
+    assert '<img src="losses.png" alt="Losses &amp; more">' in page
+    assert REPORT.verdict in page
+
+
+def test_json_holds_the_numbers():
+    data = json.loads(json.dumps(report.as_json(REPORT), allow_nan=False))
+    assert data["passed"] is True
+    assert data["probes"][0]["motion"] == {
+        "mean": 61.0,
+        "deviation": 1.0,
+        "accuracies": [60.0, 62.0],
+    }
+    assert data["parts"][1]["flops"] == 2e12
+    assert data["runs"][0]["constants"] == {"loss": 5.5}
+
+
+def test_parts_are_measured():
+    meter = Meter()
+    with meter.part("work") as part:
+        part.flops = 3.0
+        sum(range(300_000))
+    (found,) = meter.parts
+    assert (found.name, found.flops) == ("work", 3.0)
+    assert 0 < found.cpu_seconds < 10
+    assert found.seconds > 0
+
+
+def test_loss_curves_lie_beside_what_a_constant_reaches():
+    lines = [{"step": 10, "mae": 2.0}, {"step": 15, "eval": 1}, {"step": 20, "mae": 1.0}]
+    figure = figures.loss_figure([figures.LossCurve("stage 1", lines, {"mae": 1.5})])
+    curve, constant = figure.axes[0].lines[:2]
+    assert curve.get_xydata().tolist() == [[10, 2], [20, 1]]
+    assert set(constant.get_ydata()) == {1.5}
+    assert curve.get_label() == "video teacher's tokens"
+
+
+def test_masks_darken_what_the_student_does_not_see():
+    frames = np.full((2, 8, 8, 3), 200, np.uint8)
+    kept = np.zeros((2, 2, 2), bool)
+    kept[1, 0, 1] = True
+    figure = figures.mask_figure([(frames, np.full((2, 2, 2), 0.25), kept)])
+    seen = [np.asarray(ax.images[0].get_array()) for ax in figure.subfigs[2].axes]
+    assert seen[0].max() == 30
+    assert (seen[1][:4, 4:] == 200).all()
+    assert seen[1][4:].max() == 30
+
+
+def test_the_world_is_shown_under_its_captions():
+    figure = figures.world_figure([("a red ring", np.zeros((3, 4, 4, 3), np.uint8))] * 2)
+    assert len(figure.axes) == 6
+    assert figure.axes[3].get_title(loc="left") == "a red ring"

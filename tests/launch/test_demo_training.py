@@ -1,0 +1,112 @@
+"""The fast demo as a process: its report, and what it does when it is stopped."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from etils import epath
+
+from internvideo_jax import saved_model
+from internvideo_jax.training.checkpoints import checksums
+
+pytestmark = pytest.mark.slow
+
+RUNS = {"image_teacher": 4, "video_teacher": 4, "stage_1": 6}
+COMMAND = [sys.executable, "-m", "internvideo_jax.launch.demo", "--fast"]
+
+
+def start(home):
+    """Starts the fast demo, with a home of its own."""
+    environment = os.environ | {
+        "INTERNVIDEO_HOME": str(home),
+        "JAX_PLATFORMS": "cpu",
+        # Most of the time goes into compiling the same programs.
+        "JAX_COMPILATION_CACHE_DIR": str(home.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    return subprocess.Popen(
+        COMMAND, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(home):
+    """Runs the demo to its end; returns what it prints."""
+    process = start(home)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+def folder(home):
+    (found,) = (home / "demo/training").iterdir()
+    return found
+
+
+def results(home):
+    """Checksums of all models, and the probes' accuracies."""
+    models = {}
+    for name in RUNS:
+        for kind in ("untrained", "model"):
+            model = saved_model.load(epath.Path(folder(home) / name / kind))
+            models[name, kind] = checksums(model.variables)
+    report = json.loads((home / "demo/report.json").read_text())
+    return models, report["probes"], report["motion_gain"]
+
+
+def wait_for_checkpoint(process, home, name, step):
+    """Returns once a run has a checkpoint of a step or a later one, or the process has ended."""
+    while process.poll() is None:
+        found = home.glob(f"demo/training/*/{name}/checkpoints/*")
+        if any(path.name.isdigit() and int(path.name) >= step for path in found):
+            return
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    home = tmp_path_factory.mktemp("unbroken")
+    output = finish(home)
+    return results(home), output, home
+
+
+def test_the_demo_runs_to_its_report(unbroken):
+    (models, probes, _), output, home = unbroken
+    assert "Demo finished" in output
+    for name in ("report.html", "losses.png", "masks.png", "confusion.png", "world.png"):
+        assert (home / "demo" / name).stat().st_size > 1000
+    assert [row["encoder"] for row in probes][:2] == [
+        "stage 1",
+        "untrained, where stage 1 started",
+    ]
+    assert models["stage_1", "model"] != models["stage_1", "untrained"]
+
+
+def test_killed_at_random_steps_it_ends_bit_identical(unbroken, tmp_path):
+    rng = random.Random(0)
+    for name, steps in RUNS.items():
+        process = start(tmp_path)
+        wait_for_checkpoint(process, tmp_path, name, rng.randrange(1, steps))
+        time.sleep(0.1 * rng.random())
+        process.send_signal(signal.SIGKILL)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == -signal.SIGKILL, output
+    output = finish(tmp_path)
+    # Runs that were complete are not trained again.
+    assert output.count("nothing is left to train") == 2
+    assert results(tmp_path) == unbroken[0]
+
+
+def test_a_finished_demo_starts_anew_but_keeps_its_clips(unbroken):
+    found, _, home = unbroken
+    (clip,) = (home / "demo").glob("world-*/train/00000.mp4")
+    model = folder(home) / "stage_1/model"
+    times = clip.stat().st_mtime_ns, model.stat().st_mtime_ns
+    finish(home)
+    assert results(home) == found
+    assert clip.stat().st_mtime_ns == times[0]
+    assert model.stat().st_mtime_ns > times[1]
