@@ -87,7 +87,7 @@ def loss_figure(curves: Sequence[LossCurve]) -> "Figure":
     """Curves side by side, each with what a constant predictor reaches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(curves), 3.6), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(curves), 4.2), layout="constrained")
     for ax, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
         for number, (name, constant) in enumerate(curve.terms.items()):
             lines = [line for line in curve.lines if line.get(name) is not None]
@@ -98,7 +98,7 @@ def loss_figure(curves: Sequence[LossCurve]) -> "Figure":
         ax.plot([], [], color="black", linestyle="--", linewidth=1, label="constant predictor")
         ax.set(title=curve.title, xlabel="step", ylim=(0, None))
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     return figure
 
 

@@ -13,6 +13,8 @@ from internvideo_jax.training.checkpoints import (
     CheckpointError,
     Checkpoints,
     ConfigMismatchError,
+    _device_checksums,
+    _host_checksum,
     checksums,
 )
 from internvideo_jax.training.state import TrainState
@@ -188,6 +190,14 @@ def test_a_write_error_does_not_hide_the_error_of_the_run(saved, large):
     with full_disk(), pytest.raises(KeyError, match="the run's own error"):
         run()
     assert "File too large" in said[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
+@pytest.mark.parametrize("shape", [(), (7,), (3, 1, 5)])
+def test_checksums_are_the_same_on_host_and_devices(dtype, shape):
+    x = (100 * jax.random.normal(jax.random.key(0), shape)).astype(dtype)
+    (on_device,) = _device_checksums({"x": x})
+    assert _host_checksum(np.asarray(x)) == int(on_device)
 
 
 def test_checksums_depend_on_every_bit_and_every_place():
