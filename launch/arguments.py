@@ -123,6 +123,33 @@ def positive_int(text: str) -> int:
     return number
 
 
+def add_annotation_arguments(parser: ArgumentParser) -> None:
+    """Adds what says how to read annotation files, as `data.annotations.read_annotations` takes it:
+    `--root`, `--format`, `--separator` and `--frame_pattern`."""
+    from internvideo_jax.data.annotation_formats import FORMATS, FRAME_PATTERN
+
+    group = parser.add_argument_group("annotations")
+    group.add_argument(
+        "--root",
+        metavar="DIR",
+        help="where the paths start (default: the annotation file's folder)",
+    )
+    group.add_argument(
+        "--format",
+        choices=("auto", *FORMATS),
+        default="auto",
+        help="of the annotation files (default: by their first lines)",
+    )
+    group.add_argument(
+        "--separator", metavar="C", help="between columns (default: by the first lines)"
+    )
+    group.add_argument(
+        "--frame_pattern",
+        default=FRAME_PATTERN,
+        help='names of images in the folders of "frames" (default: %(default)s)',
+    )
+
+
 def add_config_argument(parser: ArgumentParser) -> None:
     """Adds `--config=FILE.py[:ARGS]`; use `parser.parse_known_args` and `parse_config`."""
     parser.add_argument(

@@ -152,7 +152,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from internvideo_jax.data.annotation_formats import FORMATS, FRAME_PATTERN
     from internvideo_jax.data.sampling import Sampling
 
     parser = argparse.ArgumentParser(
@@ -169,16 +168,7 @@ def _parser() -> argparse.ArgumentParser:
         "--annotations", type=Path, required=True, metavar="FILE", help="clips with labels"
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
-    parser.add_argument(
-        "--root", type=Path, metavar="DIR", help="folder of the clips (default: the annotations')"
-    )
-    parser.add_argument(
-        "--format", choices=("auto", *FORMATS), default="auto", help=f"of the annotations {default}"
-    )
-    parser.add_argument("--separator", metavar="C", help="between columns (default: found out)")
-    parser.add_argument(
-        "--frame_pattern", default=FRAME_PATTERN, help=f"names of images in folders {default}"
-    )
+    arguments.add_annotation_arguments(parser)
     parser.add_argument(
         "--class_names", type=Path, metavar="FILE", help="one name per line, or a JSON list"
     )

@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from internvideo_jax.data.annotation_formats import FORMATS, FRAME_PATTERN
 from internvideo_jax.data.annotations import (
     Annotations,
     ClipRecord,
@@ -99,23 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ANNOTATIONS|FILE|DIR",
         help="annotation files, clips, or folders to search for videos",
     )
-    parser.add_argument(
-        "--root",
-        metavar="DIR",
-        help="where the paths start (default: the annotation file's folder)",
-    )
-    parser.add_argument(
-        "--format",
-        choices=("auto", *FORMATS),
-        default="auto",
-        help="of the annotation files (default: by their first lines)",
-    )
-    parser.add_argument("--separator", help="between columns (default: by the first lines)")
-    parser.add_argument(
-        "--frame_pattern",
-        default=FRAME_PATTERN,
-        help='names of images in the folders of "frames" (default: %(default)s)',
-    )
+    arguments.add_annotation_arguments(parser)
     parser.add_argument(
         "--num_classes",
         type=arguments.positive_int,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from internvideo_jax.data.annotation_formats import FORMATS, FRAME_PATTERN
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.benchmarks.report import usable_cpus
 
@@ -97,23 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check", type=Path, metavar="DIR", help="read all shards here and compare checksums"
     )
-    parser.add_argument(
-        "--root",
-        metavar="DIR",
-        help="where the paths start (default: the annotation file's folder)",
-    )
-    parser.add_argument(
-        "--format",
-        choices=("auto", *FORMATS),
-        default="auto",
-        help="of the annotation file (default: by its first lines)",
-    )
-    parser.add_argument("--separator", help="between columns (default: by the first lines)")
-    parser.add_argument(
-        "--frame_pattern",
-        default=FRAME_PATTERN,
-        help='names of images in the folders of "frames" (default: %(default)s)',
-    )
+    arguments.add_annotation_arguments(parser)
     parser.add_argument(
         "--num_classes",
         type=arguments.positive_int,
