@@ -190,9 +190,14 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
     """
     path = epath.Path(directory) / DESCRIPTION
     if not path.is_file():
+        advice = (
+            "A PyTorch checkpoint becomes one with: internvideo-jax convert SOURCE --output=DIR"
+        )
+        # What `train` leaves in its workdir.
+        if (trained := epath.Path(directory) / "model" / DESCRIPTION).is_file():
+            advice = f"Did you mean {trained.parent}?"
         raise SavedModelError(
-            f"{directory} is not a saved model: it has no {DESCRIPTION}. A PyTorch checkpoint "
-            "becomes one with: internvideo-jax convert SOURCE --output=DIR"
+            f"{directory} is not a saved model: it has no {DESCRIPTION}. {advice}"
         )
     try:
         description = json.loads(path.read_text())

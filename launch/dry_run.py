@@ -127,9 +127,7 @@ def _shard_shape(x: "jax.ShapeDtypeStruct") -> tuple[int, ...]:
 
 
 def _schedule_lines(config: "TrainConfig", steps_per_epoch: int | None) -> list[str]:
-    is_known = steps_per_epoch is not None or (
-        config.epochs is None and config.warmup_epochs is None
-    )
+    is_known = steps_per_epoch is not None or not config.counts_epochs
     # A stand-in: in epochs the schedule is (nearly) the same for any number of steps.
     per_epoch = steps_per_epoch or 1000
     lengths = config.lengths(per_epoch)
@@ -150,7 +148,9 @@ def _milestones(lengths: "Lengths") -> list[int]:
 
 
 def _rate_lines(schedule: "optax.Schedule", places: dict[int, str]) -> list[str]:
-    return [f"  {place:14} learning rate {float(schedule(s)):.4g}" for s, place in places.items()]
+    lines = (f"  {place:14} learning rate {float(schedule(s)):.4g}" for s, place in places.items())
+    # In epochs two neighbouring steps read alike.
+    return list(dict.fromkeys(lines))
 
 
 def _count(tree: PyTree) -> int:

@@ -360,3 +360,10 @@ def test_loading_onto_a_mesh_and_saving_from_it(tmp_path, count, devices):
     model = saved_model.load(tmp_path / "saved")
     check_equal(model.variables, variables_of("video_classifier"))
     assert model.metadata == {"source": {"from": "mesh"}}
+
+
+def test_the_folder_of_a_run_is_told_from_its_model(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.json").write_text("{}")
+    with pytest.raises(SavedModelError, match="Did you mean .*/model?"):
+        saved_model.load(tmp_path)

@@ -124,7 +124,7 @@ def _write_all(
     broken = [clip for _, clips in done for clip in clips]
     if broken and not skip_broken:
         raise ShardError(
-            f"{describe_broken(broken)}\nmend them, or leave them out with skip_broken"
+            f"{describe_broken(broken)}\nmend them, or leave them out with --skip_broken"
         )
     shards = tuple(shard for shard, _ in done if shard is not None)
     if not shards:

@@ -102,9 +102,9 @@ class TrainConfig:
     Attributes:
       batch_size: clips that one optimizer step sees, over all devices and micro-batches.
       optimizer: AdamW and its learning rates.
-      steps: length of the run; or give `epochs`.
+      steps: length of the run; unset, `epochs` says it.
       epochs: its length in passes over the data.
-      warmup_steps: steps of linear warm-up; or give `warmup_epochs`; none by default.
+      warmup_steps: steps of linear warm-up; unset, `warmup_epochs` says it; none by default.
       warmup_epochs: the warm-up's length in passes over the data.
       num_sample: augmented copies of each clip; a step has `rows = batch_size * num_sample`.
       accumulation: micro-batches per step.
@@ -140,16 +140,8 @@ class TrainConfig:
         for name in ("steps", "eval_every"):
             if getattr(self, name) is not None:
                 _check_positive(self, name)
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError(
-                f"expected either steps or epochs, found steps={self.steps} and"
-                f" epochs={self.epochs}; set one of them"
-            )
-        if self.warmup_steps is not None and self.warmup_epochs is not None:
-            raise ValueError(
-                "expected at most one of warmup_steps and warmup_epochs, found"
-                f" {self.warmup_steps} and {self.warmup_epochs}; leave one out"
-            )
+        if self.steps is None and self.epochs is None:
+            raise ValueError("expected steps or epochs, found neither; set one of them")
         if self.rows % self.accumulation:
             raise ValueError(
                 f"expected batch_size * num_sample = {self.rows} rows that divide into"
@@ -163,6 +155,12 @@ class TrainConfig:
         """Rows of the global batch: clips times augmented copies."""
         return self.batch_size * self.num_sample
 
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether the number of steps depends on the size of the data."""
+        warmup = self.warmup_steps is None and self.warmup_epochs is not None
+        return self.steps is None or warmup
+
     def lengths(self, steps_per_epoch: int | None = None) -> "Lengths":
         """Numbers of steps of the run and of its warm-up.
 
@@ -174,7 +172,7 @@ class TrainConfig:
         """
 
         def count(steps: int | None, epochs: float | None) -> int:
-            if epochs is None:
+            if steps is not None or epochs is None:
                 return steps or 0
             if steps_per_epoch is None:
                 raise ValueError("expected the number of steps per epoch to count epochs in steps")
@@ -188,7 +186,8 @@ class TrainConfig:
                 f"expected at least one step and a warm-up within the run, found {warmup} warm-up"
                 f" steps of {total} (steps={self.steps}, epochs={self.epochs},"
                 f" warmup_steps={self.warmup_steps}, warmup_epochs={self.warmup_epochs},"
-                f" {steps_per_epoch} steps per epoch)"
+                f" {steps_per_epoch} steps per epoch); change train.epochs or train.steps,"
+                " train.warmup_epochs or train.warmup_steps, the batch or the data"
             )
         return Lengths(total, warmup)
 

@@ -9,8 +9,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from internvideo_jax.configs.encoder import get_config
+from internvideo_jax.launch.compilation.reports import compile_report
 from internvideo_jax.launch.compilation.tasks import gradient_task
-from internvideo_jax.launch.compile_report import compile_report
 from internvideo_jax.models.video_vit import VideoViT, internvideo2_s14
 from internvideo_jax.parallel import aot
 from internvideo_jax.parallel.mesh import MeshConfig, default_fsdp, make_mesh

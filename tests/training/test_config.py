@@ -26,9 +26,7 @@ def test_a_config_survives_json():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": None}, "either steps or epochs, found steps=None and epochs=None"),
-        ({"epochs": 3.0}, "either steps or epochs, found steps=100 and epochs=3.0"),
-        ({"warmup_steps": 1, "warmup_epochs": 1.0}, "at most one of warmup_steps"),
+        ({"steps": None}, "steps or epochs, found neither"),
         ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
         ({"accumulation": 3}, "256 rows that divide into accumulation=3"),
         ({"ema_decay": 1.0}, r"ema_decay: expected a number in \(0, 1\)"),
@@ -49,6 +47,11 @@ def test_epochs_become_steps_as_upstream_counts_them():
     assert config(warmup_steps=7).lengths() == Lengths(100, 7)
     with pytest.raises(ValueError, match="number of steps per epoch"):
         epochs.lengths()
+    # A recipe's epochs give way to a number of steps.
+    steps = config(steps=40, epochs=3.0, warmup_steps=2, warmup_epochs=0.5)
+    assert steps.lengths() == Lengths(40, 2)
+    assert epochs.counts_epochs
+    assert not steps.counts_epochs
     with pytest.raises(ValueError, match="found 125 warm-up steps of 100 .*25 steps per epoch"):
         config(warmup_epochs=5.0).lengths(25)
 
