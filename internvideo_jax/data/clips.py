@@ -128,8 +128,8 @@ def image_names(record: ClipRecord, *, limits: Limits = DEFAULT_LIMITS) -> list[
     return [os.path.join(record.path, name) for name in names]
 
 
-class _Clip:
-    """What makes a class with `close` a context manager."""
+class OpenClip:
+    """What makes a clip reader with `close` a context manager."""
 
     def close(self) -> None:
         """Closes the files."""
@@ -146,7 +146,7 @@ class _Clip:
         self.close()
 
 
-class _VideoClip(_Clip):
+class _VideoClip(OpenClip):
     """The frames of a video file that are on screen between two times."""
 
     def __init__(self, reader: VideoReader, record: ClipRecord):
@@ -165,14 +165,14 @@ class _VideoClip(_Clip):
     def read(
         self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
     ) -> np.ndarray:
-        numbers = _checked(self._reader.index.path, indices, self.num_frames)
+        numbers = check_numbers(self._reader.index.path, indices, self.num_frames)
         return self._reader.read(numbers + self._first, transform=transform).frames
 
     def close(self) -> None:
         self._reader.close()
 
 
-class _ImageClip(_Clip):
+class _ImageClip(OpenClip):
     """Images as the frames of a clip, all of the size of the first."""
 
     fps: float | None = None
@@ -198,7 +198,7 @@ class _ImageClip(_Clip):
     def read(
         self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
     ) -> np.ndarray:
-        numbers = _checked(self._path, indices, self.num_frames)
+        numbers = check_numbers(self._path, indices, self.num_frames)
         wanted: list[int] = np.unique(numbers).tolist()
         height, width, _ = self._shape
         limit = self._limits.max_clip_pixels
@@ -347,7 +347,12 @@ def _natural_order(name: str) -> list[tuple[int, str]]:
     return [(int(digits) if digits else -1, text) for digits, text in parts]
 
 
-def _checked(path: str, indices: Sequence[int] | np.ndarray, num_frames: int) -> np.ndarray:
+def check_numbers(path: str, indices: Sequence[int] | np.ndarray, num_frames: int) -> np.ndarray:
+    """Frame numbers as int64 `[T]`.
+
+    Raises:
+      ValueError: none, or one outside [0, num_frames); the message names `path`.
+    """
     numbers = np.asarray(indices, np.int64)
     if numbers.ndim != 1 or not len(numbers):
         raise ValueError(f"expected a list of frame numbers, found shape {numbers.shape}")

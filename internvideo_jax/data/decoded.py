@@ -1,15 +1,14 @@
 """Clips whose frames are decoded already."""
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
+from internvideo_jax.data.clips import OpenClip, check_numbers
 from internvideo_jax.data.video import Transform, VideoError
 
 
-class DecodedClip:
+class DecodedClip(OpenClip):
     """Frames in memory, or mapped from a file, as a `data.clips.ClipReader`.
 
     Args:
@@ -39,25 +38,8 @@ class DecodedClip:
         self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
     ) -> np.ndarray:
         """Copies chosen frames; see `data.clips.ClipReader`."""
-        numbers = np.asarray(indices, np.int64)
-        if not len(numbers) or numbers.min() < 0 or numbers.max() >= self.num_frames:
-            raise ValueError(
-                f"{self._name}: expected frame numbers from 0 to {self.num_frames - 1}, found"
-                f" {numbers.tolist()}"
-            )
-        frames = self._frames[numbers]
+        frames = self._frames[check_numbers(self._name, indices, self.num_frames)]
         return frames if transform is None else np.stack([transform(frame) for frame in frames])
 
     def close(self) -> None:
         """Does nothing: the frames belong to whoever made them."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

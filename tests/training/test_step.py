@@ -108,7 +108,10 @@ def test_a_step_is_adamw_on_the_mean_gradient(toy):
         np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradients), rtol=1e-5)
         np.testing.assert_allclose(metrics["learning_rate"], schedule(step), rtol=1e-6)
     # Adam divides small gradients by their own size: rounding shows.
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)  # noqa: E731
+
+    def close(a, b):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
+
     jax.tree.map(close, made.state.params, {**trained, **fixed})
     jax.tree.map(close, made.state.extra, extra)
     jax.tree.map(close, made.state.averaged_variables()["params"], ema)
