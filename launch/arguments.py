@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import inspect
 import json
+import logging
 import os
 import signal
 import sys
@@ -36,14 +37,14 @@ def command(main: Main) -> Callable[..., int]:
     """Decorates a command's `main(argv)`: expected errors become one line and exit code 2.
 
     Expected are UsageError, ValueError and OSError; everything else is a bug of ours and keeps its
-    traceback. `INTERNVIDEO_DEBUG=1` keeps all of them. Ctrl-C and SIGTERM unwind the command and
-    become the exit codes 130 and 143.
+    traceback. `INTERNVIDEO_DEBUG=1` keeps all of them, and shows more of what is logged. Ctrl-C and
+    SIGTERM unwind the command and become the exit codes 130 and 143.
     """
     name = Path(main.__code__.co_filename).stem
 
     def outcome(argv: Sequence[str] | None) -> int:
         try:
-            with _terminable():
+            with _terminable(), _logging():
                 return main(argv)
         except BrokenPipeError:
             # The reader (`| head`) has left; without this Python complains once more at exit.
@@ -55,7 +56,7 @@ def command(main: Main) -> Callable[..., int]:
             print(f"internvideo-jax {name}: {how}", file=sys.stderr)
             return 128 + (signal.SIGTERM if is_terminated else signal.SIGINT)
         except (UsageError, ValueError, OSError) as error:
-            if os.environ.get("INTERNVIDEO_DEBUG", "0") != "0":
+            if _is_debugging():
                 raise
             print(f"internvideo-jax {name}: {_message(error)}", file=sys.stderr)
             return 2
@@ -103,6 +104,40 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _is_debugging() -> bool:
+    return os.environ.get("INTERNVIDEO_DEBUG", "0") != "0"
+
+
+class _LineHandler(logging.Handler):
+    """Prints log records as plain lines that progress bars do not overwrite."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        tqdm.write(f"{prefix}{record.getMessage()}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _logging() -> Iterator[None]:
+    """Shows what our modules log; where a command calls another, once."""
+    logger = logging.getLogger("internvideo_jax")
+    if any(isinstance(handler, _LineHandler) for handler in logger.handlers):
+        yield
+        return
+    handler, level, propagate = _LineHandler(), logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if _is_debugging() else logging.INFO)
+    # Libraries that we import print what reaches the root in formats of their own.
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def _message(error: Exception) -> str:

@@ -21,6 +21,9 @@ SUMMARY = "list wrong annotations and unreadable clips, with the reasons"
 
 ANNOTATION_EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".list")
 
+# A wrong root makes every clip of a large data set a missing one.
+MAX_SHOWN_CLIPS = 100
+
 EPILOG = f"""\
 Files that end in {", ".join(ANNOTATION_EXTENSIONS)} are annotation files; all others are clips.
 Every entry of an annotation file is checked, then every clip: its frames are listed and the first,
@@ -52,9 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{len(clips)} clips in {seconds:.1f} s: {len(clips) - len(broken)} readable"
         f" ({_duration(seconds_readable)}), {len(broken)} not"
     )
-    width = max((len(clip.name) for clip in broken), default=0)
-    for clip in broken:
+    width = max((len(clip.name) for clip in broken[:MAX_SHOWN_CLIPS]), default=0)
+    for clip in broken[:MAX_SHOWN_CLIPS]:
         print(f"  {clip.name:{width}}  {clip.reason}")
+    if len(broken) > MAX_SHOWN_CLIPS:
+        print(f"  and {len(broken) - MAX_SHOWN_CLIPS} more; --json=FILE lists them all")
     if args.json is not None:
         report = {
             "annotations": [_annotation_report(*item) for item in annotations.items()],

@@ -118,9 +118,16 @@ def tell_format(
         return format, next((mark for mark in SEPARATORS if mark in first), " ")
     if errors:
         raise errors[0]
+    fitting = {
+        line
+        for line in lines
+        for name, mark in counts
+        if TEXT_FORMATS[name].fits(_splitter(mark)(line))
+    }
+    example = next((line for line in lines if line not in fitting), first)
     raise EntryError(
         f"a format that can be told ({', '.join(FORMATS)}); name it with --format (format=...)",
-        f"lines such as {quote(first)}",
+        f"lines such as {quote(example)}",
     )
 
 

@@ -198,7 +198,12 @@ def steps_per_epoch(config: DataConfig, batch_size: int) -> int:
     Raises:
       ValueError: the config's clips cannot be used.
     """
-    return max(1, len(Clips(config)) // batch_size)
+    count = len(Clips(config))
+    if count < batch_size:
+        _log.warning(
+            "fewer clips (%d) than in a batch (%d): it has some more than once", count, batch_size
+        )
+    return max(1, count // batch_size)
 
 
 def clip_ids(config: DataConfig, indices: np.ndarray) -> list[str]:

@@ -276,6 +276,8 @@ def _check_on_disk(path: str) -> None:
             with Path(path).open("rb") as file:
                 _check_size(path, file, status.st_size)
             return
+    except FileNotFoundError as error:
+        raise VideoError(path, "a video file", str(error.strerror), "check the path") from None
     except OSError as error:
         found = error.strerror or str(error)
     raise _incomplete(path, found)

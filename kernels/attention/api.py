@@ -150,7 +150,7 @@ def attention(
         operands = operands._replace(dropout_seed=seed)
 
     choice = select_implementation(request, implementation)
-    _logger.info("%s (%s) for %s", *choice, request)
+    _logger.debug("%s (%s) for %s", *choice, request)
     result = _IMPLEMENTATIONS[choice.name].attend(request, operands)
     extras = tuple(x for x in result[1:] if x is not None)
     return (result.out, *extras) if extras else result.out

@@ -286,6 +286,12 @@ def test_a_bad_first_line_does_not_hide_the_format(tmp_path):
     assert problems(path) == [(1, "expected a label: an integer from 0, found 'label'")]
 
 
+def test_what_hides_the_format_is_quoted(tmp_path):
+    path = write(tmp_path / "a.csv", "a.mp4,0\nb.mp4 and no label\n")
+    with pytest.raises(AnnotationError, match="lines such as 'b.mp4 and no label'"):
+        read_annotations(path)
+
+
 @pytest.mark.parametrize("text", ["a\nb\n", "a b c\n", "a 1 2 3 4\nb.mp4 1 2 3 4\n"])
 def test_a_format_that_cannot_be_told_is_asked_for(tmp_path, text):
     ((line, message),) = problems(write(tmp_path / "a.txt", text))

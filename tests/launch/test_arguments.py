@@ -1,5 +1,6 @@
 import argparse
 import json
+import logging
 import math
 import os
 import re
@@ -258,3 +259,22 @@ def test_output_folders_are_new_or_empty(tmp_path):
         arguments.new_output_dir(tmp_path / "file" / "x")
     with pytest.raises(arguments.UsageError, match="exists and is not empty"):
         arguments.new_output_dir(tmp_path)
+
+
+def test_logs_are_plain_lines(capsys):
+    logger = logging.getLogger("internvideo_jax.test")
+
+    @arguments.command
+    def inner(argv=None):
+        logger.info("loaded %d arrays", 3)
+        return 0
+
+    @arguments.command
+    def outer(argv=None):
+        logger.warning("clip replaced")
+        return inner([])
+
+    assert outer([]) == 0
+    assert capsys.readouterr().err == "warning: clip replaced\nloaded 3 arrays\n"
+    logger.info("nobody listens")
+    assert capsys.readouterr().err == ""

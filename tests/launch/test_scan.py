@@ -124,3 +124,14 @@ def test_useless_arguments(world, capsys, arguments, message):
 def test_a_folder_without_videos(tmp_path, capsys):
     assert scan.main([str(tmp_path)]) == 2
     assert "expected a folder with videos" in capsys.readouterr().err
+
+
+def test_a_wrong_root_lists_some_clips_only(run, tmp_path):
+    count = scan.MAX_SHOWN_CLIPS + 7
+    path = tmp_path / "train.csv"
+    path.write_text("".join(f"{i}.mp4,0\n" for i in range(count)))
+    code, out, report = run(path, f"--root={tmp_path / 'elsewhere'}")
+    assert code == 1
+    assert out.count("found No such file") == scan.MAX_SHOWN_CLIPS
+    assert "  and 7 more; --json=FILE lists them all\n" in out
+    assert len(report["unreadable"]) == count

@@ -70,6 +70,14 @@ def test_dry_run_without_data(config_file, capsys):
     assert float(rates[1]) == pytest.approx(0.1 * 4 / 256, rel=1e-3)
 
 
+def test_dry_run_warns_of_data_smaller_than_a_batch(config_file, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"video": "a.mp4", "label": 0}\n')
+    options = [f"--config={config_file}:{tmp_path / 'a.jsonl'}", "--dry_run"]
+    assert train.main(options) == 0
+    warning = "warning: fewer clips (1) than in a batch (4): it has some more than once\n"
+    assert capsys.readouterr().err == warning
+
+
 def test_a_schedule_in_epochs_needs_no_data(config_file):
     config = arguments.parse_config(argparse.Namespace(config=str(config_file)), [])
     config.train = {**config.train.to_dict(), "steps": None, "epochs": 10.0}

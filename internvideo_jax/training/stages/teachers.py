@@ -9,6 +9,7 @@ Source: `engines/engine_for_pretraining.py` and `engine_for_distill.py` of upstr
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ from internvideo_jax.nn.normalization import l2_normalize
 from internvideo_jax.parallel.rules import Rules
 from internvideo_jax.parallel.sharding import abstract_params
 from internvideo_jax.training.stages.weights import load_weights
+
+log = logging.getLogger(__name__)
 
 PyTree = Any
 Mask = Literal["attention", "tube", "random"]
@@ -211,5 +214,7 @@ def load_teachers(
         )
         path = paths[name]
         assert path is not None
-        loaded[name] = load_weights(path, config, shapes, dtype=config.encoder.dtype).variables
+        weights = load_weights(path, config, shapes, dtype=config.encoder.dtype)
+        log.info("%s: %s", name, weights.summary)
+        loaded[name] = weights.variables
     return loaded

@@ -143,7 +143,7 @@ def test_all_implementations_are_available_on_cpu():
 
 
 def test_the_choice_is_logged(qkv, caplog):
-    with caplog.at_level("INFO", logger="internvideo_jax.kernels.attention"):
+    with caplog.at_level("DEBUG", logger="internvideo_jax.kernels.attention"):
         attention(*qkv)
     assert "reference (short) for Request(batch=2, queries=3, keys=5" in caplog.text
 
