@@ -360,7 +360,7 @@ def test_a_hanging_loader_starts_anew_at_its_place(world, monkeypatch, caplog):
         return original(self, number)
 
     monkeypatch.setattr(examples.TrainExamples, "__call__", hang_once)
-    found = take(dataclasses.replace(config, stall_timeout=0.5), 4)
+    found = take(dataclasses.replace(config, stall_timeout=1.5), 4)
     freed.set()
     assert stuck == [9]
     assert_equal(found, expected)
@@ -380,7 +380,7 @@ def test_a_hanging_evaluation_goes_on_at_its_place(world, monkeypatch, caplog):
         return original(self, number)
 
     monkeypatch.setattr(examples.EvalExamples, "__call__", hang_once)
-    found = list(eval_batches(dataclasses.replace(config, stall_timeout=0.5), batch_size=5))
+    found = list(eval_batches(dataclasses.replace(config, stall_timeout=1.5), batch_size=5))
     freed.set()
     assert_equal(found, expected)
     assert "starts anew at batch 4" in caplog.text
@@ -395,7 +395,7 @@ def test_a_loader_that_keeps_hanging_is_an_error():
         yield from range(start, 2)
         freed.wait(20)
 
-    items = watchdog.BackgroundIterator(make, timeout=0.1)
+    items = watchdog.BackgroundIterator(make, timeout=0.5)
     assert list(itertools.islice(items, 2)) == [0, 1]
     with pytest.raises(watchdog.StalledLoader, match="expected batch 2 .* in 4 attempts"):
         next(items)
