@@ -212,6 +212,7 @@ def parse_config(args: Namespace, leftover: Sequence[str]) -> "ConfigDict":
     """
     from absl import flags
     from ml_collections import ConfigDict, config_flags
+    from ml_collections.config_flags import config_path
 
     path, colon, config_argument = args.config.partition(":")
     get_config = _load_config_file(path).get_config
@@ -239,12 +240,19 @@ def parse_config(args: Namespace, leftover: Sequence[str]) -> "ConfigDict":
             raise UsageError(f"{name}: expected {name}=VALUE")
     values = flags.FlagValues()
     argv = ["internvideo-jax", *leftover]
-    # absl and ml_collections report a value of the wrong type in these two ways.
+    # absl and ml_collections report a value of the wrong type in these ways.
     try:
         holder = config_flags.DEFINE_config_dict(
             "config", config, flag_values=values, sys_argv=argv
         )
         values(argv)
+    except flags.IllegalFlagValueError as error:
+        for argument in leftover:
+            name, _, value = argument.partition("=")
+            kind = config_path.get_type(name.removeprefix("--config."), config)
+            if kind in (bool, int, float) and str(error).startswith(f"flag {argument}:"):
+                raise UsageError(f"{name}: expected {kind.__name__}, found {value!r}") from None
+        raise UsageError(str(error)) from None
     except (flags.Error, TypeError) as error:
         raise UsageError(str(error)) from None
     return holder.value
@@ -285,16 +293,22 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     Raises:
       ValueError: a NaN or infinity, which JSON does not know.
       TypeError: a value that JSON cannot hold.
+      OSError: the file cannot be written.
     """
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        # The temporary name means nothing to users.
+        message = f"cannot write it ({error.strerror or error})"
+        raise OSError(error.errno, message, str(path)) from error
 
 
 def new_output_dir(path: str | os.PathLike[str]) -> Path:

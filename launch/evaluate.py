@@ -5,8 +5,10 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -42,6 +44,8 @@ examples:
 
 In Python: internvideo_jax.evaluation.classification_run.
 """
+
+_MISSING_GLYPH = re.compile(r"Glyph \d+ .* missing from font")
 
 
 @arguments.command
@@ -108,6 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     labels = labels[predictions.index]
     values = run.metrics(predictions.probabilities, labels)
+    if num_classes <= 5:
+        # It is 100, whatever the model.
+        values.pop("top5", None)
     rows = class_table(predictions.probabilities, run.multi_hot(labels, num_classes), names)
     card = {
         "task": "classification",
@@ -288,14 +295,29 @@ def _write_figure(
 
     if len(names) <= MAX_CLASSES:
         counts = confusion_counts(labels, probabilities.argmax(axis=1), len(names))
-        confusion_figure(counts, names).savefig(path, dpi=120)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            confusion_figure(counts, names).savefig(path, dpi=120)
+        # Matplotlib warns of every character.
+        others = [w for w in caught if not _MISSING_GLYPH.match(str(w.message))]
+        for warning in others:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+        if len(others) < len(caught):
+            print(
+                f"{path.name}: the font lacks characters of the class names; they show as boxes",
+                file=sys.stderr,
+            )
 
 
 def _print_failures(failed: "Sequence[UnreadableClip]", records: "Sequence[ClipRecord]") -> None:
-    if failed:
-        print(f"{len(failed)} failed:", file=sys.stderr)
+    if not failed:
+        return
+    width = max(len(records[clip.index].path) for clip in failed)
+    print(f"{len(failed)} failed:", file=sys.stderr)
     for clip in failed:
-        print(f"  {records[clip.index].path}  {clip.reason}", file=sys.stderr)
+        print(f"  {records[clip.index].path:{width}}  {clip.reason}", file=sys.stderr)
 
 
 if __name__ == "__main__":

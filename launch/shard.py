@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         frame_pattern=args.frame_pattern,
         num_classes=args.num_classes,
     )
+    if args.num_shards and args.num_shards > len(records):
+        print(f"{len(records)} shards: not more than there are clips", file=sys.stderr)
     num_shards = args.num_shards or _num_shards(records, args.shard_mb or DEFAULT_SHARD_MB)
     started = time.perf_counter()
     with tqdm(total=len(records), unit="clip", disable=None) as bar:

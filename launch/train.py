@@ -107,7 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise arguments.UsageError(
             f"--workdir={args.workdir}: expected a folder of the file system; mount the bucket"
         )
-    return 0 if train(run, Path(args.workdir)) else EXIT_PREEMPTED
+    workdir = Path(args.workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise arguments.UsageError(f"--workdir={workdir}: expected a folder, found a file")
+    return 0 if train(run, workdir) else EXIT_PREEMPTED
 
 
 def parse_run(config: "ConfigDict") -> Run:
@@ -137,6 +140,15 @@ def parse_run(config: "ConfigDict") -> Run:
             f" train.num_sample={train.num_sample}; set both alike"
         )
     stage_config = config.stage.to_dict()
+    stage = make_stage(stage_config)
+    _check_fits(stage, data, "config.data")
+    if data.multi_label and stage.num_classes is not None:
+        raise ValueError(
+            "config.data.multi_label: expected False, as this stage trains with one label for each"
+            " clip, found True"
+        )
+    if eval_data:
+        _check_fits(stage, eval_data, "config.eval_data")
     as_json = {
         # Tuples become the lists that a checkpoint gives back.
         "stage": json.loads(json.dumps(stage_config)),
@@ -144,7 +156,22 @@ def parse_run(config: "ConfigDict") -> Run:
         "data": to_dict(data),
         "eval_data": eval_data and to_dict(eval_data),
     }
-    return Run(make_stage(stage_config), train, data, eval_data, as_json)
+    return Run(stage, train, data, eval_data, as_json)
+
+
+def _check_fits(stage: "Stage", data: "DataConfig", where: str) -> None:
+    """Raises ValueError naming all fields in which the data are not what the stage takes."""
+    frames, size = stage.example_batch(1)["video"].shape[1:3]
+    wanted = {"num_frames": frames, "image_size": size}
+    if stage.num_classes is not None:
+        wanted["num_classes"] = stage.num_classes
+    wrong = [
+        f"{where}.{name}: expected {value} as in config.stage, found {getattr(data, name)}"
+        for name, value in wanted.items()
+        if getattr(data, name) != value
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong) + "; set both alike")
 
 
 def train(run: Run, workdir: Path) -> bool:
@@ -155,6 +182,7 @@ def train(run: Run, workdir: Path) -> bool:
     from internvideo_jax.training import loop
 
     steps_per_epoch = pipeline.steps_per_epoch(run.data, run.train.batch_size)
+    run_config = run.as_json | {"clips": pipeline.fingerprint(run.data)}
 
     def batches(step: int) -> "Iterator[HostBatch]":
         return pipeline.train_batches(
@@ -171,7 +199,7 @@ def train(run: Run, workdir: Path) -> bool:
         run.train,
         batches,
         workdir,
-        run_config=run.as_json,
+        run_config=run_config,
         steps_per_epoch=steps_per_epoch,
         evaluations=_evaluations(run),
     )
@@ -207,6 +235,8 @@ def _evaluations(run: Run) -> "dict[str, Evaluation]":
     data = run.eval_data
     if data is None or not _has_clips(data) or run.train.eval_every is None:
         return {}
+    # Not only after hours of training.
+    pipeline.check_readable(data)
 
     def batches() -> "Iterator[HostBatch]":
         return pipeline.eval_batches(

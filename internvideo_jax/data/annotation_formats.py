@@ -200,7 +200,9 @@ def _frames_entry(columns: Sequence[str]) -> Entry:
 def _exactly(columns: Sequence[str], names: str) -> Sequence[str]:
     expected = names.count(",") + 1
     if len(columns) != expected:
-        raise EntryError(f"{expected} columns ({names})", _count(columns))
+        advice = "; put paths with the separator in them in double quotes"
+        found = _count(columns) + advice * (len(columns) > expected)
+        raise EntryError(f"{expected} columns ({names})", found)
     return columns
 
 
@@ -210,7 +212,9 @@ def _count(columns: Sequence[str]) -> str:
 
 def _index(text: str, what: str = "a label") -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise EntryError(f"{what}: an integer from 0", quote(text))
+        is_word = text != "" and not any(map(str.isdigit, text))
+        advice = "; remove the line if it is a header" * is_word
+        raise EntryError(f"{what}: an integer from 0", quote(text) + advice)
     return int(text)
 
 

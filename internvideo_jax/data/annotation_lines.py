@@ -3,6 +3,7 @@
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +14,24 @@ MAX_ENTRY_BYTES = 2**20
 PIECE_BYTES = 2**20
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+
+
+class _Repeating(dict[str, Any]):
+    """A JSON object with a key that occurs several times."""
+
+    key = ""
+
+
+def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) == len(pairs):
+        return fields
+    repeating = _Repeating(fields)
+    repeating.key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+    return repeating
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_json_object)
 
 
 class EntryError(Exception):
@@ -56,11 +75,11 @@ def read_items(path: str) -> Iterator[tuple[int, Any]]:
         try:
             text.take("[")
             if text.next_character() != "]":
-                yield text.line, text.value()
+                yield text.line, _item(text.value())
                 while text.next_character() == ",":
                     text.take(",")
                     text.next_character()
-                    yield text.line, text.value()
+                    yield text.line, _item(text.value())
             text.take("]")
             text.take("")
         except EntryError as error:
@@ -71,12 +90,22 @@ def parse_json(line: str) -> Any:
     """The value of one line of JSON.
 
     Raises:
-      EntryError: it is none.
+      EntryError: it is none, or an object with a key that occurs several times.
     """
     try:
-        return json.loads(line)
+        value = _item(_DECODER.decode(line))
     except (ValueError, RecursionError) as error:
         raise _not_json(error) from None
+    if isinstance(value, EntryError):
+        raise value
+    return value
+
+
+def _item(value: Any) -> Any:
+    """A JSON value, or what is wrong with it."""
+    if isinstance(value, _Repeating):
+        return EntryError("each key once", f"{quote(value.key)} twice")
+    return value
 
 
 def quote(value: object) -> str:
@@ -91,7 +120,7 @@ class _JsonText:
     def __init__(self, file: BinaryIO):
         self._file = file
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
-        self._scan = json.JSONDecoder().raw_decode
+        self._scan = _DECODER.raw_decode
         self._text = ""
         self._position = 0
         self._num_counted = 0

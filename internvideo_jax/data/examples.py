@@ -1,6 +1,7 @@
 """From the number of an example to its arrays: which clip it is, and what becomes of its frames."""
 
 import bisect
+import hashlib
 import itertools
 import os
 from collections.abc import Sequence
@@ -46,6 +47,15 @@ class Problem(NamedTuple):
 
     id: str
     reason: str
+
+
+def broken_clips(problems: Sequence[Problem]) -> BrokenClips:
+    """The error of clips of which none can be read."""
+    listed = "".join(f"\n  {problem.id}: {problem.reason}" for problem in problems)
+    return BrokenClips(
+        f"expected clips that can be read, found {len(problems)} in a row that cannot; check the"
+        f" paths and their root, the disk, and all clips with `internvideo-jax scan`:{listed}"
+    )
 
 
 class Clips:
@@ -96,6 +106,11 @@ class Clips:
         """First index of a set, and the one after its last."""
         end = self._ends[member]
         return end - len(self._sources[member]), end
+
+    def fingerprint(self) -> str:
+        """Changes with the clips of all sets, their order and the weights of a mixture."""
+        parts = (*(source.fingerprint() for source in self._sources), repr(self.weights))
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def neighbour(self, index: int, distance: int) -> int:
         """The index so many places further on in the same set, which begins again at its end."""
@@ -214,11 +229,7 @@ class TrainExamples:
             if self._config.num_classes is not None:
                 arrays["label"] = np.stack([label_array(clip.record, self._config)] * rows)
             return arrays
-        listed = "".join(f"\n  {problem.id}: {problem.reason}" for problem in problems)
-        raise BrokenClips(
-            f"expected clips that can be read, found {MAX_TRIES} in a row that cannot; look at the"
-            f" disk, and at all clips with `internvideo-jax scan`:{listed}"
-        )
+        raise broken_clips(problems)
 
     def _video(
         self, reader: ClipReader, record: ClipRecord, rng: np.random.Generator

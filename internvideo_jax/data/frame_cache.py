@@ -43,6 +43,7 @@ class CachedSource:
 
     def __init__(self, source: ClipSource, cache_dir: str | os.PathLike[str], *, num_threads: int):
         self._digest = source.digest()
+        self._fingerprint = source.fingerprint()
         folder = Path(cache_dir).absolute() / self._digest[:16]
         if not folder.is_dir():
             _write(source, folder, num_threads)
@@ -71,6 +72,10 @@ class CachedSource:
     def digest(self) -> str:
         """That of the source."""
         return self._digest
+
+    def fingerprint(self) -> str:
+        """That of the source."""
+        return self._fingerprint
 
     def _map(self) -> np.ndarray:
         with self._lock:

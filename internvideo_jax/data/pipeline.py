@@ -18,14 +18,18 @@ from absl import flags
 
 from internvideo_jax.data.config import ClipSet, DataConfig, MixtureMember
 from internvideo_jax.data.examples import (
+    MAX_TRIES,
     Arrays,
     BrokenClips,
     Clips,
     EvalExamples,
+    Problem,
     TrainExamples,
+    broken_clips,
     decoding_threads,
     join_rows,
 )
+from internvideo_jax.data.sources import reason
 from internvideo_jax.data.watchdog import BackgroundIterator, StalledLoader
 
 __all__ = [
@@ -204,6 +208,35 @@ def steps_per_epoch(config: DataConfig, batch_size: int) -> int:
             "fewer clips (%d) than in a batch (%d): it has some more than once", count, batch_size
         )
     return max(1, count // batch_size)
+
+
+def fingerprint(config: DataConfig) -> dict[str, Any]:
+    """Number of clips, and a checksum that changes with them and their order, wherever they lie.
+
+    Raises:
+      ValueError: the config's clips cannot be used.
+    """
+    clips = Clips(config)
+    return {"number": len(clips), "sha256": clips.fingerprint()}
+
+
+def check_readable(config: DataConfig) -> None:
+    """Looks for a clip that can be read, so that a wrong path shows before it is needed.
+
+    Raises:
+      ValueError: the config's clips cannot be used.
+      BrokenClips: none of the first few can be read.
+    """
+    clips = Clips(config)
+    problems = []
+    for index in range(min(len(clips), MAX_TRIES)):
+        try:
+            with clips[index].open() as reader:
+                reader.read([0])
+            return
+        except (ValueError, OSError) as error:
+            problems.append(Problem(clips.name(index), reason(error)))
+    raise broken_clips(problems)
 
 
 def clip_ids(config: DataConfig, indices: np.ndarray) -> list[str]:

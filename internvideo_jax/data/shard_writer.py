@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import threading
@@ -29,6 +30,8 @@ from internvideo_jax.data.video import VideoError
 
 # One clip is read at a time, and codecs leave nothing to compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
+
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
 class BrokenClip(NamedTuple):
@@ -76,12 +79,21 @@ def write_shards(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not empty; name a new folder or remove it")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        message = f"cannot make this folder ({error.strerror}); name another"
+        raise OSError(error.errno, message, str(target)) from error
     try:
         written = _write_all(records, temporary, num_shards, workers, skip_broken, on_clip)
         text = json.dumps(configs.to_dict(written.index), indent=1) + "\n"
         (temporary / INDEX).write_text(text, encoding="utf-8")
         os.replace(temporary, target)
+    except OSError as error:
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        advice = "; make room and start again" * any(what in text for what in _FULL)
+        # The temporary name means nothing to users.
+        raise OSError(f"{text.replace(str(temporary), str(target))}{advice}") from error
     finally:
         _remove(temporary)
     return written
@@ -182,7 +194,8 @@ def _open_writer(path: Path) -> Iterator[ArrayRecordWriter]:
             writer.close()
     # What ArrayRecord raises whatever it is that goes wrong.
     except RuntimeError as error:
-        raise OSError(f"{path}: cannot write it: {error}") from error
+        text = str(error).partition("; writing ")[0]
+        raise OSError(f"{path}: cannot write it: {text}") from error
 
 
 def describe_broken(broken: Iterable[BrokenClip]) -> str:

@@ -1,7 +1,9 @@
 """Random access to the clips of a data set: files, shards, or tensorflow_datasets."""
 
+import dataclasses
 import hashlib
 import importlib.util
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -10,12 +12,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from internvideo_jax.data.annotation_formats import FRAME_PATTERN
-from internvideo_jax.data.annotations import ClipRecord, read_annotations
+from internvideo_jax.data.annotations import AnnotationError, ClipRecord, read_annotations
 from internvideo_jax.data.clips import ClipReader, open_clip
 from internvideo_jax.data.config import ClipSet
 from internvideo_jax.data.decoded import DecodedClip
 from internvideo_jax.data.shards import ShardReader
 from internvideo_jax.data.video import DEFAULT_LIMITS, Limits, VideoError
+
+_log = logging.getLogger(__name__)
 
 # Recipes name the format of the released lists; users bring files of their own to them.
 _SELF_NAMED = (".jsonl", ".ndjson", ".json")
@@ -60,7 +64,11 @@ class ClipSource(Protocol):
     def __getitem__(self, index: int) -> SourceClip: ...
 
     def digest(self) -> str:
-        """Changes with the clips and their order."""
+        """Changes with the clips, their order, and the files that hold them."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes with the clips and their order, but not with where they lie."""
         ...
 
 
@@ -76,19 +84,39 @@ def open_source(clips: ClipSet, *, num_classes: int | None = None) -> ClipSource
       ValueError: the place cannot be used; says why.
     """
     if clips.annotations is not None:
-        records = read_annotations(
-            clips.annotations,
-            root=clips.root,
-            format="auto" if clips.annotations.endswith(_SELF_NAMED) else clips.format,
-            separator=clips.separator,
-            frame_pattern=clips.frame_pattern or FRAME_PATTERN,
-            num_classes=num_classes,
-        )
-        return RecordSource(records)
+        return RecordSource(_read_annotations(clips, num_classes))
     if clips.shards is not None:
         return ShardSource(clips.shards)
     assert clips.tfds is not None
     return TfdsSource(clips.tfds, clips.tfds_split)
+
+
+def _read_annotations(clips: ClipSet, num_classes: int | None) -> list[ClipRecord]:
+    """The records of an annotation file, in the format of the config or else in its own."""
+    path = str(clips.annotations)
+
+    def read(format: str, separator: str | None) -> list[ClipRecord]:
+        return read_annotations(
+            path,
+            root=clips.root,
+            format=format,
+            separator=separator,
+            frame_pattern=clips.frame_pattern or FRAME_PATTERN,
+            num_classes=num_classes,
+        )
+
+    if path.lower().endswith(_SELF_NAMED) or (clips.format, clips.separator) == ("auto", None):
+        return read("auto", clips.separator)
+    try:
+        return read(clips.format, clips.separator)
+    except AnnotationError as error:
+        try:
+            records = read("auto", None)
+        except AnnotationError as other:
+            is_better = other.num_entries > 0 and other.num_problems < error.num_problems
+            raise (other if is_better else error) from None
+    _log.warning("%s: read as its lines are, not in the config's format (%s)", path, clips.format)
+    return records
 
 
 class RecordSource:
@@ -119,6 +147,13 @@ class RecordSource:
             digest.update(repr((record, state)).encode())
         return digest.hexdigest()
 
+    def fingerprint(self) -> str:
+        """Of the records without their paths."""
+        digest = hashlib.sha256()
+        for record in self.records:
+            digest.update(repr(dataclasses.replace(record, path="")).encode())
+        return digest.hexdigest()
+
 
 class ShardSource:
     """Clips in a folder that `internvideo-jax shard` wrote.
@@ -139,6 +174,8 @@ class ShardSource:
     def digest(self) -> str:
         """Of the shards' checksums."""
         return self._reader.index.digest()
+
+    fingerprint = digest
 
 
 class TfdsSource:
@@ -188,6 +225,8 @@ class TfdsSource:
     def digest(self) -> str:
         """Of the data set's version and split."""
         return hashlib.sha256(self._version.encode()).hexdigest()
+
+    fingerprint = digest
 
 
 def _label(value: np.ndarray) -> int | tuple[int, ...]:

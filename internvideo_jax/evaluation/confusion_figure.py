@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 # More cells than this cannot be told apart on a page.
 MAX_CLASSES = 100
 _MAX_NUMBERED = 20
+# Longer names would leave no room for the cells.
+_MAX_NAME = 40
+# Inches: of a cell, of the smallest picture without its names, of a letter of 8 points.
+_CELL, _LEAST, _LETTER = 0.42, 2.4, 0.065
 
 
 def confusion_figure(counts: np.ndarray, names: Sequence[str]) -> "Figure":
@@ -18,7 +22,7 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str]) -> "Figure":
 
     Args:
       counts: `[C, C]`, rows are true classes; see `evaluation.classification.confusion_counts`.
-      names: of the classes.
+      names: of the classes; long ones are cut.
 
     Raises:
       ValueError: more than `MAX_CLASSES` classes, or another number of names.
@@ -32,8 +36,12 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str]) -> "Figure":
             f" {len(names)}"
         )
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 2.5 + 0.42 * size if size <= _MAX_NUMBERED else 12
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    names = [name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…" for name in names]
+    side = 12.0
+    if size <= _MAX_NUMBERED:
+        side = 1.5 + max(_CELL * size, _LEAST) + _LETTER * max(map(len, names), default=0)
+    # "constrained" does not foresee that the cells are squares, and cuts off labels.
+    figure = Figure(figsize=(side + 0.8, side), layout="compressed")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(size), names, rotation=90, fontsize=8 if size <= _MAX_NUMBERED else 5)

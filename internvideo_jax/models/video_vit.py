@@ -26,7 +26,7 @@ from internvideo_jax.nn.position_embedding import (
     sincos_2d,
     sincos_3d,
 )
-from internvideo_jax.nn.transformer import Remat, TransformerConfig, transformer
+from internvideo_jax.nn.transformer import Dtype, Remat, TransformerConfig, transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class VideoViTConfig:
     layer_scale_init: float | None = 1e-5
     drop_path_rate: float = 0.0
     remat: Remat = "none"
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from internvideo_jax.models.video_vit import PatchEmbed, example_video, take_tok
 from internvideo_jax.nn.normalization import layer_norm
 from internvideo_jax.nn.partitioning import with_axes
 from internvideo_jax.nn.position_embedding import resize_position_table, sinusoid_table
-from internvideo_jax.nn.transformer import Remat, TransformerConfig, transformer
+from internvideo_jax.nn.transformer import Dtype, Remat, TransformerConfig, transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class VideoMAEConfig:
     learned_position: bool = False
     as_released: bool = False
     remat: Remat = "none"
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     @property
     def grid(self) -> tuple[int, int, int]:

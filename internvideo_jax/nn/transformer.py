@@ -16,6 +16,7 @@ from internvideo_jax.nn.normalization import layer_norm, rms_norm
 from internvideo_jax.nn.partitioning import with_axes
 
 Remat = Literal["none", "full", "dots"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class TransformerConfig:
     drop_path_rate: float = 0.0
     attention_over_heads: bool = False
     remat: Remat = "none"
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
 
 class LayerScale(nn.Module):

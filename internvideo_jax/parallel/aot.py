@@ -125,12 +125,13 @@ def topology(name: str) -> Topology:
     import jax
     from jax.experimental import topologies
 
-    generation = name.partition(":")[0]
+    generation, _, sizes = name.partition(":")
     expected = (
         f"expected a topology GENERATION:AxB[xC] with a generation of {', '.join(CHIPS)},"
         f" for example {', '.join(EXAMPLE_TOPOLOGIES)}; found {name!r}"
     )
-    if generation not in CHIPS:
+    # The compiler itself dies of a zero.
+    if generation not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", sizes):
         raise ValueError(expected)
     # A v4 chip counts as one device only in this mode, which is how it is used.
     options = {"chip_config_name": "megacore"} if generation == "v4" else {}

@@ -1,5 +1,9 @@
 """Checkpoints of a run: saved in the background, proved by checksums when they are read."""
 
+import errno
+import logging
+import os
+import re
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,9 +16,19 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from internvideo_jax.training.config import differing_fields
+from internvideo_jax.training.orbax_noise import WithoutOrbax, hide_leftovers, is_debugging
 from internvideo_jax.training.state import TrainState
 
 PyTree = Any
+
+# In TensorStore's messages: [name='what a developer wants to know'].
+_DETAIL = re.compile(r" \[(?P<name>[\w \[\]]+)='(?P<value>(?:[^'\\]|\\.)*)'\]")
+# The layers between an array and the broken bytes, all of them in the checkpoint named already.
+_LAYER = re.compile(
+    r'Error opening "\w+" driver: '
+    r'| in OCDBT database at local file "[^"]*"'
+    r'|Error (?:reading|decoding) (?:Byte range \[[^)]*\) of )?local file "[^"]*": '
+)
 
 
 class CheckpointError(OSError):
@@ -51,6 +65,10 @@ class Checkpoints:
         self.directory = epath.Path(directory)
         self._config = config
         self._say = say
+        hide_leftovers()
+        self._filter = WithoutOrbax()
+        if not is_debugging():
+            logging.getLogger("absl").addFilter(self._filter)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -171,7 +189,8 @@ class Checkpoints:
             for partial in self.directory.glob("*.orbax-checkpoint-tmp"):
                 partial.rmtree(missing_ok=True)
         # From the disk: the manager forgets what it would have removed after this save.
-        steps = ", ".join(map(str, sorted(self._manager.all_steps(read=True)))) or "none"
+        self._manager.reload()
+        steps = ", ".join(map(str, self.steps())) or "none"
         return CheckpointError(
             f"cannot write a checkpoint to {self.directory}: {_reason(error)}; checkpoints that"
             f" are complete: {steps}; make room and start the same command again"
@@ -189,11 +208,13 @@ class Checkpoints:
         try:
             self.wait()
         except CheckpointError as failure:
-            if error is None:
+            # The run may fail of the same full disk, in fewer words.
+            if error is None or getattr(error, "errno", None) == errno.ENOSPC:
                 raise
             self._say(str(failure))
         finally:
             self._manager.close()
+            logging.getLogger("absl").removeFilter(self._filter)
 
 
 def checksums(tree: PyTree) -> dict[str, int]:
@@ -240,7 +261,13 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of an error's message, or of its cause's, without its middle if it is long."""
-    text = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
-    # TensorStore ends with what the file system said.
+    """What is the matter in a line, of an error or its cause, without its middle if it is long."""
+    cause = error.__cause__ or error
+    message = f"no entry {cause}" if isinstance(cause, KeyError) else str(cause)
+    details = {match["name"]: match["value"] for match in _DETAIL.finditer(message)}
+    if (code := details.get("os_error_code", "")).isdigit():
+        return os.strerror(int(code))
+    message = _LAYER.sub("", _DETAIL.sub("", message))
+    text = (message.splitlines() or [type(cause).__name__])[0]
+    # TensorStore ends with what is wrong.
     return text if len(text) <= 300 else f"{text[:100]} ... {text[-150:]}"

@@ -56,6 +56,22 @@ class OptimizerConfig:
     layer_decay: float = 1.0
     max_grad_norm: float | None = None
 
+    def __post_init__(self) -> None:
+        norm = self.max_grad_norm
+        ranges = [
+            ("lr", self.lr > 0, "a number above 0"),
+            ("min_lr", self.min_lr >= 0, "at least 0"),
+            ("warmup_lr", self.warmup_lr >= 0, "at least 0"),
+            ("betas", all(0 <= beta < 1 for beta in self.betas), "numbers in [0, 1)"),
+            ("eps", self.eps > 0, "a number above 0"),
+            ("weight_decay", self.weight_decay >= 0, "at least 0"),
+            ("layer_decay", 0 < self.layer_decay <= 1, "a number in (0, 1]"),
+            ("max_grad_norm", norm is None or norm > 0, "a number above 0, or none"),
+        ]
+        for name, is_valid, expected in ranges:
+            if not is_valid:
+                raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)}")
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:

@@ -153,6 +153,7 @@ def train(
                 writer.write(step, values)
             progress.show(step, values)
 
+        progress.say("the first step compiles, and waits for the first clips")
         for step in range(start + 1, lengths.total + 1):
             # A step: nothing in here waits for the one before it.
             began = time.perf_counter()

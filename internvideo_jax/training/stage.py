@@ -89,6 +89,11 @@ class Stage(Protocol):
         """
         return True
 
+    @property
+    def num_classes(self) -> int | None:
+        """Classes that the labels of a batch may have; None if it needs no labels."""
+        return None
+
     def init_frozen(self, key: jax.Array) -> PyTree:
         """Boxed variables of the frozen teachers, in their dtypes; `{}` without teachers.
 

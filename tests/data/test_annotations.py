@@ -178,10 +178,14 @@ def test_all_bad_lines_are_listed_at_once(tmp_path):
     ]
     assert problems(path, num_classes=4) == [
         (2, "expected 2 columns (path, label), found 1: ['no label.mp4']"),
-        (3, "expected a label: an integer from 0, found 'one'"),
+        (3, "expected a label: an integer from 0, found 'one'; remove the line if it is a header"),
         (4, "expected a label from 0 to 3, found 4"),
         (5, "expected a label: an integer from 0, found '-1'"),
-        (6, "expected 2 columns (path, label), found 3: ['a.mp4', '1', '2']"),
+        (
+            6,
+            "expected 2 columns (path, label), found 3: ['a.mp4', '1', '2']; put paths with the"
+            " separator in them in double quotes",
+        ),
         (7, outside("../out.mp4")),
         (8, repeated("good.mp4", 1)),
         (9, outside("/elsewhere/b.mp4")),
@@ -243,6 +247,11 @@ def repeated(name: str, line: int) -> str:
             '{"video": "a", "num_frames": 2, "end": 1, "label": 1}',
             "no times for a folder of images",
         ),
+        (
+            '{"video": "a", "label": 0, "label": 1}',
+            "expected each key once, found 'label' twice",
+        ),
+        ('{"video": "a", "caption": {"b": 1, "b": 2}}', "found {'b': 2}"),
         ("[" * 10_000, "nested too deeply"),
         (f'{{"label": 1{"0" * 5000}}}', "numbers too long"),
     ],
@@ -283,7 +292,12 @@ def test_bad_columns(tmp_path, format_, line, expected):
 
 def test_a_bad_first_line_does_not_hide_the_format(tmp_path):
     path = write(tmp_path / "a.csv", "path,label\na.mp4,1\nb.mp4,2\n")
-    assert problems(path) == [(1, "expected a label: an integer from 0, found 'label'")]
+    assert problems(path) == [
+        (
+            1,
+            "expected a label: an integer from 0, found 'label'; remove the line if it is a header",
+        )
+    ]
 
 
 def test_what_hides_the_format_is_quoted(tmp_path):
@@ -426,6 +440,11 @@ def test_ids_that_repeated_paths_get_are_unique(tmp_path):
     ("text", "records", "expected"),
     [
         ('[{"video": "a"}, 3, {"audio": "b"}, {"video": "c"}]', 2, ["a JSON object", '"video" or']),
+        (
+            '[{"video": "a", "video": "b"}, {"video": "c"}]',
+            1,
+            ["each key once, found 'video' twice"],
+        ),
         ('[{"video": "a"},\n{"video": ]', 1, ["expected JSON"]),
         ('[{"video": "a"}\n{"video": "b"}]', 1, ["']' of a JSON list"]),
         ('[{"video": "a"}', 1, ["']' of a JSON list"]),

@@ -1,5 +1,6 @@
 """Shards hold what was written, and say so when they do not."""
 
+import errno
 import json
 import os
 import resource
@@ -141,10 +142,21 @@ def test_a_full_disk_is_an_error(tmp_path, records):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"of-00001\.array_record: cannot write it: .*too large"):
+        message = r"/out/clips-00000-of-00001\.array_record: cannot write it: .*too large$"
+        with pytest.raises(OSError, match=message):
             write_shards(records[:1], tmp_path / "out", num_shards=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_room_is_asked_for_on_a_full_disk(tmp_path, records, monkeypatch):
+    def full(*_args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "index.json"))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left on device; make room and start again"):
+        write_shards(records[:1], tmp_path / "out", num_shards=1)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -76,6 +76,32 @@ def test_digests_change_with_records_and_files(annotations):
     assert source.digest() not in (digest, changed)
 
 
+def test_fingerprints_do_not_change_with_the_place(annotations, tmp_path):
+    source = open_source(ClipSet(annotations=str(annotations)))
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for file in annotations.parent.glob("*.*"):
+        file.rename(moved / file.name)
+    elsewhere = open_source(ClipSet(annotations=str(moved / annotations.name)))
+    assert elsewhere.fingerprint() == source.fingerprint()
+    assert RecordSource(source.records[::-1]).fingerprint() != source.fingerprint()
+
+
+def test_lists_in_another_format_than_the_recipes_are_read(tmp_path, caplog):
+    path = tmp_path / "train.csv"
+    path.write_text("a.mp4 0\nb.mp4 1\n")
+    recipe = ClipSet(annotations=str(path), format="csv", separator=",")
+    source = open_source(recipe, num_classes=2)
+    assert [record.label for record in source.records] == [0, 1]
+    assert "not in the config's format (csv)" in caplog.text
+    path.write_text("a.mp4 0\nb.mp4 7\n")
+    with pytest.raises(AnnotationError, match="1 of 2 entries are wrong"):
+        open_source(recipe, num_classes=2)
+    path.write_text("a.mp4,0\nb.mp4\n")
+    with pytest.raises(AnnotationError, match=r"train\.csv:2: expected 2 columns"):
+        open_source(recipe, num_classes=2)
+
+
 def test_decoded_frames_read_like_a_file(annotations):
     record = ClipRecord("0", str(annotations.parent / "0.mp4"))
     with open_clip(record) as clip:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from internvideo_jax.evaluation.confusion_figure import confusion_figure
 
@@ -19,6 +20,26 @@ def test_rows_are_shares_of_the_true_class():
 def test_many_classes_have_no_numbers():
     axes = confusion_figure(np.eye(40, dtype=int), [str(i) for i in range(40)]).axes[0]
     assert not axes.texts
+
+
+@pytest.mark.parametrize("size", [2, 8, 20, 40])
+@pytest.mark.parametrize("letters", [1, 13, 60])
+def test_nothing_is_cut_off(size, letters):
+    names = [f"{'turning' * letters}"[:letters] for _ in range(size)]
+    figure = confusion_figure(np.eye(size, dtype=int), names)
+    FigureCanvasAgg(figure).draw()
+    shown = [axes.get_tightbbox() for axes in figure.axes]
+    # A pixel for rounding.
+    assert min(box.x0 for box in shown) > -1
+    assert min(box.y0 for box in shown) > -1
+    assert max(box.x1 for box in shown) < figure.bbox.width + 1
+    assert max(box.y1 for box in shown) < figure.bbox.height + 1
+    assert figure.axes[0].get_window_extent().width > 100
+
+
+def test_long_names_are_cut():
+    axes = confusion_figure(np.eye(2, dtype=int), ["a" * 40, "b" * 41]).axes[0]
+    assert [x.get_text() for x in axes.get_yticklabels()] == ["a" * 40, "b" * 39 + "…"]
 
 
 @pytest.mark.parametrize(("size", "names"), [(101, 101), (3, 2)])

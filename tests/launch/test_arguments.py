@@ -76,7 +76,13 @@ def test_each_call_reads_the_file_anew(config_file):
         (["--config.widht=9"], "--config.widht: {file} has no such field; did you mean 'width'?"),
         (["--config.model.dept=9"], "no such field; did you mean 'model.depth'?"),
         (["--config.width"], "expected --config.width=VALUE"),
-        (["--config.width=nine"], "--config.width=nine: invalid literal for int"),
+        (["--config.width=nine"], "--config.width: expected int, found 'nine'"),
+        (["--config.width=2.5"], "--config.width: expected int, found '2.5'"),
+        (["--config.rate=fast"], "--config.rate: expected float, found 'fast'"),
+        (["--config.rate=1", "--config.scale=a=b"], "--config.scale: expected float, found 'a=b'"),
+        (["--config.is_causal=maybe"], "--config.is_causal: expected bool, found 'maybe'"),
+        (["--config.model.depth="], "--config.model.depth: expected int, found ''"),
+        (["--config.model=3"], "is not a dict"),
         (["--config.unset=9"], "config.unset"),
         (["--config.layers.x=9"], "no such field"),
         (["--confg.width=9"], "unknown argument '--confg.width=9'"),
@@ -243,8 +249,10 @@ def test_json_is_whole_or_absent(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as caught:
         arguments.write_json(path, {"x": 2})
+    assert caught.value.filename == str(path)
+    assert caught.value.strerror == "cannot write it (No space left on device)"
     assert json.loads(path.read_text()) == {"x": [1, 2.5]}
     assert [p.name for p in path.parent.iterdir()] == ["a.json"]
 

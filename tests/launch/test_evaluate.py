@@ -85,7 +85,7 @@ def test_a_result_and_all_it_depends_on(run, capsys):
     card = json.loads((run.output / "result.json").read_text())
     assert card["clips"] == 3
     assert card["failed"] == []
-    assert set(card["metrics"]) == {"top1", "top5", "mean_class_accuracy", "mAP"}
+    assert set(card["metrics"]) == {"top1", "mean_class_accuracy", "mAP"}
     assert card["views"] == {
         "num_frames": 4,
         "image_size": 32,
@@ -128,7 +128,8 @@ def test_unreadable_clips_are_listed_and_never_replaced(run, videos, capsys):
     captured = capsys.readouterr()
     assert "3 (2 failed)" in captured.out
     assert "2 failed:" in captured.err
-    assert f"{videos / 'broken.mp4'}  expected a video file" in captured.err
+    assert f"{videos / 'broken.mp4'}   expected a video file" in captured.err
+    assert f"{videos / 'missing.mp4'}  expected a video file" in captured.err
     card = json.loads((run.output / "result.json").read_text())
     assert card["clips"] == 3
     assert card["annotations"]["clips"] == 5
@@ -165,6 +166,16 @@ def test_classes_have_names(run, tmp_path, capsys, name, text):
     assert run(CLIPS, f"--class_names={tmp_path / name}") == 0
     assert "\ncat  " in capsys.readouterr().out
     assert "cat" in (run.output / "per_class.csv").read_text()
+
+
+@pytest.mark.filterwarnings("error")
+def test_characters_that_the_font_lacks_are_said_once(run, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("猫狗\ndog\n牛\n")
+    assert run(CLIPS, f"--class_names={tmp_path / 'names.txt'}") == 0
+    lines = [x for x in capsys.readouterr().err.splitlines() if "font" in x or "Glyph" in x]
+    assert lines == [
+        "confusion.png: the font lacks characters of the class names; they show as boxes"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,22 @@ def test_broken_clips_are_refused_or_left_out(tmp_path, clips, capsys):
     assert printed.out.startswith("2 clips")
 
 
+def test_more_shards_than_clips_are_not_made(tmp_path, clips, capsys):
+    out = tmp_path / "out"
+    assert shard.main([str(clips / "clips.jsonl"), f"--output={out}", "--num_shards=50"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "3 shards: not more than there are clips\n"
+    assert "3 shards in" in printed.out
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, clips, capsys):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "out"
+    assert shard.main([str(clips / "clips.jsonl"), f"--output={out}"]) == 2
+    expected = f"{out}: cannot make this folder (Not a directory); name another\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
 def test_an_output_with_something_in_it_is_left_alone(clips, capsys):
     assert shard.main([str(clips / "clips.jsonl"), f"--output={clips}"]) == 2
     assert "exists and is not empty" in capsys.readouterr().err

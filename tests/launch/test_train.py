@@ -78,6 +78,41 @@ def test_dry_run_warns_of_data_smaller_than_a_batch(config_file, tmp_path, capsy
     assert capsys.readouterr().err == warning
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--config.data.num_classes=5", "--config.data.image_size=56"],
+            "config.data.image_size: expected 28 as in config.stage, found 56;"
+            " config.data.num_classes: expected 4 as in config.stage, found 5; set both alike",
+        ),
+        (
+            ["--config.eval_data.num_frames=3"],
+            "config.eval_data.num_frames: expected 2 as in config.stage, found 3",
+        ),
+        (["--config.data.multi_label=True"], "config.data.multi_label: expected False"),
+        (["--config.train.optimizer.lr=-1"], "lr: expected a number above 0, found -1.0"),
+        (
+            ["--config.stage.model.encoder.dtype=float17"],
+            "dtype: expected one of 'float32', 'bfloat16', 'float16', found 'float17'",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(config_file, capsys, options, message):
+    assert train.main([f"--config={config_file}", "--dry_run", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_evaluation_clips_are_tried_before_training(config_file, tmp_path, capsys):
+    clips = tmp_path / "clips.jsonl"
+    clips.write_text('{"video": "gone.mp4", "label": 0}\n')
+    workdir = tmp_path / "run"
+    assert train.main([f"--config={config_file}:{clips}", f"--workdir={workdir}"]) == 2
+    error = capsys.readouterr().err
+    assert "gone.mp4: expected a video file, found No such file" in error
+    assert not workdir.exists()
+
+
 def test_a_schedule_in_epochs_needs_no_data(config_file):
     config = arguments.parse_config(argparse.Namespace(config=str(config_file)), [])
     config.train = {**config.train.to_dict(), "steps": None, "epochs": 10.0}
@@ -192,3 +227,9 @@ def test_a_run_on_video_files_and_the_same_on_eight_devices(config_file, tmp_pat
     from internvideo_jax import saved_model
 
     assert saved_model.load(one / "model").config.num_classes == 4
+    lines = annotations.read_text().splitlines()
+    annotations.write_text("\n".join(lines[::-1]) + "\n")
+    result = command(config, f"--workdir={one}", *options)
+    assert result.returncode == 2
+    assert "clips.sha256: " in result.stderr
+    assert "clips.number: " not in result.stderr

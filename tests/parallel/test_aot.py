@@ -51,5 +51,11 @@ def test_compiler_version_without_compiler(monkeypatch):
     assert aot.compiler_version() is None
 
 
+@pytest.mark.parametrize("name", ["v5e", "v5e:0x4", "v5e:16", "v9z:4x4", "v5e:4x4x4x4"])
+def test_what_is_no_topology(name):
+    with pytest.raises(ValueError, match=f"for example v5e:4x4, .*; found '{name}'"):
+        aot.topology(name)
+
+
 def test_total_memory():
     assert aot.Memory(arguments=1, outputs=20, temporaries=300, program=4000).total == 4321

@@ -1,7 +1,11 @@
 import contextlib
+import errno
 import json
+import logging
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -17,6 +21,7 @@ from internvideo_jax.training.checkpoints import (
     _host_checksum,
     checksums,
 )
+from internvideo_jax.training.orbax_noise import hide_leftovers
 from internvideo_jax.training.state import TrainState
 
 CONFIG = {"stage": {"kind": "toy"}, "train": {"seed": 1, "log_every": 10}}
@@ -159,10 +164,14 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def large_state():
+    """Does not fit there."""
+    return state(5).replace(params={"noise": jax.random.normal(jax.random.key(0), (512, 512))})
+
+
 @pytest.fixture
 def large():
-    """A state that does not fit there."""
-    return state(5).replace(params={"noise": jax.random.normal(jax.random.key(0), (512, 512))})
+    return large_state()
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoints(saved, large):
@@ -190,6 +199,102 @@ def test_a_write_error_does_not_hide_the_error_of_the_run(saved, large):
     with full_disk(), pytest.raises(KeyError, match="the run's own error"):
         run()
     assert "File too large" in said[0]
+
+
+def test_a_full_disk_that_stops_the_run_too_is_one_error(saved, large):
+    def run():
+        with opened(saved) as checkpoints:
+            checkpoints.save(5, large, {})
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with full_disk(), pytest.raises(CheckpointError, match="cannot write a checkpoint"):
+        run()
+
+
+PROCESS = """
+import runpy, sys
+
+test = runpy.run_path(sys.argv[1])
+try:
+    with test["Checkpoints"](
+        sys.argv[2], test["CONFIG"], keep=3, say=lambda line: print(line, file=sys.stderr)
+    ) as checkpoints:
+        test[sys.argv[3]](checkpoints)
+except OSError as error:
+    print(error, file=sys.stderr)
+"""
+
+
+def restore(checkpoints):
+    checkpoints.restore(abstract(state(0)))
+
+
+def save_on_full_disk(checkpoints):
+    with full_disk():
+        checkpoints.save(5, large_state(), {})
+        checkpoints.wait()
+
+
+def stderr_of(task, path, **environment):
+    command = [sys.executable, "-c", PROCESS, __file__, str(path), task.__name__]
+    env = {name: value for name, value in os.environ.items() if name != "INTERNVIDEO_DEBUG"}
+    done = subprocess.run(
+        command, env=env | environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    return done.stderr
+
+
+@pytest.mark.slow
+def test_a_broken_checkpoint_is_one_line_on_the_terminal(saved):
+    truncate(saved / "4" / "state" / "manifest.ocdbt")
+    [line] = stderr_of(restore, saved).splitlines()
+    assert line.startswith(f"checkpoint {saved}/4 cannot be read (DATA_LOSS: Error reading "), line
+    assert line.endswith("; at byte 12): kept as 4.broken, resuming from step 3")
+    assert "tensorstore_spec" not in line
+
+
+@pytest.mark.slow
+def test_all_broken_is_one_line_each_on_the_terminal(saved):
+    for step in "234":
+        truncate(saved / step / "state" / "manifest.ocdbt")
+    lines = stderr_of(restore, saved).splitlines()
+    assert len(lines) == 5
+    assert all(": DATA_LOSS: Error reading " in line for line in lines[1:4])
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_on_the_terminal_unless_debugging(saved):
+    line = (
+        f"cannot write a checkpoint to {saved}: File too large;"
+        " checkpoints that are complete: 2, 3, 4; make room and start the same command again\n"
+    )
+    assert stderr_of(save_on_full_disk, saved) == line
+    everything = stderr_of(save_on_full_disk, saved, INTERNVIDEO_DEBUG="1")
+    assert line in everything
+    assert "Traceback" in everything
+    assert "asyncio" in everything
+
+
+def test_leftovers_of_others_are_reported(tmp_path, caplog, monkeypatch):
+    class Noisy:
+        def __del__(self):
+            raise RuntimeError("Event loop is closed")
+
+    reports = []
+    monkeypatch.delenv("INTERNVIDEO_DEBUG", raising=False)
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: reports.append(report.exc_value))
+    hide_leftovers.cache_clear()
+    with opened(tmp_path / "run"):
+        Noisy()
+        logging.getLogger("asyncio").error(
+            "Future exception was never retrieved\\nfuture: <Future finished"
+            " exception=ValueError('DATA_LOSS: Error reading \"step/.zarray\" in OCDBT database')>"
+        )
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).error("of somebody else")
+    hide_leftovers.cache_clear()
+    assert [str(error) for error in reports] == ["Event loop is closed"]
+    assert [record.name for record in caplog.records] == ["absl", "asyncio"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])

@@ -101,6 +101,11 @@ class ClassifyStage(Stage):
         (video,) = self.module.example_inputs(batch_size)
         return {"video": video, "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
 
+    @property
+    def num_classes(self) -> int:
+        """Of the head."""
+        return self.config.model.num_classes
+
     def init(self, key: jax.Array) -> Variables:
         inputs = (jnp.zeros(x.shape, x.dtype) for x in self.module.example_inputs())
         return dict(self.module.init(key, *inputs))
@@ -184,7 +189,7 @@ class ClassifyStage(Stage):
         loss = soft_cross_entropy(output.logits, targets["label"])
         # Of mixed clips the label with the larger share counts.
         hits = output.logits.argmax(-1) == targets["label"].argmax(-1)
-        return loss, ({"top1": jnp.mean(hits, dtype=jnp.float32)}, extra)
+        return loss, ({"top1": 100 * jnp.mean(hits, dtype=jnp.float32)}, extra)
 
     def logits(self, variables: Variables, video: Array) -> Float[Array, "B C"]:
         """Logits of clips `[B, T, S, S, 3]` (uint8, or normalised floats), float32."""
