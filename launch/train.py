@@ -147,7 +147,7 @@ def parse_run(config: "ConfigDict") -> Run:
             "config.data.multi_label: expected False, as this stage trains with one label for each"
             " clip, found True"
         )
-    if eval_data:
+    if eval_data and _has_clips(eval_data):
         _check_fits(stage, eval_data, "config.eval_data")
     as_json = {
         # Tuples become the lists that a checkpoint gives back.
