@@ -87,7 +87,7 @@ def test_dry_run_warns_of_data_smaller_than_a_batch(config_file, tmp_path, capsy
             " config.data.num_classes: expected 4 as in config.stage, found 5; set both alike",
         ),
         (
-            ["--config.eval_data.num_frames=3", "--config.eval_data.annotations=val.jsonl"],
+            ["--config.eval_data.num_frames=3"],
             "config.eval_data.num_frames: expected 2 as in config.stage, found 3",
         ),
         (["--config.data.multi_label=True"], "config.data.multi_label: expected False"),
@@ -99,7 +99,7 @@ def test_dry_run_warns_of_data_smaller_than_a_batch(config_file, tmp_path, capsy
     ],
 )
 def test_parts_that_do_not_fit_are_refused(config_file, capsys, options, message):
-    assert train.main([f"--config={config_file}", "--dry_run", *options]) == 2
+    assert train.main([f"--config={config_file}:clips.jsonl", "--dry_run", *options]) == 2
     assert message in capsys.readouterr().err
 
 
