@@ -17,6 +17,7 @@ from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from internvideo_jax.config import nearest_name
+from internvideo_jax.environment import is_debugging
 
 if TYPE_CHECKING:
     import jax
@@ -56,7 +57,7 @@ def command(main: Main) -> Callable[..., int]:
             print(f"internvideo-jax {name}: {how}", file=sys.stderr)
             return 128 + (signal.SIGTERM if is_terminated else signal.SIGINT)
         except (UsageError, ValueError, OSError) as error:
-            if _is_debugging():
+            if is_debugging():
                 raise
             print(f"internvideo-jax {name}: {_message(error)}", file=sys.stderr)
             return 2
@@ -106,10 +107,6 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _is_debugging() -> bool:
-    return os.environ.get("INTERNVIDEO_DEBUG", "0") != "0"
-
-
 class _LineHandler(logging.Handler):
     """Prints log records as plain lines that progress bars do not overwrite."""
 
@@ -129,7 +126,7 @@ def _logging() -> Iterator[None]:
         return
     handler, level, propagate = _LineHandler(), logger.level, logger.propagate
     logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG if _is_debugging() else logging.INFO)
+    logger.setLevel(logging.DEBUG if is_debugging() else logging.INFO)
     # Libraries that we import print what reaches the root in formats of their own.
     logger.propagate = False
     try:

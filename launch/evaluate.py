@@ -112,9 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     labels = labels[predictions.index]
     values = run.metrics(predictions.probabilities, labels)
-    if num_classes <= 5:
-        # It is 100, whatever the model.
-        values.pop("top5", None)
     rows = class_table(predictions.probabilities, run.multi_hot(labels, num_classes), names)
     card = {
         "task": "classification",

@@ -14,6 +14,7 @@ from internvideo_jax.data.annotations import (
     ClipRecord,
     check_annotations,
 )
+from internvideo_jax.environment import usable_cpus
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.extract import find_videos
 
@@ -115,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers",
         type=arguments.positive_int,
-        default=os.cpu_count() or 1,
+        default=usable_cpus(),
         help="processes (default: all cores)",
     )
     parser.add_argument(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from internvideo_jax.environment import usable_cpus
 from internvideo_jax.launch import arguments
-from internvideo_jax.launch.benchmarks.report import usable_cpus
 
 if TYPE_CHECKING:
     from internvideo_jax.data.annotations import ClipRecord

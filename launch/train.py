@@ -48,7 +48,7 @@ class Run:
       train: how.
       data: the training clips.
       eval_data: clips to evaluate on; None without evaluation.
-      as_json: the whole config, ready for JSON, as checkpoints keep it.
+      as_json: the whole config, ready for JSON; checkpoints keep it with the clips' fingerprint.
     """
 
     stage: "Stage"

@@ -22,7 +22,7 @@ LAYERS = (
     {"models", "objectives"},
     {"nn"},
     {"kernels", "parallel"},
-    {"config"},
+    {"config", "environment"},
 )
 
 

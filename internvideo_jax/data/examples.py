@@ -3,7 +3,6 @@
 import bisect
 import hashlib
 import itertools
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +28,7 @@ from internvideo_jax.data.sources import (
 )
 from internvideo_jax.data.transforms import eval_frame
 from internvideo_jax.data.views import test_views
+from internvideo_jax.environment import usable_cpus
 
 # A broken clip's neighbours are tried up to this many times; so many in a row are a broken disk.
 MAX_TRIES = 16
@@ -85,7 +85,7 @@ class Clips:
                 for record in source.records:
                     label_array(record, config)
             if use_cache and config.cache_dir is not None:
-                source = CachedSource(source, config.cache_dir, num_threads=decoding_threads())
+                source = CachedSource(source, config.cache_dir, num_threads=usable_cpus())
             sources.append(source)
         self._sources = sources
         self._ends = list(itertools.accumulate(map(len, sources)))
@@ -126,11 +126,6 @@ class Clips:
 
     def _member(self, index: int) -> int:
         return bisect.bisect_right(self._ends, index)
-
-
-def decoding_threads() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def label_array(record: ClipRecord, config: DataConfig) -> np.ndarray:

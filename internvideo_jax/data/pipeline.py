@@ -26,11 +26,11 @@ from internvideo_jax.data.examples import (
     Problem,
     TrainExamples,
     broken_clips,
-    decoding_threads,
     join_rows,
 )
 from internvideo_jax.data.sources import reason
 from internvideo_jax.data.watchdog import BackgroundIterator, StalledLoader
+from internvideo_jax.environment import usable_cpus
 
 __all__ = [
     "BrokenClips",
@@ -297,7 +297,7 @@ def _load(
     dataset: "grain.MapDataset[Arrays]", config: DataConfig, batch_size: int
 ) -> Iterator[Arrays]:
     """The examples in order, made by threads of this process or by processes."""
-    threads = max(1, decoding_threads() // max(config.workers, 1))
+    threads = max(1, usable_cpus() // max(config.workers, 1))
     ready = max(2 * threads, min(batch_size, MAX_READY))
     loaded = dataset.to_iter_dataset(grain.ReadOptions(threads, ready))
     if config.workers:

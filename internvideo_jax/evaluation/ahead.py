@@ -2,7 +2,6 @@
 
 import collections
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -31,10 +30,3 @@ def map_ahead(
             yield result
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def num_cpus() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -15,7 +15,8 @@ from internvideo_jax.data.clips import open_clip
 from internvideo_jax.data.transforms import center_crop, long_side_crops, resize_short_side
 from internvideo_jax.data.video import DEFAULT_LIMITS, Limits, VideoError
 from internvideo_jax.data.views import EvalViews
-from internvideo_jax.evaluation.ahead import map_ahead, num_cpus
+from internvideo_jax.environment import usable_cpus
+from internvideo_jax.evaluation.ahead import map_ahead
 from internvideo_jax.evaluation.classification import (
     confusion_counts,
     mean_average_precision,
@@ -134,7 +135,7 @@ def view_batches(
         except ValueError as error:
             return UnreadableClip(index, error)
 
-    threads = num_threads or num_cpus()
+    threads = num_threads or usable_cpus()
     rows: list[tuple[np.ndarray, int, int, int]] = []
     for clip in map_ahead(read, enumerate(records), threads, threads):
         if on_clip is not None:
@@ -205,6 +206,8 @@ def classification_metrics(forward: Forward, batches: Iterable[Batch]) -> dict[s
 def metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Percentages: "top1", "top5", "mean_class_accuracy" (one label per clip) and "mAP".
 
+    There is no "top5" of five or fewer classes: it would be 100, whatever the model.
+
     Args:
       probabilities: `[N, C]`.
       labels: classes `[N]`, or multi-hot `[N, C]`, for which there is "mAP" alone.
@@ -221,9 +224,9 @@ def metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     counts = confusion_counts(labels, probabilities.argmax(axis=1), probabilities.shape[1])
     clips = counts.sum(axis=1)
     recalls = counts.diagonal()[clips > 0] / clips[clips > 0]
+    ranks = (1, 5) if probabilities.shape[1] > 5 else (1,)
     return {
-        "top1": top_k_accuracy(probabilities, labels, 1),
-        "top5": top_k_accuracy(probabilities, labels, 5),
+        **{f"top{k}": top_k_accuracy(probabilities, labels, k) for k in ranks},
         "mean_class_accuracy": float(100 * recalls.mean()),
         **values,
     }

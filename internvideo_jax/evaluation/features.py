@@ -14,7 +14,8 @@ import numpy as np
 from internvideo_jax.data.sampling import uniform_indices
 from internvideo_jax.data.transforms import eval_frame
 from internvideo_jax.data.video import DEFAULT_LIMITS, Limits, VideoError, VideoReader
-from internvideo_jax.evaluation.ahead import map_ahead, num_cpus
+from internvideo_jax.environment import usable_cpus
+from internvideo_jax.evaluation.ahead import map_ahead
 from internvideo_jax.models import encode, video_encoder
 from internvideo_jax.models.preprocessing import Preprocessing, normalize
 from internvideo_jax.models.video_vit import token_grid
@@ -164,7 +165,7 @@ def extract_features(
 
     def results() -> Iterator[ClipFeatures | FailedClip]:
         batch: list[SampledClip] = []
-        for clip in map_ahead(sample, paths, num_threads or num_cpus(), 2 * batch_size):
+        for clip in map_ahead(sample, paths, num_threads or usable_cpus(), 2 * batch_size):
             if isinstance(clip, FailedClip):
                 yield clip
                 continue

@@ -15,8 +15,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from internvideo_jax.environment import is_debugging
 from internvideo_jax.training.config import differing_fields
-from internvideo_jax.training.orbax_noise import WithoutOrbax, hide_leftovers, is_debugging
+from internvideo_jax.training.orbax_noise import WithoutOrbax, hide_leftovers
 from internvideo_jax.training.state import TrainState
 
 PyTree = Any

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import orbax.checkpoint as ocp
 
+from internvideo_jax.environment import is_debugging
+
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
@@ -19,11 +21,6 @@ _ORBAX = f"{Path(ocp.__file__).parent}{os.sep}"
 
 # In asyncio's reports of tasks of orbax, and of futures of TensorStore.
 _ABANDONED = re.compile(f"{re.escape(_ORBAX)}|OCDBT database|tensorstore")
-
-
-def is_debugging() -> bool:
-    """Whether the user wants to see everything."""
-    return os.environ.get("INTERNVIDEO_DEBUG", "0") != "0"
 
 
 class WithoutOrbax(logging.Filter):

@@ -11,8 +11,9 @@ import numpy as np
 from flax import traverse_util
 
 from internvideo_jax import config as configs
+from internvideo_jax.environment import usable_cpus
 from internvideo_jax.launch.benchmarks.processes import Say, Worker, interleave
-from internvideo_jax.launch.benchmarks.report import Row, usable_cpus
+from internvideo_jax.launch.benchmarks.report import Row
 from internvideo_jax.models import abstract_variables
 from internvideo_jax.models.video_vit import VideoViT, VideoViTConfig
 

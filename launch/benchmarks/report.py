@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 import internvideo_jax
+from internvideo_jax.environment import usable_cpus
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch")
 
@@ -133,11 +134,6 @@ def machine_line(facts: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     memory = f", {facts['memory_gb']:.0f} GB" if facts["memory_gb"] else ""
     return f"{cpu}, {facts['cpus']} CPUs{memory}; {facts['system']}; {versions}"
-
-
-def usable_cpus() -> int:
-    """The number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _peak(samples: Sequence[Sample]) -> float | None:

@@ -62,11 +62,6 @@ def matmul_gflops(size: int = 2048, repeats: int = 5) -> float:
     return 2e-9 * size**3 / min(seconds() for _ in range(repeats))
 
 
-def num_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _cpu_seconds() -> float:
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system

@@ -13,6 +13,7 @@ from internvideo_jax.configs.demo import common
 from internvideo_jax.data.annotations import read_annotations
 from internvideo_jax.data.masking import attention_guided_kept, kept_to_mask
 from internvideo_jax.data.world import MOTIONS, SPLITS, Split, World, make_world
+from internvideo_jax.environment import usable_cpus
 from internvideo_jax.evaluation.classification import confusion_counts, top_k_accuracy
 from internvideo_jax.evaluation.confusion_figure import confusion_figure
 from internvideo_jax.launch import arguments
@@ -30,7 +31,7 @@ from internvideo_jax.launch.demonstration.figures import (
     mask_figure,
     world_figure,
 )
-from internvideo_jax.launch.demonstration.meter import Meter, matmul_gflops, num_cpus
+from internvideo_jax.launch.demonstration.meter import Meter, matmul_gflops
 from internvideo_jax.launch.demonstration.probe import draw_labels, probe
 from internvideo_jax.launch.demonstration.report import (
     ProbeRow,
@@ -121,7 +122,7 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
             "confusion.png": _draw_confusion(rows[0], clips["test"].motions),
             "world.png": _draw_world(world, seen),
         }
-    report = Report(size_name, size.probe_labels, rows, results, meter.parts, gflops, num_cpus())
+    report = Report(size_name, size.probe_labels, rows, results, meter.parts, gflops, usable_cpus())
     _write(report, pictures, output)
     runs.close_folder(folder)
     return report
