@@ -29,10 +29,10 @@ demo: .venv/installed
 	JAX_PLATFORMS=$${JAX_PLATFORMS-cpu} $(BIN)/internvideo-jax demo
 
 test: .venv/installed
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not slow"
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: .venv/installed
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m slow
 
 # mypy follows neither our import finder nor setuptools' one, hence links in the installed layout.
 lint: .venv/installed

@@ -1,6 +1,8 @@
 """What this process was given from outside: CPUs, and the wish to see everything."""
 
 import os
+import sys
+from pathlib import Path
 
 
 def usable_cpus() -> int:
@@ -13,3 +15,16 @@ def usable_cpus() -> int:
 def is_debugging() -> bool:
     """Whether `INTERNVIDEO_DEBUG` asks for tracebacks and all that is logged."""
     return os.environ.get("INTERNVIDEO_DEBUG", "0") != "0"
+
+
+def home() -> Path:
+    """Where converted models and demo outputs lie: `$INTERNVIDEO_HOME` or the user's cache."""
+    if chosen := os.environ.get("INTERNVIDEO_HOME"):
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "darwin":
+        cache = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        cache = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    else:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "internvideo_jax"

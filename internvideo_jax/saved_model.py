@@ -24,9 +24,9 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from internvideo_jax.config import from_dict, nearest_name, to_dict
 from internvideo_jax.models import ARCHITECTURES, abstract_variables
-from internvideo_jax.models.preprocessing import Preprocessing
 from internvideo_jax.parallel.rules import DEFAULT_RULES, Rules
 from internvideo_jax.parallel.sharding import variable_shardings
+from internvideo_jax.preprocessing import Preprocessing
 
 FORMAT_VERSION = 1
 DESCRIPTION = "model.json"

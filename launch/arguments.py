@@ -4,7 +4,6 @@ import contextlib
 import functools
 import importlib.util
 import inspect
-import json
 import logging
 import os
 import signal
@@ -14,7 +13,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from internvideo_jax.config import nearest_name
 from internvideo_jax.environment import is_debugging
@@ -156,9 +155,9 @@ def positive_int(text: str) -> int:
 
 
 def add_annotation_arguments(parser: ArgumentParser) -> None:
-    """Adds what says how to read annotation files, as `data.annotations.read_annotations` takes it:
+    """Adds what `data.annotations.records.read_annotations` takes to read annotation files:
     `--root`, `--format`, `--separator` and `--frame_pattern`."""
-    from internvideo_jax.data.annotation_formats import FORMATS, FRAME_PATTERN
+    from internvideo_jax.data.annotations.formats import FORMATS, FRAME_PATTERN
 
     group = parser.add_argument_group("annotations")
     group.add_argument(
@@ -269,43 +268,6 @@ def default_dtype(device: "jax.Device") -> str:
         is_old = capability[:1].isdigit() and int(capability.partition(".")[0]) < 8
         return "float16" if is_old else "bfloat16"
     return "float32"
-
-
-def home() -> Path:
-    """Where converted models and demo outputs lie: `$INTERNVIDEO_HOME` or the user's cache."""
-    if chosen := os.environ.get("INTERNVIDEO_HOME"):
-        return Path(chosen).expanduser().absolute()
-    if sys.platform == "darwin":
-        cache = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        cache = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "internvideo_jax"
-
-
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes a JSON file so that it is whole or absent; makes its folder.
-
-    Raises:
-      ValueError: a NaN or infinity, which JSON does not know.
-      TypeError: a value that JSON cannot hold.
-      OSError: the file cannot be written.
-    """
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        # The temporary name means nothing to users.
-        message = f"cannot write it ({error.strerror or error})"
-        raise OSError(error.errno, message, str(path)) from error
 
 
 def new_output_dir(path: str | os.PathLike[str]) -> Path:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from internvideo_jax import environment
+from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.benchmarks.report import machine, machine_line, table
 
@@ -66,13 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         row = benchmark_convert(
             "convert/1b",
             stage1_student(internvideo2_1b()),
-            workdir=args.workdir or arguments.home(),
+            workdir=args.workdir or environment.home(),
             repeats=args.repeats,
             say=_say,
         )
     print(table([row]))
     if args.json:
-        arguments.write_json(args.json, [row.to_json() | {"machine": machine()}])
+        write_json(args.json, [row.to_json() | {"machine": machine()}])
     return 0
 
 

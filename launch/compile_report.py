@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.compilation.text import render
 from internvideo_jax.parallel import aot
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = compile_report(arguments.parse_config(args, leftover), args.topology)
     print(render(report))
     if args.json:
-        arguments.write_json(args.json, report)
+        write_json(args.json, report)
     return 0 if all(p["fits"] for p in report["programs"].values()) else EXIT_DOES_NOT_FIT
 
 

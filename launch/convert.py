@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from internvideo_jax.launch import arguments
 
 if TYPE_CHECKING:
-    from internvideo_jax.convert.checksums import Checksums
-    from internvideo_jax.convert.conversion import Progress
+    from internvideo_jax.convert.engine.conversion import Progress
+    from internvideo_jax.convert.files.checksums import Checksums
 
 SUMMARY = "convert PyTorch checkpoints to models of this project, and back"
 
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     _refuse_unused(parser, args)
     if args.list:
-        from internvideo_jax.convert import registry
+        from internvideo_jax.convert.engine import registry
 
         print(registry.table(registry.RELEASES))
         return 0
@@ -145,7 +145,7 @@ def _refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
 
 def _check_manifests(paths: Sequence[str]) -> int:
     """Prints one line for each manifest, and what misfits; returns 1 if anything does."""
-    from internvideo_jax.convert import manifest
+    from internvideo_jax.convert.engine import manifest
 
     if "" in paths:
         raise arguments.UsageError("expected --check_manifest=FILE[,FILE...], found an empty name")
@@ -161,7 +161,7 @@ def _check_manifests(paths: Sequence[str]) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from internvideo_jax.convert.checksums import Checksums
+    from internvideo_jax.convert.files.checksums import Checksums
 
     with Checksums() as checksums:
         # Sums of local files begin before JAX is imported: they take as long as all the rest.
@@ -172,7 +172,7 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _convert_with(args: argparse.Namespace, checksums: "Checksums | None") -> int:
-    from internvideo_jax.convert import conversion
+    from internvideo_jax.convert.engine import conversion
 
     request = conversion.Request(
         release=args.model,
@@ -201,7 +201,7 @@ def _convert_with(args: argparse.Namespace, checksums: "Checksums | None") -> in
 
 
 def _export(args: argparse.Namespace) -> int:
-    from internvideo_jax.convert.export import export, stored_bytes
+    from internvideo_jax.convert.engine.export import export, stored_bytes
 
     if len(args.source) != 1:
         raise arguments.UsageError(f"expected one model to export, found {len(args.source)}")
@@ -233,7 +233,7 @@ def _parse_option(text: str) -> tuple[str, Any]:
 
 
 def _describe(architecture: str, config: Any) -> str:
-    from internvideo_jax.convert.fitting import encoder_config
+    from internvideo_jax.convert.engine.fitting import encoder_config
 
     encoder = encoder_config(config)
     text = (

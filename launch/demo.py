@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from internvideo_jax import environment
+from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
 
 if TYPE_CHECKING:
-    from internvideo_jax.data.synthetic import Scene
+    from internvideo_jax.data.synthetic.scenes import Scene
 
 SUMMARY = "convert, verify and use a small checkpoint, then train stage 1 in miniature"
 
@@ -45,7 +47,7 @@ _MARKER = ".internvideo-jax-demo"
 
 
 def _scenes(fast: bool) -> "dict[str, Scene]":
-    from internvideo_jax.data.synthetic import Scene
+    from internvideo_jax.data.synthetic.scenes import Scene
 
     scenes = {
         "red_circle_right": Scene("circle", "red", "right", "gradient"),
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from internvideo_jax.launch.demonstration import report, training
 
     started = time.perf_counter()
-    home = arguments.home() / "demo"
+    home = environment.home() / "demo"
     output = _output_dir(args.output, home)
     numbers = itertools.count(1)
 
@@ -112,7 +114,7 @@ def _output_dir(path: Path | None, home: Path) -> Path:
 
 def _use_a_checkpoint(home: Path, output: Path, fast: bool, say: Callable[[str], None]) -> None:
     """Converts a checkpoint, verifies it, and extracts features of rendered clips."""
-    from internvideo_jax.data import synthetic
+    from internvideo_jax.data.synthetic import scenes as synthetic
     from internvideo_jax.launch import convert, extract, verify
 
     model, clips, features = home / "model", output / "clips", output / "features"
@@ -138,7 +140,7 @@ def _use_a_checkpoint(home: Path, output: Path, fast: bool, say: Callable[[str],
     say("See where the pooler looks")
     rows = _draw_attention(model, sorted(clips.glob("*.mp4")), output / "attention.png")
     summary = {"model": str(model), "features": str(features), "clips": rows}
-    arguments.write_json(output / "summary.json", summary)
+    write_json(output / "summary.json", summary)
     for row in rows:
         print(
             f"{row['clip']}: |pooled| = {row['norm']:.3f}, looks most at"
@@ -163,10 +165,10 @@ def _draw_attention(model_dir: Path, videos: Sequence[Path], picture: Path) -> l
     from internvideo_jax import models, saved_model
     from internvideo_jax.evaluation.attention_figure import AttendedClip, attention_figure
     from internvideo_jax.evaluation.features import sample_clip
-    from internvideo_jax.models.preprocessing import normalize
+    from internvideo_jax.preprocessing import normalize
 
     model = saved_model.load(model_dir)
-    preprocessing = model.preprocessing
+    preprocessing = model.preprocessing.require_video()
     grid = models.video_encoder(model.module, model.variables)[0].config.grid
     samples = [sample_clip(v, preprocessing.num_frames, preprocessing.image_size) for v in videos]
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import internvideo_jax
+from internvideo_jax import environment
+from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments, doctor_probes
 from internvideo_jax.launch.doctor_probes import Check
 
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(render(checks))
     if args.json:
         rows = [dataclasses.asdict(check) for check in checks]
-        arguments.write_json(args.json, {"ok": is_well, "checks": rows})
+        write_json(args.json, {"ok": is_well, "checks": rows})
     return 0 if is_well else 1
 
 
@@ -108,7 +110,7 @@ def optional_checks() -> Iterator[Check]:
 
 def file_checks() -> Iterator[Check]:
     """The folder of converted models and demo outputs."""
-    home = arguments.home()
+    home = environment.home()
     existing = next(path for path in (home, *home.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
 
 if TYPE_CHECKING:
-    from internvideo_jax.data.annotations import ClipRecord
-    from internvideo_jax.data.views import EvalViews
+    from internvideo_jax.data.annotations.records import ClipRecord
+    from internvideo_jax.data.transforms.views import EvalViews
     from internvideo_jax.evaluation.classification_run import ClipViews, UnreadableClip
     from internvideo_jax.saved_model import SavedModel
 
@@ -56,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     import jax
 
     from internvideo_jax import saved_model
-    from internvideo_jax.convert.checksums import Checksums
-    from internvideo_jax.data.annotations import read_annotations
-    from internvideo_jax.data.views import EvalViews
+    from internvideo_jax.convert.files.checksums import Checksums
+    from internvideo_jax.data.annotations.records import read_annotations
+    from internvideo_jax.data.transforms.views import EvalViews
     from internvideo_jax.evaluation import classification_report as report
     from internvideo_jax.evaluation import classification_run as run
     from internvideo_jax.evaluation import result_card
@@ -79,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     labels = clip_labels(records, num_classes)
     plan = EvalViews(
-        num_frames=args.frames or model.preprocessing.num_frames,
-        image_size=model.preprocessing.image_size,
+        num_frames=args.frames or model.preprocessing.require_video().num_frames,
+        image_size=model.preprocessing.require_video().image_size,
         segments=args.segments,
         crops=args.crops,
         sampling=args.sampling,
@@ -148,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if labels.ndim == 1:
         _write_figure(args.output / "confusion.png", labels, predictions.probabilities, names)
     # Last: a folder with a card is complete.
-    arguments.write_json(args.output / "result.json", card)
+    write_json(args.output / "result.json", card)
     print(report.format_result(values, rows, len(predictions.index), len(progress.failed)))
     print(f"{len(records)} clips in {seconds:.1f} s -> {args.output}")
     _print_failures(progress.failed, records)
@@ -156,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from internvideo_jax.data.sampling import Sampling
+    from internvideo_jax.data.transforms.sampling import Sampling
 
     parser = argparse.ArgumentParser(
         prog="internvideo-jax evaluate",
@@ -276,9 +277,10 @@ def _announce(model: "SavedModel", plan: "EvalViews", records: "Sequence[ClipRec
         f" {plan.num_frames}x{plan.image_size}x{plan.image_size}, {plan.sampling}",
         file=sys.stderr,
     )
-    if plan.num_frames != model.preprocessing.num_frames:
+    made_for = model.preprocessing.require_video().num_frames
+    if plan.num_frames != made_for:
         print(
-            f"the model was made for {model.preprocessing.num_frames} frames: its position table is"
+            f"the model was made for {made_for} frames: its position table is"
             f" resized to {plan.num_frames}",
             file=sys.stderr,
         )

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from internvideo_jax.data.paths import VIDEO_EXTENSIONS
+from internvideo_jax.data.decode.paths import VIDEO_EXTENSIONS
+from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.feature_files import (
     SUMMARY_FILE,
@@ -67,7 +68,7 @@ def _extract(args: argparse.Namespace, targets: dict[str, Path]) -> int:
 
     dtype = args.dtype or arguments.default_dtype(jax.devices()[0])
     model = saved_model.load(args.model, dtype=dtype)
-    num_frames = args.frames or model.preprocessing.num_frames
+    num_frames = args.frames or model.preprocessing.require_video().num_frames
     run = Run(*_identity(args.model), args.kind, num_frames, dtype)
     run.check_folder(args.output)
     todo = [video for video, target in targets.items() if not run.is_finished(video, target)]
@@ -99,9 +100,11 @@ def _extract(args: argparse.Namespace, targets: dict[str, Path]) -> int:
     summary.failed += [{"source": clip.source, "reason": clip.reason} for clip in failed]
     if written or summary.finished_before:
         counts = {"written": written, "seconds": round(seconds, 3)}
-        settings = dataclasses.asdict(run) | {"image_size": model.preprocessing.image_size}
+        settings = dataclasses.asdict(run) | {
+            "image_size": model.preprocessing.require_video().image_size
+        }
         content = settings | counts | dataclasses.asdict(summary)
-        arguments.write_json(args.output / SUMMARY_FILE, content)
+        write_json(args.output / SUMMARY_FILE, content)
     print(f"{written} of {len(todo)} videos in {seconds:.1f} s -> {args.output}")
     _print_failures(failed)
     return 1 if failed else 0
@@ -239,9 +242,10 @@ def _identity(model: str) -> tuple[str, str]:
 def _announce(model: "SavedModel", run: Run, num_finished: int, num_todo: int) -> None:
     if num_finished:
         print(f"{num_finished} of {num_finished + num_todo} videos are finished", file=sys.stderr)
-    if run.frames != model.preprocessing.num_frames:
+    made_for = model.preprocessing.require_video().num_frames
+    if run.frames != made_for:
         print(
-            f"the model was made for {model.preprocessing.num_frames} frames: its position table is"
+            f"the model was made for {made_for} frames: its position table is"
             f" resized to {run.frames}",
             file=sys.stderr,
         )

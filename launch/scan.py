@@ -9,12 +9,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from internvideo_jax.data.annotations import (
+from internvideo_jax.data.annotations.records import (
     Annotations,
     ClipRecord,
     check_annotations,
 )
 from internvideo_jax.environment import usable_cpus
+from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.extract import find_videos
 
@@ -36,7 +37,7 @@ examples:
   internvideo-jax scan train.csv --root=/data/k400 --separator=, --json=report.json
   internvideo-jax scan videos/ more/clip.webm --every_frame
 
-In Python: internvideo_jax.data.annotations.check_annotations and .clip_check.check_clip.
+In Python: internvideo_jax.data.annotations.records.check_annotations and .clip_check.check_clip.
 """
 
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "unreadable": [dataclasses.asdict(clip) for clip in broken],
             "seconds": round(seconds, 3),
         }
-        arguments.write_json(args.json, report)
+        write_json(args.json, report)
     return 1 if broken or any(found.error for found in annotations.values()) else 0
 
 
@@ -171,8 +172,8 @@ def _scan(
 
     from tqdm import tqdm
 
-    from internvideo_jax.data.clip_check import ClipCheck, check_clip
-    from internvideo_jax.data.video import Limits
+    from internvideo_jax.data.decode.clip_check import ClipCheck, check_clip
+    from internvideo_jax.data.decode.video import Limits
     from internvideo_jax.launch.worker_pool import map_in_workers
 
     # The workers' time limit also holds where a decoder hangs, and for a clip as a whole.

@@ -11,8 +11,8 @@ from internvideo_jax.environment import usable_cpus
 from internvideo_jax.launch import arguments
 
 if TYPE_CHECKING:
-    from internvideo_jax.data.annotations import ClipRecord
-    from internvideo_jax.data.shards import ShardIndex
+    from internvideo_jax.data.annotations.records import ClipRecord
+    from internvideo_jax.data.sources.shards import ShardIndex
 
 SUMMARY = "pack the clips of an annotation file into ArrayRecord shards, or check such shards"
 
@@ -31,7 +31,7 @@ examples:
   internvideo-jax shard --check=shards/train
 
 Train on them with --config.data.shards=shards/train instead of --config.data.annotations. In
-Python: internvideo_jax.data.shard_writer.
+Python: internvideo_jax.data.sources.shard_writer.
 """
 
 DEFAULT_SHARD_MB = 1000
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.check is not None:
         if args.annotations or args.output:
             parser.error("--check=DIR takes neither annotations nor --output")
-        from internvideo_jax.data.shards import check_shards
+        from internvideo_jax.data.sources.shards import check_shards
 
         print(f"{_summary(check_shards(args.check, workers=workers))}: as written")
         return 0
@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from tqdm import tqdm
 
-    from internvideo_jax.data.annotations import read_annotations
-    from internvideo_jax.data.shard_writer import describe_broken, write_shards
+    from internvideo_jax.data.annotations.records import read_annotations
+    from internvideo_jax.data.sources.shard_writer import describe_broken, write_shards
 
     records = read_annotations(
         args.annotations,
@@ -127,7 +127,7 @@ def _num_shards(records: "Sequence[ClipRecord]", shard_mb: int) -> int:
 
 def _size(record: "ClipRecord") -> int:
     """Bytes of a clip's files; 0 if it cannot be read, of which writing will tell."""
-    from internvideo_jax.data.clips import image_names
+    from internvideo_jax.data.decode.clips import image_names
 
     try:
         names = image_names(record) or [record.path]

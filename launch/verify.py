@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
 
 SUMMARY = "check a converted model against activations of the original"
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f" {args.json.parent}; make it first"
         )
 
-    from internvideo_jax.convert import verify
+    from internvideo_jax.convert.engine import verify
     from internvideo_jax.saved_model import load
 
     reference = verify.load_reference(args.reference)
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             }
             for row in rows
         ]
-        arguments.write_json(args.json, {"outputs": table, "not_checked": unchecked})
+        write_json(args.json, {"outputs": table, "not_checked": unchecked})
     if not rows:
         raise arguments.UsageError(
             f"{args.reference} holds no output that can be checked; it has"

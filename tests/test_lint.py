@@ -22,7 +22,7 @@ LAYERS = (
     {"models", "objectives"},
     {"nn"},
     {"kernels", "parallel"},
-    {"config", "environment"},
+    {"config", "environment", "files", "preprocessing"},
 )
 
 

@@ -18,11 +18,12 @@ from etils import epath
 from flax import traverse_util
 
 from internvideo_jax import saved_model
-from internvideo_jax.convert.writer import StreamingWriter, atomic_directory
+from internvideo_jax.convert.engine.writer import StreamingWriter
+from internvideo_jax.files import atomic_directory
 from internvideo_jax.models import ARCHITECTURES, abstract_variables
-from internvideo_jax.models.preprocessing import Preprocessing
 from internvideo_jax.models.video_classifier import VideoClassifierConfig
 from internvideo_jax.models.video_vit import VideoViTConfig
+from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.saved_model import SavedModelError
 
 # Orbax abandons its other reads when one fails, and Python complains about some of them later.
@@ -44,7 +45,7 @@ CONFIGS = {
     # With batch norm, hence with a second collection of variables.
     "video_classifier": VideoClassifierConfig(ENCODER, num_classes=5, head="concat"),
 }
-PREPROCESSING = Preprocessing(mean=(0.1, 0.2, 0.3), image_size=4, num_frames=2)
+PREPROCESSING = Preprocessing(VideoPreprocessing(mean=(0.1, 0.2, 0.3), image_size=4, num_frames=2))
 
 
 @functools.cache
@@ -118,7 +119,7 @@ def test_the_description_is_plain_json(tmp_path):
     assert description["format_version"] == 1
     assert description["architecture"] == "video_vit"
     assert description["config"]["width"] == 16
-    assert description["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
+    assert description["preprocessing"]["video"]["mean"] == [0.1, 0.2, 0.3]
     model = saved_model.load(tmp_path / "model")
     assert model.metadata == {"source": {"files": ["a.pth"]}, "conversion": {"n": 1}}
 
@@ -202,7 +203,7 @@ def edit_description(path, **changes):
         ({"architecture": "video_vt"}, "found 'video_vt'; did you mean 'video_vit'"),
         ({"architecture": ["video_vit"]}, "expected an architecture of video_vit"),
         ({"config": {"wdth": 3}}, r"model\.json: config.*wdth.*did you mean 'width'"),
-        ({"preprocessing": {"mean": 3}}, r"model\.json: preprocessing"),
+        ({"preprocessing": {"video": {"mean": 3}}}, r"model\.json: preprocessing"),
     ],
 )
 def test_descriptions_that_do_not_fit(model_dir, changes, reason):

@@ -4,10 +4,10 @@ import dataclasses
 
 from internvideo_jax.configs.stage1.common import choose
 from internvideo_jax.data.config import DataConfig
-from internvideo_jax.data.mixup import MixConfig
-from internvideo_jax.data.world import WorldConfig
+from internvideo_jax.data.synthetic.world import WorldConfig
 from internvideo_jax.models import VideoClassifierConfig, VideoViTConfig
 from internvideo_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
+from internvideo_jax.training.mixup import MixConfig
 from internvideo_jax.training.stages.classify import ClassifyConfig
 
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from internvideo_jax.configs.demo import common
 from internvideo_jax.configs.stage1.common import run_config
-from internvideo_jax.data.world import NUM_LOOKS
+from internvideo_jax.data.synthetic.world import NUM_LOOKS
 
 
 def get_config(name: str = "full") -> ConfigDict:

@@ -24,9 +24,9 @@ from ml_collections import ConfigDict
 
 from internvideo_jax.configs.stage1 import common
 from internvideo_jax.data.config import DataConfig
-from internvideo_jax.data.mixup import MixConfig
 from internvideo_jax.models import VideoClassifierConfig
 from internvideo_jax.training.config import OptimizerConfig, TrainConfig
+from internvideo_jax.training.mixup import MixConfig
 from internvideo_jax.training.stages.classify import ClassifyConfig, ProbeConfig
 
 NUM_FRAMES = 16

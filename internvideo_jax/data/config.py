@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from internvideo_jax.data.annotation_formats import Format
-from internvideo_jax.data.sampling import Sampling
+from internvideo_jax.data.annotations.formats import Format
+from internvideo_jax.data.transforms.sampling import Sampling
 
 __all__ = ["Augmentation", "ClipSet", "DataConfig", "MixtureMember", "Sampling"]
 
@@ -16,7 +16,7 @@ class ClipSet:
     """Where clips come from: exactly one of `annotations`, `shards` and `tfds`.
 
     Attributes:
-      annotations: a file that `data.annotations.read_annotations` reads.
+      annotations: a file that `data.annotations.records.read_annotations` reads.
       root: the folder that its paths start from; None is the folder of the file.
       format: its format, unless its name ends in .jsonl or .json, which say it themselves.
       separator: between the columns of text formats; None finds out.
@@ -66,12 +66,12 @@ class DataConfig(ClipSet):
       mixture: several sets of clips, instead of the one that the inherited fields name.
       num_classes: C; then batches hold labels, and every clip needs one below it. None: no labels.
       multi_label: whether a clip has any number of labels, which become multi-hot rows `[C]`.
-      sampling: which frames of a clip are taken (`data.sampling`).
+      sampling: which frames of a clip are taken (`data.transforms.sampling`).
       num_frames: T, frames per clip.
       sampling_rate: frames from one taken to the next (`sampling="dense"`).
       image_size: side of the square that the model sees, in pixels.
-      augmentation: what training does to the frames (`data.augmentation`); "none" takes the
-        central view.
+      augmentation: what training does to the frames (`data.transforms.augmentation`);
+        "none" takes the central view.
       rand_augment: RandAugment of fine-tuning, timm's notation.
       erase_probability: of random erasing in fine-tuning.
       flip: whether clips are mirrored at random; those of "ssv2" never are.

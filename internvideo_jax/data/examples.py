@@ -9,25 +9,25 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from internvideo_jax.data.annotations import ClipRecord
-from internvideo_jax.data.augmentation import (
-    FinetuneAugmentation,
-    finetuning_augment,
-    pretraining_augment,
-)
-from internvideo_jax.data.clips import ClipReader
+from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.config import DataConfig
-from internvideo_jax.data.frame_cache import CachedSource
-from internvideo_jax.data.sampling import sample_indices
-from internvideo_jax.data.sources import (
+from internvideo_jax.data.decode.clips import ClipReader
+from internvideo_jax.data.sources.clips import (
     ClipSource,
     RecordSource,
     SourceClip,
     open_source,
     reason,
 )
-from internvideo_jax.data.transforms import eval_frame
-from internvideo_jax.data.views import test_views
+from internvideo_jax.data.sources.frame_cache import CachedSource
+from internvideo_jax.data.transforms.augmentation import (
+    FinetuneAugmentation,
+    finetuning_augment,
+    pretraining_augment,
+)
+from internvideo_jax.data.transforms.frames import eval_frame
+from internvideo_jax.data.transforms.sampling import sample_indices
+from internvideo_jax.data.transforms.views import test_views
 from internvideo_jax.environment import usable_cpus
 
 # A broken clip's neighbours are tried up to this many times; so many in a row are a broken disk.

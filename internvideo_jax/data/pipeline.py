@@ -28,7 +28,7 @@ from internvideo_jax.data.examples import (
     broken_clips,
     join_rows,
 )
-from internvideo_jax.data.sources import reason
+from internvideo_jax.data.sources.clips import reason
 from internvideo_jax.data.watchdog import BackgroundIterator, StalledLoader
 from internvideo_jax.environment import usable_cpus
 

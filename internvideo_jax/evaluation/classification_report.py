@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from internvideo_jax.data.annotations import ClipRecord
+from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.evaluation.classification import ClassRow
 from internvideo_jax.evaluation.classification_run import Predictions
 

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from internvideo_jax.data.annotations import ClipRecord
-from internvideo_jax.data.clips import open_clip
-from internvideo_jax.data.transforms import center_crop, long_side_crops, resize_short_side
-from internvideo_jax.data.video import DEFAULT_LIMITS, Limits, VideoError
-from internvideo_jax.data.views import EvalViews
+from internvideo_jax.data.annotations.records import ClipRecord
+from internvideo_jax.data.decode.clips import open_clip
+from internvideo_jax.data.decode.video import DEFAULT_LIMITS, Limits, VideoError
+from internvideo_jax.data.transforms.frames import center_crop, long_side_crops, resize_short_side
+from internvideo_jax.data.transforms.views import EvalViews
 from internvideo_jax.environment import usable_cpus
 from internvideo_jax.evaluation.ahead import map_ahead
 from internvideo_jax.evaluation.classification import (
@@ -25,7 +25,7 @@ from internvideo_jax.evaluation.classification import (
 from internvideo_jax.evaluation.views import merge_views
 from internvideo_jax.kernels.attention.request import current_platform
 from internvideo_jax.models import VideoClassifier
-from internvideo_jax.models.preprocessing import Preprocessing, normalize
+from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
 if TYPE_CHECKING:
     from internvideo_jax.saved_model import SavedModel
@@ -36,7 +36,7 @@ Batch = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClipViews:
-    """All views of a clip, in the order of `data.views`.
+    """All views of a clip, in the order of `data.transforms.views`.
 
     Attributes:
       index: number of the clip in its data set.
@@ -250,13 +250,20 @@ def classifier_forward(model: "SavedModel") -> Forward:
             " one by training with configs/stage1/finetune.py or probe.py"
         )
     return functools.partial(
-        _logits, model.variables, module=model.module, preprocessing=model.preprocessing
+        _logits,
+        model.variables,
+        module=model.module,
+        preprocessing=model.preprocessing.require_video(),
     )
 
 
 @functools.partial(jax.jit, static_argnames=("module", "preprocessing"))
 def _logits(
-    variables: dict[str, Any], video: jax.Array, *, module: nn.Module, preprocessing: Preprocessing
+    variables: dict[str, Any],
+    video: jax.Array,
+    *,
+    module: nn.Module,
+    preprocessing: VideoPreprocessing,
 ) -> jax.Array:
     def classify(video: jax.Array) -> jax.Array:
         output: Any = module.apply(variables, normalize(video, preprocessing))

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from internvideo_jax.data.sampling import uniform_indices
-from internvideo_jax.data.transforms import eval_frame
-from internvideo_jax.data.video import DEFAULT_LIMITS, Limits, VideoError, VideoReader
+from internvideo_jax.data.decode.video import DEFAULT_LIMITS, Limits, VideoError, VideoReader
+from internvideo_jax.data.transforms.frames import eval_frame
+from internvideo_jax.data.transforms.sampling import uniform_indices
 from internvideo_jax.environment import usable_cpus
 from internvideo_jax.evaluation.ahead import map_ahead
 from internvideo_jax.models import encode, video_encoder
-from internvideo_jax.models.preprocessing import Preprocessing, normalize
 from internvideo_jax.models.video_vit import token_grid
+from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
 if TYPE_CHECKING:
     from internvideo_jax.saved_model import SavedModel
@@ -150,7 +150,7 @@ def extract_features(
       ValueError: the model has no video encoder, or its tubelets do not divide the frames.
     """
     encoder, _ = video_encoder(model.module, model.variables)
-    preprocessing = model.preprocessing
+    preprocessing = model.preprocessing.require_video()
     num_frames = num_frames or preprocessing.num_frames
     size = preprocessing.image_size
     grid = token_grid(
@@ -185,7 +185,7 @@ def _forward(
     video: jax.Array,
     *,
     module: nn.Module,
-    preprocessing: Preprocessing,
+    preprocessing: VideoPreprocessing,
     kind: Kind,
 ) -> jax.Array:
     output = encode(module, variables, normalize(video, preprocessing))

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from internvideo_jax.convert.plan import export_plan
-from internvideo_jax.convert.safetensors_file import SafetensorsWriter
-from internvideo_jax.convert.upstream import architecture_of
+from internvideo_jax.convert.engine.plan import export_plan
+from internvideo_jax.convert.engine.upstream import architecture_of
+from internvideo_jax.convert.files.safetensors_file import SafetensorsWriter
 from internvideo_jax.launch.arguments import UsageError
 from internvideo_jax.launch.benchmarks.processes import Say, interleave, run_command
 from internvideo_jax.launch.benchmarks.report import Row, Sample

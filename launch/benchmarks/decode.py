@@ -72,7 +72,7 @@ def benchmark_decode(name: str, *, clips: Path | None, repeats: int, say: Say) -
 
 def render_clips(folder: Path) -> None:
     """Writes a few H.264 clips of 3 seconds, 340x340 pixels."""
-    from internvideo_jax.data import synthetic
+    from internvideo_jax.data.synthetic import scenes as synthetic
 
     motions: tuple[synthetic.Motion, ...] = ("left", "clockwise", "growing", "down")
     for i in range(NUM_SYNTHETIC):

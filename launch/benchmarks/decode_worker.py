@@ -38,10 +38,10 @@ def main() -> int:
 
 def our_loader() -> Load:
     """This library's reader."""
-    from internvideo_jax.data.annotations import ClipRecord
-    from internvideo_jax.data.clips import open_clip
-    from internvideo_jax.data.sampling import uniform_indices
-    from internvideo_jax.data.transforms import eval_frame
+    from internvideo_jax.data.annotations.records import ClipRecord
+    from internvideo_jax.data.decode.clips import open_clip
+    from internvideo_jax.data.transforms.frames import eval_frame
+    from internvideo_jax.data.transforms.sampling import uniform_indices
 
     def load(path: str) -> np.ndarray:
         with open_clip(ClipRecord(path, path)) as clip:
@@ -55,8 +55,8 @@ def decord_loader() -> Load:
     """What upstream's data sets do, with the same sampling and the same views."""
     import decord
 
-    from internvideo_jax.data.sampling import uniform_indices
-    from internvideo_jax.data.transforms import eval_frame
+    from internvideo_jax.data.transforms.frames import eval_frame
+    from internvideo_jax.data.transforms.sampling import uniform_indices
 
     def load(path: str) -> np.ndarray:
         video = decord.VideoReader(path, num_threads=1)

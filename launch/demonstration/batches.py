@@ -7,7 +7,7 @@ import numpy as np
 
 from internvideo_jax.data.watchdog import BackgroundIterator
 from internvideo_jax.launch.demonstration.clips import Clips
-from internvideo_jax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from internvideo_jax.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from internvideo_jax.training.stage import HostBatch
 
 Batches = Callable[[int], Iterator[HostBatch]]
@@ -54,7 +54,7 @@ def cached_batches(
 
 
 def normalized(video: np.ndarray) -> np.ndarray:
-    """Pixels 0..255 as models take them, float32; as `models.preprocessing.normalize`."""
+    """Pixels 0..255 as models take them, float32; as `preprocessing.normalize`."""
     mean, std = (np.array(x, np.float32) for x in (IMAGENET_MEAN, IMAGENET_STD))
     return (video.astype(np.float32) / 255 - mean) / std
 

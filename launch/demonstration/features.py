@@ -13,7 +13,7 @@ import numpy as np
 
 from internvideo_jax import models, saved_model
 from internvideo_jax.models import Teacher, TeacherConfig, VideoViT
-from internvideo_jax.models.preprocessing import Preprocessing, normalize
+from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 from internvideo_jax.training.stages.pretrain import PretrainStage
 
 _BATCH = 50
@@ -41,7 +41,7 @@ def teacher_features(
 
     @functools.partial(jax.jit, static_argnums=0)
     def encode(teacher: nn.Module, variables: Any, frames: jax.Array) -> Any:
-        return teacher.apply(variables, normalize(frames, Preprocessing()))
+        return teacher.apply(variables, normalize(frames, VideoPreprocessing()))
 
     def run(teacher_config: TeacherConfig, path: Path, stride: int) -> dict[str, np.ndarray]:
         _, params = models.video_encoder(*_load(path))
@@ -120,7 +120,7 @@ def _logits(classifier: Any, variables: Any, video: jax.Array) -> jax.Array:
 
 def _inputs(video: jax.Array, num_frames: int) -> jax.Array:
     """Normalised clips of as many frames as the model takes."""
-    video = normalize(video, Preprocessing())
+    video = normalize(video, VideoPreprocessing())
     return video.reshape(-1, num_frames, *video.shape[2:])
 
 

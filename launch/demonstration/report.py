@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from internvideo_jax.data.world import MOTIONS, SHAPES
+from internvideo_jax.data.synthetic.world import MOTIONS, SHAPES
 from internvideo_jax.launch.demonstration.meter import Part
 from internvideo_jax.launch.demonstration.probe import ProbeResult
 

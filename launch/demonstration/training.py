@@ -10,13 +10,12 @@ import numpy as np
 from tqdm import tqdm
 
 from internvideo_jax.configs.demo import common
-from internvideo_jax.data.annotations import read_annotations
-from internvideo_jax.data.masking import attention_guided_kept, kept_to_mask
-from internvideo_jax.data.world import MOTIONS, SPLITS, Split, World, make_world
+from internvideo_jax.data.annotations.records import read_annotations
+from internvideo_jax.data.synthetic.world import MOTIONS, SPLITS, Split, World, make_world
 from internvideo_jax.environment import usable_cpus
 from internvideo_jax.evaluation.classification import confusion_counts, top_k_accuracy
 from internvideo_jax.evaluation.confusion_figure import confusion_figure
-from internvideo_jax.launch import arguments
+from internvideo_jax.files import write_json
 from internvideo_jax.launch.demonstration import features, runs
 from internvideo_jax.launch.demonstration.baseline import constant_losses
 from internvideo_jax.launch.demonstration.batches import (
@@ -41,6 +40,7 @@ from internvideo_jax.launch.demonstration.report import (
     as_json,
 )
 from internvideo_jax.launch.demonstration.runs import TrainedModel
+from internvideo_jax.training.masking import attention_guided_kept, kept_to_mask
 from internvideo_jax.training.stages.pretrain import PretrainStage
 
 if TYPE_CHECKING:
@@ -250,6 +250,6 @@ _CAPTIONS = {
 def _write(report: Report, pictures: Mapping[str, "Figure"], output: Path) -> None:
     for name, figure in pictures.items():
         figure.savefig(output / name, dpi=110)
-    arguments.write_json(output / REPORT_DATA, as_json(report))
+    write_json(output / REPORT_DATA, as_json(report))
     page = as_html(report, [(name, _CAPTIONS[name]) for name in pictures])
     (output / REPORT_PAGE).write_text(page, encoding="utf-8")

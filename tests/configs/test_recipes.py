@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh
 
 from internvideo_jax.config import from_dict
 from internvideo_jax.configs.stage1 import common, distill, finetune, pretrain, probe
-from internvideo_jax.convert import registry
+from internvideo_jax.convert.engine import registry
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.parallel.mesh import AXES
 from internvideo_jax.parallel.rules import DEFAULT_RULES

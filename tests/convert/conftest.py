@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from internvideo_jax import models
-from internvideo_jax.convert.plan import export_plan
+from internvideo_jax.convert.engine.plan import export_plan
 
 STORAGES = {
     "float64": "DoubleStorage",

@@ -10,11 +10,11 @@ import pytest
 
 from internvideo_jax.config import from_dict
 from internvideo_jax.data import examples, pipeline, watchdog
-from internvideo_jax.data.clips import open_clip
+from internvideo_jax.data.decode.clips import open_clip
+from internvideo_jax.data.decode.video import VideoError
 from internvideo_jax.data.pipeline import DataConfig, eval_batches, train_batches
-from internvideo_jax.data.sampling import sample_indices
-from internvideo_jax.data.video import VideoError
-from internvideo_jax.data.views import test_views as views_of
+from internvideo_jax.data.transforms.sampling import sample_indices
+from internvideo_jax.data.transforms.views import test_views as views_of
 
 NUM_CLIPS = 7
 SIZE = 16
@@ -328,7 +328,7 @@ def test_the_cache_changes_nothing(tmp_path, broken_world, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("internvideo_jax.data.sources.open_clip", refuse)
+    monkeypatch.setattr("internvideo_jax.data.sources.clips.open_clip", refuse)
     again = train_batches(cached, batch_size=4, seed=0)
     next(again)
     again.close()
@@ -341,7 +341,9 @@ def test_the_cache_changes_nothing(tmp_path, broken_world, monkeypatch):
 
 
 def test_clips_too_large_for_a_cache_are_refused(tmp_path, world, monkeypatch):
-    monkeypatch.setattr("internvideo_jax.data.frame_cache.MAX_CLIP_BYTES", 12 * 24 * 32 * 3 - 1)
+    monkeypatch.setattr(
+        "internvideo_jax.data.sources.frame_cache.MAX_CLIP_BYTES", 12 * 24 * 32 * 3 - 1
+    )
     with pytest.raises(ValueError, match=r"0\.mp4: .* found 12 frames of 32x24; unset cache_dir"):
         take(make_config(world, cache_dir=str(tmp_path / "cache")), 1)
     assert list((tmp_path / "cache").iterdir()) == []

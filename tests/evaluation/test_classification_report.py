@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 
-from internvideo_jax.data.annotations import ClipRecord
+from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.evaluation.classification import class_table
 from internvideo_jax.evaluation.classification_report import (
     format_result,

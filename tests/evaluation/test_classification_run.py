@@ -10,10 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from internvideo_jax.data import synthetic, views
-from internvideo_jax.data.annotations import ClipRecord
-from internvideo_jax.data.video import VideoError, VideoReader, read_frames
-from internvideo_jax.data.views import EvalViews
+from internvideo_jax.data.annotations.records import ClipRecord
+from internvideo_jax.data.decode.video import VideoError, VideoReader, read_frames
+from internvideo_jax.data.synthetic import scenes as synthetic
+from internvideo_jax.data.transforms import views
+from internvideo_jax.data.transforms.views import EvalViews
 from internvideo_jax.evaluation.classification_run import (
     UnreadableClip,
     classification_metrics,
@@ -31,7 +32,7 @@ from internvideo_jax.models import (
     VideoViTConfig,
     abstract_variables,
 )
-from internvideo_jax.models.preprocessing import Preprocessing, normalize
+from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing, normalize
 from internvideo_jax.saved_model import SavedModel
 
 ENCODER = VideoViTConfig(
@@ -69,7 +70,13 @@ def model():
     variables = jax.tree.map(
         lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_variables(module)
     )
-    return SavedModel(module, variables, config, Preprocessing(image_size=32, num_frames=4), {})
+    return SavedModel(
+        module,
+        variables,
+        config,
+        Preprocessing(VideoPreprocessing(image_size=32, num_frames=4)),
+        {},
+    )
 
 
 def test_views_of_a_file_are_those_of_each_segment(records):
@@ -135,7 +142,7 @@ def test_predictions_do_not_depend_on_batches_and_threads(records, model):
     np.testing.assert_allclose(other.probabilities, expected.probabilities, atol=1e-6)
     assert np.abs(expected.probabilities[0] - expected.probabilities[1]).max() > 1e-4
     clip = read_views(records[3], PLAN)
-    video = normalize(clip.views, model.preprocessing)
+    video = normalize(clip.views, model.preprocessing.require_video())
     output = jax.jit(model.module.apply)(model.variables, video)
     mean = jax.nn.softmax(output.logits).mean(0)
     np.testing.assert_allclose(expected.probabilities[2], mean, atol=1e-6)

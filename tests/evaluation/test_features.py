@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from internvideo_jax.data import synthetic
-from internvideo_jax.data.video import VideoError
+from internvideo_jax.data.decode.video import VideoError
+from internvideo_jax.data.synthetic import scenes as synthetic
 from internvideo_jax.evaluation import features
 from internvideo_jax.evaluation.features import FailedClip, extract_features, sample_clip
 from internvideo_jax.models import (
@@ -18,7 +18,7 @@ from internvideo_jax.models import (
     VideoViTConfig,
     abstract_variables,
 )
-from internvideo_jax.models.preprocessing import Preprocessing, normalize
+from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing, normalize
 from internvideo_jax.saved_model import SavedModel
 
 CONFIG = VideoViTConfig(
@@ -33,7 +33,7 @@ CONFIG = VideoViTConfig(
     pooled_dim=16,
     pooler_heads=2,
 )
-PREPROCESSING = Preprocessing(image_size=32, num_frames=4)
+PREPROCESSING = Preprocessing(VideoPreprocessing(image_size=32, num_frames=4))
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,9 @@ def test_tubelets_must_divide_the_frames(model, videos):
 
 
 def test_patches_must_divide_the_image(model, videos):
-    odd = dataclasses.replace(model, preprocessing=Preprocessing(image_size=36, num_frames=4))
+    odd = dataclasses.replace(
+        model, preprocessing=Preprocessing(VideoPreprocessing(image_size=36, num_frames=4))
+    )
     with pytest.raises(ValueError, match=r"patch size 8.*36x36"):
         extract_features(videos, odd)
 

@@ -13,6 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from internvideo_jax import environment
+from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
 
 CONFIG = """
@@ -227,30 +229,30 @@ def test_default_dtype_is_what_the_device_multiplies():
 
 def test_home_is_the_variable_or_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("INTERNVIDEO_HOME", str(tmp_path))
-    assert arguments.home() == tmp_path
+    assert environment.home() == tmp_path
     monkeypatch.setenv("INTERNVIDEO_HOME", "here")
-    assert arguments.home() == Path.cwd() / "here"
+    assert environment.home() == Path.cwd() / "here"
     monkeypatch.setenv("INTERNVIDEO_HOME", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
-    assert arguments.home() == tmp_path / "internvideo_jax"
+    assert environment.home() == tmp_path / "internvideo_jax"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert arguments.home() == Path.home() / ".cache" / "internvideo_jax"
+    assert environment.home() == Path.home() / ".cache" / "internvideo_jax"
 
 
 def test_json_is_whole_or_absent(tmp_path, monkeypatch):
     path = tmp_path / "new" / "a.json"
-    arguments.write_json(path, {"x": [1, 2.5]})
+    write_json(path, {"x": [1, 2.5]})
     assert json.loads(path.read_text()) == {"x": [1, 2.5]}
     with pytest.raises(ValueError, match="JSON"):
-        arguments.write_json(path, {"x": math.nan})
+        write_json(path, {"x": math.nan})
 
     def full_disk(*_args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(OSError, match="No space") as caught:
-        arguments.write_json(path, {"x": 2})
+        write_json(path, {"x": 2})
     assert caught.value.filename == str(path)
     assert caught.value.strerror == "cannot write it (No space left on device)"
     assert json.loads(path.read_text()) == {"x": [1, 2.5]}

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from internvideo_jax.data import synthetic
+from internvideo_jax.data.synthetic import scenes as synthetic
 from internvideo_jax.launch import benchmark
 from internvideo_jax.launch.benchmarks import convert, decode, encoder, processes, report
 from internvideo_jax.launch.benchmarks.report import Row, Sample
@@ -156,7 +156,7 @@ def test_a_failed_conversion_shows_what_it_printed(tmp_path):
 
 
 FAKE_DECORD = """
-from internvideo_jax.data.video import VideoReader as Reader
+from internvideo_jax.data.decode.video import VideoReader as Reader
 
 class Frames:
     def __init__(self, frames):

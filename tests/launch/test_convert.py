@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from internvideo_jax import launch
-from internvideo_jax.convert.sources import open_checkpoint
+from internvideo_jax.convert.files.sources import open_checkpoint
 from internvideo_jax.launch import convert
 from internvideo_jax.saved_model import load
 
@@ -68,8 +68,8 @@ def test_the_encoder_alone_for_longer_and_larger_clips(capsys, tmp_path):
     assert "pos_embed: positions resized 4x4x4 -> 8x6x6" in text
     assert "sha256" not in text
     loaded = load(output)
-    assert loaded.config.num_frames == loaded.preprocessing.num_frames == 8
-    assert loaded.config.image_size == loaded.preprocessing.image_size == 84
+    assert loaded.config.num_frames == loaded.preprocessing.video.num_frames == 8
+    assert loaded.config.image_size == loaded.preprocessing.video.image_size == 84
 
 
 def test_what_an_export_does_not_restore_is_printed(capsys, tmp_path):

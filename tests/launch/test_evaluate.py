@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from internvideo_jax import saved_model
-from internvideo_jax.data import synthetic
+from internvideo_jax.data.synthetic import scenes as synthetic
 from internvideo_jax.launch import evaluate
 from internvideo_jax.models import (
     VideoClassifier,
@@ -17,7 +17,7 @@ from internvideo_jax.models import (
     VideoViTConfig,
     abstract_variables,
 )
-from internvideo_jax.models.preprocessing import Preprocessing
+from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 
 ENCODER = VideoViTConfig(
     width=16,
@@ -37,7 +37,7 @@ def save_model(path, architecture, module, config):
     variables = jax.tree.map(
         lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_variables(module)
     )
-    preprocessing = Preprocessing(image_size=32, num_frames=4)
+    preprocessing = Preprocessing(VideoPreprocessing(image_size=32, num_frames=4))
     saved_model.save(path, architecture, config, preprocessing, variables, {"source": {"x": 1}})
     return path
 

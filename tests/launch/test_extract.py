@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from internvideo_jax import saved_model
-from internvideo_jax.data import synthetic
+from internvideo_jax.data.synthetic import scenes as synthetic
 from internvideo_jax.evaluation import features
 from internvideo_jax.launch import extract, feature_files
 from internvideo_jax.models import VideoViT, VideoViTConfig, abstract_variables
-from internvideo_jax.models.preprocessing import Preprocessing
+from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 
 CONFIG = VideoViTConfig(
     width=16,
@@ -37,7 +37,7 @@ def model_dir(tmp_path_factory):
         lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32),
         abstract_variables(VideoViT(CONFIG)),
     )
-    preprocessing = Preprocessing(image_size=32, num_frames=4)
+    preprocessing = Preprocessing(VideoPreprocessing(image_size=32, num_frames=4))
     saved_model.save(path, "video_vit", CONFIG, preprocessing, variables)
     return path
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from internvideo_jax.data import synthetic
+from internvideo_jax.data.synthetic import scenes as synthetic
 from internvideo_jax.launch import scan
 
 

@@ -1,12 +1,12 @@
-"""The command around `data.shards`."""
+"""The command around `data.sources.shards`."""
 
 import json
 import re
 
 import pytest
 
-from internvideo_jax.data import synthetic
-from internvideo_jax.data.shards import ShardReader, read_index
+from internvideo_jax.data.sources.shards import ShardReader, read_index
+from internvideo_jax.data.synthetic import scenes as synthetic
 from internvideo_jax.launch import shard
 
 

@@ -8,11 +8,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from internvideo_jax import models, saved_model
-from internvideo_jax.data.mixup import MixConfig
 from internvideo_jax.models import VideoClassifierConfig
-from internvideo_jax.models.preprocessing import Preprocessing
 from internvideo_jax.objectives.classification import smooth_one_hot, soft_cross_entropy
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
+from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
+from internvideo_jax.training.mixup import MixConfig
 from internvideo_jax.training.stages.classify import ClassifyConfig, ClassifyStage, ProbeConfig
 
 ENCODER = models.VideoViTConfig(
@@ -187,7 +187,9 @@ def test_a_student_gives_its_encoder_and_the_head_starts_afresh(tmp_path):
     start = jax.tree.map(
         lambda x: rng.normal(size=x.shape).astype(np.float32), models.abstract_variables(module)
     )
-    saved_model.save(tmp_path / "start", "stage1_student", config, Preprocessing(), start)
+    saved_model.save(
+        tmp_path / "start", "stage1_student", config, Preprocessing(VideoPreprocessing()), start
+    )
     stage = ClassifyStage(
         dataclasses.replace(CONFIG, initial=str(tmp_path / "start"), starts_from="a student")
     )

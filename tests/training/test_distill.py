@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from internvideo_jax import models, saved_model
-from internvideo_jax.models.preprocessing import Preprocessing
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
+from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.stages.distill import DistillConfig, DistillStage
 from internvideo_jax.training.stages.teachers import MaskConfig
 
@@ -89,7 +89,9 @@ def test_the_teacher_may_be_the_encoder_of_a_student_for_fewer_frames(parts, tmp
     config = models.Stage1StudentConfig(encoder, (1,), (1,), 12, 8, 20)
     module = models.Stage1Student(config)
     ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), models.abstract_variables(module))
-    saved_model.save(tmp_path / "teacher", "stage1_student", config, Preprocessing(), ones)
+    saved_model.save(
+        tmp_path / "teacher", "stage1_student", config, Preprocessing(VideoPreprocessing()), ones
+    )
     stage = DistillStage(dataclasses.replace(CONFIG, teacher_path=str(tmp_path / "teacher")))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     loaded = stage.load_frozen(mesh, DEFAULT_RULES)

@@ -15,14 +15,14 @@ import safetensors.numpy
 
 from internvideo_jax import models, saved_model
 from internvideo_jax.config import to_dict
-from internvideo_jax.convert.plan import plan
-from internvideo_jax.convert.state_dict import to_tree
-from internvideo_jax.convert.upstream import architecture_of, config_from_upstream
-from internvideo_jax.data.masking import num_kept
+from internvideo_jax.convert.engine.plan import plan
+from internvideo_jax.convert.engine.state_dict import to_tree
+from internvideo_jax.convert.engine.upstream import architecture_of, config_from_upstream
 from internvideo_jax.models.flops import forward_flops
-from internvideo_jax.models.preprocessing import Preprocessing, normalize
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
+from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing, normalize
+from internvideo_jax.training.masking import num_kept
 from internvideo_jax.training.stages import STAGES, make_stage
 from internvideo_jax.training.stages.clips import normalized, resized
 from internvideo_jax.training.stages.pretrain import PretrainConfig, PretrainStage
@@ -268,7 +268,9 @@ def test_a_stage_is_made_of_a_mapping():
 def test_teachers_come_from_saved_models(parts, tmp_path):
     _, _, frozen, _ = parts
     clip = jax.tree.map(lambda x: x + 0.5, frozen["clip_teacher"])
-    saved_model.save(tmp_path / "clip", "teacher", CONFIG.clip_teacher, Preprocessing(), clip)
+    saved_model.save(
+        tmp_path / "clip", "teacher", CONFIG.clip_teacher, Preprocessing(VideoPreprocessing()), clip
+    )
     # The same encoder for more frames, as a bare one: its table is resized, its name moves.
     longer = dataclasses.replace(MAE, learned_position=True, num_frames=8)
     variables = models.VideoMAE(longer)
@@ -284,7 +286,9 @@ def test_teachers_come_from_saved_models(parts, tmp_path):
         mae_teacher_path=str(tmp_path / "mae"),
     )
     zeros = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), models.abstract_variables(variables))
-    saved_model.save(tmp_path / "mae", "videomae", longer, Preprocessing(), zeros)
+    saved_model.save(
+        tmp_path / "mae", "videomae", longer, Preprocessing(VideoPreprocessing()), zeros
+    )
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     loaded = PretrainStage(config).load_frozen(mesh, DEFAULT_RULES)
     encoder = loaded["clip_teacher"]["params"]["encoder"]
@@ -310,7 +314,7 @@ def test_a_saved_student_has_a_loadable_encoder(parts, tmp_path):
     stage.save(variables, tmp_path / "model")
     saved = saved_model.load(tmp_path / "model")
     assert isinstance(saved.module, models.Stage1Student)
-    assert saved.preprocessing == Preprocessing(image_size=8, num_frames=2)
+    assert saved.preprocessing == Preprocessing(VideoPreprocessing(image_size=8, num_frames=2))
     encoder, own = models.video_encoder(saved.module, saved.variables)
     assert encoder.config == ENCODER
     np.testing.assert_array_equal(
@@ -321,7 +325,9 @@ def test_a_saved_student_has_a_loadable_encoder(parts, tmp_path):
 def test_a_student_may_start_from_an_encoder(parts, tmp_path):
     _, variables, _, _ = parts
     own = {"params": jax.tree.map(lambda x: x + 1, variables["params"]["encoder"])}
-    saved_model.save(tmp_path / "encoder", "video_vit", ENCODER, Preprocessing(), own)
+    saved_model.save(
+        tmp_path / "encoder", "video_vit", ENCODER, Preprocessing(VideoPreprocessing()), own
+    )
     stage = PretrainStage(dataclasses.replace(CONFIG, initial=str(tmp_path / "encoder")))
     loaded = stage.load_initial(variables)["params"]
     np.testing.assert_array_equal(loaded["encoder"]["cls_token"], own["params"]["cls_token"])

@@ -15,10 +15,10 @@ from jaxtyping import Array, Int
 from internvideo_jax import saved_model
 from internvideo_jax.models import DistillStudent, Stage1Student
 from internvideo_jax.models.flops import forward_flops, gradient_flops
-from internvideo_jax.models.preprocessing import Preprocessing
 from internvideo_jax.models.teacher import TeacherConfig, VideoMAETeacherConfig
 from internvideo_jax.objectives.distillation import distillation_loss
 from internvideo_jax.parallel.rules import Rules
+from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.stage import Batch, PyTree, Stage, Variables
 from internvideo_jax.training.stages import teachers
 from internvideo_jax.training.stages.clips import map_clips, normalized, resized
@@ -78,7 +78,7 @@ class AlignmentStage(Stage):
         encoder = self.config.encoder
         # An image tower takes one frame of each of the student's tubelets.
         self.teacher_stride = stride * (encoder.tubelet_size if self.video_vit.per_frame else 1)
-        self.preprocessing = Preprocessing(
+        self.preprocessing = VideoPreprocessing(
             image_size=encoder.image_size, num_frames=encoder.num_frames
         )
 
@@ -194,7 +194,9 @@ class AlignmentStage(Stage):
     def save(self, variables: Variables, directory: Path) -> None:
         config = dataclasses.replace(self.config, encoder=portable(self.config.encoder))
         architecture = "stage1_student" if self.videomae else "distill_student"
-        saved_model.save(directory, architecture, config, self.preprocessing, variables)
+        saved_model.save(
+            directory, architecture, config, Preprocessing(self.preprocessing), variables
+        )
 
     @property
     def _per_frame(self) -> bool:

@@ -16,12 +16,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from internvideo_jax import saved_model
-from internvideo_jax.data.mixup import MixConfig, draw_mix, mix_targets, mix_video
 from internvideo_jax.evaluation.classification_run import classification_metrics
 from internvideo_jax.models import VideoClassifier, VideoClassifierConfig
 from internvideo_jax.models.flops import forward_flops, gradient_flops
-from internvideo_jax.models.preprocessing import Preprocessing
 from internvideo_jax.objectives.classification import soft_cross_entropy
+from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
+from internvideo_jax.training.mixup import MixConfig, draw_mix, mix_targets, mix_video
 from internvideo_jax.training.stage import Batch, Evaluation, HostBatch, PyTree, Stage, Variables
 from internvideo_jax.training.stages.alignment import portable
 from internvideo_jax.training.stages.clips import normalized
@@ -93,7 +93,7 @@ class ClassifyStage(Stage):
         self.config = config
         self.module = VideoClassifier(config.model)
         encoder = config.model.encoder
-        self.preprocessing = Preprocessing(
+        self.preprocessing = VideoPreprocessing(
             image_size=encoder.image_size, num_frames=encoder.num_frames
         )
 
@@ -221,4 +221,6 @@ class ClassifyStage(Stage):
     def save(self, variables: Variables, directory: Path) -> None:
         model = self.config.model
         config = dataclasses.replace(model, encoder=portable(model.encoder))
-        saved_model.save(directory, "video_classifier", config, self.preprocessing, variables)
+        saved_model.save(
+            directory, "video_classifier", config, Preprocessing(self.preprocessing), variables
+        )

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from internvideo_jax.models.preprocessing import Preprocessing, normalize
 from internvideo_jax.nn.position_embedding import resize_matrix
+from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
 PyTree = Any
 
 
 def normalized(
-    video: Shaped[Array, "B T H W 3"], preprocessing: Preprocessing
+    video: Shaped[Array, "B T H W 3"], preprocessing: VideoPreprocessing
 ) -> Float[Array, "B T H W 3"]:
     """Clips as models take them: uint8 pixels are normalised, floats are so already."""
     return normalize(video, preprocessing) if video.dtype == jnp.uint8 else video

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from internvideo_jax.data.masking import attention_guided_kept, num_kept, random_kept, tube_kept
 from internvideo_jax.models import Teacher, VideoMAE, VideoMAETeacher, VideoViT
 from internvideo_jax.models.teacher import TeacherConfig, VideoMAETeacherConfig
 from internvideo_jax.models.video_vit import VideoViTOutput
 from internvideo_jax.nn.normalization import l2_normalize
 from internvideo_jax.parallel.rules import Rules
 from internvideo_jax.parallel.sharding import abstract_params
+from internvideo_jax.training.masking import attention_guided_kept, num_kept, random_kept, tube_kept
 from internvideo_jax.training.stages.weights import load_weights
 
 log = logging.getLogger(__name__)

@@ -15,12 +15,12 @@ from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from internvideo_jax import saved_model
-from internvideo_jax.convert.adaptations import Adaptation
-from internvideo_jax.convert.fitting import encoder_config, fit
-from internvideo_jax.convert.plan import TABLES, target_shapes
-from internvideo_jax.convert.rules import Assignment, assignments
-from internvideo_jax.convert.transforms import Shape
-from internvideo_jax.convert.upstream import architecture_of
+from internvideo_jax.convert.engine.adaptations import Adaptation
+from internvideo_jax.convert.engine.fitting import encoder_config, fit
+from internvideo_jax.convert.engine.plan import TABLES, target_shapes
+from internvideo_jax.convert.engine.rules import Assignment, assignments
+from internvideo_jax.convert.engine.transforms import Shape
+from internvideo_jax.convert.engine.upstream import architecture_of
 
 PyTree = Any
 

@@ -9,8 +9,10 @@ import numpy as np
 from comparison import assert_table_close, assert_tensor_close, assert_tensors_close
 from golden import Golden, checker
 
-from internvideo_jax.data import augmentation, sampling, transforms, views
-from internvideo_jax.data.randaugment import (
+from internvideo_jax.data.transforms import augmentation, sampling, views
+from internvideo_jax.data.transforms import frames as transforms
+from internvideo_jax.data.transforms.frames import Box
+from internvideo_jax.data.transforms.randaugment import (
     KINDS,
     Operation,
     apply_operations,
@@ -18,10 +20,9 @@ from internvideo_jax.data.randaugment import (
     operation_at,
     parse_policy,
 )
-from internvideo_jax.data.transforms import Box
 from internvideo_jax.evaluation.classification import top_k_accuracy
 from internvideo_jax.evaluation.views import merge_views
-from internvideo_jax.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
 
 class LegacyDraws:
@@ -244,7 +245,7 @@ def _check_some_draw(name: str, frames: np.ndarray, size: int, recorded: np.ndar
         augmentation.apply_pretraining(frames, augmentation.PretrainingDraw(box, flip), size)
         for box, flip in itertools.product(sorted(boxes), (False, True))
     ]
-    ours = [transforms.normalize_pixels(x, IMAGENET_MEAN, IMAGENET_STD) for x in candidates]
+    ours = [normalize(x, VideoPreprocessing()) for x in candidates]
     nearest = min(ours, key=lambda x: np.abs(x - expected).max())
     assert_tensor_close(name, nearest, expected)
 
@@ -270,8 +271,7 @@ def check_eval_views(golden: Golden) -> None:
     ours["validation"] = transforms.center_crop(resized, c["crop"])
     # [C, T, H, W] in the file.
     normalized = {
-        name: np.moveaxis(transforms.normalize_pixels(x, IMAGENET_MEAN, IMAGENET_STD), -1, 0)
-        for name, x in ours.items()
+        name: np.moveaxis(normalize(x, VideoPreprocessing()), -1, 0) for name, x in ours.items()
     }
     assert_tensors_close(normalized, golden.group("out/"))
 

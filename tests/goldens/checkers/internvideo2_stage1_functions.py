@@ -13,13 +13,11 @@ from comparison import assert_table_close, assert_tensor_close, assert_tensors_c
 from flax.traverse_util import flatten_dict
 from golden import Golden, checker
 
-from internvideo_jax.convert.head_maps import K710_ROWS
-from internvideo_jax.convert.plan import Plan, export_plan
-from internvideo_jax.convert.plan import plan as make_plan
-from internvideo_jax.convert.state_dict import to_state_dict, to_tree
-from internvideo_jax.convert.upstream import architecture_of, config_from_upstream
-from internvideo_jax.data.masking import attention_guided_kept, importance_order, kept_to_mask
-from internvideo_jax.data.mixup import MixDraw, cutmix_box, mix_targets, mix_video
+from internvideo_jax.convert.engine.plan import Plan, export_plan
+from internvideo_jax.convert.engine.plan import plan as make_plan
+from internvideo_jax.convert.engine.state_dict import to_state_dict, to_tree
+from internvideo_jax.convert.engine.upstream import architecture_of, config_from_upstream
+from internvideo_jax.convert.families.head_maps import K710_ROWS
 from internvideo_jax.models import ARCHITECTURES, abstract_variables
 from internvideo_jax.models.stage1 import Stage1StudentConfig, aligned_layers
 from internvideo_jax.models.video_classifier import VideoClassifier, VideoClassifierConfig
@@ -33,6 +31,8 @@ from internvideo_jax.nn.position_embedding import (
     sinusoid_table,
 )
 from internvideo_jax.objectives.classification import soft_cross_entropy
+from internvideo_jax.training.masking import attention_guided_kept, importance_order, kept_to_mask
+from internvideo_jax.training.mixup import MixDraw, cutmix_box, mix_targets, mix_video
 from internvideo_jax.training.optimizer import (
     adamw,
     layer_ids,

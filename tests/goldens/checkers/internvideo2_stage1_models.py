@@ -11,17 +11,17 @@ from checkers.internvideo2_stage1_functions import POOLER_KEY_SHIFTS, check_atte
 from comparison import assert_gradients_close, assert_tensor_close, assert_tensors_close
 from golden import Golden, checker
 
-from internvideo_jax.convert.adaptations import inflate_patch_kernel, resize_positions
-from internvideo_jax.convert.plan import Plan, plan
-from internvideo_jax.convert.state_dict import to_state_dict, to_tree
-from internvideo_jax.convert.upstream import architecture_of, config_from_upstream
-from internvideo_jax.convert.verify import Reference, run_reference
-from internvideo_jax.data.masking import attention_guided_kept, kept_to_mask, mask_to_kept
+from internvideo_jax.convert.engine.adaptations import inflate_patch_kernel, resize_positions
+from internvideo_jax.convert.engine.plan import Plan, plan
+from internvideo_jax.convert.engine.state_dict import to_state_dict, to_tree
+from internvideo_jax.convert.engine.upstream import architecture_of, config_from_upstream
+from internvideo_jax.convert.engine.verify import Reference, run_reference
 from internvideo_jax.models import ARCHITECTURES
 from internvideo_jax.models.stage1 import StudentOutput
 from internvideo_jax.nn.position_embedding import resize_position_table, sinusoid_table
 from internvideo_jax.objectives.classification import soft_cross_entropy
 from internvideo_jax.objectives.distillation import distillation_loss, gather_rows
+from internvideo_jax.training.masking import attention_guided_kept, kept_to_mask, mask_to_kept
 
 
 @dataclasses.dataclass(frozen=True)

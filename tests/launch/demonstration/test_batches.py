@@ -6,7 +6,7 @@ import pytest
 
 from internvideo_jax.launch.demonstration import batches
 from internvideo_jax.launch.demonstration.clips import Clips
-from internvideo_jax.models.preprocessing import Preprocessing, normalize
+from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_every_clip_comes_once_per_epoch(clips):
 
 def test_fields_belong_to_the_same_clips(clips):
     (batch,) = take(MAKERS["motions"](clips), 0, 1)
-    expected = normalize(jnp.asarray(clips.video[batch["index"]]), Preprocessing())
+    expected = normalize(jnp.asarray(clips.video[batch["index"]]), VideoPreprocessing())
     np.testing.assert_allclose(batch["video"], expected, atol=1e-6)
     np.testing.assert_array_equal(batch["label"], clips.motions[batch["index"]])
     (batch,) = take(MAKERS["images"](clips), 0, 1)

@@ -4,7 +4,7 @@ import pytest
 
 from internvideo_jax import models
 from internvideo_jax.launch.demonstration import baseline, features, runs, weights
-from internvideo_jax.models.preprocessing import Preprocessing, normalize
+from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
 VIDEO = np.random.default_rng(0).integers(0, 256, (6, 8, 32, 32, 3), np.uint8)
 
@@ -42,7 +42,7 @@ def test_cached_features_are_what_the_stage_takes(stage, targets):
 
 def test_image_features_are_those_of_the_first_frame_of_each_tubelet(stage, targets, untrained):
     module, variables = features._load(untrained / "image teacher")
-    frames = normalize(VIDEO[:, ::2].reshape(24, 1, 32, 32, 3), Preprocessing())
+    frames = normalize(VIDEO[:, ::2].reshape(24, 1, 32, 32, 3), VideoPreprocessing())
     encoder, variables = models.video_encoder(module, variables)
     output = encoder.apply(variables, frames, hidden_layers=(0, 1), return_pooler_attention=True)
     attention = np.asarray(output.pooler_attention)[:, 1:].reshape(6, 4, 16)

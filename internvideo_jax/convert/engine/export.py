@@ -1,0 +1,87 @@
+"""A saved model back to a `.safetensors` file with PyTorch's keys."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import traverse_util
+
+from internvideo_jax.config import from_dict
+from internvideo_jax.convert.engine.plan import export_plan
+from internvideo_jax.convert.engine.state_dict import to_state_dict
+from internvideo_jax.convert.engine.upstream import to_upstream
+from internvideo_jax.convert.files.safetensors_file import SafetensorsWriter
+from internvideo_jax.models import ARCHITECTURES
+from internvideo_jax.saved_model import ARRAYS, read_description
+
+
+def export(
+    model_dir: str | Path, output: str | Path, progress: Callable[[int], object] | None = None
+) -> dict[str, Any]:
+    """Writes a saved model's variables under the keys of the checkpoint that it came from.
+
+    One parameter is in memory at a time (of a stacked one, all its layers). Values are those of the
+    checkpoint to the bit, in the saved model's dtype. The file's metadata tell what tensors do not
+    show of the model, so that converting it needs no options.
+
+    Args:
+      model_dir: what `conversion.write` or `saved_model.save` made.
+      output: the file to make.
+      progress: called with the number of bytes written since the last call.
+
+    Returns:
+      "tensors", how many were written, and what of the original checkpoint they do not restore:
+      "ignored", "adapted" and "initial_values" as in `Plan.report`.
+
+    Raises:
+      SavedModelError: not a saved model.
+      FileExistsError: the output exists.
+    """
+    model_dir = Path(model_dir).expanduser().resolve()
+    description = read_description(model_dir)
+    architecture = description["architecture"]
+    config: Any = from_dict(ARCHITECTURES[architecture].config_cls, description["config"])
+    conversion = description.get("conversion", {})
+    plan = export_plan(architecture, config, conversion.get("prefix", ""))
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(model_dir / ARRAYS).item_metadata.tree
+        dtypes = {
+            path: np.dtype(leaf.dtype)
+            for path, leaf in traverse_util.flatten_dict(stored, sep="/").items()
+        }
+        declarations = {
+            plan.names[key]: (shape, dtypes[assignment.target])
+            for assignment in plan.loaded
+            for key, shape in zip(assignment.keys, assignment.source_shapes, strict=True)
+        }
+        # `conversion.prepare` reads these options of a file, as it does training arguments.
+        metadata = {"format": "pt", "config": json.dumps(to_upstream(config))}
+        with SafetensorsWriter(Path(output), declarations, metadata) as writer:
+            for target in plan.targets:
+                variables = _restore(checkpointer, model_dir / ARRAYS, target)
+                for name, tensor in to_state_dict(variables, plan).items():
+                    writer.write(name, tensor)
+                    if progress is not None:
+                        progress(tensor.nbytes)
+    unrestored = ("ignored", "adapted", "initial_values")
+    return {"tensors": len(declarations)} | {n: conversion.get(n, {}) for n in unrestored}
+
+
+def stored_bytes(model_dir: str | Path) -> int:
+    """Bytes of a saved model's arrays on disk."""
+    arrays = Path(model_dir).expanduser() / ARRAYS
+    return sum(path.stat().st_size for path in arrays.rglob("*") if path.is_file())
+
+
+def _restore(checkpointer: ocp.PyTreeCheckpointer, path: Path, target: str) -> dict[str, Any]:
+    """The variables tree with one of its arrays alone, as NumPy's."""
+    leaf = tuple(target.split("/"))
+    args = ocp.args.PyTreeRestore(
+        item=traverse_util.unflatten_dict({leaf: 0}),
+        restore_args=traverse_util.unflatten_dict({leaf: ocp.RestoreArgs(restore_type=np.ndarray)}),
+        partial_restore=True,
+    )
+    return checkpointer.restore(path, args=args)

@@ -1,0 +1,1 @@
+"""One module per family of checkpoints: all that is known of its files."""

@@ -1,0 +1,1 @@
+"""Reading PyTorch files without PyTorch: names, shapes and bytes, nothing executed."""

@@ -1,0 +1,139 @@
+"""Checkpoints on the Hugging Face hub: only the files that are needed, through its usual cache."""
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from internvideo_jax.convert.files.checkpoint import CheckpointError
+
+_PREFIX = "hf://"
+_PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_ADDRESS = re.compile(rf"(?P<repo>{_PART}/{_PART})(@(?P<revision>[^/@]+))?(/(?P<file>.+))?")
+
+
+class Address(NamedTuple):
+    """A repository on the hub, or one file of it."""
+
+    repo: str
+    revision: str | None = None
+    file: str | None = None
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{_PREFIX}{self.repo}{revision}" + (f"/{self.file}" if self.file else "")
+
+
+def parse_address(source: str, suffixes: Sequence[str] = ()) -> Address | None:
+    """Reads `owner/name[@revision]`, with `hf://` before it also `/file` after it.
+
+    Returns None for anything else; without `hf://` also if it ends in one of `suffixes`, because
+    that is a local file that is not there.
+    """
+    match = _ADDRESS.fullmatch(source.removeprefix(_PREFIX))
+    if match is None:
+        return None
+    address = Address(match["repo"], match["revision"], match["file"])
+    if source.startswith(_PREFIX):
+        return address
+    return None if address.file or source.endswith(tuple(suffixes)) else address
+
+
+def fetch(
+    address: Address,
+    choose_file: Callable[[Sequence[str], str], str],
+    shards_of: Callable[[Path], Sequence[str]],
+) -> Path:
+    """Downloads what a checkpoint consists of, or finds it in the cache.
+
+    Args:
+      address: the repository or file.
+      choose_file: picks the file to open among the names of all files of the repository.
+      shards_of: names the shards that a downloaded `*.index.json` refers to.
+
+    Returns:
+      The local file; without a network the folder of what was downloaded before.
+
+    Raises:
+      CheckpointError: gated, missing or unreachable; the message says what to do.
+    """
+    try:
+        from huggingface_hub import HfApi
+    except ImportError:
+        raise CheckpointError(
+            f"{address} needs the package huggingface_hub: pip install huggingface_hub"
+        ) from None
+    # Given explicitly because the library reads this variable only once, when it is imported.
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    repo, revision = address.repo, address.revision
+    with _explained(address):
+        # Asked even where the file is known: this is not tried again and again without a network.
+        names, is_offline = [], False
+        try:
+            info = api.model_info(repo, revision=revision)
+            names = [sibling.rfilename for sibling in info.siblings or ()]
+        except Exception as error:
+            is_offline = _is_unreachable(error)
+            if not is_offline and address.file is None:
+                raise
+
+        def download(name: str) -> Path:
+            return Path(
+                api.hf_hub_download(repo, name, revision=revision, local_files_only=is_offline)
+            )
+
+        if is_offline and address.file is None:
+            return Path(api.snapshot_download(repo, revision=revision, local_files_only=True))
+        name = address.file or choose_file(names, str(address))
+        path = download(name)
+        if name.endswith(".index.json"):
+            folder = PurePosixPath(name).parent
+            for shard in shards_of(path):
+                download(str(folder / shard))
+        return path
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Tells a failed connection from the hub's answer, whatever HTTP library reports it."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    return not isinstance(error, (HfHubHTTPError, HFValidationError))
+
+
+@contextlib.contextmanager
+def _explained(address: Address) -> Iterator[None]:
+    """Turns the hub's errors into one that says what to do."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{address} {_reason(address, error)}") from error
+
+
+def _reason(address: Address, error: Exception) -> str:
+    from huggingface_hub import errors
+
+    web = f"https://huggingface.co/{address.repo}"
+    log_in = "log in with `hf auth login` or set HF_TOKEN"
+    match error:
+        case errors.GatedRepoError():
+            return f"is gated: accept its terms at {web}, then {log_in}"
+        case errors.RevisionNotFoundError():
+            return f"has no branch, tag or commit {address.revision!r}; see {web}"
+        case errors.RepositoryNotFoundError():
+            return f"does not exist or is private: check it at {web}; for a private one {log_in}"
+        case errors.LocalEntryNotFoundError():
+            return (
+                "cannot be reached and was not downloaded before; go online (is HF_HUB_OFFLINE "
+                f"set?), or fetch it elsewhere and give the file's path ({_first_line(error)})"
+            )
+        case errors.EntryNotFoundError():
+            return f"is not in the repository; its files are listed at {web}/tree/main"
+    return f"cannot be fetched: {type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no reason given")

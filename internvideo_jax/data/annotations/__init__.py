@@ -1,0 +1,1 @@
+"""Lists of clips: which there are, and what is known of each."""

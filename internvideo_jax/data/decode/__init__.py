@@ -1,0 +1,1 @@
+"""Files of video, images and sound to arrays."""

@@ -1,0 +1,181 @@
+"""The sound of video and audio files as one waveform."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+
+from internvideo_jax.data.decode.video_file import (
+    DEFAULT_LIMITS,
+    Limits,
+    VideoError,
+    decoding_errors,
+    open_container,
+)
+
+# Containers round timestamps to milliseconds or to the video's ticks: only longer gaps are meant.
+GAP_TOLERANCE = 0.05
+
+
+def read_audio(
+    path: str | os.PathLike[str],
+    sample_rate: int = 16_000,
+    *,
+    data: bytes | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> np.ndarray:
+    """Decodes the sound of a video or audio file.
+
+    The first sample is at the file's start, time 0 of its frames' timestamps. What has a negative
+    timestamp (AAC: 1,024 priming samples of the encoder) is left out, and silence stands where a
+    stream begins later, has gaps or damaged packets. Of several streams, the first is read; its
+    channels are averaged.
+
+    Args:
+      path: the file; where `data` is given, what errors call it.
+      sample_rate: samples per second of the result, whatever the file has.
+      data: the bytes of a file that is not on disk.
+      limits: what reading may cost.
+
+    Returns:
+      float32 `[S]` in [-1, 1].
+
+    Raises:
+      VideoError: not a local, complete media file with a decodable audio stream within the limits.
+      ValueError: a useless sample rate.
+    """
+    path = os.fspath(path)
+    if sample_rate < 1:
+        raise ValueError(f"expected at least 1 sample per second, found {sample_rate}")
+    with open_container(path, limits, data) as container:
+        stream = _audio_stream(path, container)
+        source = _Source(path, stream, limits, sample_rate)
+        pieces = list(source.resampled(container))
+    if not pieces:
+        raise VideoError(
+            path, "sound", "an audio stream that cannot be decoded", "convert it or leave it out"
+        )
+    # Floating-point files may hold anything.
+    return np.clip(np.nan_to_num(np.concatenate(pieces), nan=0.0), -1, 1)
+
+
+class _Source:
+    """An audio stream on its way to a waveform."""
+
+    def __init__(self, path: str, stream: AudioStream, limits: Limits, sample_rate: int):
+        self._path = path
+        self._stream = stream
+        self._limits = limits
+        self._sample_rate = sample_rate
+        self._end = time.monotonic() + limits.deadline
+        # Seconds of sound so far.
+        self._position = 0.0
+
+    def resampled(self, container: InputContainer) -> Iterator[np.ndarray]:
+        """The waveform in pieces, float32, at the rate that is asked for."""
+        resampler: AudioResampler | None = None
+        rate = 0
+        for rate_of_piece, piece in self._aligned(container):
+            if rate_of_piece != rate:
+                yield from _push(resampler, rate, None)
+                rate = rate_of_piece
+                resampler = AudioResampler("fltp", "mono", self._sample_rate)
+            yield from _push(resampler, rate, piece)
+        yield from _push(resampler, rate, None)
+
+    def _aligned(self, container: InputContainer) -> Iterator[tuple[int, np.ndarray]]:
+        """Sample rates and mono samples of all frames, gaps filled, from the file's start on."""
+        start = container.start_time
+        zero = None if start is None else max(start / av.time_base, 0.0)
+        for frame in self._frames(container):
+            rate, samples = frame.sample_rate, _mono(frame)
+            if frame.pts is not None and frame.time_base is not None:
+                seconds = float(frame.pts * frame.time_base)
+                zero = seconds if zero is None else zero
+                late = seconds - zero - self._position
+                if late < 0 and self._position == 0:
+                    samples = samples[round(-late * rate) :]
+                elif late > GAP_TOLERANCE:
+                    yield from self._silence(late, rate)
+            if len(samples):
+                self._advance(len(samples) / rate)
+                yield rate, samples
+
+    def _silence(self, seconds: float, rate: int) -> Iterator[tuple[int, np.ndarray]]:
+        self._advance(seconds)
+        left = round(seconds * rate)
+        while left:
+            length = min(left, rate)
+            yield rate, np.zeros(length, np.float32)
+            left -= length
+
+    def _advance(self, seconds: float) -> None:
+        self._position += seconds
+        limit = self._limits.max_samples / self._sample_rate
+        if self._position > limit:
+            raise VideoError(
+                self._path,
+                f"at most {limit:g} s of sound",
+                "more",
+                "cut the file into pieces or raise Limits.max_samples",
+            )
+
+    def _frames(self, container: InputContainer) -> Iterator[AudioFrame]:
+        with decoding_errors(self._path, "decoding its sound"), contextlib.suppress(IndexError):
+            for packet in container.demux(self._stream):
+                if time.monotonic() > self._end:
+                    raise VideoError(
+                        self._path,
+                        f"decoding its sound to take at most {self._limits.deadline:g} s",
+                        "more data than that",
+                        "raise Limits.deadline if the file is to be trusted",
+                    )
+                # As in players, a damaged packet costs its own frames.
+                with contextlib.suppress(av.error.FFmpegError):
+                    yield from packet.decode()
+
+
+def _audio_stream(path: str, container: InputContainer) -> AudioStream:
+    streams = container.streams.audio
+    if not streams:
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        raise VideoError(
+            path, "an audio stream", f"no audio stream (only {kinds})", "pass a file with sound"
+        )
+    decodable = [stream for stream in streams if stream.codec_context is not None]
+    if not decodable:
+        raise VideoError(path, "a known audio codec", "one without a decoder", "convert the file")
+    return decodable[0]
+
+
+def _mono(frame: AudioFrame) -> np.ndarray:
+    """The mean of a frame's channels, float32 `[S]`; integers are scaled to [-1, 1)."""
+    samples = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, frame.layout.nb_channels).T
+    mean = samples.mean(axis=0, dtype=np.float64)
+    if samples.dtype.kind in "iu":
+        half = 2 ** (8 * samples.dtype.itemsize - 1)
+        mean = mean / half - (samples.dtype.kind == "u")
+    return mean.astype(np.float32)
+
+
+def _push(
+    resampler: AudioResampler | None, rate: int, samples: np.ndarray | None
+) -> Iterator[np.ndarray]:
+    """What comes out of a resampler for more samples, or at their end (None)."""
+    if resampler is None:
+        return
+    frame = None
+    if samples is not None:
+        frame = AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), "fltp", "mono")
+        frame.sample_rate = rate
+    for resampled in resampler.resample(frame):
+        yield resampled.to_ndarray()[0]

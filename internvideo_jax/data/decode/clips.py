@@ -1,0 +1,364 @@
+"""Frames of the clips of a data set: video files, folders of images and single images alike."""
+
+import io
+import os
+import re
+import stat
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from internvideo_jax.data.annotations.formats import FRAME_PATTERN
+from internvideo_jax.data.annotations.records import ClipRecord
+from internvideo_jax.data.decode.paths import IMAGE_EXTENSIONS
+from internvideo_jax.data.decode.video import (
+    DEFAULT_LIMITS,
+    Limits,
+    Transform,
+    VideoError,
+    VideoIndex,
+    VideoReader,
+)
+
+# Times come as decimal fractions, timestamps as multiples of a tick.
+TIME_TOLERANCE = 1e-6
+
+
+class ClipReader(Protocol):
+    """An open clip, to be used in a `with` block and by one thread.
+
+    Attributes:
+      num_frames: frames of the clip, at least 1.
+      fps: mean frames per second; None where the clip has no times.
+    """
+
+    @property
+    def num_frames(self) -> int: ...
+
+    @property
+    def fps(self) -> float | None: ...
+
+    def read(
+        self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
+    ) -> np.ndarray:
+        """Decodes chosen frames.
+
+        Args:
+          indices: numbers of frames from 0, in any order, repetitions allowed.
+          transform: applied to each frame, uint8 `[H, W, 3]`, as soon as it is decoded.
+
+        Returns:
+          uint8 `[T, H, W, 3]`, RGB, upright; or what the transform made of each, stacked.
+
+        Raises:
+          VideoError: a frame is damaged or missing, or the limits do not allow it.
+          ValueError: a number outside the clip.
+        """
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+def open_clip(
+    record: ClipRecord,
+    *,
+    data: bytes | Sequence[bytes] | None = None,
+    index: VideoIndex | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    num_threads: int = 1,
+) -> ClipReader:
+    """Opens a clip and finds its frames.
+
+    Of a video file, the clip has the frames that are on screen at any time in [start, end). A
+    folder is one of images: as many and with such names as the record says, or all that it has in
+    the natural order of their names ("2.jpg" before "10.jpg").
+
+    Args:
+      record: the clip.
+      data: the bytes of its video file or image, or of each image of its folder, if they are not to
+        be read from `record.path`; errors name the paths all the same.
+      index: the video file's index if it is at hand.
+      limits: what reading may cost.
+      num_threads: decoder threads; the frames do not depend on it.
+
+    Raises:
+      VideoError: it cannot be read, or begins after the end of its file.
+    """
+    if isinstance(data, Sequence) and not isinstance(data, bytes):
+        return _ImageClip(record, _names_in_memory(record, len(data)), limits, data)
+    if data is None and (names := image_names(record, limits=limits)):
+        return _ImageClip(record, names, limits)
+    if data is not None and _is_image(record):
+        return _ImageClip(record, [record.path], limits, [data])
+    reader = VideoReader(
+        record.path, index=index, num_threads=num_threads, limits=limits, data=data
+    )
+    try:
+        return _VideoClip(reader, record)
+    except BaseException:
+        reader.close()
+        raise
+
+
+def image_names(record: ClipRecord, *, limits: Limits = DEFAULT_LIMITS) -> list[str]:
+    """Paths of a clip's images in order; none for a video file.
+
+    Raises:
+      VideoError: a folder without images, one that cannot be listed, or too many for the limits.
+    """
+    if record.num_frames is not None:
+        _check_count(record, record.num_frames, limits)
+        pattern = record.frame_pattern or FRAME_PATTERN
+        names = [pattern.format(number) for number in range(1, record.num_frames + 1)]
+    elif os.path.isdir(record.path):
+        names = _list_images(record.path)
+    else:
+        return [record.path] if _is_image(record) else []
+    return [os.path.join(record.path, name) for name in names]
+
+
+class OpenClip:
+    """What makes a clip reader with `close` a context manager."""
+
+    def close(self) -> None:
+        """Closes the files."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _VideoClip(OpenClip):
+    """The frames of a video file that are on screen between two times."""
+
+    def __init__(self, reader: VideoReader, record: ClipRecord):
+        self._reader = reader
+        self._first, self._stop = frame_range(reader.index, record.start, record.end)
+
+    @property
+    def num_frames(self) -> int:
+        return self._stop - self._first
+
+    @property
+    def fps(self) -> float | None:
+        index = self._reader.index
+        return index.num_frames / index.duration if index.duration > 0 else None
+
+    def read(
+        self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
+    ) -> np.ndarray:
+        numbers = check_numbers(self._reader.index.path, indices, self.num_frames)
+        return self._reader.read(numbers + self._first, transform=transform).frames
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+class _ImageClip(OpenClip):
+    """Images as the frames of a clip, all of the size of the first."""
+
+    fps: float | None = None
+
+    def __init__(
+        self,
+        record: ClipRecord,
+        names: Sequence[str],
+        limits: Limits,
+        data: Sequence[bytes] | None = None,
+    ):
+        _check_count(record, len(names), limits)
+        self._path = record.path
+        self._names = names
+        self._limits = limits
+        self._data = data
+        self._shape = self._load(0).shape
+
+    @property
+    def num_frames(self) -> int:
+        return len(self._names)
+
+    def read(
+        self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
+    ) -> np.ndarray:
+        numbers = check_numbers(self._path, indices, self.num_frames)
+        wanted: list[int] = np.unique(numbers).tolist()
+        height, width, _ = self._shape
+        limit = self._limits.max_clip_pixels
+        if transform is None and len(wanted) * width * height > limit:
+            raise VideoError(
+                self._path,
+                f"a clip of at most {limit} pixels",
+                f"{len(wanted)} frames of {width}x{height}",
+                "read fewer at once, shrink them by a transform, or raise Limits.max_clip_pixels",
+            )
+        decoded = {}
+        for number in wanted:
+            frame = self._load(number)
+            if frame.shape != self._shape:
+                raise VideoError(
+                    self._names[number],
+                    f"an image of {width}x{height}, as the first of its folder",
+                    f"{frame.shape[1]}x{frame.shape[0]}",
+                    "bring all of them to one size",
+                )
+            decoded[number] = frame if transform is None else transform(frame)
+        return np.stack([decoded[number] for number in numbers.tolist()])
+
+    def _load(self, number: int) -> np.ndarray:
+        data = None if self._data is None else self._data[number]
+        return read_image(self._names[number], data=data, limits=self._limits)
+
+
+def frame_range(
+    index: VideoIndex, start: float | None = None, end: float | None = None
+) -> tuple[int, int]:
+    """Which frames of a video file are on screen at any time in [start, end).
+
+    Args:
+      index: of the file.
+      start: seconds after the file's start; None is the first frame.
+      end: seconds after the file's start; None is the file's end, as is any later time.
+
+    Returns:
+      Numbers of the first of them and of the one after the last.
+
+    Raises:
+      VideoError: the file ends before `start`.
+    """
+    times = index.timestamps
+    first, stop = 0, len(times)
+    if start is not None:
+        if start > times[0] + index.duration - TIME_TOLERANCE:
+            raise VideoError(
+                index.path,
+                f"a clip that begins before the file's end at {times[0] + index.duration:.3f} s",
+                f"a start at {start:g} s",
+                "correct the annotation",
+            )
+        shown = int(np.searchsorted(times, start + TIME_TOLERANCE, side="right"))
+        first = max(shown - 1, 0)
+    if end is not None:
+        stop = max(int(np.searchsorted(times, end - TIME_TOLERANCE)), first + 1)
+    return first, stop
+
+
+def read_image(
+    path: str, *, data: bytes | None = None, limits: Limits = DEFAULT_LIMITS
+) -> np.ndarray:
+    """Decodes a JPEG or PNG file.
+
+    Args:
+      path: the file; where `data` is given, what errors call it.
+      data: the bytes of a file that is not on disk.
+      limits: what reading may cost.
+
+    Returns:
+      uint8 `[H, W, 3]`, RGB, upright; transparency is ignored.
+
+    Raises:
+      VideoError: not a complete, regular file of that kind with 8 bits per channel within the
+        limits.
+    """
+    try:
+        if data is None and not stat.S_ISREG(os.stat(path).st_mode):
+            raise VideoError(path, "an image file", "a folder, device or pipe", "check the path")
+        source = path if data is None else io.BytesIO(data)
+        with Image.open(source, formats=("JPEG", "PNG")) as image:
+            width, height = image.size
+            if width * height > limits.max_frame_pixels:
+                raise VideoError(
+                    path,
+                    f"images of at most {limits.max_frame_pixels} pixels",
+                    f"{width}x{height}",
+                    "scale it down or raise Limits.max_frame_pixels",
+                )
+            if image.mode[0] in "IF":
+                raise VideoError(
+                    path, "8 bits per channel", f"mode {image.mode}", "convert the image"
+                )
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except VideoError:
+        raise
+    # Pillow's decoders fail with whatever the damage leads them to.
+    except Exception as error:
+        found = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise VideoError(
+            path, "an undamaged JPEG or PNG file", found, "check the path, or copy it again"
+        ) from error
+
+
+def _check_count(record: ClipRecord, count: int, limits: Limits) -> None:
+    if not 0 < count <= limits.max_frames:
+        raise VideoError(
+            record.path,
+            f"1 to {limits.max_frames} images",
+            f"{count}",
+            "split the folder or raise Limits.max_frames",
+        )
+
+
+def _is_image(record: ClipRecord) -> bool:
+    return record.path.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def _names_in_memory(record: ClipRecord, count: int) -> list[str]:
+    pattern = record.frame_pattern or "{}"
+    return [os.path.join(record.path, pattern.format(number)) for number in range(1, count + 1)]
+
+
+def _list_images(folder: str) -> list[str]:
+    try:
+        names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_EXTENSIONS)]
+    except OSError as error:
+        raise VideoError(
+            folder, "a folder of images", error.strerror or str(error), "check the path"
+        ) from error
+    if not names:
+        raise VideoError(
+            folder,
+            f"a folder of images ({', '.join(IMAGE_EXTENSIONS)})",
+            "none in it",
+            "check the path",
+        )
+    return sorted(names, key=_natural_order)
+
+
+def _natural_order(name: str) -> list[tuple[int, str]]:
+    """A key that puts "2.jpg" before "10.jpg"."""
+    parts = re.findall(r"([0-9]+)|([^0-9]+)", name)
+    return [(int(digits) if digits else -1, text) for digits, text in parts]
+
+
+def check_numbers(path: str, indices: Sequence[int] | np.ndarray, num_frames: int) -> np.ndarray:
+    """Frame numbers as int64 `[T]`.
+
+    Raises:
+      ValueError: none, or one outside [0, num_frames); the message names `path`.
+    """
+    numbers = np.asarray(indices, np.int64)
+    if numbers.ndim != 1 or not len(numbers):
+        raise ValueError(f"expected a list of frame numbers, found shape {numbers.shape}")
+    if numbers.min() < 0 or numbers.max() >= num_frames:
+        raise ValueError(
+            f"{path}: expected frame numbers from 0 to {num_frames - 1}, found {numbers.min()} to"
+            f" {numbers.max()}; sample within the clip's length"
+        )
+    return numbers

@@ -1,0 +1,45 @@
+"""Clips whose frames are decoded already."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from internvideo_jax.data.decode.clips import OpenClip, check_numbers
+from internvideo_jax.data.decode.video import Transform, VideoError
+
+
+class DecodedClip(OpenClip):
+    """Frames in memory, or mapped from a file, as a `data.decode.clips.ClipReader`.
+
+    Args:
+      name: what errors call the clip.
+      frames: uint8 `[T, H, W, 3]`.
+      fps: mean frames per second; None where unknown.
+
+    Raises:
+      VideoError: there are no frames, or they are no pictures.
+    """
+
+    def __init__(self, name: str, frames: np.ndarray, fps: float | None = None):
+        if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
+            raise VideoError(
+                name, "frames [T, H, W, 3]", f"shape {frames.shape}", "leave the clip out"
+            )
+        self._name = name
+        self._frames = frames
+        self.fps = fps
+
+    @property
+    def num_frames(self) -> int:
+        """T."""
+        return len(self._frames)
+
+    def read(
+        self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
+    ) -> np.ndarray:
+        """Copies chosen frames; see `data.decode.clips.ClipReader`."""
+        frames = self._frames[check_numbers(self._name, indices, self.num_frames)]
+        return frames if transform is None else np.stack([transform(frame) for frame in frames])
+
+    def close(self) -> None:
+        """Does nothing: the frames belong to whoever made them."""

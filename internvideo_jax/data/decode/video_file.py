@@ -1,0 +1,325 @@
+"""Opening video files that nobody has vouched for: what is accepted, within which limits."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition, Stream
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from internvideo_jax.data.decode.container_size import announced_size
+
+# Containers that hold their own data. Playlists, concatenations and image patterns, which make
+# FFmpeg open further files or network addresses, are left out on purpose.
+CONTAINERS = (
+    "asf",
+    "avi",
+    "flv",
+    "gif",
+    "h264",
+    "hevc",
+    "m4v",
+    "matroska",
+    "mov",
+    "mpeg",
+    "mpegts",
+    "mpegvideo",
+    "ogg",
+)
+# For the sound alone; as videos, they are told apart from damaged files.
+SOUND_CONTAINERS = ("aac", "flac", "mp3", "wav")
+
+
+class VideoError(ValueError):
+    """A video file that cannot serve; says what was expected, what was found and what to do.
+
+    Attributes:
+      path: the file.
+      expected: what it should have been.
+      found: what it is.
+      advice: what to do about it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], expected: str, found: str, advice: str):
+        # All arguments go to the base class, so that the error survives pickling.
+        super().__init__(os.fspath(path), expected, found, advice)
+        self.path = os.fspath(path)
+        self.expected = expected
+        self.found = found
+        self.advice = advice
+
+    @property
+    def reason(self) -> str:
+        """The message without the path."""
+        return f"expected {self.expected}, found {self.found}; {self.advice}"
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What reading one file may cost; beyond it the file is refused with a `VideoError`.
+
+    Attributes:
+      open_timeout: seconds for recognising the file.
+      read_timeout: seconds for one packet.
+      deadline: seconds for one whole call (indexing, or reading frames), checked at every packet.
+      max_frames: frames in a file.
+      max_frame_pixels: pixels of one frame; the default admits 8K.
+      max_clip_pixels: pixels of all frames that one call holds untransformed.
+      max_samples: samples of a file's sound, at the rate that is asked for.
+    """
+
+    open_timeout: float = 10.0
+    read_timeout: float = 10.0
+    deadline: float = 120.0
+    max_frames: int = 2_000_000
+    max_frame_pixels: int = 2**26
+    max_clip_pixels: int = 2**30
+    max_samples: int = 2**28
+
+
+DEFAULT_LIMITS = Limits()
+
+
+class VideoFile:
+    """An open local file and its main video stream: the largest picture that is not cover art.
+
+    Attributes:
+      path: the file; where `data` holds its bytes, what errors call it.
+      limits: what reading it may cost.
+      container: the demuxer; replaced by `rewind`, so never keep a reference.
+      stream: the main video stream; replaced likewise.
+      damaged: timestamps of packets that could not be decoded and of frames with damaged parts.
+
+    Raises:
+      VideoError: not a complete, regular file with a decodable video stream within the limits.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        limits: Limits,
+        num_threads: int = 1,
+        data: bytes | None = None,
+    ):
+        self.path = os.fspath(path)
+        self.limits = limits
+        self._num_threads = num_threads
+        self._data = data
+        self.container: InputContainer
+        self.stream: VideoStream
+        self.damaged: set[int | None] = set()
+        self.start_clock()
+        self._open()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.container.close()
+
+    def start_clock(self) -> None:
+        """Starts the time that `limits.deadline` allows."""
+        self._end = time.monotonic() + self.limits.deadline
+
+    def rewind(self) -> None:
+        """Goes back to the first packet, as if just opened."""
+        if not self._is_fresh:
+            self.container.close()
+            self._open()
+
+    def seek(self, tick: int) -> None:
+        """Goes to a packet at or before a timestamp: to the first one if the format cannot seek."""
+        if self._is_fresh:
+            return
+        try:
+            self.container.seek(tick, stream=self.stream)
+        except av.error.FFmpegError:
+            self.rewind()
+
+    def packets(self, doing: str) -> Iterator["Packet[VideoStream] | None"]:
+        """The video's packets from here on, then None.
+
+        Raises:
+          VideoError: the file cannot be read on, or time is over.
+        """
+        self._is_fresh = False
+        with decoding_errors(self.path, doing):
+            # PyAV ends with an IndexError where streams appear in the middle of a file.
+            with contextlib.suppress(IndexError):
+                for packet in self.container.demux(self.stream):
+                    if time.monotonic() > self._end:
+                        raise VideoError(
+                            self.path,
+                            f"{doing} to take at most {self.limits.deadline:g} s",
+                            "more data than that",
+                            "raise Limits.deadline if the file is to be trusted",
+                        )
+                    if packet.size:
+                        yield packet
+        yield None
+
+    def decode(self, packet: "Packet[VideoStream] | None") -> list[VideoFrame]:
+        """The frames that a packet completes, or that are left at the end (None).
+
+        As in players, a damaged packet costs its own frames: whoever wants one of them finds out
+        that it is missing. A frame with damaged parts is shown. `damaged` notes both.
+        """
+        try:
+            frames = self.stream.codec_context.decode(packet)
+        except av.error.FFmpegError:
+            self.damaged.add(packet.pts if packet is not None else None)
+            return []
+        self.damaged.update(frame.pts for frame in frames if frame.is_corrupt)
+        return frames
+
+    def check_frame_size(self, width: int, height: int) -> None:
+        """Refuses pictures beyond the limit."""
+        if width * height > self.limits.max_frame_pixels:
+            raise VideoError(
+                self.path,
+                f"frames of at most {self.limits.max_frame_pixels} pixels",
+                f"{width}x{height}",
+                "scale it down or raise Limits.max_frame_pixels",
+            )
+
+    def _open(self) -> None:
+        self.container = open_container(self.path, self.limits, self._data)
+        try:
+            self.stream = _main_stream(self.path, self.container)
+            self.check_frame_size(self.stream.width, self.stream.height)
+            codec = self.stream.codec_context
+            codec.options = {"max_pixels": str(self.limits.max_frame_pixels)}
+            codec.thread_count = self._num_threads
+            codec.thread_type = "AUTO"
+        except BaseException:
+            self.container.close()
+            raise
+        self._is_fresh = True
+
+
+def open_container(path: str, limits: Limits, data: bytes | None = None) -> InputContainer:
+    """Opens a media file without letting its name or contents open anything else.
+
+    Args:
+      path: the file; where `data` is given, what errors call it.
+      limits: what reading it may cost.
+      data: the bytes of a file that is not on disk.
+
+    Raises:
+      VideoError: not a complete, regular file in a known container.
+    """
+    if data is None:
+        _check_on_disk(path)
+    else:
+        _check_in_memory(path, data)
+    options = {
+        # With the prefix below, these two keep names and contents from opening anything else.
+        "format_whitelist": ",".join(CONTAINERS + SOUND_CONTAINERS),
+        "protocol_whitelist": "file",
+        # Made-up timestamps (PyAV asks for them) would be taken for real ones: AVI stores
+        # none, and those made up for its B-frames are in decoding order.
+        "fflags": "-genpts",
+        "max_pixels": str(limits.max_frame_pixels),
+    }
+    kinds = f"a video file (of {', '.join(CONTAINERS)})"
+    with decoding_errors(path, "opening it", expected=kinds):
+        return av.open(
+            "file:" + os.path.abspath(path) if data is None else io.BytesIO(data),
+            mode="r",
+            options=options,
+            metadata_errors="replace",
+            timeout=(limits.open_timeout, limits.read_timeout),
+        )
+
+
+@contextlib.contextmanager
+def decoding_errors(
+    path: str, doing: str, expected: str = "an undamaged video file"
+) -> Iterator[None]:
+    """Turns whatever FFmpeg raises inside the block into a `VideoError`."""
+    try:
+        yield
+    except av.error.ExitError as error:
+        raise VideoError(
+            path, f"{doing} without long pauses", "no data in time", "raise the timeouts in Limits"
+        ) from error
+    except av.error.FFmpegError as error:
+        raise VideoError(
+            path,
+            expected,
+            f"an error while {doing}: {error.strerror}",
+            "see what a player makes of it, then convert it or leave it out",
+        ) from error
+
+
+def _check_on_disk(path: str) -> None:
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            found = "a folder"
+        elif not stat.S_ISREG(status.st_mode):
+            found = "a device, pipe or socket, which may never end"
+        elif status.st_size == 0:
+            found = "an empty file"
+        else:
+            with Path(path).open("rb") as file:
+                _check_size(path, file, status.st_size)
+            return
+    except FileNotFoundError as error:
+        raise VideoError(path, "a video file", str(error.strerror), "check the path") from None
+    except OSError as error:
+        found = error.strerror or str(error)
+    raise _incomplete(path, found)
+
+
+def _check_in_memory(path: str, data: bytes) -> None:
+    if not data:
+        raise _incomplete(path, "no bytes")
+    _check_size(path, io.BytesIO(data), len(data))
+
+
+def _check_size(path: str, file: BinaryIO, size: int) -> None:
+    announced = announced_size(file, size)
+    if announced is not None and announced > size:
+        raise _incomplete(
+            path, f"a truncated one: its header announces {announced} bytes, it has {size}"
+        )
+
+
+def _incomplete(path: str, found: str) -> VideoError:
+    return VideoError(path, "a complete video file", found, "check the path, or copy it again")
+
+
+def _main_stream(path: str, container: InputContainer) -> VideoStream:
+    pictures = [s for s in container.streams.video if not _is_cover_art(s)]
+    if not pictures:
+        found = ", ".join(_describe(s) for s in container.streams) or "no stream at all"
+        raise VideoError(
+            path, "a video stream", f"only {found}", "pass a file with moving pictures"
+        )
+    decodable = [s for s in pictures if s.codec_context is not None]
+    if not decodable:
+        raise VideoError(path, "a known video codec", "one without a decoder", "convert the file")
+    return max(decodable, key=lambda s: s.width * s.height)
+
+
+def _is_cover_art(stream: Stream) -> bool:
+    return bool(stream.disposition & Disposition.attached_pic)
+
+
+def _describe(stream: Stream) -> str:
+    if _is_cover_art(stream):
+        return "cover art"
+    codec = stream.codec_context
+    return f"{stream.type} {codec.name}" if codec is not None else stream.type

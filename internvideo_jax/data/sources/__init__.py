@@ -1,0 +1,1 @@
+"""Random access to clips wherever they lie: files, shards, data sets, caches."""

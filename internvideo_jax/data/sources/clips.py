@@ -1,0 +1,243 @@
+"""Random access to the clips of a data set: files, shards, or tensorflow_datasets."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from internvideo_jax.data.annotations.formats import FRAME_PATTERN
+from internvideo_jax.data.annotations.records import AnnotationError, ClipRecord, read_annotations
+from internvideo_jax.data.config import ClipSet
+from internvideo_jax.data.decode.clips import ClipReader, open_clip
+from internvideo_jax.data.decode.decoded import DecodedClip
+from internvideo_jax.data.decode.video import DEFAULT_LIMITS, Limits, VideoError
+from internvideo_jax.data.sources.shards import ShardReader
+
+_log = logging.getLogger(__name__)
+
+# Recipes name the format of the released lists; users bring files of their own to them.
+_SELF_NAMED = (".jsonl", ".ndjson", ".json")
+
+
+class SourceClip(NamedTuple):
+    """One clip with what its source holds of it.
+
+    Attributes:
+      record: what is known of it.
+      data: its encoded file, or the encoded images of its folder; None if they are on disk.
+      frames: uint8 `[T, H, W, 3]` where the source holds decoded frames.
+    """
+
+    record: ClipRecord
+    data: bytes | tuple[bytes, ...] | None = None
+    frames: np.ndarray | None = None
+
+    def open(self, limits: Limits = DEFAULT_LIMITS) -> ClipReader:
+        """Opens the clip.
+
+        Raises:
+          VideoError: it cannot be read.
+        """
+        if self.frames is not None:
+            return DecodedClip(self.record.path, self.frames)
+        return open_clip(self.record, data=self.data, limits=limits)
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with a clip, without its path."""
+    if isinstance(error, VideoError):
+        return error.reason
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+class ClipSource(Protocol):
+    """A list of clips; any thread or process may ask for any of them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> SourceClip: ...
+
+    def digest(self) -> str:
+        """Changes with the clips, their order, and the files that hold them."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes with the clips and their order, but not with where they lie."""
+        ...
+
+
+def open_source(clips: ClipSet, *, num_classes: int | None = None) -> ClipSource:
+    """Opens a set of clips that names exactly one place.
+
+    Args:
+      clips: where they are.
+      num_classes: C, so that every clip needs a label and every label is below C. Annotations are
+        checked here, other places clip by clip as they are read.
+
+    Raises:
+      ValueError: the place cannot be used; says why.
+    """
+    if clips.annotations is not None:
+        return RecordSource(_read_annotations(clips, num_classes))
+    if clips.shards is not None:
+        return ShardSource(clips.shards)
+    assert clips.tfds is not None
+    return TfdsSource(clips.tfds, clips.tfds_split)
+
+
+def _read_annotations(clips: ClipSet, num_classes: int | None) -> list[ClipRecord]:
+    """The records of an annotation file, in the format of the config or else in its own."""
+    path = str(clips.annotations)
+
+    def read(format: str, separator: str | None) -> list[ClipRecord]:
+        return read_annotations(
+            path,
+            root=clips.root,
+            format=format,
+            separator=separator,
+            frame_pattern=clips.frame_pattern or FRAME_PATTERN,
+            num_classes=num_classes,
+        )
+
+    if path.lower().endswith(_SELF_NAMED) or (clips.format, clips.separator) == ("auto", None):
+        return read("auto", clips.separator)
+    try:
+        return read(clips.format, clips.separator)
+    except AnnotationError as error:
+        try:
+            records = read("auto", None)
+        except AnnotationError as other:
+            is_better = other.num_entries > 0 and other.num_problems < error.num_problems
+            raise (other if is_better else error) from None
+    _log.warning("%s: read as its lines are, not in the config's format (%s)", path, clips.format)
+    return records
+
+
+class RecordSource:
+    """Clips that are files or folders of images on disk.
+
+    Attributes:
+      records: what is known of them, in order.
+    """
+
+    def __init__(self, records: Sequence[ClipRecord]):
+        self.records = tuple(records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> SourceClip:
+        return SourceClip(self.records[index])
+
+    def digest(self) -> str:
+        """Of the records, and of their files' sizes and times."""
+        digest = hashlib.sha256()
+        for record in self.records:
+            try:
+                status = os.stat(record.path)
+                state = (status.st_size, status.st_mtime_ns)
+            except OSError:
+                state = (-1, -1)
+            digest.update(repr((record, state)).encode())
+        return digest.hexdigest()
+
+    def fingerprint(self) -> str:
+        """Of the records without their paths."""
+        digest = hashlib.sha256()
+        for record in self.records:
+            digest.update(repr(dataclasses.replace(record, path="")).encode())
+        return digest.hexdigest()
+
+
+class ShardSource:
+    """Clips in a folder that `internvideo-jax shard` wrote.
+
+    Raises:
+      ShardError: the folder or any of its shards is not as it was written.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        self._reader = ShardReader(directory)
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def __getitem__(self, index: int) -> SourceClip:
+        return SourceClip(*self._reader[index])
+
+    def digest(self) -> str:
+        """Of the shards' checksums."""
+        return self._reader.index.digest()
+
+    fingerprint = digest
+
+
+class TfdsSource:
+    """A data set of tensorflow_datasets in a random-access format, with its videos decoded.
+
+    The video and the label are the supervised keys of the data set, or "video" and "label".
+
+    Args:
+      name: "name", "name/config" or "name:version".
+      split: e.g. "train" or "train[:10%]".
+
+    Raises:
+      ValueError: a data set without videos, or TensorFlow is not installed.
+    """
+
+    def __init__(self, name: str, split: str):
+        self._name = f"{name}/{split}"
+        builder = _import_tfds().builder(name)
+        builder.download_and_prepare(file_format="array_record")
+        features = builder.info.features
+        keys = builder.info.supervised_keys or ("video", "label")
+        self._video, self._label = keys[0], keys[1] if keys[1] in features else None
+        if self._video not in features or tuple(features[self._video].shape[-1:]) != (3,):
+            raise ValueError(
+                f"{name}: expected a data set with RGB videos as {self._video!r}, found"
+                f" {', '.join(features)}; export its clips as files with annotations"
+            )
+        try:
+            self._clips: Sequence[Mapping[str, Any]] = builder.as_data_source(split=split)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"{name}: expected a data set in a random-access format, found"
+                f" {builder.info.file_format}; prepare it anew with file_format='array_record'"
+            ) from error
+        self._version = f"{builder.info.full_name}/{split}/{len(self._clips)}"
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def __getitem__(self, index: int) -> SourceClip:
+        clip = self._clips[index]
+        name = f"{self._name}/{index}"
+        label = None if self._label is None else _label(np.asarray(clip[self._label]))
+        frames = np.asarray(clip[self._video], np.uint8)
+        return SourceClip(ClipRecord(id=name, path=name, label=label), frames=frames)
+
+    def digest(self) -> str:
+        """Of the data set's version and split."""
+        return hashlib.sha256(self._version.encode()).hexdigest()
+
+    fingerprint = digest
+
+
+def _label(value: np.ndarray) -> int | tuple[int, ...]:
+    return tuple(value.tolist()) if value.ndim else int(value)
+
+
+def _import_tfds() -> ModuleType:
+    # Videos are described and written by means of TensorFlow, whatever format they are read from.
+    if importlib.util.find_spec("tensorflow") is None:
+        raise ValueError(
+            "expected TensorFlow, which tensorflow_datasets needs for videos, found it not"
+            " installed: pip install 'internvideo-jax[tf]'"
+        )
+    return importlib.import_module("tensorflow_datasets")

@@ -1,0 +1,150 @@
+"""Decoded frames of all clips of a small data set on disk: decoding happens once.
+
+A cache is a folder with `frames.bin`, uint8 pixels of one clip after the other, and `clips.json`,
+where each clip's pixels lie and what is known of it, or why it cannot be read. Frames are as they
+were decoded, so whatever is made of them is the same with and without the cache.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from internvideo_jax.data.annotations.records import ClipRecord
+from internvideo_jax.data.decode.video import VideoError
+from internvideo_jax.data.sources.clips import ClipSource, SourceClip
+from internvideo_jax.data.sources.shards import record_from_json
+
+MAX_CLIP_BYTES = 2**30
+
+_log = logging.getLogger(__name__)
+
+
+class CachedSource:
+    """A source whose clips are decoded; makes the cache unless it is there.
+
+    Args:
+      source: the clips.
+      cache_dir: folder for caches of any number of sources, which are told apart by their digests.
+      num_threads: threads for decoding.
+
+    Raises:
+      ValueError: a clip with too many pixels to keep.
+      OSError: the cache cannot be written.
+    """
+
+    def __init__(self, source: ClipSource, cache_dir: str | os.PathLike[str], *, num_threads: int):
+        self._digest = source.digest()
+        self._fingerprint = source.fingerprint()
+        folder = Path(cache_dir).absolute() / self._digest[:16]
+        if not folder.is_dir():
+            _write(source, folder, num_threads)
+        self._pixels = folder / "frames.bin"
+        self._clips: list[dict[str, Any]] = json.loads((folder / "clips.json").read_text("utf-8"))
+        self._lock = threading.Lock()
+        self._mapped: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_lock": None, "_mapped": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def __getitem__(self, index: int) -> SourceClip:
+        clip = self._clips[index]
+        if "error" in clip:
+            raise VideoError(*clip["error"])
+        start, shape = clip["start"], clip["shape"]
+        frames = self._map()[start : start + math.prod(shape)].reshape(shape)
+        return SourceClip(record_from_json(clip["record"]), frames=frames)
+
+    def digest(self) -> str:
+        """That of the source."""
+        return self._digest
+
+    def fingerprint(self) -> str:
+        """That of the source."""
+        return self._fingerprint
+
+    def _map(self) -> np.ndarray:
+        with self._lock:
+            if self._mapped is None:
+                empty = not self._pixels.stat().st_size
+                self._mapped = (
+                    np.empty(0, np.uint8) if empty else np.memmap(self._pixels, np.uint8, "r")
+                )
+            return self._mapped
+
+
+def _write(source: ClipSource, folder: Path, num_threads: int) -> None:
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    _log.info("decoding %d clips into %s", len(source), folder)
+    decoded = (
+        grain.MapDataset.range(len(source))
+        .map(_Decoder(source))
+        .to_iter_dataset(grain.ReadOptions(num_threads, prefetch_buffer_size=2 * num_threads))
+    )
+    try:
+        clips, position = [], 0
+        with (temporary / "frames.bin").open("wb") as file:
+            for clip, frames in decoded:
+                if frames is not None:
+                    clip |= {"start": position, "shape": frames.shape}
+                    position += frames.size
+                    file.write(frames.data)
+                clips.append(clip)
+        (temporary / "clips.json").write_text(json.dumps(clips), encoding="utf-8")
+        try:
+            temporary.rename(folder)
+        except OSError:
+            # Another process was faster, and has written the same.
+            if not folder.is_dir():
+                raise
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot write the cache ({error.strerror}); unset cache_dir", str(folder)
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class _Decoder:
+    """All frames of a clip by number, with what the cache states about it."""
+
+    def __init__(self, source: ClipSource):
+        self._source = source
+
+    def __call__(self, index: int) -> tuple[dict[str, Any], np.ndarray | None]:
+        try:
+            clip = self._source[index]
+            with clip.open() as reader:
+                count, shape = reader.num_frames, reader.read([0]).shape[1:]
+                size = count * math.prod(shape)
+                if size > MAX_CLIP_BYTES:
+                    raise _TooLarge(clip.record, count, shape)
+                frames = np.ascontiguousarray(reader.read(range(count)))
+        except VideoError as error:
+            return {"error": error.args}, None
+        return {"record": dataclasses.asdict(clip.record)}, frames
+
+
+class _TooLarge(ValueError):
+    """A clip that does not belong in a cache."""
+
+    def __init__(self, record: ClipRecord, count: int, shape: tuple[int, ...]):
+        super().__init__(
+            f"{record.path}: expected a clip of at most {MAX_CLIP_BYTES >> 20} MiB decoded, found"
+            f" {count} frames of {shape[1]}x{shape[0]}; unset cache_dir, or shrink the clips"
+        )

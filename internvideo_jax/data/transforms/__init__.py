@@ -1,0 +1,1 @@
+"""What happens to decoded frames: choosing, resizing, augmenting."""

@@ -1,0 +1,215 @@
+"""Checkpoints on disk to saved models."""
+
+import errno
+import hashlib
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import traverse_util
+
+from internvideo_jax.convert.engine import conversion
+from internvideo_jax.convert.engine.conversion import Request, convert, prepare
+from internvideo_jax.convert.engine.plan import CheckpointMisfit, plan
+from internvideo_jax.convert.engine.state_dict import to_tree
+from internvideo_jax.saved_model import load, read_description
+
+
+@pytest.fixture
+def checkpoint(tmp_path, make_state):
+    """Writes a tiny model's state dict: `checkpoint(architecture, config)` -> (file, state)."""
+
+    def write(architecture, config, name="tiny.safetensors", **options):
+        state = make_state(architecture, config, **options)
+        safetensors.numpy.save_file(state, tmp_path / name)
+        return tmp_path / name, state
+
+    return write
+
+
+def _flat(variables):
+    return {k: np.asarray(v) for k, v in traverse_util.flatten_dict(variables, sep="/").items()}
+
+
+@pytest.mark.parametrize("name", ["attentive", "concat_bn", "pretrain", "videomae_teacher"])
+def test_what_is_loaded_is_what_the_checkpoint_holds(name, configs, checkpoint, options, tmp_path):
+    architecture, config = configs[name]
+    file, state = checkpoint(architecture, config)
+    given = {"num_heads": 2} if name == "videomae_teacher" else options
+    if name == "videomae_teacher":
+        given |= {"all_frames": 4, "mae_return_layer": 1, "init_values": 0.1}
+    done = convert([file], tmp_path / "model", Request(options=given))
+    assert (done.plan.architecture, done.plan.config) == (architecture, config)
+    model = load(tmp_path / "model")
+    assert model.config == config
+    made = plan({k: v.shape for k, v in state.items()}, architecture, config)
+    expected = _flat(to_tree(state, made))
+    found = _flat(model.variables)
+    assert found.keys() == expected.keys()
+    for path, array in expected.items():
+        np.testing.assert_array_equal(found[path], array, err_msg=path)
+
+
+def test_the_model_describes_itself(configs, checkpoint, options, tmp_path):
+    architecture, config = configs["linear"]
+    file, _ = checkpoint(architecture, config)
+    convert([file], tmp_path / "model", Request(options=options, num_frames=8), sha256=True)
+    description = read_description(tmp_path / "model")
+    assert description["preprocessing"]["video"]["num_frames"] == 8
+    assert description["preprocessing"]["video"]["image_size"] == 8
+    assert description["conversion"]["adapted"] == {"pos_embed": "positions resized 4x4x4 -> 8x4x4"}
+    assert description["conversion"]["tensors_loaded"] == 61
+    (source,) = description["source"]["files"]
+    assert source["name"] == "tiny.safetensors"
+    assert source["bytes"] == file.stat().st_size
+    assert source["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_checksums_are_taken_on_request_only(configs, checkpoint, options, tmp_path):
+    file, _ = checkpoint(*configs["encoder"])
+    conversion.write(prepare([file], Request(options=options)), tmp_path / "model")
+    (source,) = read_description(tmp_path / "model")["source"]["files"]
+    assert "sha256" not in source
+
+
+def test_half_precision_is_kept(configs, checkpoint, options, tmp_path):
+    file, state = checkpoint(*configs["encoder"], dtype=ml_dtypes.bfloat16)
+    convert([file], tmp_path / "model", Request(options=options))
+    params = load(tmp_path / "model").variables["params"]
+    assert params["cls_token"].dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(np.asarray(params["cls_token"]), state["cls_token"])
+
+
+def test_options_in_the_file_are_found(configs, make_state, options, tmp_path):
+    architecture, config = configs["encoder"]
+    file = tmp_path / "tiny.safetensors"
+    metadata = {"config": json.dumps(options), "format": "pt"}
+    safetensors.numpy.save_file(make_state(architecture, config), file, metadata)
+    assert prepare([file], Request()).plan.config == config
+
+
+def test_weights_of_an_ema_are_taken_by_their_key(
+    configs, make_state, options, torch_file, tmp_path
+):
+    architecture, config = configs["encoder"]
+    state = make_state(architecture, config)
+    content = {
+        "model": {k: torch_file.tensor(v) for k, v in state.items()},
+        "model_ema": {k: torch_file.tensor(v + 1) for k, v in state.items()},
+    }
+    file = torch_file.save(tmp_path / "tiny.pth", content)
+    for key, offset in ((None, 0), ("model_ema", 1)):
+        output = tmp_path / f"model{key}"
+        convert([file], output, Request(options=options, key=key))
+        found = load(output).variables["params"]["cls_token"]
+        np.testing.assert_array_equal(found, state["cls_token"] + offset)
+
+
+def test_later_sources_replace_tensors_of_earlier_ones(
+    configs, checkpoint, options, make_state, tmp_path
+):
+    file, state = checkpoint(*configs["linear"])
+    _, encoder = configs["encoder"]
+    stage2 = {f"vision_encoder.{k}": v + 1 for k, v in make_state("video_vit", encoder).items()}
+    stage2["text_encoder.bert.weight"] = np.zeros((2, 2), np.float32)
+    stage2["temp"] = np.zeros((), np.float32)
+    del stage2["vision_encoder.cls_token"]
+    safetensors.numpy.save_file(stage2, tmp_path / "stage2.safetensors")
+    request = Request(options=options, architecture="video_classifier")
+    done = convert([file, tmp_path / "stage2.safetensors"], tmp_path / "model", request)
+    assert done.plan.ignored == dict.fromkeys(
+        ("text_encoder.bert.weight", "temp"), "stage-2 text tower and matching heads"
+    )
+    params = load(tmp_path / "model").variables["params"]
+    np.testing.assert_array_equal(
+        params["encoder"]["pos_embed"], stage2["vision_encoder.pos_embed"]
+    )
+    np.testing.assert_array_equal(params["encoder"]["cls_token"], state["cls_token"])
+    np.testing.assert_array_equal(params["head"]["bias"], state["head.bias"])
+
+
+def test_a_new_head_on_a_model_without_one(configs, checkpoint, options, tmp_path):
+    file, _ = checkpoint(*configs["pretrain"])
+    request = Request(options=options, num_classes=9, new_head=True)
+    done = convert([file], tmp_path / "model", request)
+    assert done.plan.architecture == "video_classifier"
+    params = load(tmp_path / "model").variables["params"]
+    assert params["head"]["kernel"].shape == (20, 9)
+    np.testing.assert_array_equal(params["fc_norm"]["scale"], np.ones(20))
+    assert not params["head"]["bias"].any()
+
+
+def test_misfits_are_found_before_anything_is_written(configs, make_state, options, tmp_path):
+    state = make_state(*configs["linear"])
+    del state["blocks.1.norm2.weight"]
+    state["clip_projector.cross_attn.q_bias"] = np.zeros(47, np.float32)
+    state["unknown"] = np.zeros(3, np.float32)
+    safetensors.numpy.save_file(state, tmp_path / "bad.safetensors")
+    with pytest.raises(CheckpointMisfit, match="1 keys missing, 1 extra, 1 misshapen"):
+        convert([tmp_path / "bad.safetensors"], tmp_path / "model", Request(options=options))
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_output_that_exists_is_left_alone(configs, checkpoint, options, tmp_path):
+    file, _ = checkpoint(*configs["encoder"])
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="exists"):
+        convert([file], tmp_path / "model", Request(options=options))
+    assert [p.name for p in (tmp_path / "model").iterdir()] == ["notes.txt"]
+
+
+def test_a_full_disk_leaves_nothing_behind(configs, checkpoint, options, tmp_path, monkeypatch):
+    file, _ = checkpoint(*configs["encoder"])
+    written = []
+
+    class FullDisk(conversion.StreamingWriter):
+        def write(self, path, array, index=None):
+            if len(written) == 20:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written.append(path)
+            super().write(path, array, index)
+
+    monkeypatch.setattr(conversion, "StreamingWriter", FullDisk)
+    with pytest.raises(OSError, match="No space left"):
+        convert([file], tmp_path / "out" / "model", Request(options=options))
+    assert len(written) == 20
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.safetensors"]
+
+
+def test_a_checkpoint_must_be_the_release_it_is_said_to_be(configs, checkpoint, options):
+    file, _ = checkpoint(*configs["linear"])
+    request = Request(options=options, release="internvideo2-s14-k400")
+    with pytest.raises(ValueError, match=r"width 384, found 48; .*classes 400, found 7"):
+        prepare([file], request)
+
+
+def test_releases_that_cannot_be_fetched_say_why():
+    with pytest.raises(ValueError, match=r"never released"):
+        prepare([], Request(release="internvideo2-6b-k400-f8"))
+    with pytest.raises(ValueError, match=r"broken link: upstream's link leads to the K400 file"):
+        prepare([], Request(release="internvideo2-1b-k600-f8"))
+    with pytest.raises(ValueError, match="expected a checkpoint: a file"):
+        prepare([], Request())
+
+
+def test_a_release_is_fetched_from_where_the_registry_says(monkeypatch):
+    class Fetched(Exception):
+        pass
+
+    def open_checkpoint(source, key):
+        raise Fetched(source)
+
+    monkeypatch.setattr(conversion, "open_checkpoint", open_checkpoint)
+    with pytest.raises(Fetched, match=r"^hf://OpenGVLab/.*/S14_ft_k710_f8/pytorch_model\.bin$"):
+        prepare([], Request(release="internvideo2-s14-k710"))
+
+
+def test_progress_adds_up_to_the_bytes_of_the_checkpoint(configs, checkpoint, options, tmp_path):
+    file, state = checkpoint(*configs["linear"])
+    prepared = prepare([file], Request(options=options))
+    seen = []
+    conversion.write(prepared, tmp_path / "model", seen.append)
+    assert sum(seen) == prepared.nbytes == sum(array.nbytes for array in state.values())

@@ -1,0 +1,89 @@
+"""Saved models back to PyTorch's keys."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from internvideo_jax.convert.engine.conversion import Request, convert
+from internvideo_jax.convert.engine.export import export, stored_bytes
+from internvideo_jax.convert.engine.plan import plan
+from internvideo_jax.convert.engine.state_dict import to_tree
+from internvideo_jax.convert.files.sources import open_checkpoint
+from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
+from internvideo_jax.saved_model import SavedModelError, save
+
+
+def _read(file):
+    return {name: tensor.read() for name, tensor in open_checkpoint(file).items()}
+
+
+def _assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("name", ["concat_bn", "distill"])
+def test_a_round_trip_is_exact(name, dtype, configs, make_state, options, tmp_path):
+    state = make_state(*configs[name], dtype=dtype)
+    safetensors.numpy.save_file(state, tmp_path / "tiny.safetensors")
+    convert([tmp_path / "tiny.safetensors"], tmp_path / "model", Request(options=options))
+    report = export(tmp_path / "model", tmp_path / "back.safetensors")
+    assert report == {"tensors": len(state), "ignored": {}, "adapted": {}, "initial_values": {}}
+    _assert_equal(_read(tmp_path / "back.safetensors"), state)
+
+
+def test_keys_get_the_prefix_of_their_file_back(configs, make_state, tmp_path):
+    state = make_state(*configs["videomae_teacher"], prefix="encoder.")
+    extra = {"decoder.norm.weight": np.ones(3, np.float32)}
+    safetensors.numpy.save_file(state | extra, tmp_path / "tiny.safetensors")
+    options = {"num_heads": 2, "all_frames": 4}
+    convert([tmp_path / "tiny.safetensors"], tmp_path / "model", Request(options=options))
+    report = export(tmp_path / "model", tmp_path / "back.safetensors")
+    _assert_equal(_read(tmp_path / "back.safetensors"), state)
+    assert report["ignored"] == {"VideoMAE pre-training decoder": ["decoder.norm.weight"]}
+
+
+def test_what_is_not_restored_is_listed(configs, make_state, options, tmp_path):
+    state = make_state(*configs["linear"])
+    del state["fc_norm.weight"], state["fc_norm.bias"]
+    state["clip_pos_embed"] = np.zeros((1, 65, 48), np.float32)
+    safetensors.numpy.save_file(state, tmp_path / "tiny.safetensors")
+    request = Request(options=options, num_frames=8)
+    convert([tmp_path / "tiny.safetensors"], tmp_path / "model", request)
+    report = export(tmp_path / "model", tmp_path / "back.safetensors")
+    (ignored,) = report["ignored"].values()
+    assert ignored == ["clip_pos_embed"]
+    assert report["adapted"] == {"pos_embed": "positions resized 4x4x4 -> 8x4x4"}
+    assert report["initial_values"].keys() == {"params/fc_norm/scale", "params/fc_norm/bias"}
+    back = _read(tmp_path / "back.safetensors")
+    assert back["pos_embed"].shape == (1, 129, 48)
+    np.testing.assert_array_equal(back["fc_norm.weight"], np.ones(20))
+    untouched = state.keys() - {"pos_embed", "clip_pos_embed"}
+    _assert_equal({k: back[k] for k in untouched}, {k: state[k] for k in untouched})
+
+
+def test_models_that_were_trained_here_can_be_exported(configs, make_state, tmp_path):
+    architecture, config = configs["linear"]
+    state = make_state(architecture, config)
+    made = plan({k: v.shape for k, v in state.items()}, architecture, config)
+    save(
+        tmp_path / "model",
+        architecture,
+        config,
+        Preprocessing(VideoPreprocessing()),
+        to_tree(state, made),
+    )
+    written = []
+    export(tmp_path / "model", tmp_path / "back.safetensors", written.append)
+    _assert_equal(_read(tmp_path / "back.safetensors"), state)
+    assert sum(written) == sum(array.nbytes for array in state.values())
+    assert stored_bytes(tmp_path / "model") >= sum(written)
+
+
+def test_other_folders_and_existing_files_are_refused(tmp_path):
+    with pytest.raises(SavedModelError, match="not a saved model"):
+        export(tmp_path, tmp_path / "back.safetensors")

@@ -1,0 +1,168 @@
+"""Conversions proved from keys and shapes."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from internvideo_jax.convert.engine.fitting import fit, retarget
+from internvideo_jax.convert.engine.inference import infer_config
+from internvideo_jax.convert.engine.manifest import Manifest, describe, plan_manifest, read_manifest
+from internvideo_jax.convert.engine.plan import CheckpointMisfit, canonical_names, export_plan, plan
+
+TINY = {
+    "embed_dim": 48,
+    "depth": 3,
+    "num_heads": 3,
+    "mlp_ratio": "5/3",
+    "patch_size": 2,
+    "img_size": 8,
+    "num_frames": 4,
+    "clip_embed_dim": 20,
+    "attn_pool_num_heads": 4,
+    "num_classes": 7,
+}
+
+
+@pytest.fixture
+def manifest(configs):
+    architecture, config = configs["linear"]
+    made = export_plan(architecture, config)
+    shapes = {
+        key: shape for a in made.loaded for key, shape in zip(a.keys, a.source_shapes, strict=True)
+    }
+    return Manifest("tiny", shapes, TINY)
+
+
+def _write(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_a_total_manifest_is_one_line(manifest, tmp_path):
+    path = _write(
+        tmp_path / "m.json",
+        {"checkpoint": "tiny", "config": manifest.options, "tensors": manifest.shapes},
+    )
+    assert read_manifest(path) == manifest
+    line = describe(manifest, plan_manifest(manifest))
+    assert line == (
+        "tiny: total as video_classifier: 61 of 61 keys consumed, 0 ignored, 35 parameters filled"
+        " (64,383 numbers)"
+    )
+
+
+def test_ignored_keys_are_named_by_their_rule(manifest):
+    manifest.shapes["clip_pos_embed"] = (1, 65, 48)
+    line = describe(manifest, plan_manifest(manifest))
+    assert "1 ignored (1 by 'position tables of the stage-1 decoders, unused downstream')" in line
+
+
+def test_the_config_is_the_truth(manifest):
+    with pytest.raises(CheckpointMisfit) as caught:
+        plan_manifest(Manifest("tiny", manifest.shapes, TINY | {"depth": 2, "num_classes": 6}))
+    assert "blocks.2.mlp.fc1.weight" in caught.value.extra
+    assert caught.value.misshapen["head.weight"] == ((6, 20), (7, 20))
+
+
+def test_all_misfits_of_a_manifest_are_listed(manifest):
+    del manifest.shapes["cls_token"], manifest.shapes["blocks.1.ls1.gamma"]
+    manifest.shapes["more"] = (1,)
+    with pytest.raises(ValueError, match="2 keys missing, 1 extra") as caught:
+        plan_manifest(manifest)
+    for key in ("cls_token", "blocks.1.ls1.gamma", "more"):
+        assert key in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        {"tensors": {}},
+        {"tensors": ["a"], "config": {}},
+        {"tensors": {"a": "b"}, "config": {}},
+        {"tensors": {"a": [1]}, "config": []},
+    ],
+)
+def test_other_files_are_named(content, tmp_path):
+    with pytest.raises(ValueError, match="expected"):
+        read_manifest(_write(tmp_path / "m.json", content))
+
+
+def test_a_file_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "m.json").write_text("{")
+    with pytest.raises(ValueError, match="expected a manifest"):
+        read_manifest(tmp_path / "m.json")
+
+
+def _shared(pattern):
+    folder = os.environ.get("INTERNVIDEO_SHARED")
+    return sorted((Path(folder) / "manifests").glob(pattern)) if folder else []
+
+
+STAGE1 = [
+    *_shared("internvideo2_stage1_*.json"),
+    *_shared("internvl_c_13b_224px_vision_teacher.json"),
+    *_shared("videomaev2_g14_hybrid_1200e_encoder_teacher.json"),
+]
+needs_shared = pytest.mark.skipif(
+    not STAGE1, reason="the reference data is found through INTERNVIDEO_SHARED, which is not set"
+)
+
+
+def _check_total(path):
+    content = json.loads(path.read_text())
+    made = plan_manifest(read_manifest(path))
+    assert sorted(made.loaded_names) == sorted(content["tensors"])
+    assert f"({content['n_params']:,} numbers)" in describe(read_manifest(path), made)
+
+
+@needs_shared
+@pytest.mark.parametrize("part", ["1B_pretrain", "6B_lp_cat", "S14_distill", "videomaev2"])
+def test_full_size_manifests_are_total(part):
+    (path,) = [path for path in STAGE1 if part in path.name]
+    _check_total(path)
+
+
+@needs_shared
+@pytest.mark.slow
+def test_every_stage_1_manifest_is_total():
+    assert len(STAGE1) == 22
+    for path in STAGE1:
+        _check_total(path)
+
+
+@needs_shared
+def test_the_internvl_file_may_hold_what_the_manifest_leaves_out():
+    manifest = read_manifest(STAGE1[-2])
+    extras = "target_pos_embed mask_token grad_norm_square_momentum_clip norm3.bn.weight"
+    extras += " norm3.bn.num_batches_tracked text_projection logit_scale transformer.layers.0.q"
+    manifest.shapes.update(dict.fromkeys(extras.split(), (1,)))
+    made = plan_manifest(manifest)
+    assert set(made.ignored.values()) == {"InternVL text tower", "InternVL training leftovers"}
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    "name", ["InternVideo2-stage2_1b-224p-f4", "internvideo2-s2_6b-224p-f4_with_audio_encoder"]
+)
+def test_a_stage_2_file_holds_a_teacher_of_distillation(name):
+    (path,) = _shared(f"{name}.json")
+    shapes = read_manifest(path).shapes
+    source = infer_config(shapes, architecture="teacher")
+    assert source.encoder.grid == (4, 16, 16)
+    target = retarget(source, num_frames=8)
+    canonical = {key: shapes[name] for key, name in canonical_names(shapes).items()}
+    made = plan(shapes, "teacher", target, adaptations=fit(canonical, source, target))
+    assert made.adaptations.keys() == {"pos_embed"}
+    assert made.adaptations["pos_embed"].shape == (1, 2049, target.encoder.width)
+
+
+@needs_shared
+def test_manifests_of_other_models_are_refused():
+    others = set(_shared("*.json")) - set(STAGE1)
+    assert len(others) > 60
+    for path in sorted(others):
+        with pytest.raises(ValueError, match="expected|unknown|does not fit"):
+            plan_manifest(read_manifest(path))

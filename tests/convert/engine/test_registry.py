@@ -1,0 +1,75 @@
+"""The list of released checkpoints."""
+
+import dataclasses
+
+import pytest
+
+from internvideo_jax import models
+from internvideo_jax.convert.engine import registry
+from internvideo_jax.models.stage1 import stage1_student
+from internvideo_jax.models.video_vit import internvideo2_1b, internvideo2_b14
+
+
+def test_names_are_unique_and_found():
+    names = [release.name for release in registry.RELEASES]
+    assert len(names) == len(set(names))
+    assert all(registry.find(name).name == name for name in names)
+
+
+def test_the_nearest_name_is_suggested():
+    with pytest.raises(ValueError, match="did you mean 'internvideo2-b14-k400'.*--list"):
+        registry.find("internvideo2-b14-k40")
+
+
+def test_architectures_exist_and_sources_are_complete():
+    for release in registry.RELEASES:
+        assert release.architecture in models.ARCHITECTURES
+        assert (release.source is not None) == (release.status == "released")
+        assert bool(release.num_classes) == (release.architecture == "video_classifier")
+        if release.status not in ("released", "never released"):
+            assert release.note
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        (
+            "internvideo2-1b-k400-f16",
+            "hf://OpenGVLab/InternVideo2-Stage1-1B-224p-f8-K400/1B_ft_k710_ft_k400_f16.pth",
+        ),
+        (
+            "internvideo2-s14-distill",
+            "hf://OpenGVLab/InternVideo2_distillation_models/stage1/S14/S14_dist_1B_stage2/"
+            "pytorch_model.bin",
+        ),
+        ("internvideo2-1b-mit", "OpenGVLab/InternVideo2-Stage1-1B-224p-f8-MiT"),
+        ("internvideo2-1b-k600-f8", None),
+        ("internvideo2-6b-k400-f8", None),
+    ],
+)
+def test_where_files_are(name, source):
+    assert registry.find(name).source == source
+
+
+def test_configs_are_compared_with_the_release():
+    release = registry.find("internvideo2-b14-k400")
+    right = models.VideoClassifierConfig(internvideo2_b14(), 400)
+    assert release.mismatches(right) == []
+    wrong = models.VideoClassifierConfig(dataclasses.replace(internvideo2_1b(), num_frames=16), 600)
+    assert release.mismatches(wrong) == [
+        "width 768, found 1408",
+        "frames 8, found 16",
+        "classes 400, found 600",
+    ]
+    assert "config VideoClassifierConfig, found Stage1StudentConfig" in release.mismatches(
+        stage1_student(internvideo2_b14())
+    )
+
+
+def test_the_table_shows_every_release_with_its_note():
+    text = registry.table(registry.RELEASES)
+    for release in registry.RELEASES:
+        assert release.name in text
+        assert release.note in text
+    assert "never released" in text
+    assert "Apache-2.0" in text

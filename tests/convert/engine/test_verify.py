@@ -1,0 +1,203 @@
+"""References against models: what is run, what is compared, what counts as agreement."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from internvideo_jax import launch, models
+from internvideo_jax.convert.engine.conversion import Request, convert
+from internvideo_jax.convert.engine.plan import export_plan
+from internvideo_jax.convert.engine.state_dict import to_tree
+from internvideo_jax.convert.engine.verify import (
+    Comparison,
+    Reference,
+    compare,
+    format_table,
+    kept_tokens,
+    load_reference,
+    run_reference,
+)
+from internvideo_jax.convert.files.checkpoint import CheckpointError
+from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
+from internvideo_jax.saved_model import SavedModel, load
+
+ASSETS = Path(launch.__file__).parent / "assets"
+REFERENCE = ASSETS / "demo_reference.safetensors"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo's model, converted from what PyTorch wrote."""
+    output = tmp_path_factory.mktemp("demo") / "model"
+    convert([ASSETS / "demo_checkpoint.pth"], output, Request())
+    return load(output)
+
+
+@pytest.fixture
+def random_model(configs, make_state):
+    """Makes a model with random parameters: `random_model(name)`."""
+
+    def make(name):
+        architecture, config = configs[name]
+        variables = to_tree(make_state(architecture, config), export_plan(architecture, config))
+        module = models.ARCHITECTURES[architecture].module_cls(config)
+        return SavedModel(module, variables, config, Preprocessing(VideoPreprocessing()), {})
+
+    return make
+
+
+def test_a_converted_checkpoint_reproduces_the_original(demo):
+    reference = load_reference(REFERENCE)
+    values = run_reference(demo, reference)
+    assert values.keys() == reference.outputs.keys()
+    rows = compare(values, reference)
+    assert all(row.ok for row in rows), format_table(rows, ())
+    assert max(row.relative_error for row in rows) > 0
+
+
+def test_one_wrong_weight_is_seen(demo):
+    reference = load_reference(REFERENCE)
+    gamma = np.array(demo.variables["params"]["encoder"]["blocks"]["ls2"]["gamma"])
+    gamma[1, 5] += 0.01
+    encoder = demo.variables["params"]["encoder"]
+    blocks = encoder["blocks"] | {"ls2": {"gamma": gamma}}
+    params = demo.variables["params"] | {"encoder": encoder | {"blocks": blocks}}
+    broken = SavedModel(demo.module, {"params": params}, demo.config, demo.preprocessing, {})
+    verdicts = {row.name: row.ok for row in compare(run_reference(broken, reference), reference)}
+    # The first block and what precedes it are right, everything after is not.
+    right = {"hidden/patch_embed", "hidden/blocks.0"}
+    assert {name for name, ok in verdicts.items() if ok} <= right | {"loss_soft_ce"}
+    assert not verdicts["hidden/blocks.1"]
+    assert not verdicts["logits"]
+
+
+def _random(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+# Outputs that each recipe gives for a clip of 4 frames of 8x8 pixels, and their shapes.
+CASES = {
+    "encoder": {"hidden/blocks.2": (2, 65, 48), "hidden/clip_projector": (2, 20)},
+    "pretrain": {
+        "clip_middle": (2, 2, 13, 24),
+        "clip_final": (2, 768),
+        "mae": (1, 2, 12, 28),
+        "hidden/blocks.0": (2, 13, 48),
+    },
+    "teacher": {
+        "norm_clip_middle": (2, 2, 65, 48),
+        "norm_clip_final": (2, 20),
+        "attn": (2, 64),
+        "hidden/patch_embed": (2, 4, 16, 48),
+    },
+    "videomae_teacher": {
+        "norm_mae/correct": (1, 2, 32, 32),
+        "norm_mae/as_released": (1, 2, 32, 32),
+    },
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_recipes(name, random_model):
+    outputs = {key: np.zeros(shape, np.float32) for key, shape in CASES[name].items()}
+    outputs["loss"] = np.zeros((), np.float32)
+    inputs = {"video": _random(2, 3, 4, 8, 8)}
+    if name == "pretrain":
+        mask = np.ones((2, 65), bool)
+        mask[:, 0] = False
+        mask[0, 5:17] = mask[1, 40:52] = False
+        inputs["mask"] = mask
+    values = run_reference(random_model(name), Reference(inputs, outputs))
+    assert {key: value.shape for key, value in values.items()} == CASES[name]
+    assert all(np.isfinite(value).all() for value in values.values())
+    if name == "videomae_teacher":
+        assert np.abs(values["norm_mae/correct"] - values["norm_mae/as_released"]).max() > 1e-3
+
+
+def test_train_mode_uses_and_updates_batch_statistics(random_model):
+    model = random_model("concat_kaiming")
+    stats = model.variables["batch_stats"]["down_norm"]
+    stats["var"] = np.abs(stats["var"]) + 1
+    outputs = dict.fromkeys(
+        ("logits", "hidden/down_norm", "buffer_after/down_norm.running_mean"), np.zeros(1)
+    )
+    inputs = {"video": _random(4, 3, 4, 8, 8)}
+    evaluated = run_reference(model, Reference(inputs, outputs))
+    trained = run_reference(model, Reference(inputs, outputs, train_mode=True))
+    np.testing.assert_array_equal(evaluated["buffer_after/down_norm.running_mean"], stats["mean"])
+    assert np.abs(trained["buffer_after/down_norm.running_mean"] - stats["mean"]).max() > 1e-3
+    # Rows last, as in upstream's batch norm; batch statistics make each channel's mean zero.
+    assert trained["hidden/down_norm"].shape == (4, 48, 2)
+    np.testing.assert_allclose(trained["hidden/down_norm"].mean((0, 2)), 0, atol=1e-5)
+
+
+def test_a_reference_of_another_model_is_refused(random_model):
+    outputs = {"clip_middle": np.zeros(1, np.float32)}
+    with pytest.raises(ValueError, match="inputs mask, video for DistillStudent, found video"):
+        run_reference(random_model("distill"), Reference({"video": _random(1)}, outputs))
+    with pytest.raises(ValueError, match="inputs video for VideoViT, found input_ids"):
+        run_reference(random_model("encoder"), Reference({"input_ids": _random(1)}, outputs))
+    with pytest.raises(ValueError, match="can be verified .* found VideoMAE"):
+        run_reference(random_model("videomae"), Reference({"video": _random(1)}, outputs))
+
+
+def test_kept_tokens_are_ascending_and_equally_many():
+    mask = np.array([[0, 1, 0, 1], [0, 0, 1, 1]], bool)
+    np.testing.assert_array_equal(kept_tokens(mask), [[0, 2], [0, 1]])
+    with pytest.raises(ValueError, match=r"\[1, 2\]"):
+        kept_tokens(np.array([[0, 1], [0, 0]], bool))
+
+
+def _compare(ours, theirs, **options):
+    (row,) = compare({"x": np.asarray(ours)}, Reference({}, {"x": np.asarray(theirs)}), **options)
+    return row
+
+
+def test_errors_are_relative_to_the_largest_value():
+    theirs = np.array([100.0, 0.0], np.float32)
+    assert _compare(theirs + np.float32(9e-4), theirs).ok
+    assert not _compare(theirs + np.float32(2e-3), theirs).ok
+    assert _compare(theirs + np.float32(2e-3), theirs, tolerance=1e-4).ok
+
+
+def test_integers_must_be_equal():
+    assert _compare(np.array([1, 2]), np.array([1, 2])).ok
+    assert not _compare(np.array([1, 3]), np.array([1, 2])).ok
+
+
+@pytest.mark.parametrize("ours", [[1.0], [1.0, np.nan], [1.0, np.inf]])
+def test_other_shapes_and_nans_never_agree(ours):
+    row = _compare(np.array(ours, np.float32), np.array([1.0, 2.0], np.float32))
+    assert row.max_error == np.inf
+    assert not row.ok
+
+
+def test_nothing_but_zeros_agrees_with_zeros():
+    zeros = np.zeros(3, np.float32)
+    assert _compare(zeros, zeros).ok
+    assert not _compare(zeros + 1e-30, zeros).ok
+
+
+def test_the_table_says_what_failed_and_what_was_not_checked():
+    rows = [Comparison("logits", 1e-6, 1.0, 1e-5), Comparison("hidden", np.inf, 1.0, 1e-5)]
+    text = format_table(rows, {"loss", "attn"})
+    assert "ok" in text.splitlines()[1]
+    assert "FAILED (allowed 1e-05)" in text.splitlines()[2]
+    assert text.splitlines()[-1] == "not checked: attn, loss"
+
+
+def test_files_without_inputs_or_outputs_are_named(tmp_path):
+    safetensors.numpy.save_file({"state/w": np.ones(2)}, tmp_path / "weights.safetensors")
+    with pytest.raises(CheckpointError, match="no file of reference activations"):
+        load_reference(tmp_path / "weights.safetensors")
+
+
+def test_the_mode_is_read_from_the_file(tmp_path):
+    tensors = {"in/video": np.ones(2), "out/logits": np.ones(2)}
+    for config, expected in ({"train_mode": True}, True), ({}, False):
+        metadata = {"config": json.dumps(config)}
+        safetensors.numpy.save_file(tensors, tmp_path / "r.safetensors", metadata)
+        assert load_reference(tmp_path / "r.safetensors").train_mode is expected

@@ -1,0 +1,253 @@
+"""Checkpoints from a hub: a real client against a small server on this machine."""
+
+import contextlib
+import http.server
+import json
+import struct
+import threading
+import urllib.parse
+
+import numpy as np
+import pytest
+
+from internvideo_jax.convert.files.checkpoint import CheckpointError
+from internvideo_jax.convert.files.hub import Address, parse_address
+from internvideo_jax.convert.files.safetensors_file import SafetensorsWriter
+from internvideo_jax.convert.files.sources import open_checkpoint
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("source", "address"),
+    [
+        ("owner/name", Address("owner/name")),
+        ("OpenGVLab/Stage1-1B_v1.0", Address("OpenGVLab/Stage1-1B_v1.0")),
+        ("owner/name@v1.0", Address("owner/name", "v1.0")),
+        ("hf://owner/name", Address("owner/name")),
+        ("hf://owner/name/a.pth", Address("owner/name", None, "a.pth")),
+        ("hf://owner/name@abc/deep/a.pth", Address("owner/name", "abc", "deep/a.pth")),
+        ("hf://owner/weights.pth", Address("owner/weights.pth")),
+        ("owner/weights.pth", None),
+        ("owner/name/a.pth", None),
+        ("/owner/name", None),
+        ("./owner/name", None),
+        ("../name", None),
+        ("name", None),
+        ("hf://name", None),
+        ("C:\\models\\a.pth", None),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_addresses(source, address):
+    assert parse_address(source, [".pth"]) == address
+
+
+class FakeHub:
+    """The parts of the hub's interface that a download of a model uses."""
+
+    def __init__(self):
+        self.files: dict[str, bytes] = {}
+        self.gated = False
+        self.requested: list[str] = []
+        hub = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                hub.answer(self)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def stop(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def answer(self, request):
+        parts = urllib.parse.unquote(request.path).split("?")[0].strip("/").split("/")
+        is_listing = parts[:2] == ["api", "models"]
+        repo, kind, revision, *file = ["/".join(parts[:2]), *parts[2:]] if not is_listing else [
+            "/".join(parts[2:4]), *parts[4:], *["revision", "main"][: 6 - len(parts)]
+        ]  # fmt: skip
+        if repo != "owner/name":
+            return self.reply(request, 401, b"", {"X-Error-Code": "RepoNotFound"})
+        if revision not in ("main", COMMIT):
+            return self.reply(request, 404, b"", {"X-Error-Code": "RevisionNotFound"})
+        if is_listing:
+            assert kind == "revision"
+            siblings = [{"rfilename": name} for name in self.files]
+            info = {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings}
+            return self.reply(request, 200, json.dumps(info).encode())
+        name = "/".join(file)
+        if self.gated:
+            return self.reply(request, 403, b"", {"X-Error-Code": "GatedRepo"})
+        if name not in self.files:
+            return self.reply(request, 404, b"", {"X-Error-Code": "EntryNotFound"})
+        if request.command == "GET":
+            self.requested.append(name)
+        etag = f'"{abs(hash(self.files[name]))}"'
+        headers = {"X-Repo-Commit": COMMIT, "ETag": etag, "Content-Type": "binary/octet-stream"}
+        self.reply(request, 200, self.files[name], headers)
+
+    @staticmethod
+    def reply(request, status, body, headers=None):
+        request.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            request.send_header(key, value)
+        request.end_headers()
+        if request.command == "GET":
+            request.wfile.write(body)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    fake = FakeHub()
+    monkeypatch.setenv("HF_ENDPOINT", fake.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    yield fake
+    with contextlib.suppress(OSError):
+        fake.stop()
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Calling it does what HF_HUB_OFFLINE=1 does for a new process."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def safetensors(tmp_path, **arrays):
+    path = tmp_path / "made.safetensors"
+    declared = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    with SafetensorsWriter(path, declared) as writer:
+        for name, array in arrays.items():
+            writer.write(name, array)
+    data = path.read_bytes()
+    path.unlink()
+    return data
+
+
+def test_the_only_checkpoint_of_a_repository(hub, tmp_path, torch_file):
+    file = torch_file.save(tmp_path / "a.pth", {"model": {"w": torch_file.tensor(np.arange(3.0))}})
+    hub.files = {"README.md": b"#", "1B_ft_k400_f8.pth": file.read_bytes(), "config.json": b"{}"}
+    checkpoint = open_checkpoint("owner/name")
+    np.testing.assert_array_equal(checkpoint["w"].read(), [0, 1, 2])
+    assert hub.requested == ["1B_ft_k400_f8.pth"]
+    assert COMMIT in str(checkpoint.path)
+
+
+@pytest.mark.parametrize(
+    "source", ["hf://owner/name@main", "hf://owner/name/model.safetensors.index.json"]
+)
+def test_shards_come_with_their_index_and_nothing_else(hub, tmp_path, source):
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors",
+                            "b": "model-00002-of-00002.safetensors"}}  # fmt: skip
+    hub.files = {
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        "model-00001-of-00002.safetensors": safetensors(tmp_path, a=np.ones(2)),
+        "model-00002-of-00002.safetensors": safetensors(tmp_path, b=np.zeros(2)),
+        "pytorch_model.bin": b"the same again",
+        "video.mp4": b"large",
+    }
+    checkpoint = open_checkpoint(source)
+    assert {name: tensor.read()[0] for name, tensor in checkpoint.items()} == {"a": 1, "b": 0}
+    assert sorted(hub.requested) == [name for name in sorted(hub.files) if name.startswith("model")]
+
+
+def test_one_file_of_several(hub, tmp_path):
+    hub.files = {
+        "stage1/S14/pytorch_model.bin": b"PK",
+        "stage1/B14/model.safetensors": safetensors(tmp_path, w=np.ones(2)),
+    }
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint("owner/name")
+    assert "several checkpoints" in str(caught.value)
+    assert "hf://owner/name/stage1/S14/pytorch_model.bin" in str(caught.value)
+    assert hub.requested == []
+    checkpoint = open_checkpoint("hf://owner/name/stage1/B14/model.safetensors")
+    assert list(checkpoint) == ["w"]
+    assert hub.requested == ["stage1/B14/model.safetensors"]
+
+
+def test_what_was_downloaded_serves_without_a_network(hub, tmp_path, offline):
+    hub.files = {"model.safetensors": safetensors(tmp_path, w=np.ones(2))}
+    open_checkpoint("owner/name")
+    hub.stop()
+    assert open_checkpoint("owner/name")["w"].read()[1] == 1
+    offline()
+    assert open_checkpoint("owner/name")["w"].read()[1] == 1
+    assert open_checkpoint("hf://owner/name/model.safetensors")["w"].read()[1] == 1
+    assert hub.requested == ["model.safetensors"]
+
+
+def test_no_network_and_nothing_downloaded(hub):
+    hub.stop()
+    with pytest.raises(CheckpointError, match="was not downloaded before; go online .*give the fi"):
+        open_checkpoint("hf://owner/name")
+    # It may have been meant as a path.
+    with pytest.raises(CheckpointError, match="go online.*nor is there a local file or folder own"):
+        open_checkpoint("owner/name")
+
+
+def test_without_a_network_a_named_file_is_not_asked_for_again_and_again(hub, caplog):
+    hub.stop()
+    with pytest.raises(CheckpointError, match="was not downloaded before"):
+        open_checkpoint("hf://owner/name/model.safetensors")
+    assert "Retrying" not in caplog.text
+
+
+@pytest.mark.parametrize("source", ["owner/name", "hf://owner/name/model.safetensors"])
+def test_offline_mode_is_respected(hub, tmp_path, offline, source):
+    hub.files = {"model.safetensors": safetensors(tmp_path, w=np.ones(2))}
+    offline()
+    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE"):
+        open_checkpoint(source)
+    assert hub.requested == []
+
+
+@pytest.mark.parametrize(
+    ("source", "gated", "reason"),
+    [
+        ("owner/name", True, r"gated: accept its terms at https://huggingface\.co/owner/name"),
+        ("hf://owner/name/model.safetensors", True, "gated: accept its terms"),
+        ("owner/other", False, "does not exist or is private"),
+        ("hf://owner/other/model.safetensors", False, "does not exist or is private"),
+        ("owner/name@v9", False, "no branch, tag or commit 'v9'"),
+        ("hf://owner/name/lost.safetensors", False, "is not in the repository; its files are"),
+    ],
+)
+def test_the_hubs_refusals_say_what_to_do(hub, tmp_path, source, gated, reason):
+    hub.files = {"model.safetensors": safetensors(tmp_path, w=np.ones(2))}
+    hub.gated = gated
+    with pytest.raises(CheckpointError, match=reason):
+        open_checkpoint(source)
+
+
+def test_an_index_cannot_fetch_from_elsewhere(hub):
+    index = {"weight_map": {"a": "../../secret.safetensors"}}
+    hub.files = {"model.safetensors.index.json": json.dumps(index).encode()}
+    with pytest.raises(CheckpointError, match=r"'\.\./\.\./secret\.safetensors', which is not in"):
+        open_checkpoint("owner/name")
+
+
+def test_a_repository_without_weights(hub):
+    hub.files = {"README.md": b"coming soon", "training_args.bin": struct.pack("<I", 0)}
+    with pytest.raises(CheckpointError, match="hf://owner/name holds no checkpoint"):
+        open_checkpoint("owner/name")
+
+
+def test_without_the_package(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(CheckpointError, match="pip install huggingface_hub"):
+        open_checkpoint("owner/name")

@@ -1,0 +1,251 @@
+"""Shards hold what was written, and say so when they do not."""
+
+import errno
+import json
+import os
+import resource
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from internvideo_jax.data.annotations.records import ClipRecord
+from internvideo_jax.data.decode.clips import open_clip
+from internvideo_jax.data.decode.video import VideoError
+from internvideo_jax.data.sources import shards
+from internvideo_jax.data.sources.shard_writer import write_shards
+from internvideo_jax.data.sources.shards import ShardError, ShardReader
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory, render):
+    """Four videos, one cut out of a longer one, and a folder of images."""
+    folder = tmp_path_factory.mktemp("clips")
+    found = []
+    for i in range(4):
+        path = render(folder / f"{i}.mp4", num_frames=10 + i)
+        found.append(ClipRecord(f"clip {i}", str(path), label=i, captions=(f"Clip № {i}", "b")))
+    found.append(ClipRecord("part", str(folder / "3.mp4"), start=0.4, end=0.8, label=(1, 2)))
+    images = folder / "images"
+    images.mkdir()
+    for number in range(1, 4):
+        image = np.full((20, 30, 3), 40 * number, np.uint8)
+        Image.fromarray(image).save(images / f"img_{number:05}.png")
+    found.append(
+        ClipRecord(
+            "images", str(images), num_frames=3, frame_pattern="img_{:05}.png", source="ssv2"
+        )
+    )
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path, records):
+    write_shards(records, tmp_path / "shards", num_shards=3)
+    return tmp_path / "shards"
+
+
+def all_frames(record, data=None):
+    with open_clip(record, data=data) as clip:
+        return clip.read(range(clip.num_frames))
+
+
+@pytest.mark.parametrize(("num_shards", "workers"), [(1, 1), (3, 2), (99, 3)])
+def test_clips_come_back_in_order_and_as_they_were(tmp_path, records, num_shards, workers):
+    written = write_shards(records, tmp_path / "out", num_shards=num_shards, workers=workers)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert len(names) == min(num_shards, 6) + 1
+    assert written.broken == ()
+    reader = ShardReader(tmp_path / "out")
+    assert len(reader) == 6
+    assert reader.index == written.index
+    for i, expected in enumerate(records):
+        record, content = reader[i]
+        assert record.path == record.id == expected.id
+        fields = ("label", "captions", "start", "end", "num_frames", "frame_pattern", "source")
+        assert [getattr(record, f) for f in fields] == [getattr(expected, f) for f in fields]
+        if expected.num_frames is None:
+            with open(expected.path, "rb") as file:
+                assert content == file.read()
+        assert np.array_equal(all_frames(record, content), all_frames(expected))
+
+
+def test_folders_without_numbers_come_back_too(tmp_path, records):
+    record = ClipRecord("images", records[-1].path)
+    write_shards([record], tmp_path / "out", num_shards=1)
+    read, content = ShardReader(tmp_path / "out")[0]
+    assert read.num_frames == 3
+    assert np.array_equal(all_frames(read, content), all_frames(record))
+
+
+def test_a_folder_may_have_brackets_in_its_name(tmp_path, records):
+    folder = tmp_path / "part[1:2]"
+    write_shards(records[:2], folder, num_shards=1)
+    assert [ShardReader(folder)[i][0].id for i in range(2)] == ["clip 0", "clip 1"]
+
+
+def test_the_same_clips_give_the_same_shards(tmp_path, folder, records):
+    again = write_shards(records, tmp_path / "again", num_shards=3, workers=2)
+    assert again.index == shards.read_index(folder)
+    other = write_shards(records[::-1], tmp_path / "other", num_shards=3)
+    assert other.index.digest() != again.index.digest()
+
+
+def test_broken_clips_are_all_listed_and_nothing_is_written(tmp_path, records):
+    bad = [ClipRecord("x", str(tmp_path / "x.mp4")), ClipRecord("y", str(tmp_path / "y.mp4"))]
+    (tmp_path / "y.mp4").write_bytes(b"text")
+    with pytest.raises(ShardError) as caught:
+        write_shards([records[0], bad[0], records[1], bad[1]], tmp_path / "out", num_shards=2)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "2 of the clips cannot be read:"
+    assert "x.mp4: No such file" in lines[1]
+    assert "y.mp4: expected a video file" in lines[2]
+    assert [path.name for path in tmp_path.iterdir()] == ["y.mp4"]
+
+
+def test_broken_clips_can_be_left_out(tmp_path, records):
+    bad = ClipRecord("x", str(tmp_path / "x.mp4"))
+    some = [bad, records[0], bad, records[1]]
+    written = write_shards(some, tmp_path / "out", num_shards=4, skip_broken=True)
+    assert [clip.record for clip in written.broken] == [bad, bad]
+    assert [shard.records for shard in written.index.shards] == [1, 1]
+    reader = ShardReader(tmp_path / "out")
+    assert [reader[i][0].id for i in range(2)] == ["clip 0", "clip 1"]
+    with pytest.raises(ShardError, match="expected clips that can be read, found none"):
+        write_shards([bad], tmp_path / "none", num_shards=1, skip_broken=True)
+
+
+def test_a_truncated_clip_is_found_before_it_is_stored(tmp_path, records):
+    with open(records[0].path, "rb") as file:
+        (tmp_path / "cut.mp4").write_bytes(file.read()[:-400])
+    cut = ClipRecord("cut", str(tmp_path / "cut.mp4"))
+    with pytest.raises(ShardError, match=r"cut\.mp4: .* a truncated one"):
+        write_shards([cut], tmp_path / "out", num_shards=1)
+
+
+def test_a_folder_with_something_in_it_is_left_alone(folder, records):
+    with pytest.raises(FileExistsError, match="exists and is not empty"):
+        write_shards(records[:1], folder, num_shards=1)
+    assert len(ShardReader(folder)) == 6
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path, records):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(records, tmp_path / "out", num_shards=2, on_clip=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_an_error(tmp_path, records):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
+    try:
+        message = r"/out/clips-00000-of-00001\.array_record: cannot write it: .*too large$"
+        with pytest.raises(OSError, match=message):
+            write_shards(records[:1], tmp_path / "out", num_shards=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_room_is_asked_for_on_a_full_disk(tmp_path, records, monkeypatch):
+    def full(*_args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "index.json"))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left on device; make room and start again"):
+        write_shards(records[:1], tmp_path / "out", num_shards=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def first_shard(folder):
+    return folder / "clips-00000-of-00003.array_record"
+
+
+def remove(folder):
+    first_shard(folder).unlink()
+
+
+def truncate(folder):
+    os.truncate(first_shard(folder), 70_000)
+
+
+def replace(folder):
+    """Another file of the same size: ArrayRecord takes it for one without records."""
+    path = first_shard(folder)
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove, "No such file"),
+        (truncate, r"expected \d+ bytes, found 70000"),
+        (replace, "expected 2 records, found 0"),
+    ],
+)
+def test_a_shard_that_is_not_as_written_is_named(folder, damage, message):
+    damage(folder)
+    with pytest.raises(
+        ShardError, match=rf"copy these again:\n  clips-00000-of-00003\.array_record: {message}"
+    ):
+        ShardReader(folder)
+
+
+def flip_a_bit(folder):
+    """In the pixels of the first clip."""
+    data = bytearray(first_shard(folder).read_bytes())
+    data[data.index(b"mdat") + 200] ^= 1
+    first_shard(folder).write_bytes(data)
+
+
+def test_checksums_find_a_changed_bit(folder):
+    assert shards.check_shards(folder, workers=2).num_records == 6
+    flip_a_bit(folder)
+    with pytest.raises(ShardError, match=r"clips-00000-of-00003\.array_record: expected sha256"):
+        shards.check_shards(folder)
+
+
+def test_a_damaged_record_is_a_broken_clip(folder):
+    flip_a_bit(folder)
+    reader = ShardReader(folder)
+    with pytest.raises(VideoError, match="shards: clip 0: expected an undamaged record"):
+        reader[0]
+    assert reader[1][0].id == "clip 1"
+
+
+def edit(folder, **changes):
+    path = folder / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "index.json").unlink(), "a folder without it is incomplete"),
+        (lambda f: (f / "index.json").write_text("{"), "expected the index of shards, found"),
+        (lambda f: edit(f, format="other 2"), "found 'other 2'"),
+        (lambda f: edit(f, shards=[{"name": "a"}]), "expected the index of shards, found"),
+    ],
+)
+def test_an_index_that_cannot_be_used_is_an_error(folder, change, message):
+    change(folder)
+    with pytest.raises(ShardError, match=message):
+        ShardReader(folder)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xff\xff\xffabc", b"\x02\0\0\0{}", b"x" * 100])
+def test_what_is_no_clip_is_not_decoded(data):
+    with pytest.raises(
+        ValueError, match=rf"expected the record of a clip, found {len(data)} bytes"
+    ):
+        shards.decode_clip(data)
+
+
+def test_a_record_must_have_the_size_that_it_states():
+    data = shards.encode_clip(ClipRecord("a", "a.mp4"), b"abc")
+    assert shards.decode_clip(data) == (ClipRecord("a", "a"), b"abc")
+    with pytest.raises(ValueError, match="another size than it states"):
+        shards.decode_clip(data[:-1])

@@ -1,0 +1,148 @@
+import collections
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from internvideo_jax.data.annotations.records import read_annotations
+from internvideo_jax.data.decode.audio import read_audio
+from internvideo_jax.data.decode.clips import open_clip
+from internvideo_jax.data.synthetic import scenes as synthetic
+from internvideo_jax.data.synthetic import world
+from internvideo_jax.data.synthetic.world import Content, WorldConfig, draw_contents, make_world
+
+TINY = WorldConfig(train=5, probe=3, test=4, image_size=32, num_frames=8)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make_world(TINY, tmp_path_factory.mktemp("worlds"))
+
+
+def contents():
+    return [
+        Content(*parts)
+        for parts in itertools.product(
+            synthetic.COLORS, world.SHAPES, world.SIZES, world.MOTIONS, world.BACKGROUNDS, ["hum"]
+        )
+    ]
+
+
+def test_a_part_of_the_contents_is_held_out():
+    held_out = [content for content in contents() if content.is_held_out]
+    assert len(contents()) == 1152
+    assert len(held_out) == 312
+    # Whatever is held out is made of parts that are seen.
+    seen = [content for content in contents() if not content.is_held_out]
+    for field in ("color", "shape", "size", "motion", "background"):
+        assert {getattr(c, field) for c in seen} == {getattr(c, field) for c in contents()}
+
+
+def test_splits_are_what_they_are_for():
+    config = WorldConfig(train=1680, probe=300, test=400)
+    train, probe, test = (draw_contents(config, split) for split in world.SPLITS)
+    assert (len(train), len(probe), len(test)) == (1680, 300, 400)
+    assert not any(content.is_held_out for content in train + probe)
+    assert sum(content.is_held_out for content in test) == 200
+
+    def visible(content):
+        return dataclasses.replace(content, voice="hum")
+
+    assert set(collections.Counter(map(visible, train)).values()) == {2}
+    assert max(collections.Counter(map(visible, test)).values()) == 1
+    assert {content.voice for content in train} == {"hum", "buzz", "beep"}
+    assert draw_contents(config, "train") == train
+    assert draw_contents(dataclasses.replace(config, seed=1), "train") != train
+
+
+def test_captions_tell_contents_apart():
+    rng = np.random.default_rng(0)
+    said = collections.defaultdict(set)
+    for content in contents():
+        for _ in range(3):
+            said[content.caption(rng)].add(content)
+    assert all(len(meant) == 1 for meant in said.values())
+    assert len(said) > len(contents())
+
+
+def test_the_middle_of_a_clip_says_nothing_of_the_motion():
+    places = {}
+    for motion in world.MOTIONS:
+        content = Content("red", "circle", "large", motion, "plain", "hum")
+        rngs = (np.random.default_rng(seed) for seed in range(200))
+        poses = [synthetic._poses(content.scene(rng), 3) for rng in rngs]
+        places[motion] = np.array([[axis[1] for axis in pose] for pose in poses])
+    for found in places.values():
+        np.testing.assert_allclose(found, places["left"], atol=1e-9)
+
+
+def test_files_hold_the_contents(tiny):
+    for split, count in (("train", 5), ("probe", 3), ("test", 4)):
+        records = read_annotations(tiny.annotations(split), check_files=True, num_classes=8)
+        looks = read_annotations(tiny.look_annotations(split), num_classes=world.NUM_LOOKS)
+        rows = zip(records, looks, tiny.contents(split), strict=True)
+        for record, look, content in rows:
+            assert world.MOTIONS[record.label] == content.motion
+            assert look.label == content.look
+            assert content.shape in record.captions[0]
+            assert content.voice in record.captions[0]
+        assert len(records) == count
+    with open_clip(records[0]) as clip:
+        assert clip.read(range(clip.num_frames)).shape == (8, 32, 32, 3)
+        assert clip.fps == 25
+    assert len(read_audio(records[0].path)) == pytest.approx(8 / 25 * 16_000, abs=1024)
+
+
+def test_looks_are_numbered_without_gaps():
+    assert {content.look for content in contents()} == set(range(world.NUM_LOOKS))
+
+
+def test_the_same_config_gives_the_same_bytes(tiny, tmp_path):
+    again = make_world(TINY, tmp_path)
+    files = sorted(path.relative_to(tiny.directory) for path in tiny.directory.rglob("*.*"))
+    assert len(files) == 12 + 9 + 1
+    for file in files:
+        assert (tiny.directory / file).read_bytes() == (again.directory / file).read_bytes()
+
+
+def test_an_interrupted_world_is_completed(tiny, tmp_path):
+    made = make_world(TINY, tmp_path)
+    expected = (made.directory / "test/00002.mp4").read_bytes()
+    (made.directory / "world.json").unlink()
+    (made.directory / "test/00002.mp4").unlink()
+    kept = (made.directory / "test/00001.mp4").stat()
+    reported = []
+    make_world(TINY, tmp_path, report=reported.append)
+    assert (made.directory / "test/00002.mp4").read_bytes() == expected
+    assert (made.directory / "test/00001.mp4").stat().st_mtime_ns == kept.st_mtime_ns
+    assert sum(reported) == 12
+
+
+def test_a_complete_world_is_left_alone(tiny):
+    times = {path: path.stat().st_mtime_ns for path in tiny.directory.rglob("*")}
+    assert make_world(TINY, tiny.directory.parent) == tiny
+    assert {path: path.stat().st_mtime_ns for path in tiny.directory.rglob("*")} == times
+    assert json.loads((tiny.directory / "world.json").read_text())["train"] == 5
+
+
+def test_other_sizes_have_other_folders(tiny):
+    other = dataclasses.replace(TINY, seed=1)
+    assert make_world(other, tiny.directory.parent).directory != tiny.directory
+
+
+@pytest.mark.slow
+def test_processes_write_the_same_bytes(tmp_path):
+    config = dataclasses.replace(TINY, train=100)
+    one = make_world(config, tmp_path / "one", processes=1)
+    two = make_world(config, tmp_path / "two", processes=2)
+    for path in one.directory.rglob("*.mp4"):
+        other = two.directory / path.relative_to(one.directory)
+        assert path.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("fields", [{"test": 3}, {"test": 1000}, {"train": 0}])
+def test_impossible_sizes_are_refused(fields):
+    with pytest.raises(ValueError, match="even number of test clips up to 624"):
+        WorldConfig(**fields)

@@ -1,0 +1,63 @@
+"""Views of a clip in evaluation; upstream's pixels are in the goldens."""
+
+import numpy as np
+import pytest
+
+from internvideo_jax.data.transforms import views
+from internvideo_jax.data.transforms.frames import eval_frame
+from internvideo_jax.data.transforms.sampling import sample_indices
+from internvideo_jax.data.transforms.views import EvalViews
+
+
+def clip(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (4, height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 33), (33, 20), (14, 14)])
+def test_the_crops_of_a_clip(height, width):
+    frames = clip(height, width)
+    three = views.test_views(frames, 14, 3)
+    assert three.shape == (3, 4, 14, 14, 3)
+    assert three.dtype == np.uint8
+    (center,) = views.test_views(frames, 14, 1)
+    assert np.array_equal(three[1], center)
+    assert np.array_equal(
+        views.test_views(frames[:, ::-1, ::-1], 14, 2)[0], three[2, :, ::-1, ::-1]
+    )
+
+
+def test_the_validation_view():
+    frames = clip(20, 33)
+    view = views.eval_view(frames, 14)
+    assert view.shape == (4, 14, 14, 3)
+    assert np.array_equal(view[2], eval_frame(frames[2], 14))
+
+
+def test_indices_of_the_segments():
+    plan = EvalViews(8, 14, segments=3, crops=2, sampling="dense", rate=4)
+    assert len(plan) == 6
+    indices = plan.indices(100)
+    assert indices.shape == (3, 8)
+    assert indices[1].tolist() == sample_indices("dense", 100, 8, rate=4, view=(1, 3)).tolist()
+
+
+def test_a_single_view_is_that_of_validation():
+    plan = EvalViews(8, 14, segments=1, crops=1, sampling="tsn")
+    assert plan.indices(100)[0].tolist() == sample_indices("tsn", 100, 8).tolist()
+    more = EvalViews(8, 14, segments=1, crops=3, sampling="tsn")
+    assert more.indices(100)[0].tolist() == sample_indices("tsn", 100, 8, view=(0, 1)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"segments": 0}, "at least 1 segment and 1 crop, found 0 and 3"),
+        ({"crops": 0}, "found 4 and 0"),
+        ({"num_frames": 0}, "at least 1 frame to sample"),
+        ({"sampling": "pretraining"}, 'test with "sparse"'),
+        ({"sampling": "some"}, "expected a sampling of"),
+    ],
+)
+def test_impossible_views(options, message):
+    with pytest.raises(ValueError, match=message):
+        EvalViews(**{"num_frames": 8, "image_size": 14, **options})
