@@ -32,7 +32,7 @@ _LAYER = re.compile(
 )
 
 
-class CheckpointError(OSError):
+class RunCheckpointError(OSError):
     """A checkpoint that cannot be written, or none that can be read."""
 
 
@@ -90,7 +90,7 @@ class Checkpoints:
           position: further JSON-ready entries for the description, e.g. the data position.
 
         Raises:
-          CheckpointError: this or the previous save cannot be written.
+          RunCheckpointError: this or the previous save cannot be written.
         """
         meta = {**position, "checksums": checksums(state), "config": self._config}
         # Surfaces the previous save's failure under its own name.
@@ -109,7 +109,7 @@ class Checkpoints:
         """Returns when the last save is complete.
 
         Raises:
-          CheckpointError: it cannot be written.
+          RunCheckpointError: it cannot be written.
         """
         try:
             self._manager.wait_until_finished()
@@ -128,7 +128,7 @@ class Checkpoints:
 
         Raises:
           ConfigMismatchError: the run had another config; all differing fields are listed.
-          CheckpointError: there are checkpoints, but none can be read.
+          RunCheckpointError: there are checkpoints, but none can be read.
         """
         broken: dict[int, str] = {}
         for step in reversed(self.steps()):
@@ -145,7 +145,7 @@ class Checkpoints:
             return state
         if broken:
             reasons = "\n  ".join(f"{step}: {reason}" for step, reason in broken.items())
-            raise CheckpointError(
+            raise RunCheckpointError(
                 f"none of the checkpoints in {self.directory} can be read:\n  {reasons}\n"
                 "restore the directory from a copy, or start anew in another workdir"
             )
@@ -184,7 +184,7 @@ class Checkpoints:
             multihost_utils.sync_global_devices(f"set aside checkpoint {step}")
         self._manager.reload()
 
-    def _cannot_write(self, error: Exception) -> CheckpointError:
+    def _cannot_write(self, error: Exception) -> RunCheckpointError:
         if jax.process_index() == 0:
             # They may be what fills the disk.
             for partial in self.directory.glob("*.orbax-checkpoint-tmp"):
@@ -192,7 +192,7 @@ class Checkpoints:
         # From the disk: the manager forgets what it would have removed after this save.
         self._manager.reload()
         steps = ", ".join(map(str, self.steps())) or "none"
-        return CheckpointError(
+        return RunCheckpointError(
             f"cannot write a checkpoint to {self.directory}: {_reason(error)}; checkpoints that"
             f" are complete: {steps}; make room and start the same command again"
         )
@@ -208,7 +208,7 @@ class Checkpoints:
     ) -> None:
         try:
             self.wait()
-        except CheckpointError as failure:
+        except RunCheckpointError as failure:
             # The run may fail of the same full disk, in fewer words.
             if error is None or getattr(error, "errno", None) == errno.ENOSPC:
                 raise

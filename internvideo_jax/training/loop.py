@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import json
 import math
 import shutil
 import time
@@ -16,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
+from internvideo_jax.files import write_json
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES, Rules
 from internvideo_jax.training.checkpoints import Checkpoints
@@ -89,15 +89,13 @@ def train(
       BlockingIOError: another run is using `workdir`.
       NonFiniteError: `config.max_bad_steps` in a row; `bad_examples.json` lists their rows.
       ConfigMismatchError: the run in `workdir` had another config.
-      CheckpointError: a checkpoint cannot be written, or none of them read.
+      RunCheckpointError: a checkpoint cannot be written, or none of them read.
       ValueError: the config does not fit the mesh, or a batch the stage.
     """
     lengths = config.lengths(steps_per_epoch)
     devices = list(jax.devices() if devices is None else devices)
     mesh = make_mesh(config.mesh.resolve(len(devices)), devices)
     check_batch_fits(config, mesh)
-    optimizer, schedule = config.unit_optimizer(), config.schedule(lengths)
-    has_ema = config.ema_decay is not None
     is_main = jax.process_index() == 0
     workdir = Path(workdir).absolute()
     workdir.mkdir(parents=True, exist_ok=True)
@@ -109,15 +107,16 @@ def train(
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(nn.logical_axis_rules(rules))
 
-        # Where the run stands.
-        target = abstract_state(stage, optimizer, mesh, rules, has_ema=has_ema)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
+        # What a step is, and where the run stands.
+        target = abstract_state(stage, config, mesh, rules)
+        schedule = config.schedule(lengths)
+        train_step = make_train_step(stage, config, schedule, target, mesh, rules)
         checkpoints = stack.enter_context(
             Checkpoints(workdir / CHECKPOINTS, run_config, keep=config.checkpoint.keep)
         )
         state = checkpoints.restore(target)
         if state is None:
-            state = create_state(stage, optimizer, mesh, rules, seed=config.seed, has_ema=has_ema)
+            state = create_state(stage, config, mesh, rules)
         start = saved_step = int(state.step)
         progress = Progress(lengths.total, start, config.rows, visible=is_main)
         stack.callback(progress.close)
@@ -128,17 +127,6 @@ def train(
 
         # What a step needs.
         frozen = load_frozen(stage, mesh, rules)
-        train_step = make_train_step(
-            stage,
-            optimizer,
-            schedule,
-            shardings,
-            mesh,
-            rules,
-            seed=config.seed,
-            accumulation=config.accumulation,
-            ema_decay=config.ema_decay,
-        )
         example = stage.example_batch(config.rows)
         inputs = batch_shardings(example, mesh, rules)
         data = batches(start)
@@ -261,7 +249,7 @@ class _BadSteps:
                 }
             )
         if jax.process_index() == 0:
-            self._target.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+            write_json(self._target, rows)
         raise NonFiniteError(
             f"the loss or its gradients were not finite in {num_bad} steps in a row, the last of"
             f" them step {self._streak[-1][0]}; {self._target} lists the dataset indices of their"

@@ -1,5 +1,6 @@
 """The state of a training run, created in its sharding."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from jax.sharding import Mesh
 
 from internvideo_jax.parallel.rules import Rules
 from internvideo_jax.parallel.sharding import abstract_params, init_sharded
+from internvideo_jax.training.config import TrainConfig
+from internvideo_jax.training.optimizer import map_paths, part_of
 from internvideo_jax.training.stage import Stage, Variables
 
 PyTree = Any
@@ -23,7 +26,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
       step: steps done, int32 `[]`; skipped ones count.
-      params: all parameters of the model, float32.
+      params: all parameters of the model, the trained ones in float32.
       opt_state: the optimizer's state for the trained parameters.
       extra: the model's other collections, e.g. `{"batch_stats": ...}`.
       ema: running average of the trained parameters, or None.
@@ -59,7 +62,7 @@ def split_trained(params: PyTree, trainable: Callable[[str], Any]) -> PyTree:
     if not trained:
         raise ValueError(
             f"expected parameters to train, found none among the {len(flat)} of the model;"
-            " correct the stage's `trainable`"
+            " correct the stage's `trainable` or train.optimizer.parts"
         )
     return traverse_util.unflatten_dict(trained, sep="/")
 
@@ -70,26 +73,31 @@ def merge(params: PyTree, part: PyTree) -> PyTree:
     return traverse_util.unflatten_dict(flat | traverse_util.flatten_dict(part, sep="/"), sep="/")
 
 
-def abstract_state(
-    stage: Stage,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    rules: Rules,
-    *,
-    has_ema: bool = False,
-) -> TrainState:
+def abstract_state(stage: Stage, config: TrainConfig, mesh: Mesh, rules: Rules) -> TrainState:
     """Shapes, dtypes and shardings of the state; nothing is allocated.
 
     The optimizer's moments and the averages are sharded as their parameters are.
 
     Returns:
       `TrainState` of `jax.ShapeDtypeStruct`.
+
+    Raises:
+      ValueError: nothing is trained, or a part of the config that no parameter belongs to.
     """
 
     def init(key: jax.Array) -> TrainState:
-        return _assemble(stage.init(key), stage, optimizer, has_ema)
+        return _assemble(_initial_variables(stage, config, key), stage, config)
 
     shapes: TrainState = abstract_params(init, mesh, rules, abstract_key())[0]
+    paths = traverse_util.flatten_dict(shapes.params, sep="/")
+    parts = config.optimizer.parts
+    unused = {part.pattern for part in parts} - {part_of(path, parts).pattern for path in paths}
+    if unused:
+        raise ValueError(
+            "train.optimizer.parts: expected patterns of parameters' whole paths, found"
+            f" {', '.join(sorted(unused))}, which no parameter has or an earlier part takes;"
+            " `internvideo-jax train --dry_run` without it shows all paths"
+        )
     return shapes
 
 
@@ -104,24 +112,17 @@ def abstract_key() -> jax.ShapeDtypeStruct:
     return key
 
 
-def create_state(
-    stage: Stage,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    rules: Rules,
-    *,
-    seed: int,
-    has_ema: bool = False,
-) -> TrainState:
+def create_state(stage: Stage, config: TrainConfig, mesh: Mesh, rules: Rules) -> TrainState:
     """The state at step 0: initial weights, or those that `stage.load_initial` puts in their place.
 
     Raises:
       ValueError: what `stage.load_initial` returns has another structure or other shapes.
     """
-    target = abstract_state(stage, optimizer, mesh, rules, has_ema=has_ema)
+    target = abstract_state(stage, config, mesh, rules)
     # The steps fold their number into the same key; init's draws are folded apart from them.
-    key = jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1))
-    initial, shardings = init_sharded(stage.init, mesh, rules, key)
+    key = jax.random.fold_in(jax.random.key(config.seed), np.uint32(2**32 - 1))
+    init = functools.partial(_initial_variables, stage, config)
+    initial, shardings = init_sharded(init, mesh, rules, key)
     loaded = stage.load_initial(initial)
     _check_fits(initial, loaded)
     # Orbax and converted files may give other shardings; a no-op otherwise.
@@ -129,7 +130,7 @@ def create_state(
 
     def finish(variables: Variables) -> TrainState:
         variables = jax.tree.map(lambda x, like: x.astype(like.dtype), variables, initial_shapes)
-        return _assemble(variables, stage, optimizer, has_ema)
+        return _assemble(variables, stage, config)
 
     initial_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), initial)
     out_shardings = jax.tree.map(lambda x: x.sharding, target)
@@ -149,18 +150,30 @@ def load_frozen(stage: Stage, mesh: Mesh, rules: Rules) -> PyTree:
     return frozen
 
 
-def _assemble(
-    variables: Variables, stage: Stage, optimizer: optax.GradientTransformation, has_ema: bool
-) -> TrainState:
+def _initial_variables(stage: Stage, config: TrainConfig, key: jax.Array) -> Variables:
+    """`stage.init` with the kernels that are not trained in their own dtype."""
+    variables = stage.init(key)
+    if config.frozen_dtype == "float32":
+        return variables
+    trainable = config.trainable(stage)
+
+    def cast(path: str, leaf: jax.Array) -> jax.Array:
+        is_kept = np.any(trainable(path)) or not path.endswith(("kernel", "embedding"))
+        return leaf if is_kept else leaf.astype(config.frozen_dtype)
+
+    return {**variables, "params": map_paths(cast, variables["params"])}
+
+
+def _assemble(variables: Variables, stage: Stage, config: TrainConfig) -> TrainState:
     extra = {name: value for name, value in variables.items() if name != "params"}
-    trained = split_trained(variables["params"], stage.trainable)
+    trained = split_trained(variables["params"], config.trainable(stage))
     return TrainState(
         step=jnp.int32(0),
         params=variables["params"],
-        opt_state=optimizer.init(trained),
+        opt_state=config.unit_optimizer(stage).init(trained),
         extra=extra,
         # Copies: a donated buffer may not belong to two arrays.
-        ema=jax.tree.map(jnp.copy, trained) if has_ema else None,
+        ema=None if config.ema_decay is None else jax.tree.map(jnp.copy, trained),
         bad_steps=jnp.int32(0),
     )
 
