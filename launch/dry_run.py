@@ -45,13 +45,13 @@ def describe(
         abstract_frozen,
         abstract_key,
         abstract_state,
-        split_trained,
+        merge,
     )
     from internvideo_jax.training.step import batch_shardings
 
     check_batch_fits(config, mesh)
     with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
-        state = abstract_state(stage, config, mesh, DEFAULT_RULES)
+        state, fixed = abstract_state(stage, config, mesh, DEFAULT_RULES)
         frozen = abstract_frozen(stage, mesh, DEFAULT_RULES)
         with nn.logical_axis_rules(()):
             boxed = [jax.eval_shape(f, abstract_key()) for f in (stage.init, stage.init_frozen)]
@@ -62,13 +62,13 @@ def describe(
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name])
         for name, x in example.items()
     }
-    trained = split_trained(state.params, config.trainable(stage))
+    params = merge(fixed, state.params)
     memory = {
-        "parameters": state.params,
+        "parameters": params,
         "other collections": state.extra,
         "optimizer": state.opt_state,
         "averaged weights": state.ema,
-        "gradients": trained,
+        "gradients": state.params,
         "frozen models": frozen,
         "batch": batch,
     }
@@ -78,8 +78,8 @@ def describe(
         f"mesh: {axes}, {mesh.size} devices",
         "",
         "parameters:",
-        parameter_overview.get_parameter_overview(state.params, include_stats="sharding"),
-        f"trained: {_count(trained):,} of {_count(state.params):,}",
+        parameter_overview.get_parameter_overview(params, include_stats="sharding"),
+        f"trained: {_count(state.params):,} of {_count(params):,}",
         *(["", "frozen models:"] if jax.tree.leaves(frozen) else []),
     ]
     if jax.tree.leaves(frozen):

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from internvideo_jax.files import write_json
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES, Rules
-from internvideo_jax.training.checkpoints import Checkpoints
+from internvideo_jax.training.checkpoints import Checkpoints, RunCheckpointError
 from internvideo_jax.training.config import TrainConfig
 from internvideo_jax.training.metrics import (
     LOSS_CURVE,
@@ -29,11 +29,20 @@ from internvideo_jax.training.metrics import (
     plot_losses,
 )
 from internvideo_jax.training.process import Preemption, locked
-from internvideo_jax.training.stage import Batch, Evaluation, HostBatch, Stage, Variables
+from internvideo_jax.training.stage import (
+    Batch,
+    Evaluation,
+    HostBatch,
+    PyTree,
+    Stage,
+    Variables,
+)
 from internvideo_jax.training.state import TrainState, abstract_state, create_state, load_frozen
 from internvideo_jax.training.step import batch_shardings, make_train_step
 
 CHECKPOINTS = "checkpoints"
+# Among them, written once: the parameters that are not trained.
+FIXED = "fixed"
 MODEL = "model"
 MODEL_EMA = "model_ema"
 BAD_EXAMPLES = "bad_examples.json"
@@ -108,19 +117,30 @@ def train(
         stack.enter_context(nn.logical_axis_rules(rules))
 
         # What a step is, and where the run stands.
-        target = abstract_state(stage, config, mesh, rules)
+        target, fixed_target = abstract_state(stage, config, mesh, rules)
         schedule = config.schedule(lengths)
         train_step = make_train_step(stage, config, schedule, target, mesh, rules)
         checkpoints = stack.enter_context(
             Checkpoints(workdir / CHECKPOINTS, run_config, keep=config.checkpoint.keep)
         )
-        state = checkpoints.restore(target)
-        if state is None:
-            state = create_state(stage, config, mesh, rules)
+        state, fixed = checkpoints.restore(target), fixed_target
+        is_new = state is None
+        if is_new:
+            state, fixed = create_state(stage, config, mesh, rules)
+        if jax.tree.leaves(fixed_target):
+            with Checkpoints(workdir / CHECKPOINTS / FIXED, run_config, keep=1) as once:
+                if is_new:
+                    once.remove_all()
+                    once.save(0, fixed, {})
+                elif (fixed := once.restore(fixed_target)) is None:
+                    raise RunCheckpointError(
+                        f"{once.directory} is gone, which held the parameters that are not"
+                        " trained; restore it from a copy, or start anew in another workdir"
+                    )
         start = saved_step = int(state.step)
         progress = Progress(lengths.total, start, config.rows, visible=is_main)
         stack.callback(progress.close)
-        progress.say(_headline(state, mesh, config, lengths.total))
+        progress.say(_headline(state, fixed, mesh, config, lengths.total))
         if start == lengths.total and (workdir / MODEL).exists():
             progress.say(f"{workdir} holds a complete run: nothing is left to train")
             return True
@@ -149,7 +169,7 @@ def train(
             waited = time.perf_counter() - began
             with jax.transfer_guard("disallow"):
                 batch = _to_devices(host_batch, example, inputs)
-                state, metrics = train_step(state, frozen, batch)
+                state, metrics = train_step(state, fixed, frozen, batch)
             if step == start + 1:
                 # The first one compiles.
                 jax.block_until_ready(metrics)
@@ -169,7 +189,7 @@ def train(
                 replaced = 0
 
             if evaluations and config.eval_every and (step % config.eval_every == 0 or is_last):
-                log(step, _evaluate(evaluations, state))
+                log(step, _evaluate(evaluations, state, fixed))
                 progress.restart_clock()
 
             must_stop = preemption.reached(step)
@@ -184,8 +204,8 @@ def train(
                 return False
 
         checkpoints.wait()
-        _save_model(stage, state.variables(), workdir / MODEL)
-        if (averaged := state.averaged_variables()) is not None:
+        _save_model(stage, state.variables(fixed), workdir / MODEL)
+        if (averaged := state.averaged_variables(fixed)) is not None:
             _save_model(stage, averaged, workdir / MODEL_EMA)
         if is_main:
             plot_losses(workdir / METRICS, workdir / LOSS_CURVE)
@@ -283,10 +303,15 @@ def _to_devices(
     return batch
 
 
-def _evaluate(evaluations: Mapping[str, Evaluation], state: TrainState) -> dict[str, float]:
+def _evaluate(
+    evaluations: Mapping[str, Evaluation], state: TrainState, fixed: PyTree
+) -> dict[str, float]:
     results: dict[str, float] = {}
     for name, evaluation in evaluations.items():
-        of_weights = {name: state.variables(), f"{name}_ema": state.averaged_variables()}
+        of_weights = {
+            name: state.variables(fixed),
+            f"{name}_ema": state.averaged_variables(fixed),
+        }
         for prefix, variables in of_weights.items():
             if variables is not None:
                 results |= {f"{prefix}/{k}": v for k, v in evaluation(variables).items()}
@@ -309,8 +334,8 @@ def _save_model(stage: Stage, variables: Variables, target: Path) -> None:
         partial.rename(target)
 
 
-def _headline(state: TrainState, mesh: Mesh, config: TrainConfig, total: int) -> str:
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+def _headline(state: TrainState, fixed: PyTree, mesh: Mesh, config: TrainConfig, total: int) -> str:
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((state.params, fixed)))
     axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     place = "from the start" if int(state.step) == 0 else f"from step {int(state.step)}"
     return (

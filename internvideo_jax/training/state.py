@@ -24,12 +24,14 @@ PyTree = Any
 class TrainState(flax.struct.PyTreeNode):
     """What changes from step to step; the position in the data and all draws follow from `step`.
 
+    Parameters that are not trained lie beside it, in a tree that is called `fixed`.
+
     Attributes:
       step: steps done, int32 `[]`; skipped ones count.
-      params: all parameters of the model, the trained ones in float32.
-      opt_state: the optimizer's state for the trained parameters.
+      params: the trained parameters, float32.
+      opt_state: the optimizer's state for them.
       extra: the model's other collections, e.g. `{"batch_stats": ...}`.
-      ema: running average of the trained parameters, or None.
+      ema: their running average, or None.
       bad_steps: skipped steps in a row up to now, int32 `[]`.
     """
 
@@ -40,19 +42,19 @@ class TrainState(flax.struct.PyTreeNode):
     ema: PyTree | None
     bad_steps: jax.Array
 
-    def variables(self) -> Variables:
+    def variables(self, fixed: PyTree) -> Variables:
         """The model's variables."""
-        return {"params": self.params, **self.extra}
+        return {"params": merge(fixed, self.params), **self.extra}
 
-    def averaged_variables(self) -> Variables | None:
+    def averaged_variables(self, fixed: PyTree) -> Variables | None:
         """The variables with averaged weights; None without averages."""
         if self.ema is None:
             return None
-        return {"params": merge(self.params, self.ema), **self.extra}
+        return {"params": merge(fixed, self.ema), **self.extra}
 
 
-def split_trained(params: PyTree, trainable: Callable[[str], Any]) -> PyTree:
-    """The trained parameters, a part of the tree `params` (boxed or not).
+def split_trained(params: PyTree, trainable: Callable[[str], Any]) -> tuple[PyTree, PyTree]:
+    """The trained parameters and the others, two parts of the tree `params` (boxed or not).
 
     Raises:
       ValueError: none is trained.
@@ -64,32 +66,36 @@ def split_trained(params: PyTree, trainable: Callable[[str], Any]) -> PyTree:
             f"expected parameters to train, found none among the {len(flat)} of the model;"
             " correct the stage's `trainable` or train.optimizer.parts"
         )
-    return traverse_util.unflatten_dict(trained, sep="/")
+    fixed = {path: leaf for path, leaf in flat.items() if path not in trained}
+    unflatten = functools.partial(traverse_util.unflatten_dict, sep="/")
+    return unflatten(trained), unflatten(fixed)
 
 
-def merge(params: PyTree, part: PyTree) -> PyTree:
-    """`params` with the leaves of its part-tree replaced."""
-    flat = traverse_util.flatten_dict(params, sep="/")
-    return traverse_util.unflatten_dict(flat | traverse_util.flatten_dict(part, sep="/"), sep="/")
+def merge(fixed: PyTree, trained: PyTree) -> PyTree:
+    """The tree of which `split_trained` made two."""
+    flat = [traverse_util.flatten_dict(part, sep="/") for part in (fixed, trained)]
+    return traverse_util.unflatten_dict(flat[0] | flat[1], sep="/")
 
 
-def abstract_state(stage: Stage, config: TrainConfig, mesh: Mesh, rules: Rules) -> TrainState:
-    """Shapes, dtypes and shardings of the state; nothing is allocated.
+def abstract_state(
+    stage: Stage, config: TrainConfig, mesh: Mesh, rules: Rules
+) -> tuple[TrainState, PyTree]:
+    """Shapes, dtypes and shardings of the state and of `fixed`; nothing is allocated.
 
     The optimizer's moments and the averages are sharded as their parameters are.
 
     Returns:
-      `TrainState` of `jax.ShapeDtypeStruct`.
+      Trees of `jax.ShapeDtypeStruct`.
 
     Raises:
       ValueError: nothing is trained, or a part of the config that no parameter belongs to.
     """
 
-    def init(key: jax.Array) -> TrainState:
+    def init(key: jax.Array) -> tuple[TrainState, PyTree]:
         return _assemble(_initial_variables(stage, config, key), stage, config)
 
-    shapes: TrainState = abstract_params(init, mesh, rules, abstract_key())[0]
-    paths = traverse_util.flatten_dict(shapes.params, sep="/")
+    state, fixed = abstract_params(init, mesh, rules, abstract_key())[0]
+    paths = traverse_util.flatten_dict(merge(fixed, state.params), sep="/")
     parts = config.optimizer.parts
     unused = {part.pattern for part in parts} - {part_of(path, parts).pattern for path in paths}
     if unused:
@@ -98,7 +104,7 @@ def abstract_state(stage: Stage, config: TrainConfig, mesh: Mesh, rules: Rules) 
             f" {', '.join(sorted(unused))}, which no parameter has or an earlier part takes;"
             " `internvideo-jax train --dry_run` without it shows all paths"
         )
-    return shapes
+    return state, fixed
 
 
 def abstract_frozen(stage: Stage, mesh: Mesh, rules: Rules) -> PyTree:
@@ -112,8 +118,10 @@ def abstract_key() -> jax.ShapeDtypeStruct:
     return key
 
 
-def create_state(stage: Stage, config: TrainConfig, mesh: Mesh, rules: Rules) -> TrainState:
-    """The state at step 0: initial weights, or those that `stage.load_initial` puts in their place.
+def create_state(
+    stage: Stage, config: TrainConfig, mesh: Mesh, rules: Rules
+) -> tuple[TrainState, PyTree]:
+    """The state at step 0 and `fixed`: initial weights, or those of `stage.load_initial`.
 
     Raises:
       ValueError: what `stage.load_initial` returns has another structure or other shapes.
@@ -128,14 +136,14 @@ def create_state(stage: Stage, config: TrainConfig, mesh: Mesh, rules: Rules) ->
     # Orbax and converted files may give other shardings; a no-op otherwise.
     loaded = jax.device_put(loaded, shardings)
 
-    def finish(variables: Variables) -> TrainState:
+    def finish(variables: Variables) -> tuple[TrainState, PyTree]:
         variables = jax.tree.map(lambda x, like: x.astype(like.dtype), variables, initial_shapes)
         return _assemble(variables, stage, config)
 
     initial_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), initial)
     out_shardings = jax.tree.map(lambda x: x.sharding, target)
-    state: TrainState = jax.jit(finish, out_shardings=out_shardings)(loaded)
-    return state
+    made: tuple[TrainState, PyTree] = jax.jit(finish, out_shardings=out_shardings)(loaded)
+    return made
 
 
 def load_frozen(stage: Stage, mesh: Mesh, rules: Rules) -> PyTree:
@@ -164,18 +172,18 @@ def _initial_variables(stage: Stage, config: TrainConfig, key: jax.Array) -> Var
     return {**variables, "params": map_paths(cast, variables["params"])}
 
 
-def _assemble(variables: Variables, stage: Stage, config: TrainConfig) -> TrainState:
-    extra = {name: value for name, value in variables.items() if name != "params"}
-    trained = split_trained(variables["params"], config.trainable(stage))
-    return TrainState(
+def _assemble(variables: Variables, stage: Stage, config: TrainConfig) -> tuple[TrainState, PyTree]:
+    trained, fixed = split_trained(variables["params"], config.trainable(stage))
+    state = TrainState(
         step=jnp.int32(0),
-        params=variables["params"],
+        params=trained,
         opt_state=config.unit_optimizer(stage).init(trained),
-        extra=extra,
+        extra={name: value for name, value in variables.items() if name != "params"},
         # Copies: a donated buffer may not belong to two arrays.
         ema=None if config.ema_decay is None else jax.tree.map(jnp.copy, trained),
         bad_steps=jnp.int32(0),
     )
+    return state, fixed
 
 
 def _check_fits(expected: PyTree, found: PyTree) -> None:

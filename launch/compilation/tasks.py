@@ -95,7 +95,7 @@ def gradient_task(module: nn.Module, mesh: Mesh, batch_size: int) -> Task:
 
 def train_step_task(stage: Stage, config: TrainConfig, mesh: Mesh) -> Task:
     """The step that the training loop runs, frozen teachers included."""
-    state = abstract_state(stage, config, mesh, DEFAULT_RULES)
+    state, fixed = abstract_state(stage, config, mesh, DEFAULT_RULES)
     example = stage.example_batch(config.rows)
     shardings = batch_shardings(example, mesh, DEFAULT_RULES)
     batch = {
@@ -105,7 +105,8 @@ def train_step_task(stage: Stage, config: TrainConfig, mesh: Mesh) -> Task:
     # The program is the same for any number of steps in an epoch.
     schedule = config.schedule(config.lengths(steps_per_epoch=1000))
     step = make_train_step(stage, config, schedule, state, mesh, DEFAULT_RULES)
-    return Task(step, (state, abstract_frozen(stage, mesh, DEFAULT_RULES), batch), None)
+    frozen = abstract_frozen(stage, mesh, DEFAULT_RULES)
+    return Task(step, (state, fixed, frozen, batch), None)
 
 
 def _abstract_variables(module: nn.Module, mesh: Mesh) -> tuple[Any, Any]:
