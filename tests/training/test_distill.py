@@ -103,7 +103,7 @@ def test_the_teacher_may_be_the_encoder_of_a_student_for_fewer_frames(parts, tmp
 
 def test_frames_must_match():
     teacher = models.TeacherConfig(dataclasses.replace(TEACHER, num_frames=4), (0, 2))
-    with pytest.raises(ValueError, match="frames of the teacher: expected 2, found 4"):
+    with pytest.raises(ValueError, match="frames of teacher: expected 2, found 4"):
         dataclasses.replace(CONFIG, teacher=teacher)
 
 
