@@ -1,5 +1,7 @@
 """Checks that need eight devices; `test_sharding.py` runs them in a process that has them."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -232,7 +234,7 @@ def test_each_option_of_attention_gives_what_it_gives_on_one_device(
     for name, expected in attention_on_one_device.items():
         # Two summation orders of float32.
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5, err_msg=name),
+            partial(np.testing.assert_allclose, rtol=0, atol=1e-5, err_msg=name),
             found[name],
             expected,
         )
