@@ -187,6 +187,7 @@ def train(run: Run, workdir: Path) -> bool:
     def batches(step: int) -> "Iterator[HostBatch]":
         return pipeline.train_batches(
             run.data,
+            tuple(run.stage.example_batch(1)),
             batch_size=run.train.batch_size,
             seed=run.train.seed,
             start=step * run.train.batch_size,
@@ -236,11 +237,13 @@ def _evaluations(run: Run) -> "dict[str, Evaluation]":
     if data is None or not _has_clips(data) or run.train.eval_every is None:
         return {}
     # Not only after hours of training.
-    pipeline.check_readable(data)
+    fields = tuple(run.stage.example_batch(1))
+    pipeline.check_readable(data, fields)
 
     def batches() -> "Iterator[HostBatch]":
         return pipeline.eval_batches(
             data,
+            fields,
             batch_size=run.train.batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
