@@ -188,6 +188,7 @@ def train(run: Run, workdir: Path) -> bool:
     def batches(step: int) -> "Iterator[HostBatch]":
         return pipeline.train_batches(
             run.data,
+            tuple(run.stage.example_batch(1)),
             batch_size=run.train.batch_size,
             seed=run.train.seed,
             start=step * run.train.batch_size,
@@ -237,14 +238,15 @@ def _evaluations(run: Run) -> "dict[str, Evaluation]":
     data = run.eval_data
     if data is None or not _has_clips(data) or run.train.eval_every is None:
         return {}
-    # Not only after hours of training.
-    pipeline.check_readable(data)
-
     evaluators = run.stage.evaluators()
     if not evaluators:
         raise ValueError(
             "expected no eval_data for a stage without evaluation; unset config.train.eval_every"
         )
+
+    for evaluator in evaluators.values():
+        # Not only after hours of training.
+        pipeline.check_readable(data, evaluator.fields)
 
     def evaluation(evaluator: "Evaluator") -> "Evaluation":
         return lambda variables: runner.evaluate(

@@ -255,13 +255,10 @@ def check_eval_views(golden: Golden) -> None:
     c = golden.config
     video, short_side = golden["in/video"], c["short_side"]
     plan = views.EvalViews(c["frames"], short_side, c["test_num_segment"], c["test_num_crop"])
-    segments = [
-        views.test_views(video[indices], short_side, plan.crops)
-        for indices in plan.indices(len(video))
-    ]
+    frames = np.stack([plan.resize(frame) for frame in video[plan.indices(len(video)).ravel()]])
     order = [[segment, crop] for segment in range(plan.segments) for crop in range(plan.crops)]
     assert [row[:2] for row in c["view_order_chunk_split_id_label"]] == order
-    ours = {f"test_view{i}": segments[s][k] for i, (s, k) in enumerate(order)}
+    ours = {f"test_view{i}": view for i, view in enumerate(plan.cut(frames))}
     resized = np.stack(
         [
             transforms.resize_short_side(frame, short_side)
