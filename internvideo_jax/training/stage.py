@@ -1,7 +1,7 @@
 """What the training loop asks of a stage: weights, teachers, targets, a loss, a saved model."""
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from internvideo_jax.evaluation.runner import Evaluator
 from internvideo_jax.parallel.rules import Rules
 
 PyTree = Any
@@ -149,11 +150,6 @@ class Stage(abc.ABC):
         """
         return {}
 
-    def evaluation(self, batches: Callable[[], Iterator[HostBatch]]) -> Evaluation | None:
-        """The evaluation to run during training, or None if the stage has none.
-
-        Args:
-          batches: starts a pass over this process's share of the evaluation data
-            (`data.pipeline.eval_batches`).
-        """
-        return None
+    def evaluators(self) -> dict[str, Evaluator]:
+        """What can be measured of the model during training, by name; nothing by default."""
+        return {}

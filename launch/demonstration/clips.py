@@ -80,7 +80,7 @@ def _decode(
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         video = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-        for batch in eval_batches(config, batch_size=min(_BATCH, shape[0])):
+        for batch in eval_batches(config, ("video",), batch_size=min(_BATCH, shape[0])):
             if errors := [error for error in batch["error"] if error]:
                 raise ValueError(f"expected clips of the demo's own, found {errors[0]}")
             valid = batch["valid"]

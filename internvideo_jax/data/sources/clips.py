@@ -136,7 +136,7 @@ class RecordSource:
         return SourceClip(self.records[index])
 
     def digest(self) -> str:
-        """Of the records, and of their files' sizes and times."""
+        """Of what decides the frames: which of which files, and their sizes and times."""
         digest = hashlib.sha256()
         for record in self.records:
             try:
@@ -144,7 +144,8 @@ class RecordSource:
                 state = (status.st_size, status.st_mtime_ns)
             except OSError:
                 state = (-1, -1)
-            digest.update(repr((record, state)).encode())
+            cut = (record.start, record.end, record.num_frames, record.frame_pattern)
+            digest.update(repr((record.path, cut, state)).encode())
         return digest.hexdigest()
 
     def fingerprint(self) -> str:

@@ -5,7 +5,6 @@ upstream `InternVideo2/single_modality`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from internvideo_jax.evaluation.classification_run import classification_metrics
+from internvideo_jax.evaluation.classification import ClassificationEvaluator
+from internvideo_jax.evaluation.runner import Evaluator
 from internvideo_jax.models import VideoClassifier, VideoClassifierConfig, gradient_flops
 from internvideo_jax.objectives.classification import soft_cross_entropy
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.mixup import MixConfig, draw_mix, mix_targets, mix_video
-from internvideo_jax.training.stage import Batch, Evaluation, HostBatch, PyTree, Variables
+from internvideo_jax.training.stage import Batch, PyTree, Variables
 from internvideo_jax.training.stages.clips import normalized
-from internvideo_jax.training.stages.forward import local_forward
 from internvideo_jax.training.stages.model import ModelStage
 
 _INPUT = ("patch_embed", "pos_embed", "cls_token")
@@ -176,15 +175,9 @@ class ClassifyStage(ModelStage):
         output: Any = self.module.apply(variables, normalized(video, self.preprocessing.video))
         return output.logits
 
-    def evaluation(self, batches: Callable[[], Iterator[HostBatch]]) -> Evaluation:
-        """`evaluation.classification_run.classification_metrics` of the clips' merged views."""
-        # Compiled once for all evaluations of a run.
-        logits = jax.jit(self.logits)
-
-        def evaluate(variables: Variables) -> dict[str, float]:
-            return classification_metrics(local_forward(logits, variables), batches())
-
-        return evaluate
+    def evaluators(self) -> dict[str, Evaluator]:
+        """Accuracy of probabilities averaged over the views of clips."""
+        return {"eval": ClassificationEvaluator(self.module, self.preprocessing.video)}
 
     def flops(self) -> dict[str, int]:
         """FLOPs of a training step per clip, by part; frozen blocks have no backward pass."""
