@@ -34,9 +34,8 @@ def teacher_features(
       video_teacher: saved model of the other, which takes the place of a VideoMAE.
       video: uint8 `[N, T, S, S, 3]`.
     """
-    student, videomae = stage.config.encoder, stage.videomae
-    assert videomae is not None
-    image_config = dataclasses.replace(stage.video_vit, normalization="none")
+    student, videomae = stage.config.encoder, stage.teachers[1].config
+    image_config = dataclasses.replace(stage.teachers[0].config, normalization="none")
     video_config = TeacherConfig(student, videomae.layers, normalization="none")
 
     @functools.partial(jax.jit, static_argnums=0)

@@ -11,9 +11,9 @@ from internvideo_jax.evaluation import runner
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import variable_shardings
+from internvideo_jax.training.masking import MaskConfig
 from internvideo_jax.training.stages.classify import ClassifyConfig, ClassifyStage
 from internvideo_jax.training.stages.pretrain import PretrainConfig, PretrainStage
-from internvideo_jax.training.stages.teachers import MaskConfig
 from internvideo_jax.training.step import batch_shardings
 
 SMALL = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 16, "image_size": 8}
