@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,19 +11,17 @@ from flax import traverse_util
 
 from internvideo_jax.models.video_vit import VideoViTConfig
 from internvideo_jax.training.stage import Variables
-from internvideo_jax.training.stages.classify import ClassifyStage
-from internvideo_jax.training.stages.pretrain import PretrainStage
 
 # Of all linear layers of the family (`nn.linear.default_kernel_init`).
 _RELEASED_STD = 0.02
 
 
-def save_untrained(directory: Path, stage: ClassifyStage | PretrainStage, seed: int) -> None:
+def save_untrained(directory: Path, stage: Any, seed: int) -> None:
     """Writes a stage's model with random weights, unless it is there.
 
     Args:
       directory: of the saved model.
-      stage: whose model.
+      stage: whose model; its module has an encoder.
       seed: of the weights.
     """
     if directory.exists():
