@@ -141,15 +141,12 @@ def data(num_classes: int | None, num_frames: int = 8) -> DataConfig:
 def train(steps: int, batch_size: int, seed: int) -> TrainConfig:
     """AdamW with a short warm-up to a learning rate of 1e-3, whatever the batch."""
     lr = 1e-3
-    per_256 = 256 / batch_size
     return TrainConfig(
         batch_size=batch_size,
         steps=steps,
         warmup_steps=steps // 10,
         seed=seed,
-        optimizer=OptimizerConfig(
-            lr=lr * per_256, min_lr=0.01 * lr * per_256, betas=(0.9, 0.98), max_grad_norm=3.0
-        ),
+        optimizer=OptimizerConfig(lr=lr, min_lr=0.01 * lr, betas=(0.9, 0.98), max_grad_norm=3.0),
         checkpoint=CheckpointConfig(every_steps=max(steps // 3, 1), keep=2),
         log_every=10,
     )

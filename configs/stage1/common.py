@@ -12,7 +12,7 @@ from internvideo_jax.config import nearest_name
 from internvideo_jax.data.config import DataConfig, Sampling
 from internvideo_jax.models import video_vit
 from internvideo_jax.models.video_vit import VideoViTConfig
-from internvideo_jax.nn.transformer import Remat
+from internvideo_jax.nn.stack import Remat
 from internvideo_jax.training.config import TrainConfig
 
 SIZES: dict[str, Callable[[], VideoViTConfig]] = {
@@ -66,6 +66,16 @@ def encoder(size: str, **changes: Any) -> VideoViTConfig:
     """The encoder of a size in bfloat16; the blocks of the large ones are recomputed."""
     remat: Remat = "full" if size in ("1b", "6b") else "none"
     return dataclasses.replace(SIZES[size](), dtype="bfloat16", remat=remat, **changes)
+
+
+def scaled(rate: float, batch_size: int, num_sample: int = 1) -> float:
+    """A learning rate for a global batch, of which upstream's scripts give the rate per 256 rows.
+
+    Upstream scales peak, final and warm-up rates alike. `batch_size` counts what one optimizer step
+    sees (fine-tuning: gradient accumulation included); `num_sample` is the number of augmented
+    copies of each clip.
+    """
+    return rate * batch_size * num_sample / 256
 
 
 def choose(recipes: dict[str, Any], name: str, file: str) -> Any:

@@ -200,7 +200,7 @@ class TrainExamples:
 
 
 class EvalExamples:
-    """Temporal views of all clips by number (clip after clip); calling it gives a view's crops.
+    """All clips by number; calling it gives the views of one, segment by segment, crop by crop.
 
     Args:
       clips: all clips.
@@ -214,18 +214,17 @@ class EvalExamples:
         self._fields = make_fields(fields, config, len(clips))
 
     def __len__(self) -> int:
-        return len(self._clips) * self._segments
+        return len(self._clips)
 
-    def __call__(self, number: int) -> Columns:
-        """Rows of one temporal view; `error` says why a clip lacks some of its fields."""
-        index, segment = divmod(number, self._segments)
+    def __call__(self, index: int) -> Columns:
+        """Rows of the views of a clip; `error` says why it lacks some of its fields."""
         columns: Columns = {}
         errors = []
         try:
             with LazyClip(index, self._clips[index]) as clip:
                 for field in self._fields:
                     try:
-                        columns |= field.evaluate(clip, segment)
+                        columns |= field.evaluate(clip)
                     except (ValueError, OSError) as problem:
                         errors.append(reason(problem))
         except (ValueError, OSError) as problem:
@@ -233,11 +232,12 @@ class EvalExamples:
         columns = self._blank() | columns
         columns |= {
             "index": np.array([index]),
-            "segment": np.array([segment], np.int32),
+            "segment": np.repeat(np.arange(self._segments, dtype=np.int32), self._crops),
+            "crop": np.tile(np.arange(self._crops, dtype=np.int32), self._segments),
             "valid": np.array([not errors]),
             "error": np.array(errors[:1] or [""]),
         }
-        return {**_with_rows(columns, self._crops), "crop": np.arange(self._crops, dtype=np.int32)}
+        return _with_rows(columns, self._segments * self._crops)
 
     def padding(self, count: int) -> Columns:
         """So many rows that are no clip's."""

@@ -196,6 +196,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     source: ClipSource | None = None,
+    num_threads: int | None = None,
 ) -> BackgroundIterator[Batch]:
     """One pass over all views of all clips; every process gets equally many batches.
 
@@ -207,6 +208,7 @@ def eval_batches(
       process_index: of this process.
       process_count: processes; divides batch_size.
       source: clips to take instead of the config's own, such as `RecordSource(records)`.
+      num_threads: threads that decode (in each worker); by default one per CPU core.
 
     Returns:
       An iterator of dicts with rows b = batch_size / process_count, the last ones filled up: the
@@ -222,36 +224,35 @@ def eval_batches(
       StalledLoader: from `next`, loading hangs.
     """
     local = _share(batch_size, process_index, process_count)
-    crops = config.crops
+    views = config.segments * config.crops
     examples = EvalExamples(Clips(config, use_cache=True, source=source), config, fields)
     dataset = grain.MapDataset.range(process_index, len(examples), process_count).map(examples)
-    rows_each = math.ceil(len(examples) / process_count) * crops
+    rows_each = math.ceil(len(examples) / process_count) * views
     num_batches = math.ceil(rows_each / local)
 
     def make(first_batch: int) -> Iterator[Batch]:
-        views, rows = divmod(first_batch * local, crops)
-        return _eval_rows(examples, dataset[views:], config, local, rows, num_batches - first_batch)
+        clips, rows = divmod(first_batch * local, views)
+        loaded = _load(dataset[clips:], config, math.ceil(local / views), num_threads)
+        return _eval_rows(examples, loaded, local, rows, num_batches - first_batch)
 
     return BackgroundIterator(make, timeout=config.stall_timeout)
 
 
 def _eval_rows(
     examples: EvalExamples,
-    dataset: "grain.MapDataset[Example]",
-    config: DataConfig,
+    loaded: Iterator[Example],
     local: int,
     skipped: int,
     num_batches: int,
 ) -> Iterator[Batch]:
-    """Batches of `local` rows, but for the first `skipped` ones; filled up where views end."""
-    views = _load(dataset, config, local)
+    """Batches of `local` rows, but for the first `skipped` ones; filled up where clips end."""
     ready = examples.padding(0)
     try:
         for _ in range(num_batches):
             parts = [ready]
             missing = local + skipped - len(ready["index"])
             while missing > 0:
-                part = next(views, None) or examples.padding(missing)
+                part = next(loaded, None) or examples.padding(missing)
                 missing -= len(part["index"])
                 parts.append(part)
             rows = {name: array[skipped:] for name, array in join_rows(parts).items()}
@@ -259,7 +260,7 @@ def _eval_rows(
             yield {name: array[:local] for name, array in rows.items()}
             ready = {name: array[local:] for name, array in rows.items()}
     finally:
-        views.close()  # type: ignore[attr-defined]  # grain's iterators have it
+        loaded.close()  # type: ignore[attr-defined]  # grain's iterators have it
 
 
 def steps_per_epoch(config: DataConfig, batch_size: int) -> int:
@@ -297,7 +298,7 @@ def check_readable(config: DataConfig, fields: Sequence[str]) -> None:
     examples = EvalExamples(clips, config, fields)
     reasons = {}
     for index in range(min(len(clips), MAX_TRIES)):
-        error = str(examples(index * config.segments)["error"][0])
+        error = str(examples(index)["error"][0])
         if not error:
             return
         reasons[clips.name(index)] = error
@@ -318,10 +319,13 @@ class _Groups(Iterator[list[Example]]):
 
 
 def _load(
-    dataset: "grain.MapDataset[Example]", config: DataConfig, batch_size: int
+    dataset: "grain.MapDataset[Example]",
+    config: DataConfig,
+    batch_size: int,
+    num_threads: int | None = None,
 ) -> Iterator[Example]:
     """The examples in order, made by threads of this process or by processes."""
-    threads = max(1, usable_cpus() // max(config.workers, 1))
+    threads = num_threads or max(1, usable_cpus() // max(config.workers, 1))
     ready = max(2 * threads, min(batch_size, MAX_READY))
     loaded = dataset.to_iter_dataset(grain.ReadOptions(threads, ready))
     if config.workers:

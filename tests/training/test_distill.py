@@ -10,8 +10,8 @@ from internvideo_jax import models, saved_model
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
+from internvideo_jax.training.masking import MaskConfig
 from internvideo_jax.training.stages.distill import DistillConfig, DistillStage
-from internvideo_jax.training.stages.teachers import MaskConfig
 
 STUDENT = models.VideoViTConfig(
     width=32,

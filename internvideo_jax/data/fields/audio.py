@@ -30,8 +30,13 @@ class AudioField(Field):
     def train(self, clip: LazyClip, rng: np.random.Generator) -> Columns:
         return self._columns(clip, rng.random())
 
-    def evaluate(self, clip: LazyClip, segment: int) -> Columns:
-        return self._columns(clip, (segment + 0.5) / self._config.segments)
+    def evaluate(self, clip: LazyClip) -> Columns:
+        segments, crops = self._config.segments, self._config.crops
+        parts = [self._columns(clip, (s + 0.5) / segments) for s in range(segments)]
+        return {
+            name: np.repeat(np.concatenate([part[name] for part in parts]), crops, axis=0)
+            for name in parts[0]
+        }
 
     def blank(self) -> Columns:
         audio = self._config.audio

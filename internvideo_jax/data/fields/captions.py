@@ -24,7 +24,7 @@ class CaptionsField(Field):
         captions = self._captions(clip)
         return {"captions": _objects(captions[rng.integers(len(captions))])}
 
-    def evaluate(self, clip: LazyClip, segment: int) -> Columns:
+    def evaluate(self, clip: LazyClip) -> Columns:
         return {"captions": _objects(self._captions(clip))}
 
     def blank(self) -> Columns:

@@ -48,7 +48,7 @@ class FeaturesField(Field):
     def train(self, clip: LazyClip, rng: np.random.Generator) -> Columns:
         return {self.name: np.array(self._rows()[clip.index][None])}
 
-    def evaluate(self, clip: LazyClip, segment: int) -> Columns:
+    def evaluate(self, clip: LazyClip) -> Columns:
         return {self.name: np.array(self._rows()[clip.index][None])}
 
     def blank(self) -> Columns:

@@ -63,7 +63,7 @@ class LazyClip:
 class Field(abc.ABC):
     """A transform from clips to columns of a batch.
 
-    Columns have as many rows as the example (augmented copies in training, crops in evaluation), or
+    Columns have as many rows as the example (augmented copies in training, views in evaluation), or
     one that stands for all of them.
 
     Attributes:
@@ -85,8 +85,8 @@ class Field(abc.ABC):
         """
 
     @abc.abstractmethod
-    def evaluate(self, clip: LazyClip, segment: int) -> Columns:
-        """Columns of a temporal view of a clip.
+    def evaluate(self, clip: LazyClip) -> Columns:
+        """Columns of all views of a clip: segment by segment, crop by crop.
 
         Raises:
           ValueError, OSError: the clip cannot be read.

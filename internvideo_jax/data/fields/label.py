@@ -23,7 +23,7 @@ class LabelField(Field):
     def train(self, clip: LazyClip, rng: np.random.Generator) -> Columns:
         return {"label": label_array(clip.record, self._config)[None]}
 
-    def evaluate(self, clip: LazyClip, segment: int) -> Columns:
+    def evaluate(self, clip: LazyClip) -> Columns:
         return {"label": label_array(clip.record, self._config)[None]}
 
     def blank(self) -> Columns:

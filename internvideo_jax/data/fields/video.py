@@ -1,6 +1,7 @@
 """Pixels: a clip's frames, or one of them."""
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from internvideo_jax.data.transforms.augmentation import (
 )
 from internvideo_jax.data.transforms.frames import eval_frame
 from internvideo_jax.data.transforms.sampling import sample_indices
-from internvideo_jax.data.transforms.views import test_views
+from internvideo_jax.data.transforms.views import EvalViews
 
 # Left and right are part of what its labels say.
 NEVER_FLIPPED = "ssv2"
@@ -65,25 +66,28 @@ class VideoField(Field):
             views = [finetuning_augment(frames, rng, finetuning) for _ in range(copies)]
         return {"video": np.stack(views)}
 
-    def evaluate(self, clip: LazyClip, segment: int) -> Columns:
-        config, reader = self._config, clip.reader
-        size = config.image_size
-        # One view is the validation of upstream, several are its test.
-        indices = sample_indices(
-            config.sampling,
-            reader.num_frames,
-            config.num_frames,
+    @functools.cached_property
+    def _views(self) -> EvalViews:
+        config = self._config
+        return EvalViews(
+            num_frames=config.num_frames,
+            image_size=config.image_size,
+            segments=config.segments,
+            crops=config.crops,
+            sampling=config.sampling,
             rate=config.sampling_rate,
-            view=None if config.segments == 1 else (segment, config.segments),
         )
-        if config.crops == 1:
-            video = reader.read(indices, transform=lambda frame: eval_frame(frame, size))[None]
-        else:
-            video = test_views(reader.read(indices), size, config.crops)
+
+    def evaluate(self, clip: LazyClip) -> Columns:
+        reader, views = clip.reader, self._views
+        indices = views.indices(reader.num_frames)
+        # All at once, so that no frame is decoded twice.
+        frames = reader.read(indices.ravel(), transform=views.resize)
+        times = reader.timestamps(indices.ravel()).reshape(indices.shape)
         return {
-            "video": video,
-            "frame_indices": indices[None],
-            "timestamps": reader.timestamps(indices)[None],
+            "video": views.cut(frames),
+            "frame_indices": np.repeat(indices, views.crops, axis=0),
+            "timestamps": np.repeat(times, views.crops, axis=0),
             "num_frames": np.array([reader.num_frames]),
             "damaged_frames": np.array([reader.damaged_frames]),
         }
@@ -114,8 +118,8 @@ class ImageField(Field):
     def train(self, clip: LazyClip, rng: np.random.Generator) -> Columns:
         return {"image": self._video.train(clip, rng)["video"]}
 
-    def evaluate(self, clip: LazyClip, segment: int) -> Columns:
-        return {"image": self._video.evaluate(clip, segment)["video"]}
+    def evaluate(self, clip: LazyClip) -> Columns:
+        return {"image": self._video.evaluate(clip)["video"]}
 
     def blank(self) -> Columns:
         return {"image": self._video.blank()["video"]}

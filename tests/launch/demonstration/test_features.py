@@ -58,8 +58,8 @@ def test_frozen_image_towers_see_one_frame_of_each_tubelet(stage):
     assert stage.teacher_stride == 2
     rng = np.random.default_rng(0)
     modules = {
-        "clip_teacher": models.Teacher(stage.video_vit),
-        "mae_teacher": models.VideoMAETeacher(stage.videomae),
+        "clip_teacher": models.Teacher(stage.teachers[0].config),
+        "mae_teacher": models.VideoMAETeacher(stage.teachers[1].config),
     }
     variables = {
         name: jax.tree.map(
