@@ -1,6 +1,5 @@
 """Untrained models that a few minutes can train."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from internvideo_jax.files import atomic_directory
 from internvideo_jax.models.video_vit import VideoViTConfig
 from internvideo_jax.training.stage import Variables
 
@@ -27,10 +27,8 @@ def save_untrained(directory: Path, stage: Any, seed: int) -> None:
     if directory.exists():
         return
     variables = nn.unbox(jax.jit(stage.init)(jax.random.key(seed)))
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    stage.save(fan_in(variables, stage.module.config.encoder), partial)
-    partial.rename(directory)
+    with atomic_directory(directory) as partial:
+        stage.save(fan_in(variables, stage.module.config.encoder), partial)
 
 
 def fan_in(variables: Variables, encoder: VideoViTConfig) -> Variables:
