@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from internvideo_jax import saved_model
     from internvideo_jax.convert.files.checksums import Checksums
-    from internvideo_jax.data.annotations.records import read_annotations
+    from internvideo_jax.data.annotations.lists import read_annotations
     from internvideo_jax.data.transforms.views import EvalViews
     from internvideo_jax.evaluation import classification_report as report
     from internvideo_jax.evaluation import classification_run as run

@@ -81,9 +81,9 @@ class Clips:
             source: ClipSource = open_source(member, num_classes=config.num_classes)
             if not len(source):
                 raise ValueError(f"{member.name}: expected clips, found none")
-            if isinstance(source, RecordSource) and config.num_classes is not None:
-                for record in source.records:
-                    label_array(record, config)
+            many = source.first_of_many_labels() if isinstance(source, RecordSource) else None
+            if many is not None and config.num_classes is not None:
+                label_array(source[many].record, config)
             if use_cache and config.cache_dir is not None:
                 source = CachedSource(source, config.cache_dir, num_threads=usable_cpus())
             sources.append(source)

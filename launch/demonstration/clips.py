@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from internvideo_jax.data.annotations.records import read_annotations
+from internvideo_jax.data.annotations.lists import read_annotations
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.pipeline import eval_batches
 from internvideo_jax.data.synthetic.world import SHAPES, Content, Split, World

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from internvideo_jax.configs.demo import common
-from internvideo_jax.data.annotations.records import read_annotations
+from internvideo_jax.data.annotations.lists import read_annotations
 from internvideo_jax.data.synthetic.world import MOTIONS, SPLITS, Split, World, make_world
 from internvideo_jax.environment import usable_cpus
 from internvideo_jax.evaluation.classification import confusion_counts, top_k_accuracy
