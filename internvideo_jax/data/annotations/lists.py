@@ -68,7 +68,7 @@ class ClipList(Sequence[ClipRecord]):
         self._reader, self.summary = open_batches(file)
         self._ends = list(itertools.accumulate(self.summary.rows))
         self._rows = range(self._ends[-1] if self._ends else 0) if rows is None else rows
-        self._columns: dict[int, list[pa.Array]] = {}
+        self._columns: dict[int, list[pa.Array | None]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ClipList, (self._file, self._root, self._rows)
@@ -92,9 +92,13 @@ class ClipList(Sequence[ClipRecord]):
         number = bisect.bisect_right(self._ends, rows)
         if number not in self._columns:
             # Of the line, nobody asks any more.
-            self._columns[number] = self._reader.get_batch(number).columns[1:]
+            self._columns[number] = [
+                None if column.null_count == len(column) else column
+                for column in self._reader.get_batch(number).columns[1:]
+            ]
         row = rows - self._ends[number]
-        return self._record(*(column[row].as_py() for column in self._columns[number]))
+        values = (column and column[row].as_py() for column in self._columns[number])
+        return self._record(*values)
 
     def __iter__(self) -> Iterator[ClipRecord]:
         if self._rows.step != 1:
