@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from internvideo_jax.configs.demo import common
 from internvideo_jax.data import pipeline
-from internvideo_jax.data.annotations.records import read_annotations
+from internvideo_jax.data.annotations.lists import read_annotations
 from internvideo_jax.data.synthetic.world import MOTIONS, SPLITS, Split, World, make_world
 from internvideo_jax.environment import usable_cpus
 from internvideo_jax.evaluation.classification import confusion_counts, top_k_accuracy

@@ -10,7 +10,8 @@ import wave
 import numpy as np
 import pytest
 
-from internvideo_jax.data.annotations.records import ClipRecord, read_annotations
+from internvideo_jax.data.annotations.lists import read_annotations
+from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.config import DataConfig, MixtureMember
 from internvideo_jax.data.decode.audio import read_audio
 from internvideo_jax.data.examples import BrokenClips
@@ -144,7 +145,7 @@ def test_no_pictures_are_opened_for_sound(world, monkeypatch):
 
 def test_what_is_known_of_the_frames_comes_with_them(world):
     config = make_config(world, num_classes=None)
-    records = read_annotations(world / "clips.jsonl")
+    records = list(read_annotations(world / "clips.jsonl"))
     records[1] = ClipRecord("late", records[1].path, start=0.5)
     records[3] = ClipRecord("none", str(world / "none.mp4"))
     found = rows_of(config, ("video",), source=RecordSource(records))
