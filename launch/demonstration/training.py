@@ -79,9 +79,8 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
     print(f"{sum(map(len, clips.values()))} clips in {world.directory}")
     seen = clips["train"]
     motions, looks = (str(f("train")) for f in (world.annotations, world.look_annotations))
-    train = functools.partial(
-        runs.train, size=size_name, folder=folder, cache_dir=str(cache_dir(world))
-    )
+    cache = str(cache_dir(world))
+    train = functools.partial(runs.train, size=size_name, folder=folder, cache_dir=cache)
 
     say("Train an image teacher: single frames, labelled with colour, shape and size")
     with meter.part("image teacher") as part:
@@ -107,7 +106,7 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
     say("Probe the frozen encoders on held-out clips")
     with meter.part("probes and report"):
         rows = _probe_all(size, clips, student, video_teacher, image_teacher)
-        stage1 = runs.recipe("stage 1", size_name, **data)
+        stage1 = runs.recipe("stage 1", size_name, cache_dir=cache, **data)
         results = [
             _result(image_teacher, _constant(seen.looks), clips["test"], "looks"),
             _result(video_teacher, _constant(seen.motions), clips["test"], "motions"),
