@@ -1,6 +1,7 @@
 """The text tower of InternVideo2-CLIP 1B and 6B: a LLaMA whose last token stands for the text.
 
-Source: upstream `InternVideo2/multi_modality/models/backbones/internvideo2/internvideo2_clip_text.py`.
+Source: upstream `internvideo2_clip_text.py` in
+`InternVideo2/multi_modality/models/backbones/internvideo2/`.
 """
 
 import dataclasses

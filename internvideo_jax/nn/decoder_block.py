@@ -114,7 +114,7 @@ class DecoderAttention(nn.Module):
         k = rotate(project("k", c.num_kv_heads, "kv_heads"), shared.rotary)
         v = project("v", c.num_kv_heads, "kv_heads")
         if cache is not None:
-            cache = KVCache(*(_write(old, new, shared.offset) for old, new in zip(cache, (k, v))))
+            cache = KVCache(*(_write(old, new, shared.offset) for old, new in zip(cache, (k, v), strict=True)))
             k, v = cache
         out = attend(
             q,

@@ -1,4 +1,4 @@
-"""Blocks that normalise after each branch: BERT's, with cross attention, and DeepNorm's of BEATs."""
+"""Blocks that normalise after each branch: BERT's, with cross attention, and BEATs' DeepNorm."""
 
 import dataclasses
 import functools
