@@ -238,9 +238,9 @@ def test_frames_are_resized_as_torch_does():
 def test_flops_count_every_frame_of_the_image_tower():
     flops = PretrainStage(CONFIG).flops()
     assert flops.keys() == {"student", "clip_teacher", "mae_teacher"}
-    assert flops["clip_teacher"] == 2 * sum(models.VideoViT(IMAGE).flops().values())
+    assert flops["clip_teacher"] == 2 * sum(models.build(IMAGE).flops().values())
     kept = 1 + 2 * num_kept(4, 0.5)
-    assert flops["student"] == 3 * sum(models.Stage1Student(CONFIG.student).flops(kept).values())
+    assert flops["student"] == 3 * sum(models.build(CONFIG.student).flops(kept).values())
 
 
 def test_all_that_does_not_match_is_named():
