@@ -324,11 +324,12 @@ def _restore(
                 cause = error.__cause__ or error
                 raise SavedModelError(f"the arrays under {path} cannot be read: {cause}") from error
 
-        int8_kernels = {name for name in kernels if name + int8.SUFFIX in stored}
+        # In one order on all processes.
+        int8_kernels = sorted(name for name in kernels if name + int8.SUFFIX in stored)
         if storage == np.int8:
-            # One by one, so that the float kernels are never all in memory.
             to_quantize = sorted(kernels.keys() - int8_kernels)
             variables = read(stored.keys() - to_quantize, dtype)
+            # One by one, so that the float kernels are never all in memory.
             for name in to_quantize:
                 outputs = shardings[name], shardings[name + int8.SUFFIX]
                 kernel = read([name], None)[name]
