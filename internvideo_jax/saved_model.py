@@ -289,7 +289,7 @@ def _restore(
 ) -> dict[str, Any]:
     boxed = _flat(abstract_variables(module, boxed=True))
     kernels = {n: leaf.input_dims for n, leaf in boxed.items() if isinstance(leaf, int8.Kernel)}
-    every = boxed | int8.quantized_shapes(boxed)
+    every = boxed | jax.eval_shape(int8.quantize_kernels, boxed)
     shardings: dict[str, Any] = dict.fromkeys(every, SingleDeviceSharding(jax.local_devices()[0]))
     if mesh is not None:
         shardings = variable_shardings(every, mesh, rules)
@@ -346,8 +346,11 @@ def _restore(
 
 def _stored_shapes(boxed: Mapping[str, Any], stored: Collection[str]) -> dict[str, Any]:
     """Shapes that belong to the stored names: int8 for the kernels with a scale beside them."""
-    shapes = int8.quantized_shapes(boxed, lambda name: name + int8.SUFFIX in stored)
-    unboxed: dict[str, Any] = nn.unbox(shapes)
+
+    def shapes(boxed: Mapping[str, Any]) -> dict[str, Any]:
+        return int8.quantize_kernels(boxed, lambda name: name + int8.SUFFIX in stored)
+
+    unboxed: dict[str, Any] = nn.unbox(jax.eval_shape(shapes, boxed))
     return unboxed
 
 
