@@ -289,7 +289,7 @@ def _restore(
 ) -> dict[str, Any]:
     boxed = _flat(abstract_variables(module, boxed=True))
     kernels = {n: leaf.input_dims for n, leaf in boxed.items() if isinstance(leaf, int8.Kernel)}
-    every = boxed | int8.quantized_shapes(boxed)
+    every = boxed | jax.eval_shape(int8.quantize_kernels, boxed)
     shardings: dict[str, Any] = dict.fromkeys(every, SingleDeviceSharding(jax.local_devices()[0]))
     if mesh is not None:
         shardings = variable_shardings(every, mesh, rules)
@@ -324,11 +324,12 @@ def _restore(
                 cause = error.__cause__ or error
                 raise SavedModelError(f"the arrays under {path} cannot be read: {cause}") from error
 
-        int8_kernels = {name for name in kernels if name + int8.SUFFIX in stored}
+        # In one order on all processes.
+        int8_kernels = sorted(name for name in kernels if name + int8.SUFFIX in stored)
         if storage == np.int8:
-            # One by one, so that the float kernels are never all in memory.
             to_quantize = sorted(kernels.keys() - int8_kernels)
             variables = read(stored.keys() - to_quantize, dtype)
+            # One by one, so that the float kernels are never all in memory.
             for name in to_quantize:
                 outputs = shardings[name], shardings[name + int8.SUFFIX]
                 kernel = read([name], None)[name]
@@ -345,8 +346,11 @@ def _restore(
 
 def _stored_shapes(boxed: Mapping[str, Any], stored: Collection[str]) -> dict[str, Any]:
     """Shapes that belong to the stored names: int8 for the kernels with a scale beside them."""
-    shapes = int8.quantized_shapes(boxed, lambda name: name + int8.SUFFIX in stored)
-    unboxed: dict[str, Any] = nn.unbox(shapes)
+
+    def shapes(boxed: Mapping[str, Any]) -> dict[str, Any]:
+        return int8.quantize_kernels(boxed, lambda name: name + int8.SUFFIX in stored)
+
+    unboxed: dict[str, Any] = nn.unbox(jax.eval_shape(shapes, boxed))
     return unboxed
 
 

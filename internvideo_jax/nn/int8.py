@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import struct, traverse_util
+from flax import struct
 
 # A NumPy or JAX array.
 Array = TypeVar("Array", np.ndarray, jax.Array)
@@ -53,38 +52,23 @@ def dequantize(values: Array, scale: Array, input_dims: tuple[int, ...]) -> Arra
     return values.astype(np.float32) * scale.reshape(shape)
 
 
-def quantized_shapes(
-    boxed: Mapping[str, Any], is_quantized: Callable[[str], bool] = lambda name: True
+def quantize_kernels(
+    boxed: Mapping[str, Any], is_quantized: Callable[[str], bool] = lambda path: True
 ) -> dict[str, Any]:
-    """Shapes and axis names of a model's variables with some or all kernels of linear layers int8.
+    """A model's variables with some or all kernels of linear layers in int8, their scales beside.
 
     Args:
-      boxed: path -> leaf of the tree that `models.abstract_variables(module, boxed=True)` gives.
+      boxed: path -> leaf with its axis names, as `module.init` gives them (flattened). Shapes
+        become shapes under `jax.eval_shape`.
       is_quantized: whether the kernel of a path is.
     """
-    shapes = {}
-    for name, leaf in boxed.items():
-        shapes[name] = leaf
-        if isinstance(leaf, Kernel) and is_quantized(name):
-            shape = leaf.value.shape
-            outputs = [i for i in range(len(shape)) if i - len(shape) not in leaf.input_dims]
-            shapes[name] = leaf.replace(value=jax.ShapeDtypeStruct(shape, jnp.int8))
-            shapes[name + SUFFIX] = nn.LogicallyPartitioned(
-                jax.ShapeDtypeStruct(tuple(shape[i] for i in outputs), jnp.float32),
-                tuple(leaf.names[i] for i in outputs),
-            )
-    return shapes
-
-
-def quantize_kernels(variables: Mapping[str, Any], boxed: Mapping[str, Any]) -> dict[str, Any]:
-    """A variables tree, or a part of one, with all kernels of linear layers in int8.
-
-    Args:
-      variables: unboxed variables.
-      boxed: the tree that `models.abstract_variables(module, boxed=True)` gives, or the same part.
-    """
-    flat = traverse_util.flatten_dict(dict(variables), sep="/")
-    for name, leaf in traverse_util.flatten_dict(dict(boxed), sep="/").items():
-        if isinstance(leaf, Kernel) and name in flat and name + SUFFIX not in flat:
-            flat[name], flat[name + SUFFIX] = quantize(flat[name], leaf.input_dims)
-    return traverse_util.unflatten_dict(flat, sep="/")
+    result = {}
+    for path, leaf in boxed.items():
+        result[path] = leaf
+        if isinstance(leaf, Kernel) and is_quantized(path):
+            values, scale = quantize(leaf.value, leaf.input_dims)
+            inputs = [dim % len(leaf.names) for dim in leaf.input_dims]
+            names = tuple(name for i, name in enumerate(leaf.names) if i not in inputs)
+            result[path] = leaf.replace(value=values)
+            result[path + SUFFIX] = nn.LogicallyPartitioned(scale, names, rules=())
+    return result
