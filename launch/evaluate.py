@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _annotated_clips(args: argparse.Namespace, model: "SavedModel") -> "_Task":
     """Classification of the clips of `--annotations`."""
-    from internvideo_jax.data.annotations.records import read_annotations
+    from internvideo_jax.data.annotations.lists import read_annotations
     from internvideo_jax.data.config import DataConfig
     from internvideo_jax.data.sources.clips import RecordSource
     from internvideo_jax.evaluation.classification import ClassificationEvaluator
