@@ -4,7 +4,7 @@ import dataclasses
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -45,7 +45,7 @@ def map_in_workers(
       something, took too long, or ended its process.
 
     Raises:
-      RuntimeError: a worker could not be started.
+      RuntimeError: the workers do not start.
     """
     todo = iter(arguments)
     # Forking would copy locks that threads of this process may hold.
@@ -81,6 +81,8 @@ def _result(call: Future[Any], timeout: float) -> Any:
         return call.result()
     except ProcessExpired as error:
         return Lost(f"the process that read it died ({_death(error.exitcode)})")
+    except BrokenExecutor as error:
+        raise RuntimeError(f"the worker processes do not start: {error}") from error
     except TimeoutError:
         return Lost(f"no end after {timeout:g} s: its process was killed")
     except Exception as error:

@@ -48,7 +48,6 @@ class Summary(NamedTuple):
     """What an Arrow file of clips amounts to.
 
     Attributes:
-      rows: of each batch.
       fingerprint: of the clips, wherever they lie.
       max_label: the largest label; -1 if there is none.
       has_unlabelled: whether any clip has no label.
@@ -57,7 +56,6 @@ class Summary(NamedTuple):
       climbs: whether any path goes up from the root and comes back.
     """
 
-    rows: tuple[int, ...]
     fingerprint: str
     max_label: int = -1
     has_unlabelled: bool = False
@@ -182,8 +180,8 @@ class _Writer:
     """Writes batches, and at the end what they amount to."""
 
     def __init__(self, file: str, fingerprint: str):
-        self._summary = Summary((), fingerprint)
-        self._rows: list[int] = []
+        self._summary = Summary(fingerprint)
+        self._num_rows = 0
         self._writer = pa.ipc.new_file(file, columns.SCHEMA)
 
     def __enter__(self) -> "_Writer":
@@ -191,9 +189,8 @@ class _Writer:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
-            summary = self._summary._replace(rows=self._rows)._asdict()
-            nothing = columns.from_entries([])
-            self._writer.write_batch(nothing, {SUMMARY: json.dumps(summary).encode()})
+            summary = json.dumps(self._summary._asdict()).encode()
+            self._writer.write_batch(columns.from_entries([]), {SUMMARY: summary})
         self._writer.close()
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -205,8 +202,8 @@ class _Writer:
         lengths = pc.list_value_length(labels)
         many = np.flatnonzero(pc.not_equal(lengths, 1).fill_null(False).to_numpy(False))
         if len(many) and known.first_of_many_labels is None:
-            known = known._replace(first_of_many_labels=sum(self._rows) + int(many[0]))
-        self._rows.append(len(batch))
+            known = known._replace(first_of_many_labels=self._num_rows + int(many[0]))
+        self._num_rows += len(batch)
         largest = (pc.max(batch["label"]).as_py(), pc.max(labels.flatten()).as_py())
         is_unlabelled = pc.and_(batch["label"].is_null(), labels.is_null())
         ends = pc.min_max(path.filter(pc.starts_with(path, "/"))).as_py().values()
@@ -231,12 +228,14 @@ def _written(folder: Path, fingerprint: str) -> Iterator[tuple[Path, _Writer]]:
         raise
 
 
-def open_batches(file: str | os.PathLike[str]) -> tuple[pa.ipc.RecordBatchFileReader, Summary]:
-    """Maps an Arrow file of clips: what gives its batches by number, and what it amounts to."""
+def open_batches(file: str | os.PathLike[str]) -> tuple[list[pa.RecordBatch], Summary]:
+    """Maps an Arrow file of clips into memory: its batches, and what they amount to."""
     reader = pa.ipc.open_file(pa.memory_map(os.fspath(file)))
-    _, metadata = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
-    fields = json.loads(metadata[SUMMARY])
-    return reader, Summary(**fields)
+    last = reader.num_record_batches - 1
+    _, metadata = reader.get_batch_with_custom_metadata(last)
+    return [reader.get_batch(number) for number in range(last)], Summary(
+        **json.loads(metadata[SUMMARY])
+    )
 
 
 def record_ids(batch: pa.RecordBatch) -> Any:
@@ -274,12 +273,11 @@ def _settle_ids(
     lines: dict[str, int] = {}
     counts: dict[str, int] = {}
     problems = []
-    reader, summary = open_batches(file)
+    batches, _ = open_batches(file)
     first = 0
     with _written(file.parent, fingerprint) as (target, writer):
-        for number, count in enumerate(summary.rows):
-            batch = reader.get_batch(number)
-            names = record_ids(batch)
+        for batch in batches:
+            names, count = record_ids(batch), len(batch)
             is_asked = repeated[first : first + count]
             if is_list:
                 # What a number may make a name equal to.

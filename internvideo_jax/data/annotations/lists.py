@@ -65,8 +65,8 @@ class ClipList(Sequence[ClipRecord]):
 
     def __init__(self, file: str, root: str, rows: range | None = None):
         self._file, self._root = file, root
-        self._reader, self.summary = open_batches(file)
-        self._ends = list(itertools.accumulate(self.summary.rows))
+        self._batches, self.summary = open_batches(file)
+        self._ends = list(itertools.accumulate(map(len, self._batches)))
         self._rows = range(self._ends[-1] if self._ends else 0) if rows is None else rows
         self._columns: dict[int, list[pa.Array | None]] = {}
 
@@ -94,7 +94,7 @@ class ClipList(Sequence[ClipRecord]):
             # Of the line, nobody asks any more.
             self._columns[number] = [
                 None if column.null_count == len(column) else column
-                for column in self._reader.get_batch(number).columns[1:]
+                for column in self._batches[number].columns[1:]
             ]
         row = rows - self._ends[number]
         values = (column and column[row].as_py() for column in self._columns[number])
@@ -105,10 +105,9 @@ class ClipList(Sequence[ClipRecord]):
             yield from map(self.__getitem__, range(len(self)))
             return
         begin, end = self._rows.start, self._rows.stop
-        for number, last in enumerate(self._ends):
-            first = last - self.summary.rows[number]
+        for batch, last in zip(self._batches, self._ends, strict=True):
+            first = last - len(batch)
             if first < end and begin < last:
-                batch = self._reader.get_batch(number)
                 some = batch.slice(max(begin - first, 0), min(end, last) - max(begin, first))
                 rows = zip(*(column.to_pylist() for column in some.columns[1:]), strict=True)
                 yield from itertools.starmap(self._record, rows)

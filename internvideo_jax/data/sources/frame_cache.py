@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from internvideo_jax.data.decode.video import Transform, VideoError
 from internvideo_jax.data.sources.clips import ClipSource, RecordSource, SourceClip
 from internvideo_jax.data.sources.shards import record_from_json
 from internvideo_jax.data.transforms.frames import resize_short_side
+from internvideo_jax.files import atomic_directory
 
 MAX_CLIP_BYTES = 2**30
 
@@ -104,8 +104,6 @@ class CachedSource:
 
 
 def _write(source: ClipSource, folder: Path, num_threads: int, short_side: int | None) -> None:
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
     _log.info("decoding %d clips into %s", len(source), folder)
     decoded = (
         grain.MapDataset.range(len(source))
@@ -113,27 +111,25 @@ def _write(source: ClipSource, folder: Path, num_threads: int, short_side: int |
         .to_iter_dataset(grain.ReadOptions(num_threads, prefetch_buffer_size=2 * num_threads))
     )
     try:
-        clips, position = [], 0
-        with (temporary / "frames.bin").open("wb") as file:
-            for clip, frames in decoded:
-                if frames is not None:
-                    clip |= {"start": position, "shape": frames.shape}
-                    position += frames.size
-                    file.write(frames.data)
-                clips.append(clip)
-        (temporary / "clips.json").write_text(json.dumps(clips), encoding="utf-8")
-        try:
-            temporary.rename(folder)
-        except OSError:
-            # Another process was faster, and has written the same.
-            if not folder.is_dir():
-                raise
+        with atomic_directory(folder) as temporary:
+            temporary.mkdir()
+            clips, position = [], 0
+            with (temporary / "frames.bin").open("wb") as file:
+                for clip, frames in decoded:
+                    if frames is not None:
+                        clip |= {"start": position, "shape": frames.shape}
+                        position += frames.size
+                        file.write(frames.data)
+                    clips.append(clip)
+            (temporary / "clips.json").write_text(json.dumps(clips), encoding="utf-8")
     except OSError as error:
-        raise OSError(
-            error.errno, f"cannot write the cache ({error.strerror}); unset cache_dir", str(folder)
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        # Where another process was faster, it has written the same.
+        if not folder.is_dir():
+            raise OSError(
+                error.errno,
+                f"cannot write the cache ({error.strerror}); unset cache_dir",
+                str(folder),
+            ) from error
 
 
 class _Decoder:

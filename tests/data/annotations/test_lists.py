@@ -1,494 +1,231 @@
-"""Annotation files of all formats, good and bad."""
+"""Lists of clips on disk: made once, mapped by all, and as they were written."""
 
-import dataclasses
 import json
+import logging
+import multiprocessing
+import os
 import pickle
-import resource
-import string
+import random
 import time
-from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from internvideo_jax.data.annotations.lines import MAX_ENTRY_BYTES
+from internvideo_jax.data.annotations import lists
 from internvideo_jax.data.annotations.lists import check_annotations, read_annotations
 from internvideo_jax.data.annotations.records import AnnotationError, ClipRecord
 
-VIDEO = ClipRecord(id="a/x.mp4", path="/data/a/x.mp4")
+OLD = time.time_ns() - 10**12
 
 
-def write(path: Path, text: str | bytes) -> Path:
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERNVIDEO_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "lists"
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """Which files were read, not only opened."""
+    made, build = [], lists.build
+    monkeypatch.setattr(lists, "build", lambda path, *rest: made.append(path) or build(path, *rest))
+    return made
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """How many files were read for their checksums."""
+    made, digest = [], lists.hashlib.file_digest
+    monkeypatch.setattr(lists.hashlib, "file_digest", lambda *file: made.append(1) or digest(*file))
+    return made
+
+
+def write(path, count=1000):
+    path.write_text(
+        "".join(
+            json.dumps({"video": f"{i % 7}/{i}.mp4", "label": [i % 3, 3], "start": i / 8}) + "\n"
+            for i in range(count)
+        )
+    )
+    os.utime(path, ns=(OLD, OLD))
     return path
 
 
-def problems(path: Path, **arguments: object) -> list[tuple[int | None, str]]:
-    """Lines and messages of what is wrong with a file."""
-    with pytest.raises(AnnotationError) as info:
-        read_annotations(path, **{"root": "/data", **arguments})
-    assert str(path) in str(info.value)
-    return [(problem.line, str(problem)) for problem in info.value.problems]
+def record(root, i):
+    path = f"{i % 7}/{i}.mp4"
+    return ClipRecord(f"{path}@{i / 8}-", f"{root}/{path}", i / 8, None, (i % 3, 3))
 
 
-# name: (text, format that is told, records)
-FILES = {
-    "kinetics.csv": ("a/x.mp4,3\nb b/y.mp4,0\n", "csv", [(VIDEO, 3), ("b b/y.mp4", 0)]),
-    "mit.csv": ("a/x.mp4 3\r\n\r\nb/y.mp4   0", "csv", [(VIDEO, 3), ("b/y.mp4", 0)]),
-    "no_ending.txt": ("a/x\t3\nb c/y\t0\n", "csv", [("a/x", 3), ("b c/y", 0)]),
-    "quoted.csv": (
-        '"a, b.mp4",3\n"say ""a"".mp4",0\n',
-        "csv",
-        [("a, b.mp4", 3), ('say "a".mp4', 0)],
-    ),
-    "anet.csv": (
-        "a/x.mp4 120.5 3 9.25 7\na/x.mp4 120.5 9.25 130 7\nb/y.mkv -1 -1 -1 1\n",
-        "interval",
-        [
-            (dataclasses.replace(VIDEO, id="a/x.mp4@3.0-9.25", start=3.0, end=9.25), 7),
-            (dataclasses.replace(VIDEO, id="a/x.mp4@9.25-130.0", start=9.25, end=130.0), 7),
-            ("b/y.mkv", 1),
-        ],
-    ),
-    "ssv2.txt": (
-        "1234 48 17\n77 1 a note 0\n",
-        "frames",
-        [
-            (ClipRecord("1234", "/data/1234", num_frames=48, frame_pattern="img_{:05}.jpg"), 17),
-            (ClipRecord("77", "/data/77", num_frames=1, frame_pattern="img_{:05}.jpg"), 0),
-        ],
-    ),
-    "pretrain.txt": (
-        "ssv2 a/x.mp4 -1 -1 -1 -1\nk710 b/y.webm 10 2.5 5 4\n",
-        "pretrain",
-        [
-            (dataclasses.replace(VIDEO, source="ssv2"), None),
-            (ClipRecord("b/y.webm@2.5-5.0", "/data/b/y.webm", 2.5, 5.0, source="k710"), 4),
-        ],
-    ),
-    "stage2.json": (
-        '[{"video": "a/x.mp4", "caption": "one"},\n {"image": "i.jpg", "captions": ["two", "é"],'
-        ' "more": 1}, {"video": "a/x.mp4", "caption": "again"}, {"video": "q.mp4"}]\n',
-        "json",
-        [
-            (dataclasses.replace(VIDEO, captions=("one",)), None),
-            (ClipRecord("i.jpg", "/data/i.jpg", captions=("two", "é")), None),
-            (dataclasses.replace(VIDEO, id="a/x.mp4#2", captions=("again",)), None),
-            ("q.mp4", None),
-        ],
-    ),
-    "ours.jsonl": (
-        '\ufeff{"video": "a/x.mp4", "label": [1, 4], "id": "first"}\n'
-        '{"video": "/data/a/x.mp4", "label": 2, "caption": "c", "start": 1}\n'
-        '{"video": "f", "num_frames": 3, "frame_pattern": "{:05}.png", "source": "ssv1"}\n'
-        '{"video": "g", "num_frames": 3, "caption": ["c", "d"], "label": []}',
-        "jsonl",
-        [
-            (dataclasses.replace(VIDEO, id="first"), (1, 4)),
-            (
-                dataclasses.replace(VIDEO, id="/data/a/x.mp4@1.0-", start=1.0, captions=("c",)),
-                2,
-            ),
-            (
-                ClipRecord("f", "/data/f", num_frames=3, frame_pattern="{:05}.png", source="ssv1"),
-                None,
-            ),
-            (
-                ClipRecord(
-                    "g", "/data/g", captions=("c", "d"), num_frames=3, frame_pattern="img_{:05}.jpg"
-                ),
-                (),
-            ),
-        ],
-    ),
-}
+def test_records_are_those_of_the_file_wherever_one_looks(tmp_path, monkeypatch):
+    monkeypatch.setattr("internvideo_jax.data.annotations.lines.BLOCK_BYTES", 3000)
+    found = read_annotations(write(tmp_path / "a.jsonl"))
+    expected = [record(tmp_path, i) for i in range(1000)]
+    assert len(found._batches) > 10
+    assert list(found) == expected
+    assert [found[i] for i in range(-1000, 1000)] == expected * 2
+    assert expected[5] in found
+    for part in (slice(130, 777), slice(None, None, -1), slice(900, 5, -7), slice(3, 3)):
+        assert list(found[part]) == [found[part][i] for i in range(len(found[part]))]
+        assert list(found[part]) == expected[part]
+        assert list(pickle.loads(pickle.dumps(found[part]))) == expected[part]
+    assert list(found[100:][10:20]) == expected[110:120]
+    with pytest.raises(IndexError):
+        found[1000]
+    parts = (found, found[1:], found[::-1])
+    assert len({part.fingerprint for part in parts}) == 3
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("is_named", [False, True], ids=["auto", "named"])
-def test_formats(tmp_path, name, is_named):
-    text, format_, expected = FILES[name]
-    path = write(tmp_path / name, text)
-    found = check_annotations(path, root="/data", format=format_ if is_named else "auto")
-    assert found.error is None
-    assert found.format == format_
-    records = [
-        dataclasses.replace(
-            clip if isinstance(clip, ClipRecord) else ClipRecord(clip, f"/data/{clip}"), label=label
-        )
-        for clip, label in expected
-    ]
-    assert list(found.records) == records
+def test_a_list_is_read_once(home, builds, hashed, tmp_path):
+    path = write(tmp_path / "a.jsonl")
+    first = read_annotations(path)
+    assert list(read_annotations(path, num_classes=4)) == list(first)
+    assert (len(builds), len(hashed)) == (1, 1)
+    # Of a copy, or a file of another date, the content is the same.
+    (tmp_path / "more").mkdir()
+    copy = tmp_path / "more" / "b.jsonl"
+    copy.write_bytes(path.read_bytes())
+    os.utime(path)
+    assert read_annotations(path).fingerprint == read_annotations(copy).fingerprint
+    assert read_annotations(copy)[3] == record(tmp_path / "more", 3)
+    assert len(builds) == 1
+    # What changed a moment ago may change again at the same time and size.
+    assert len(hashed) == 4
+    text = path.read_text()
+    path.write_text(text.replace("999.mp4", "99x.mp4"))
+    assert read_annotations(path)[999].path.endswith("99x.mp4")
+    assert len(builds) == 2
+    assert len(list(home.glob("*.arrow"))) == 2
+    assert not list(home.glob("*.partial"))
 
 
-def test_json_lines_are_recognised_by_their_contents(tmp_path):
-    path = write(tmp_path / "train.txt", '{"video": "a.mp4"}\n')
-    assert check_annotations(path).format == "jsonl"
-    path = write(tmp_path / "train.json", ' \n[\n{"video": "a.mp4", "caption": "c"}]')
-    assert check_annotations(path).format == "json"
-    path = write(tmp_path / "lines.json", '{"video": "a.mp4"}\n{"video": "b.mp4"}\n')
-    assert check_annotations(path).format == "jsonl"
-
-
-def test_paths_start_in_the_folder_of_the_file(tmp_path, monkeypatch):
-    write(tmp_path / "a.csv", "x/y.mp4,1\n")
-    monkeypatch.chdir(tmp_path)
-    assert list(read_annotations("a.csv")) == [
-        ClipRecord("x/y.mp4", f"{tmp_path}/x/y.mp4", label=1)
-    ]
-
-
-def test_the_pattern_of_frames_can_be_chosen(tmp_path):
-    path = write(tmp_path / "ssv1.txt", "12 48 0\n")
-    (record,) = read_annotations(path, frame_pattern="{:05}.jpg")
-    assert record.frame_pattern == "{:05}.jpg"
-    for pattern in ("img.jpg", "{}{}.jpg", "../{}.jpg", "{:0999}.jpg", "{.__class__}", "{:05}/x"):
-        with pytest.raises(ValueError, match="one place for the number"):
-            read_annotations(path, frame_pattern=pattern)
-
-
-def test_all_bad_lines_are_listed_at_once(tmp_path):
-    lines = [
-        "good.mp4,1",
-        "no label.mp4",
-        "x.mp4,one",
-        "y.mp4,4",
-        "z.mp4,-1",
-        "a.mp4,1,2",
-        "../out.mp4,1",
-        "good.mp4,2",
-        "/elsewhere/b.mp4,1",
-        "/data/../etc/c.mp4,1",
-        "https://host/d.mp4,1",
-        ",1",
-        "e.mp4,1_0",
-        "f.mp4,²",
-        "fine.mp4,3",
-        "./sub/../also fine.mp4,3",
-    ]
-    path = write(tmp_path / "train.csv", "\n".join(lines))
-    found = check_annotations(path, root="/data", num_classes=4, format="csv")
-    assert [r.path for r in found.records] == [
-        "/data/good.mp4",
-        "/data/fine.mp4",
-        "/data/also fine.mp4",
-    ]
-    assert problems(path, num_classes=4) == [
-        (2, "expected 2 columns (path, label), found 1: ['no label.mp4']"),
-        (3, "expected a label: an integer from 0, found 'one'; remove the line if it is a header"),
-        (4, "expected a label from 0 to 3, found 4"),
-        (5, "expected a label: an integer from 0, found '-1'"),
-        (
-            6,
-            "expected 2 columns (path, label), found 3: ['a.mp4', '1', '2']; put paths with the"
-            " separator in them in double quotes",
-        ),
-        (7, outside("../out.mp4")),
-        (8, repeated("good.mp4", 1)),
-        (9, outside("/elsewhere/b.mp4")),
-        (10, outside("/data/../etc/c.mp4")),
-        (11, "expected the path of a local file, found 'https://host/d.mp4'"),
-        (12, "expected the path of a local file, found ''"),
-        (13, "expected a label: an integer from 0, found '1_0'"),
-        (14, "expected a label: an integer from 0, found '²'"),
-    ]
-    with pytest.raises(AnnotationError) as info:
-        read_annotations(path, root="/data", num_classes=4)
-    message = str(info.value)
-    assert message.startswith(f"{path}: 13 of 16 entries are wrong\n")
-    assert f"\n  {path}:4: expected a label from 0 to 3, found 4\n" in message
-
-
-def outside(path: str) -> str:
-    return f"expected a path inside the root /data (--root or root= names another), found {path!r}"
-
-
-def repeated(name: str, line: int) -> str:
-    return (
-        'expected a unique id (by default the path with its times; jsonl may state an "id"), found'
-        f" {name!r} again, first on line {line}"
+def test_what_a_list_depends_on(home, builds, tmp_path):
+    path = tmp_path / "frames.txt"
+    path.write_text("a 3 1\nb 4 2\n")
+    (first, _), (second, _) = (
+        read_annotations(path, frame_pattern=name) for name in ("{}.png", "{:05}.jpg")
     )
+    assert (first.frame_pattern, second.frame_pattern) == ("{}.png", "{:05}.jpg")
+    assert len(builds) == 2
+    with pytest.raises(AnnotationError, match=r"frames\.txt:2: expected a label from 0 to 1"):
+        read_annotations(path, num_classes=2, frame_pattern="{}.png")
+    # The wrong way to look at it has left no trace.
+    assert len(read_annotations(path, frame_pattern="{}.png")) == 2
+    assert len(builds) == 3
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("[1]", "expected a JSON object, found [1]"),
-        ('{"video": "a"', "expected JSON, found Expecting ',' delimiter near '{\"video\": \"a\"'"),
-        ('{"label": 1}', 'expected a key "video" or "audio", found the keys [\'label\']'),
-        ('{"video": 1}', 'expected "video": a string of Unicode text, found 1'),
-        ('{"video": "\\ud800"}', "expected \"video\": a string of Unicode text, found '\\ud800'"),
-        ('{"video": "a\\u0000"}', "expected the path of a local file, found 'a\\x00'"),
-        ('{"video": "a", "lable": 1}', "found 'lable'; did you mean 'label'?"),
-        ('{"video": "a", "label": true}', '"label": an integer from 0, or a list'),
-        ('{"video": "a", "label": 1.0}', "found 1.0"),
-        ('{"video": "a", "label": -1}', "found -1"),
-        ('{"video": "a", "label": [1, 1]}', "different ones, found [1, 1]"),
-        ('{"video": "a", "label": 1e400}', "found inf"),
-        ('{"video": "a", "label": [2, 9]}', "expected a label from 0 to 8, found 9"),
-        ('{"video": "a"}', "expected a label from 0 to 8, found none"),
-        ('{"video": "a", "caption": [1]}', '"caption": a string, or a list of strings, found [1]'),
-        ('{"video": "a", "start": "1"}', "expected \"start\": seconds, found '1'"),
-        ('{"video": "a", "start": 3, "end": 2, "label": 1}', "start < end in seconds, found 3.0"),
-        ('{"video": "a", "start": NaN, "label": 1}', "start < end in seconds, found nan"),
-        (
-            '{"video": "a", "end": Infinity, "label": 1}',
-            "start < end in seconds, found None and inf",
-        ),
-        ('{"video": "a", "start": -1, "label": 1}', "start < end in seconds, found -1.0"),
-        (f'{{"video": "a", "end": 1{"0" * 400}}}', 'expected "end": seconds, found 1000'),
-        ('{"video": "a", "frame_pattern": "{}.jpg"}', 'expected "num_frames" beside'),
-        ('{"video": "a", "num_frames": 0, "label": 1}', "at least 1 frame in the folder, found 0"),
-        ('{"video": "a", "num_frames": 2, "frame_pattern": "{0.x}"}', "one place for the number"),
-        (
-            '{"video": "a", "num_frames": 2, "end": 1, "label": 1}',
-            "no times for a folder of images",
-        ),
-        (
-            '{"video": "a", "label": 0, "label": 1}',
-            "expected each key once, found 'label' twice",
-        ),
-        ('{"video": "a", "caption": {"b": 1, "b": 2}}', "found {'b': 2}"),
-        ("[" * 10_000, "nested too deeply"),
-        (f'{{"label": 1{"0" * 5000}}}', "numbers too long"),
-    ],
-)
-def test_bad_json_lines(tmp_path, line, expected):
-    path = write(tmp_path / "a.jsonl", f'{{"video": "good", "label": 1}}\n{line}\n')
-    ((number, message),) = problems(path, num_classes=9)
-    assert number == 2
-    assert expected in message
+@pytest.mark.parametrize("paths", ["/data/x/{}.mp4", "../data/x/{}.mp4"])
+def test_roots_are_checked_whenever_a_list_is_opened(home, tmp_path, paths):
+    path = tmp_path / "a.csv"
+    path.write_text("".join(f"{paths.format(i)},0\n" for i in range(9)))
+    for root in ("/data", "/data/x") if paths[0] == "/" else ("/data",):
+        assert read_annotations(path, root=root)[8].path == "/data/x/8.mp4"
+    with pytest.raises(AnnotationError, match="9 of 9 entries are wrong"):
+        read_annotations(path, root="/dat")
+    assert read_annotations(path, root="/data")[8].path == "/data/x/8.mp4"
 
 
-@pytest.mark.parametrize(
-    ("format_", "line", "expected"),
-    [
-        ("interval", "a.mp4 10 x 3 1", "expected seconds, found 'x'"),
-        ("interval", "a.mp4 10 nan 3 1", "0 <= start < end in seconds, found nan and 3.0"),
-        ("interval", "a.mp4 10 4 3 1", "0 <= start < end in seconds, found 4.0 and 3.0"),
-        ("interval", "a.mp4 10 12 13 1", "a start before the end of the file, 10 s, found 12 s"),
-        ("interval", "a.mp4 10 -1 3 1", "0 <= start < end in seconds, found -1.0 and 3.0"),
-        (
-            "interval",
-            "a b.mp4 10 1 3 1",
-            "5 columns (path, total time, start, end, label), found 6",
-        ),
-        ("pretrain", "a.mp4 10 1 3 1", "expected 6 columns (source, path, total time,"),
-        ("pretrain", "s a.mp4 10 1 3 -2", "a label: an integer from 0, found '-2'"),
-        ("frames", "folder 1", "expected at least 3 columns"),
-        ("frames", "folder few 1", "a number of frames: an integer from 0, found 'few'"),
-        ("frames", "folder 0 1", "at least 1 frame in the folder, found 0"),
-    ],
-)
-def test_bad_columns(tmp_path, format_, line, expected):
-    path = write(tmp_path / "a.txt", line)
-    ((number, message),) = problems(path, format=format_, separator=" ")
-    assert number == 1
-    assert expected in message
+def test_records_beside_errors_are_there_as_long_as_they_are_used(home, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("".join(f"{i % 90}.mp4,{i % 10}\n" for i in range(100)))
+    found = check_annotations(path, num_classes=10)
+    assert found.error.num_problems == 10
+    assert found.error.problems[0].line == 91
+    assert found.error.problems[0].found == "'0.mp4' again, first on line 1"
+    assert [clip.id for clip in found.records] == [f"{i}.mp4" for i in range(90)]
+    assert len(found.records[5:]) == 85
+    assert not [file for file in home.iterdir() if file.suffix != ".sha256"]
 
 
-def test_a_bad_first_line_does_not_hide_the_format(tmp_path):
-    path = write(tmp_path / "a.csv", "path,label\na.mp4,1\nb.mp4,2\n")
-    assert problems(path) == [
-        (
-            1,
-            "expected a label: an integer from 0, found 'label'; remove the line if it is a header",
-        )
-    ]
-
-
-def test_what_hides_the_format_is_quoted(tmp_path):
-    path = write(tmp_path / "a.csv", "a.mp4,0\nb.mp4 and no label\n")
-    with pytest.raises(AnnotationError, match="lines such as 'b.mp4 and no label'"):
+def test_a_home_that_cannot_be_written_is_replaced(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("INTERNVIDEO_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(lists.tempfile, "gettempdir", lambda: str(tmp_path))
+    path = write(tmp_path / "a.jsonl", 3)
+    with caplog.at_level(logging.WARNING):
+        assert len(read_annotations(path)) == 3
+    assert "cannot be written" in caplog.text
+    (apart,) = tmp_path.glob("internvideo_jax-*")
+    assert (apart.stat().st_mode & 0o777, len(list(apart.glob("*.arrow")))) == (0o700, 1)
+    monkeypatch.setattr(lists.os, "getuid", lambda: 12345)
+    apart.rename(tmp_path / "internvideo_jax-12345")
+    with pytest.raises(PermissionError, match="another user's: set INTERNVIDEO_HOME"):
         read_annotations(path)
 
 
-@pytest.mark.parametrize("text", ["a\nb\n", "a b c\n", "a 1 2 3 4\nb.mp4 1 2 3 4\n"])
-def test_a_format_that_cannot_be_told_is_asked_for(tmp_path, text):
-    ((line, message),) = problems(write(tmp_path / "a.txt", text))
-    assert line is None
-    assert "name it with --format" in message
+def test_what_killed_processes_have_left_is_removed(home, tmp_path):
+    home.mkdir(parents=True)
+    for name, age in (("old.partial", 10**5), ("new.partial", 10)):
+        (home / name).touch()
+        os.utime(home / name, (time.time() - age,) * 2)
+    read_annotations(write(tmp_path / "a.jsonl", 3))
+    assert [file.name for file in home.glob("*.partial")] == ["new.partial"]
 
 
-def test_the_listing_is_short_and_counts_the_rest(tmp_path):
-    path = write(tmp_path / "a.csv", "".join(f"{i}.mp4,9\n" for i in range(5000)))
-    with pytest.raises(AnnotationError) as info:
-        read_annotations(path, num_classes=9)
-    assert str(info.value).count("\n") == 21
-    assert str(info.value).endswith("\n  and 4980 more")
-    assert (info.value.num_problems, info.value.num_entries) == (5000, 5000)
-    assert len(info.value.problems) == 1000
-    copy = pickle.loads(pickle.dumps(info.value))
-    assert str(copy) == str(info.value)
+def test_a_file_that_changes_while_it_is_read(home, tmp_path, monkeypatch):
+    path = write(tmp_path / "a.jsonl", 3)
+    build = lists.build
+
+    def change(*arguments):
+        built = build(*arguments)
+        write(path, 4)
+        return built
+
+    monkeypatch.setattr(lists, "build", change)
+    with pytest.raises(AnnotationError, match="nobody changes while it is read"):
+        read_annotations(path)
+    assert not list(home.glob("*.arrow"))
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "found"),
-    [
-        ("a.csv", "", "expected at least one clip, found an empty file"),
-        ("a.csv", " \n\n", "expected at least one clip, found an empty file"),
-        ("a.jsonl", "", "expected at least one clip, found none"),
-        ("a.json", "[]", "expected at least one clip, found none"),
-        ("a.json", "", "expected '[' of a JSON list, found the end of the file"),
-    ],
-)
-def test_empty_files(tmp_path, name, text, found):
-    ((_, message),) = problems(write(tmp_path / name, text))
-    assert message == found
+def read_in_process(path):
+    found = read_annotations(path)
+    return os.getpid(), len(found), found[17].id
 
 
-def test_what_is_no_file(tmp_path):
-    assert problems(tmp_path / "none.csv") == [
-        (None, "expected an annotation file, found No such file or directory")
-    ]
-    assert problems(tmp_path) == [(None, "expected an annotation file, found a folder")]
-    assert problems(Path("/dev/zero"))[0][1].endswith("found a device or pipe")
+def test_processes_may_read_a_list_at_once(home, tmp_path):
+    path = write(tmp_path / "a.jsonl", 20_000)
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        results = pool.map(read_in_process, [path] * 6, chunksize=1)
+    assert {result[1:] for result in results} == {(20_000, record(tmp_path, 17).id)}
+    assert [file.suffix for file in home.iterdir() if file.suffix != ".sha256"] == [".arrow"]
 
 
-def test_text_that_is_not_utf8(tmp_path):
-    path = write(tmp_path / "a.csv", b"a.mp4,1\n\xff\xfe.mp4,1\nb.mp4,2\n")
-    assert problems(path) == [(2, "expected UTF-8 text, found the byte 0xff")]
-    path = write(tmp_path / "b.csv", "a.mp4,1\n".encode("utf-16"))
-    assert problems(path) == [(None, "expected UTF-8 text, found the byte 0xff")]
-    path = write(tmp_path / "a.json", b'[{"video": "a.mp4"},\n {"video": "\xe9"}]')
-    assert problems(path)[-1] == (1, "expected UTF-8 text, found the byte 0xe9")
-
-
-def test_a_giant_line_is_never_held(tmp_path):
-    path = tmp_path / "a.csv"
-    with path.open("wb") as file:
-        file.write(b"a.mp4,1\n")
-        # Sparse: 256 MiB of zeros that takes no room on disk.
-        file.truncate(2**28)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert problems(path, format="csv") == [
-        (2, f"expected a line of at most {MAX_ENTRY_BYTES} bytes, found a longer one")
-    ]
-    # In KiB on Linux.
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17
+def test_numbered_ids_in_batches(home, tmp_path, monkeypatch):
+    monkeypatch.setattr("internvideo_jax.data.annotations.building._LIST_ENTRIES", 5)
+    rng = random.Random(0)
+    names = [rng.choice(("a", "b", "a#2", "a#2#2", "b#3", "c")) for _ in range(60)]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"video": name} for name in names]))
+    expected, counts = [], {}
+    for name in names:
+        unique = name
+        if name in expected:
+            counts[name] = counts.get(name, 1) + 1
+            while f"{name}#{counts[name]}" in expected:
+                counts[name] += 1
+            unique = f"{name}#{counts[name]}"
+        expected.append(unique)
+    found = read_annotations(path)
+    assert [clip.id for clip in found] == expected
+    assert [clip.path for clip in found] == [f"{tmp_path}/{name}" for name in names]
 
 
 @pytest.mark.parametrize(
-    ("name", "start", "what"),
+    ("name", "text"),
     [
-        ("a.jsonl", '{"video": "a"}\n{"video": "', "a line"),
-        ("a.json", '[{"video": "a"},\n{"video": "', "an item"),
+        ("a.jsonl", '{"audio": "a/x.wav", "label": 1}\n{"audio": "y.FLAC", "label": 0}\n'),
+        ("a.csv", "a/x.wav,1\ny.FLAC,0\n"),
+        ("a.txt", "s a/x.wav 10 -1 -1 1\ns y.FLAC 10 -1 -1 0\n"),
+        ("a.json", '[{"audio": "a/x.wav", "caption": "rain"}, {"audio": "y.FLAC"}]'),
     ],
 )
-def test_long_entries_are_refused(tmp_path, name, start, what):
-    path = write(tmp_path / name, f'{start}{"x" * 4 * MAX_ENTRY_BYTES}"}}\n{{"video": "b"}}]')
-    listed = problems(path)
-    assert listed[0] == (
-        2,
-        f"expected {what} of at most {MAX_ENTRY_BYTES} bytes, found a longer one",
-    )
+def test_lists_of_sound(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    found = read_annotations(path)
+    assert [clip.id for clip in found] == ["a/x.wav", "y.FLAC"]
+    assert {clip.media for clip in found} == {"audio"}
 
 
-def test_missing_files_are_found_if_asked(tmp_path):
-    (tmp_path / "here.mp4").touch()
-    (tmp_path / "folder").mkdir()
-    path = write(
-        tmp_path / "a.jsonl",
-        '{"video": "here.mp4"}\n{"video": "gone.mp4"}\n{"video": "folder"}\n'
-        '{"video": "here.mp4", "id": "h", "num_frames": 2}\n',
-    )
-    assert len(read_annotations(path)) == 4
-    assert problems(path, root=None, check_files=True) == [
-        (2, f"expected a file at {tmp_path}/gone.mp4, found nothing there"),
-        (4, f"expected a folder of images at {tmp_path}/here.mp4, found a file"),
-    ]
-
-
-def test_links_in_the_root_are_followed(tmp_path):
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "disk" / "a.mp4").touch()
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root" / "link").symlink_to(tmp_path / "disk")
-    path = write(tmp_path / "a.csv", "link/a.mp4,1\n")
-    (record,) = read_annotations(path, root=tmp_path / "root", check_files=True)
-    assert record.path == f"{tmp_path}/root/link/a.mp4"
-
-
-def test_the_root_of_the_disk_admits_all(tmp_path):
-    path = write(tmp_path / "a.csv", "/x/a.mp4,1\n/y/../b.mp4,1\n")
-    assert [r.path for r in read_annotations(path, root="/")] == ["/x/a.mp4", "/b.mp4"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"format": "xml"}, "expected a format of annotations"),
-        ({"separator": ", "}, "expected one character as the separator"),
-        ({"separator": ""}, "expected one character"),
-    ],
-)
-def test_useless_arguments(tmp_path, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        read_annotations(write(tmp_path / "a.csv", "a.mp4,1\n"), **arguments)
-
-
-def test_ids_that_repeated_paths_get_are_unique(tmp_path):
-    items = [{"video": name} for name in ("a", "a#2", "a", "a", "a#2")]
-    path = write(tmp_path / "a.json", json.dumps(items))
-    assert [r.id for r in read_annotations(path)] == ["a", "a#2", "a#3", "a#4", "a#2#2"]
-
-
-@pytest.mark.parametrize(
-    ("text", "records", "expected"),
-    [
-        (
-            '[{"video": "a"}, 3, {"sound": "b"}, {"video": "c"}, {"audio": "a.mp4"}]',
-            2,
-            ["a JSON object", '"image" or "audio"', "a file of sound (.wav"],
-        ),
-        (
-            '[{"video": "a", "video": "b"}, {"video": "c"}]',
-            1,
-            ["each key once, found 'video' twice"],
-        ),
-        ('[{"video": "a"},\n{"video": ]', 1, ["expected JSON"]),
-        ('[{"video": "a"}\n{"video": "b"}]', 1, ["']' of a JSON list"]),
-        ('[{"video": "a"}', 1, ["']' of a JSON list"]),
-        ('[{"video": "a"}] and more', 1, ["the end after the list, found 'and more'"]),
-        ('[{"video": "a"},]', 1, ["expected JSON"]),
-        ('[{"video": "a", "video_start_frame": 3}]', 0, ['"start" and "end" in seconds']),
-        ('{"video": "a"}', 0, ["'[' of a JSON list"]),
-    ],
-)
-def test_bad_json_lists(tmp_path, text, records, expected):
-    path = write(tmp_path / "a.json", text)
-    found = check_annotations(path, format="json")
-    assert len(found.records) == records
-    assert found.error is not None
-    messages = [str(problem) for problem in found.error.problems]
-    assert len(messages) == len(expected)
-    assert all(part in message for part, message in zip(expected, messages, strict=True))
-
-
-@settings(max_examples=25)
-@given(st.integers(0, 40), st.integers(1, 200))
-def test_json_lists_longer_than_a_piece(tmp_path_factory, seed, padding):
-    # Items, escapes and characters of several bytes are cut wherever a piece ends.
-    text = 'é\\"𝄞\n' + string.ascii_letters * padding
-    items = [{"video": f"{i}", "caption": text[i % 7 :], "n": -seed * i} for i in range(5)]
-    data = json.dumps(items, ensure_ascii=seed % 2 == 0, indent=seed % 3 or None)
-    path = tmp_path_factory.getbasetemp() / "pieces.json"
-    path.write_text(data, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("internvideo_jax.data.annotations.lines.PIECE_BYTES", 1 + seed)
-        records = read_annotations(path)
-    assert [record.captions for record in records] == [(item["caption"],) for item in items]
-
-
-def test_lines_of_json_items(tmp_path):
-    path = write(tmp_path / "a.json", '[\n{"video": "a"},\n\n{"video":\n"a"}, 1\n, 2]')
-    assert [line for line, _ in problems(path)] == [5, 6]
-
-
-def test_many_lines_are_read_fast(tmp_path):
-    path = write(tmp_path / "a.csv", "".join(f"c/{i:07}.mp4,{i % 400}\n" for i in range(100_000)))
-    started = time.process_time()
-    assert len(read_annotations(path, num_classes=400)) == 100_000
-    # 0.6 s on one core; a quadratic step would take minutes.
-    assert time.process_time() - started < 6
+def test_media_are_told_by_names():
+    kinds = {"x.mp4": "video", "x.JPG": "image", "x": "video", "x.opus": "audio"}
+    assert {name: ClipRecord(name, f"/{name}").media for name in kinds} == kinds
+    assert ClipRecord("x", "/x", num_frames=3).media == "images"
