@@ -18,7 +18,7 @@ def is_debugging() -> bool:
 
 
 def home() -> Path:
-    """Where converted models and demo outputs lie: `$INTERNVIDEO_HOME` or the user's cache."""
+    """Where models, demo outputs and lists of clips are kept: `$INTERNVIDEO_HOME` or a cache."""
     if chosen := os.environ.get("INTERNVIDEO_HOME"):
         return Path(chosen).expanduser().absolute()
     if sys.platform == "darwin":

@@ -42,6 +42,7 @@ PARTIAL = ".partial"
 SUMMARY = b"summary"
 
 _LIST_ENTRIES = 1024
+_UNIQUE_ID = 'a unique id (by default the path with its times; jsonl may state an "id")'
 
 
 class Summary(NamedTuple):
@@ -91,10 +92,10 @@ def build(path: str, layout: Layout, context: Context, folder: Path, fingerprint
     repeated = _repeated(np.frombuffer(hashes, np.int64))
     if repeated.any():
         try:
-            settled, problems = _settle_ids(file, repeated, layout.format == "json", fingerprint)
+            settled, *wrong = _settle_ids(file, repeated, layout.format == "json", fingerprint)
         finally:
             file.unlink()
-        reader.add(problems)
+        reader.add(*wrong)
         file = settled
     return Built(file, reader.problems, reader.num_problems, reader.num_entries)
 
@@ -108,10 +109,10 @@ class _Reader:
         self.num_problems = 0
         self.num_entries = 0
 
-    def add(self, problems: list[Problem]) -> None:
-        """Notes what is wrong with some entries."""
-        self.num_problems += len(problems)
-        known = self.problems + problems[:MAX_KEPT_PROBLEMS]
+    def add(self, problems: list[Problem], number: int) -> None:
+        """Notes the first problems with some entries, and of how many they are the first."""
+        self.num_problems += number
+        known = self.problems + problems
         self.problems = sorted(known, key=lambda problem: problem.line or 0)[:MAX_KEPT_PROBLEMS]
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -163,7 +164,7 @@ class _Reader:
 
     def _checked(self, entries: Iterable[tuple[int, Entry | EntryError]]) -> list[NumberedEntry]:
         """The good ones."""
-        good, bad = [], []
+        good, bad, num_bad = [], [], 0
         for line, entry in entries:
             self.num_entries += 1
             try:
@@ -171,8 +172,10 @@ class _Reader:
                     raise entry
                 good.append((line, check_entry(entry, self._context)))
             except EntryError as error:
-                bad.append(Problem(line, error.expected, error.found))
-        self.add(bad)
+                num_bad += 1
+                if len(bad) < MAX_KEPT_PROBLEMS:
+                    bad.append(Problem(line, error.expected, error.found))
+        self.add(bad, num_bad)
         return good
 
 
@@ -233,9 +236,8 @@ def open_batches(file: str | os.PathLike[str]) -> tuple[list[pa.RecordBatch], Su
     reader = pa.ipc.open_file(pa.memory_map(os.fspath(file)))
     last = reader.num_record_batches - 1
     _, metadata = reader.get_batch_with_custom_metadata(last)
-    return [reader.get_batch(number) for number in range(last)], Summary(
-        **json.loads(metadata[SUMMARY])
-    )
+    summary = Summary(**json.loads(metadata[SUMMARY]))
+    return [reader.get_batch(number) for number in range(last)], summary
 
 
 def record_ids(batch: pa.RecordBatch) -> Any:
@@ -257,7 +259,7 @@ def _repeated(hashes: np.ndarray) -> np.ndarray:
 
 def _settle_ids(
     file: Path, repeated: np.ndarray, is_list: bool, fingerprint: str
-) -> tuple[Path, list[Problem]]:
+) -> tuple[Path, list[Problem], int]:
     """Copies a file with each id once: what repeats one gets a number, or is left out as wrong.
 
     Args:
@@ -268,11 +270,12 @@ def _settle_ids(
       fingerprint: of the clips.
 
     Returns:
-      The copy, and what is wrong.
+      The copy, the first problems, and how many there are.
     """
     lines: dict[str, int] = {}
     counts: dict[str, int] = {}
-    problems = []
+    problems: list[Problem] = []
+    num_problems = 0
     batches, _ = open_batches(file)
     first = 0
     with _written(file.parent, fingerprint) as (target, writer):
@@ -288,11 +291,10 @@ def _settle_ids(
                 name, line = names[row], batch["line"][row].as_py()
                 if name in lines and not is_list:
                     is_wrong[row] = True
-                    expected = (
-                        'a unique id (by default the path with its times; jsonl may state an "id")'
-                    )
-                    found = f"{quote(name)} again, first on line {lines[name]}"
-                    problems.append(Problem(line, expected, found))
+                    num_problems += 1
+                    if len(problems) < MAX_KEPT_PROBLEMS:
+                        found = f"{quote(name)} again, first on line {lines[name]}"
+                        problems.append(Problem(line, _UNIQUE_ID, found))
                     continue
                 if name in lines:
                     times = counts.get(name, 1) + 1
@@ -305,4 +307,4 @@ def _settle_ids(
             batch = batch.set_column(batch.schema.get_field_index("id"), "id", ids)
             writer.write(batch.filter(pa.array(~is_wrong)))
             first += count
-    return target, problems
+    return target, problems, num_problems

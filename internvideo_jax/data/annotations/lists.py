@@ -7,7 +7,6 @@ the annotation file's content; whoever needs the room may delete it.
 
 import bisect
 import contextlib
-import copy
 import hashlib
 import itertools
 import logging
@@ -86,8 +85,9 @@ class ClipList(Sequence[ClipRecord]):
     def __getitem__(self, index: int | slice) -> "ClipRecord | ClipList":
         rows = self._rows[index]
         if isinstance(rows, range):
-            some = copy.copy(self)
-            some._rows = rows
+            # Not through the file: of a faulty list, it is gone.
+            some = ClipList.__new__(ClipList)
+            some.__dict__.update(self.__dict__, _rows=rows)
             return some
         number = bisect.bisect_right(self._ends, rows)
         if number not in self._columns:
