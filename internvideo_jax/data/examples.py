@@ -1,6 +1,7 @@
 """From the number of an example to its columns: which clip it is, and what fields make of it."""
 
 import bisect
+import functools
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -187,8 +188,9 @@ class TrainExamples:
             try:
                 with LazyClip(index, self._clips[index]) as clip:
                     for field in self._fields:
-                        rng = field.generator(self._seed, number, attempt, *self._stream)
-                        columns |= field.train(clip, rng)
+                        numbers = (self._seed, number, attempt, *self._stream)
+                        draws = functools.partial(field.generator, *numbers)
+                        columns |= field.train(clip, draws)
             except UnfitClip:
                 raise
             except (ValueError, OSError) as error:
