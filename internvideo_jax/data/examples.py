@@ -60,11 +60,12 @@ class Clips:
     def __init__(
         self, config: DataConfig, *, use_cache: bool = False, source: ClipSource | None = None
     ):
-        if source is not None:
-            self.members, self._sources = (), [source]
-        else:
-            self.members = config.members
-            self._sources = [open_source(m, num_classes=config.num_classes) for m in self.members]
+        self.members = config.members if source is None else ()
+        self._sources: list[ClipSource] = (
+            [open_source(member, num_classes=config.num_classes) for member in self.members]
+            if source is None
+            else [source]
+        )
         for number, source in enumerate(self._sources):
             if not len(source):
                 name = self.members[number].name if self.members else "source"
