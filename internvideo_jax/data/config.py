@@ -153,7 +153,7 @@ class DataConfig(ClipSet):
         """The config with what a member of the mixture states for itself."""
         own = {name: getattr(member, name) for name in ("num_frames", "image_size")}
         given = {name: value for name, value in own.items() if value is not None}
-        return dataclasses.replace(self, **given)  # type: ignore[arg-type]
+        return dataclasses.replace(self, **given)
 
     @property
     def members(self) -> tuple[MixtureMember, ...]:

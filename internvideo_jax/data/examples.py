@@ -1,6 +1,7 @@
 """From the number of an example to its columns: which clip it is, and what fields make of it."""
 
 import bisect
+import functools
 import hashlib
 import itertools
 from collections.abc import Sequence
@@ -59,11 +60,12 @@ class Clips:
     def __init__(
         self, config: DataConfig, *, use_cache: bool = False, source: ClipSource | None = None
     ):
-        if source is not None:
-            self.members, self._sources = (), [source]
-        else:
-            self.members = config.members
-            self._sources = [open_source(m, num_classes=config.num_classes) for m in self.members]
+        self.members = config.members if source is None else ()
+        self._sources: list[ClipSource] = (
+            [open_source(member, num_classes=config.num_classes) for member in self.members]
+            if source is None
+            else [source]
+        )
         for number, source in enumerate(self._sources):
             if not len(source):
                 name = self.members[number].name if self.members else "source"
@@ -187,8 +189,9 @@ class TrainExamples:
             try:
                 with LazyClip(index, self._clips[index]) as clip:
                     for field in self._fields:
-                        rng = field.generator(self._seed, number, attempt, *self._stream)
-                        columns |= field.train(clip, rng)
+                        numbers = (self._seed, number, attempt, *self._stream)
+                        draws = functools.partial(field.generator, *numbers)
+                        columns |= field.train(clip, draws)
             except UnfitClip:
                 raise
             except (ValueError, OSError) as error:

@@ -68,12 +68,12 @@ def probe_features(path: Path, video: np.ndarray) -> np.ndarray:
       float32 `[N, F]`.
     """
     encoder, variables = models.video_encoder(*_load(path))
-    return _by_parts(_probed, encoder, variables, video)  # type: ignore[no-any-return]
+    return _by_parts(_probed, encoder, variables, video)
 
 
 def class_scores(path: Path, video: np.ndarray) -> np.ndarray:
     """Logits `[N, C]` of a saved classifier, averaged over the frames by one of single frames."""
-    return _by_parts(_logits, *_load(path), video)  # type: ignore[no-any-return]
+    return _by_parts(_logits, *_load(path), video)
 
 
 def _targets(teacher: nn.Module, variables: Any, video: jax.Array) -> dict[str, jax.Array]:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +61,21 @@ class TrainedModel:
         return float(np.mean([x["data_wait"] for x in self.metrics() if "data_wait" in x] or [0.0]))
 
 
-def recipe(name: str, size: str, initial: Path | None = None, **data: str) -> command.Run:
+def recipe(
+    name: str, size: str, data: Mapping[str, str] | None = None, initial: Path | None = None
+) -> command.Run:
     """A run's parts.
 
     Args:
       name: key of `CONFIGS`.
       size: key of `configs.demo.common.SIZES`.
+      data: fields of the `DataConfig` that only this machine knows.
       initial: saved model to start from.
-      **data: fields of the `DataConfig` that only this machine knows.
     """
     config = CONFIGS[name](size)
     if initial is not None:
         config.stage.initial = str(initial)
-    config.data.update(data)
+    config.data.update(data or {})
     return command.parse_run(config)
 
 
@@ -96,7 +99,7 @@ def close_folder(directory: Path) -> None:
     (directory / _FINISHED).touch()
 
 
-def train(name: str, size: str, folder: Path, part: Part, **data: str) -> TrainedModel:
+def train(name: str, size: str, folder: Path, part: Part, data: Mapping[str, str]) -> TrainedModel:
     """Trains from random weights, or goes on from the newest checkpoint.
 
     Args:
@@ -104,14 +107,14 @@ def train(name: str, size: str, folder: Path, part: Part, **data: str) -> Traine
       size: key of `configs.demo.common.SIZES`.
       folder: of `open_folder`.
       part: where the FLOPs of the whole run are noted.
-      **data: as in `recipe`.
+      data: as in `recipe`.
 
     Raises:
       arguments.Terminated: SIGTERM, after a checkpoint.
       OSError, ValueError: as `training.loop.train`.
     """
     directory = folder / name.replace(" ", "_")
-    run = recipe(name, size, directory / UNTRAINED, **data)
+    run = recipe(name, size, data, directory / UNTRAINED)
     assert run.train.steps is not None
     save_untrained(directory / UNTRAINED, run.stage, run.train.seed)
     part.flops = sum(run.stage.flops().values()) * float(run.train.rows * run.train.steps)

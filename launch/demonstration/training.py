@@ -78,17 +78,20 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
         world, clips = _make_clips(size, home)
     print(f"{sum(map(len, clips.values()))} clips in {world.directory}")
     seen = clips["train"]
-    motions, looks = (str(f("train")) for f in (world.annotations, world.look_annotations))
-    cache = str(cache_dir(world))
-    train = functools.partial(runs.train, size=size_name, folder=folder, cache_dir=cache)
+    train = functools.partial(runs.train, size=size_name, folder=folder)
+    cached = {"cache_dir": str(cache_dir(world))}
+    motions, looks = (
+        {**cached, "annotations": str(annotations("train"))}
+        for annotations in (world.annotations, world.look_annotations)
+    )
 
     say("Train an image teacher: single frames, labelled with colour, shape and size")
     with meter.part("image teacher") as part:
-        image_teacher = train("image teacher", part=part, annotations=looks)
+        image_teacher = train("image teacher", part=part, data=looks)
 
     say("Train a video teacher: clips, labelled with their motion")
     with meter.part("video teacher") as part:
-        video_teacher = train("video teacher", part=part, annotations=motions)
+        video_teacher = train("video teacher", part=part, data=motions)
 
     say("Stage 1: a masked student follows both teachers, without labels")
     with meter.part("teachers' features"):
@@ -99,18 +102,19 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
         features_dir.mkdir(exist_ok=True)
         for name, array in targets.items():
             np.save(features_dir / f"{name}.npy", array)
-    data = {"annotations": motions, "features_dir": str(features_dir)}
+    data = {**motions, "features_dir": str(features_dir)}
     with meter.part("stage 1") as part:
-        student = train("stage 1", part=part, **data)
+        student = train("stage 1", part=part, data=data)
 
     say("Probe the frozen encoders on held-out clips")
     with meter.part("probes and report"):
         rows = _probe_all(size, clips, student, video_teacher, image_teacher)
-        stage1 = runs.recipe("stage 1", size_name, cache_dir=cache, **data)
+        stage1 = runs.recipe("stage 1", size_name, data)
+        assert isinstance(stage1.stage, PretrainStage)
         results = [
             _result(image_teacher, _constant(seen.looks), clips["test"], "looks"),
             _result(video_teacher, _constant(seen.motions), clips["test"], "motions"),
-            _result(student, _constants(stage1)),
+            _result(student, _constants(stage1, stage1.stage)),
         ]
         pictures = {
             "losses.png": _draw_losses([image_teacher, video_teacher, student], results),
@@ -195,13 +199,13 @@ def _constant(labels: np.ndarray) -> dict[str, float]:
     return {"loss": float(-np.sum(shares[shares > 0] * np.log(shares[shares > 0])))}
 
 
-def _constants(run: Recipe) -> dict[str, float]:
+def _constants(run: Recipe, stage: PretrainStage) -> dict[str, float]:
     """The same of stage 1's losses: those of the best constant features."""
     batches = pipeline.train_batches(
-        run.data, tuple(run.stage.example_batch(1)), batch_size=run.train.batch_size, seed=0
+        run.data, tuple(stage.example_batch(1)), batch_size=run.train.batch_size, seed=0
     )
     try:
-        return constant_losses(run.stage, batches, _BASELINE_BATCHES)
+        return constant_losses(stage, batches, _BASELINE_BATCHES)
     finally:
         batches.close()
 

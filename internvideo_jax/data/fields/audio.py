@@ -4,7 +4,7 @@ import numpy as np
 
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.decode.audio import SoundError
-from internvideo_jax.data.fields.field import Columns, Field, LazyClip
+from internvideo_jax.data.fields.field import Columns, Draws, Field, LazyClip
 from internvideo_jax.data.transforms.filterbank import audio_input
 
 # Filterbanks step by a hundredth of a second.
@@ -27,8 +27,8 @@ class AudioField(Field):
     def __init__(self, config: DataConfig):
         self._config = config
 
-    def train(self, clip: LazyClip, rng: np.random.Generator) -> Columns:
-        return self._columns(clip, rng.random())
+    def train(self, clip: LazyClip, draws: Draws) -> Columns:
+        return self._columns(clip, draws().random())
 
     def evaluate(self, clip: LazyClip) -> Columns:
         segments, crops = self._config.segments, self._config.crops

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from internvideo_jax.data.config import DataConfig
-from internvideo_jax.data.fields.field import Columns, Field, LazyClip
+from internvideo_jax.data.fields.field import Columns, Draws, Field, LazyClip
 
 
 class CaptionsField(Field):
@@ -20,9 +20,9 @@ class CaptionsField(Field):
     def __init__(self, config: DataConfig):
         del config
 
-    def train(self, clip: LazyClip, rng: np.random.Generator) -> Columns:
+    def train(self, clip: LazyClip, draws: Draws) -> Columns:
         captions = self._captions(clip)
-        return {"captions": _objects(captions[rng.integers(len(captions))])}
+        return {"captions": _objects(captions[draws().integers(len(captions))])}
 
     def evaluate(self, clip: LazyClip) -> Columns:
         return {"captions": _objects(self._captions(clip))}

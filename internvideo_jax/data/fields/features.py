@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from internvideo_jax.data.config import DataConfig
-from internvideo_jax.data.fields.field import Columns, Field, LazyClip
+from internvideo_jax.data.fields.field import Columns, Draws, Field, LazyClip
 
 PREFIX = "targets/"
 
@@ -45,7 +45,7 @@ class FeaturesField(Field):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
 
-    def train(self, clip: LazyClip, rng: np.random.Generator) -> Columns:
+    def train(self, clip: LazyClip, draws: Draws) -> Columns:
         return {self.name: np.array(self._rows()[clip.index][None])}
 
     def evaluate(self, clip: LazyClip) -> Columns:
@@ -57,5 +57,6 @@ class FeaturesField(Field):
     def _rows(self) -> np.ndarray:
         with self._lock:
             if self._mapped is None:
-                self._mapped = np.load(self._path, mmap_mode="r")
+                # A plain view: subclasses of arrays are slow to index.
+                self._mapped = np.asarray(np.load(self._path, mmap_mode="r"))
             return self._mapped

@@ -4,6 +4,7 @@ import abc
 import contextlib
 import functools
 import zlib
+from collections.abc import Callable
 from typing import ClassVar, Self
 
 import numpy as np
@@ -15,6 +16,8 @@ from internvideo_jax.data.sources.clips import SourceClip
 
 # Columns of a batch by name, with rows along the first axis.
 Columns = dict[str, np.ndarray]
+# Makes the random numbers of a field and an example, the same each time: most fields need none.
+Draws = Callable[[], np.random.Generator]
 
 
 class UnfitClip(ValueError):
@@ -76,8 +79,8 @@ class Field(abc.ABC):
     def __init__(self, config: DataConfig): ...
 
     @abc.abstractmethod
-    def train(self, clip: LazyClip, rng: np.random.Generator) -> Columns:
-        """Columns of a training example; all chance comes from `rng`.
+    def train(self, clip: LazyClip, draws: Draws) -> Columns:
+        """Columns of a training example; all chance comes from `draws()`.
 
         Raises:
           UnfitClip: training cannot go on with such a clip in the list.

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from internvideo_jax.data.config import DataConfig
-from internvideo_jax.data.fields.field import Columns, Field, LazyClip
+from internvideo_jax.data.fields.field import Columns, Draws, Field, LazyClip
 from internvideo_jax.data.transforms.augmentation import (
     FinetuneAugmentation,
     finetuning_augment,
@@ -45,8 +45,8 @@ class VideoField(Field):
             for flip in (False, True)
         }
 
-    def train(self, clip: LazyClip, rng: np.random.Generator) -> Columns:
-        config, reader = self._config, clip.reader
+    def train(self, clip: LazyClip, draws: Draws) -> Columns:
+        config, reader, rng = self._config, clip.reader, draws()
         size, copies = config.image_size, config.num_sample
         indices = sample_indices(
             config.sampling,
@@ -115,8 +115,8 @@ class ImageField(Field):
     def __init__(self, config: DataConfig):
         self._video = VideoField(dataclasses.replace(config, num_frames=1))
 
-    def train(self, clip: LazyClip, rng: np.random.Generator) -> Columns:
-        return {"image": self._video.train(clip, rng)["video"]}
+    def train(self, clip: LazyClip, draws: Draws) -> Columns:
+        return {"image": self._video.train(clip, draws)["video"]}
 
     def evaluate(self, clip: LazyClip) -> Columns:
         return {"image": self._video.evaluate(clip)["video"]}

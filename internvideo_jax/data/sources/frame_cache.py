@@ -97,7 +97,8 @@ class CachedSource:
         with self._lock:
             if self._mapped is None:
                 empty = not self._pixels.stat().st_size
-                self._mapped = (
+                # A plain view: subclasses of arrays are slow to index.
+                self._mapped = np.asarray(
                     np.empty(0, np.uint8) if empty else np.memmap(self._pixels, np.uint8, "r")
                 )
             return self._mapped
