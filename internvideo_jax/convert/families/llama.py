@@ -11,7 +11,7 @@ from typing import Any
 from internvideo_jax.convert.engine.family import Family, Shapes
 from internvideo_jax.convert.engine.options import Options
 from internvideo_jax.convert.engine.registry import Released
-from internvideo_jax.convert.engine.rules import Ignore, Rule, Table, nested, rule
+from internvideo_jax.convert.engine.rules import Ignore, Rule, Table, rule
 from internvideo_jax.convert.engine.transforms import (
     LINEAR,
     LINEAR_FROM_HEADS,
@@ -99,9 +99,7 @@ def _recognize(shapes: Shapes, architecture: str | None) -> str | None:
 
 def _config(options: Options) -> LlamaTextConfig:
     # A manifest holds the language model's options as one.
-    inner = Options(
-        options.kind, options.options | options.take("llama", {}), options.fallback
-    )
+    inner = Options(options.kind, options.options | options.take("llama", {}), options.fallback)
     for name in options.options:
         options.take(name)
     inner.take("llama", {})
@@ -109,14 +107,14 @@ def _config(options: Options) -> LlamaTextConfig:
     inner.require("rope_scaling", None)
     inner.require("mlp_bias", False)
     inner.require("attention_dropout", 0.0)
-    heads = inner.size("num_attention_heads")
+    width, heads = inner.size("hidden_size"), inner.size("num_attention_heads")
     has_biases = inner.take("attention_bias", False)
     lm = DecoderLMConfig(
-        width=inner.size("hidden_size"),
+        width=width,
         depth=inner.size("num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=inner.take("num_key_value_heads", None) or heads,
-        head_dim=inner.take("head_dim", None),
+        head_dim=inner.take("head_dim", None) or width // heads,
         mlp_dim=inner.size("intermediate_size"),
         norm_epsilon=inner.take("rms_norm_eps", 1e-6),
         activation=_ACTIVATIONS[inner.take("hidden_act", "silu")],
@@ -161,7 +159,9 @@ def _infer(
     options = {**stored, **stored.get("llama", {}), **given, **given.get("llama", {})}
     # The released tower has heads of 128 channels.
     heads = options.get("num_attention_heads") or max(width // 128, 1)
-    queries, keys = (shapes[f"{_FIRST}.self_attn.{name}.weight"][0] for name in ("q_proj", "k_proj"))
+    queries, keys = (
+        shapes[f"{_FIRST}.self_attn.{name}.weight"][0] for name in ("q_proj", "k_proj")
+    )
     shown: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": width,
