@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_dict
 from internvideo_jax.config import to_dict
 from internvideo_jax.models import stage1, teacher, video_vit
 from internvideo_jax.models.video_classifier import VideoClassifierConfig
-from internvideo_jax.nn.transformer import Remat
+from internvideo_jax.nn.stack import Remat
 
 _SIZES: dict[str, Callable[[], video_vit.VideoViTConfig]] = {
     "s14": video_vit.internvideo2_s14,

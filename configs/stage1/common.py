@@ -12,7 +12,7 @@ from internvideo_jax.config import nearest_name
 from internvideo_jax.data.config import DataConfig, Sampling
 from internvideo_jax.models import video_vit
 from internvideo_jax.models.video_vit import VideoViTConfig
-from internvideo_jax.nn.transformer import Remat
+from internvideo_jax.nn.stack import Remat
 from internvideo_jax.training.config import TrainConfig
 
 SIZES: dict[str, Callable[[], VideoViTConfig]] = {

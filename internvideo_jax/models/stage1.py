@@ -12,7 +12,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from internvideo_jax.models.architecture import Architecture
 from internvideo_jax.models.video_vit import (
+    EncoderModel,
     VideoViT,
     VideoViTConfig,
     example_video,
@@ -145,7 +147,7 @@ def _layer_decoders(
     return stacked(kind, out_dim, normalization, x.dtype, name=name)(x)
 
 
-class Stage1Student(nn.Module):
+class Stage1Student(EncoderModel):
     """Pre-training student: linear decoders to the CLIP-side teacher, MLP ones to the MAE side."""
 
     config: Stage1StudentConfig
@@ -193,10 +195,20 @@ class Stage1Student(nn.Module):
 
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of the positional inputs of a call at the recipes' mask ratio of 0.8."""
-        return _student_inputs(self.config.encoder, batch_size, per_frame=True)
+        t, h, w = self.config.encoder.grid
+        return _student_inputs(self.config.encoder, batch_size, t * (h * w - int(0.8 * h * w)))
+
+    def flops(self, num_kept: int | None = None) -> dict[str, int]:
+        c, tokens = self.config, num_kept or self.config.encoder.num_tokens
+        decoder = _decoder_flops("mlp", tokens - 1, c.encoder.width, c.mae_target_dim)
+        return (
+            super().flops(num_kept)
+            | _clip_decoder_flops(c, "linear", tokens)
+            | {"mae_decoder": len(c.mae_layers) * decoder}
+        )
 
 
-class DistillStudent(nn.Module):
+class DistillStudent(EncoderModel):
     """Distillation student: decoders of one class for the teacher's tokens and pooled feature."""
 
     config: DistillStudentConfig
@@ -225,7 +237,12 @@ class DistillStudent(nn.Module):
 
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of the positional inputs of a call at the recipes' mask ratio of 0.8."""
-        return _student_inputs(self.config.encoder, batch_size, per_frame=False)
+        t, h, w = self.config.encoder.grid
+        return _student_inputs(self.config.encoder, batch_size, t * h * w - int(0.8 * t * h * w))
+
+    def flops(self, num_kept: int | None = None) -> dict[str, int]:
+        c, tokens = self.config, num_kept or self.config.encoder.num_tokens
+        return super().flops(num_kept) | _clip_decoder_flops(c, c.decoder, tokens)
 
 
 def _final_decoder(
@@ -237,9 +254,29 @@ def _final_decoder(
 
 
 def _student_inputs(
-    encoder: VideoViTConfig, batch_size: int, per_frame: bool
+    encoder: VideoViTConfig, batch_size: int, kept: int
 ) -> tuple[jax.ShapeDtypeStruct, ...]:
-    t, h, w = encoder.grid
-    kept = t * (h * w - int(0.8 * h * w)) if per_frame else t * h * w - int(0.8 * t * h * w)
     indices = jax.ShapeDtypeStruct((batch_size, 1 + kept), jnp.int32)
-    return example_video(encoder.num_frames, encoder.image_size, batch_size), indices
+    return example_video(encoder, batch_size), indices
+
+
+def _clip_decoder_flops(
+    c: Stage1StudentConfig | DistillStudentConfig, kind: DecoderKind, tokens: int
+) -> dict[str, int]:
+    middle = _decoder_flops(kind, tokens, c.encoder.width, c.clip_target_dim)
+    final = _decoder_flops(kind, 1, c.encoder.pooled_dim, c.clip_final_dim)
+    return {
+        "clip_decoder": len(c.clip_layers) * middle,
+        "final_clip_decoder": final if c.clip_final_dim else 0,
+    }
+
+
+def _decoder_flops(kind: DecoderKind, rows: int, width: int, out_dim: int) -> int:
+    hidden = width * width if kind == "mlp" else 0
+    return 2 * rows * (hidden + width * out_dim)
+
+
+ARCHITECTURES = {
+    "stage1_student": Architecture(Stage1StudentConfig, Stage1Student),
+    "distill_student": Architecture(DistillStudentConfig, DistillStudent),
+}

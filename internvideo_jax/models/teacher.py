@@ -12,8 +12,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from internvideo_jax.models.architecture import Architecture
 from internvideo_jax.models.stage1 import Normalization, aligned_layers
-from internvideo_jax.models.video_vit import VideoViT, VideoViTConfig, example_video, internvl_6b
+from internvideo_jax.models.video_vit import (
+    EncoderModel,
+    VideoViT,
+    VideoViTConfig,
+    internvl_6b,
+)
 from internvideo_jax.models.videomae import VideoMAE, VideoMAEConfig, videomae_g14
 from internvideo_jax.nn.normalization import l2_normalize
 
@@ -77,8 +83,11 @@ class TeacherOutput:
     attention: jax.Array
 
 
-class Teacher(nn.Module):
-    """Runs a video ViT on all tokens; returns targets and the pooler's attention."""
+class Teacher(EncoderModel):
+    """Runs a video ViT on all tokens; returns targets and the pooler's attention.
+
+    Examples and FLOPs of a per-frame teacher are those of one image.
+    """
 
     config: TeacherConfig
 
@@ -104,16 +113,12 @@ class Teacher(nn.Module):
         assert encoded.pooler_attention is not None
         return TeacherOutput(middle, final, encoded.pooler_attention[:, 1:])
 
-    def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes of the positional inputs of a call (one frame per clip for an image tower)."""
-        encoder = self.config.encoder
-        return (example_video(encoder.num_frames, encoder.image_size, batch_size),)
 
-
-class VideoMAETeacher(nn.Module):
+class VideoMAETeacher(EncoderModel):
     """Runs VideoMAE on all tokens and returns targets `[K, B, t*h*w, D]`, float32."""
 
     config: VideoMAETeacherConfig
+    encoder_cls = VideoMAE
 
     @nn.compact
     def __call__(self, video: jax.Array, kept: jax.Array | None = None) -> jax.Array:
@@ -123,7 +128,8 @@ class VideoMAETeacher(nn.Module):
         targets = encoded.hidden_states.astype(jnp.float32)
         return l2_normalize(targets) if c.normalization == "l2" else targets
 
-    def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes of the positional inputs of a call."""
-        encoder = self.config.encoder
-        return (example_video(encoder.num_frames, encoder.image_size, batch_size),)
+
+ARCHITECTURES = {
+    "teacher": Architecture(TeacherConfig, Teacher),
+    "videomae_teacher": Architecture(VideoMAETeacherConfig, VideoMAETeacher),
+}

@@ -12,7 +12,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from internvideo_jax.models.video_vit import VideoViT, VideoViTConfig, example_video, token_grid
+from internvideo_jax.models.architecture import Architecture
+from internvideo_jax.models.video_vit import EncoderModel, VideoViT, VideoViTConfig, token_grid
 from internvideo_jax.nn.linear import dense
 from internvideo_jax.nn.mlp import Mlp
 from internvideo_jax.nn.normalization import BatchNorm, layer_norm
@@ -55,7 +56,7 @@ class VideoClassifierOutput:
     pooled: jax.Array
 
 
-class VideoClassifier(nn.Module):
+class VideoClassifier(EncoderModel):
     """Encoder and head; batch statistics of "concat" heads live in collection `batch_stats`."""
 
     config: VideoClassifierConfig
@@ -122,7 +123,19 @@ class VideoClassifier(nn.Module):
         # Upstream's batch norm sees [B, C, rows], so its flattened features are channel-major.
         return rows.swapaxes(1, 2).reshape(batch, -1)
 
-    def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes of the positional inputs of a call."""
-        encoder = self.config.encoder
-        return (example_video(encoder.num_frames, encoder.image_size, batch_size),)
+    def flops(self, num_kept: int | None = None) -> dict[str, int]:
+        c, encoder = self.config, self.config.encoder
+        pooled = encoder.pooled_dim
+        features, extra = pooled, 0
+        if c.head == "attentive":
+            extra = 2 * 2 * pooled * 4 * pooled
+        elif c.head == "concat":
+            rows, row_width = 2, encoder.width
+            if c.merge_method.startswith("cls_avgN"):
+                rows, row_width = 1 + encoder.grid[0], pooled
+                extra = 2 * rows * encoder.width * pooled
+            features = rows * row_width + (pooled if c.merge_method.endswith("_proj") else 0)
+        return super().flops(num_kept) | {"head": extra + 2 * features * c.num_classes}
+
+
+ARCHITECTURES = {"video_classifier": Architecture(VideoClassifierConfig, VideoClassifier)}

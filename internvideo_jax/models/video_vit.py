@@ -5,8 +5,10 @@ this forward; also the InternVL image tower (`internvl_clip_vision.py`) with one
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import flax.struct
@@ -14,8 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from internvideo_jax.kernels.attention.request import current_platform
+from internvideo_jax.models.architecture import Architecture, Tower, block_flops
 from internvideo_jax.nn.attention import AttentionPooler
-from internvideo_jax.nn.linear import default_kernel_init
+from internvideo_jax.nn.blocks import PreNormBlock
+from internvideo_jax.nn.linear import Dtype, default_kernel_init
 from internvideo_jax.nn.mlp import Activation
 from internvideo_jax.nn.partitioning import with_axes
 from internvideo_jax.nn.position_embedding import (
@@ -26,7 +31,7 @@ from internvideo_jax.nn.position_embedding import (
     sincos_2d,
     sincos_3d,
 )
-from internvideo_jax.nn.transformer import Dtype, Remat, TransformerConfig, transformer
+from internvideo_jax.nn.stack import Remat, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +78,9 @@ class VideoViTConfig:
     remat: Remat = "none"
     dtype: Dtype = "float32"
 
+    norm: ClassVar = "rmsnorm"
+    norm_epsilon: ClassVar = 1e-6
+
     @property
     def grid(self) -> tuple[int, int, int]:
         """Tokens along time, height and width that the position table is made for."""
@@ -85,22 +93,6 @@ class VideoViTConfig:
         """Tokens of a full clip, class token included."""
         t, h, w = self.grid
         return 1 + t * h * w
-
-    def transformer(self) -> TransformerConfig:
-        """The part of the config that the transformer stack takes."""
-        return TransformerConfig(
-            width=self.width,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            activation=self.activation,
-            qkv_bias=self.qkv_bias,
-            qk_norm=self.qk_norm,
-            layer_scale_init=self.layer_scale_init,
-            drop_path_rate=self.drop_path_rate,
-            remat=self.remat,
-            dtype=self.dtype,
-        )
 
 
 def internvideo2_s14() -> VideoViTConfig:
@@ -248,7 +240,7 @@ def take_tokens(x: jax.Array, kept: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, kept[..., None], axis=1)
 
 
-class VideoViT(nn.Module):
+class VideoViT(Tower):
     """Video encoder: tubelets, class token, positions, pre-norm blocks, attention pooler."""
 
     config: VideoViTConfig
@@ -292,18 +284,135 @@ class VideoViT(nn.Module):
         x = x + position_table(self, c, grid).astype(dtype)
         if kept is not None:
             x = take_tokens(x, kept)
-        x, hidden_states = transformer(
-            c.transformer(), x, hidden_layers=hidden_layers, deterministic=deterministic
+        x, hidden_states, _ = stack(
+            PreNormBlock,
+            c,
+            x,
+            depth=c.depth,
+            remat=c.remat,
+            hidden_layers=hidden_layers,
+            drop_path_rate=c.drop_path_rate,
+            deterministic=deterministic,
         )
         pooler = AttentionPooler(c.pooler_heads, c.pooled_dim, dtype, name="pooler")
         pooled, attention = pooler(x, return_weights=return_pooler_attention)
         return VideoViTOutput(x, pooled, hidden_states, attention)
 
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes of the positional inputs of a call."""
-        return (example_video(self.config.num_frames, self.config.image_size, batch_size),)
+        return (example_video(self.config, batch_size),)
+
+    def flops(self, num_kept: int | None = None) -> dict[str, int]:
+        c = self.config
+        tokens, width = num_kept or c.num_tokens, c.width
+        query = 2 * width * width
+        key_value = 2 * 2 * tokens * width * width
+        attention = 2 * 2 * tokens * width
+        return {
+            "patch_embed": patch_embed_flops(c),
+            "blocks": c.depth * block_flops(tokens, width, c.mlp_dim),
+            "pooler": query + key_value + attention + 2 * width * c.pooled_dim,
+        }
+
+    def layer_of(self, path: str) -> int | np.ndarray:
+        return vit_layer_of(path, self.config.depth)
 
 
-def example_video(num_frames: int, image_size: int, batch_size: int) -> jax.ShapeDtypeStruct:
-    """Shape of a batch of normalised clips."""
-    return jax.ShapeDtypeStruct((batch_size, num_frames, image_size, image_size, 3), jnp.float32)
+class EncoderModel(Tower):
+    """Base of the models around one encoder, which `config.encoder` describes.
+
+    Its parameters are `encoder/...`; what a model adds to it comes after its last layer.
+    """
+
+    encoder_cls: ClassVar[type[Tower]] = VideoViT
+
+    def detached_encoder(self) -> Tower:
+        """The encoder as a module of its own."""
+        return self.encoder_cls(self.config.encoder, parent=None)
+
+    def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
+        return self.detached_encoder().example_inputs(batch_size)
+
+    def flops(self, num_kept: int | None = None) -> dict[str, int]:
+        return self.detached_encoder().flops(num_kept)
+
+    def layer_of(self, path: str) -> int | np.ndarray:
+        return self.detached_encoder().layer_of(path.removeprefix("encoder/"))
+
+
+def example_video(config: Any, batch_size: int) -> jax.ShapeDtypeStruct:
+    """Shape of a batch of normalised clips of the size that an encoder's config names."""
+    side = config.image_size
+    return jax.ShapeDtypeStruct((batch_size, config.num_frames, side, side, 3), jnp.float32)
+
+
+def patch_embed_flops(config: Any) -> int:
+    """FLOPs of embedding all patches of a clip, also those that are not kept."""
+    patch = config.tubelet_size * config.patch_size**2 * 3
+    return 2 * math.prod(config.grid) * patch * config.width
+
+
+def vit_layer_of(path: str, depth: int) -> int | np.ndarray:
+    """`Tower.layer_of` of a ViT.
+
+    Upstream leaves separable position tables at the full rate.
+    """
+    first = path.split("/", 1)[0]
+    if first == "blocks":
+        return np.arange(1, depth + 1)
+    return 0 if first in ("cls_token", "pos_embed", "patch_embed") else depth + 1
+
+
+def video_encoder(module: nn.Module, variables: dict[str, Any]) -> tuple[VideoViT, dict[str, Any]]:
+    """The video ViT inside a model, with its variables.
+
+    Raises:
+      ValueError: the model has none.
+    """
+    if isinstance(module, VideoViT):
+        return module, {"params": variables["params"]}
+    encoder = module.detached_encoder() if isinstance(module, EncoderModel) else None
+    if not isinstance(encoder, VideoViT):
+        raise ValueError(
+            f"expected a model with an InternVideo2 video encoder, found {type(module).__name__};"
+            " pass an encoder, a classifier, a student or an InternVideo2 teacher"
+        )
+    return encoder, {"params": variables["params"]["encoder"]}
+
+
+def encode(
+    module: nn.Module,
+    variables: dict[str, Any],
+    video: jax.Array,
+    kept: jax.Array | None = None,
+    **options: Any,
+) -> VideoViTOutput:
+    """Runs the video encoder inside any model, without drop path.
+
+    A CPU takes clips one by one: the activations of one stay in its caches, which is faster than
+    all at once and takes less memory (docs/benchmarks.md).
+
+    Args:
+      module: a model with a video encoder.
+      variables: its variables.
+      video: normalised clips `[B, T, H, W, 3]`.
+      kept: tokens to keep `[B, K]`, or None for all, as in `VideoViT.__call__`.
+      options: the others of `VideoViT.__call__`.
+    """
+    encoder, encoder_variables = video_encoder(module, variables)
+    forward: Any = functools.partial(encoder.apply, encoder_variables, **options)
+    is_split = not jax.sharding.get_abstract_mesh().empty
+    if len(video) == 1 or is_split or current_platform() != "cpu":
+        output: VideoViTOutput = forward(video, kept)
+        return output
+    clips = jax.tree.map(lambda x: x[:, None], (video, kept))
+    outputs = jax.lax.map(lambda clip: forward(*clip), clips)
+    attention = outputs.pooler_attention
+    return VideoViTOutput(
+        outputs.tokens[:, 0],
+        outputs.pooled[:, 0],
+        outputs.hidden_states[:, :, 0].swapaxes(0, 1),
+        None if attention is None else attention[:, 0],
+    )
+
+
+ARCHITECTURES = {"video_vit": Architecture(VideoViTConfig, VideoViT)}

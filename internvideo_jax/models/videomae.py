@@ -4,6 +4,8 @@ Source: upstream `InternVideo2/single_modality/models/videomae.py`.
 """
 
 import dataclasses
+import math
+from typing import ClassVar
 
 import flax.linen as nn
 import flax.struct
@@ -11,11 +13,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from internvideo_jax.models.video_vit import PatchEmbed, example_video, take_tokens, token_grid
+from internvideo_jax.kernels.attention import attention
+from internvideo_jax.models.architecture import Architecture, Tower, block_flops
+from internvideo_jax.models.video_vit import (
+    PatchEmbed,
+    example_video,
+    patch_embed_flops,
+    take_tokens,
+    token_grid,
+    vit_layer_of,
+)
+from internvideo_jax.nn.attention import SelfAttention
+from internvideo_jax.nn.blocks import PreNormBlock
+from internvideo_jax.nn.linear import Dtype
 from internvideo_jax.nn.normalization import layer_norm
 from internvideo_jax.nn.partitioning import with_axes
 from internvideo_jax.nn.position_embedding import resize_position_table, sinusoid_table
-from internvideo_jax.nn.transformer import Dtype, Remat, TransformerConfig, transformer
+from internvideo_jax.nn.stack import Remat, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +51,7 @@ class VideoMAEConfig:
       learned_position: whether the position table is a parameter, as upstream makes it when the
         grid is not the native one.
       as_released: reproduce the published file's attention, whose softmax runs over the heads of
-        one token (see `SelfAttention.over_heads`); off, attention is over tokens as intended.
+        one token (see `AttentionOverHeads`); off, attention is over tokens as intended.
       remat: what the backward pass recomputes.
       dtype: compute dtype.
     """
@@ -58,6 +72,10 @@ class VideoMAEConfig:
     remat: Remat = "none"
     dtype: Dtype = "float32"
 
+    norm: ClassVar = "layernorm"
+    activation: ClassVar = "gelu_erf"
+    qk_norm: ClassVar = False
+
     @property
     def grid(self) -> tuple[int, int, int]:
         """Tokens along time, height and width of a full clip."""
@@ -70,24 +88,6 @@ class VideoMAEConfig:
         """Grid of the sinusoid table before resizing: 8 steps of 224 pixels at patch 14 or 16."""
         side = 16 if self.patch_size == 14 else 14
         return 8, side, side
-
-    def transformer(self) -> TransformerConfig:
-        """The part of the config that the transformer stack takes."""
-        return TransformerConfig(
-            width=self.width,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            norm="layernorm",
-            norm_epsilon=self.norm_epsilon,
-            activation="gelu_erf",
-            qkv_bias=self.qkv_bias,
-            qk_norm=False,
-            layer_scale_init=self.layer_scale_init,
-            attention_over_heads=self.as_released,
-            remat=self.remat,
-            dtype=self.dtype,
-        )
 
 
 def videomae_g14() -> VideoMAEConfig:
@@ -106,7 +106,24 @@ class VideoMAEOutput:
     hidden_states: jax.Array
 
 
-class VideoMAE(nn.Module):
+class AttentionOverHeads(SelfAttention):
+    """Attention over the H heads of each token instead of over tokens, its result scrambled.
+
+    Upstream's published file computes this by handing a kernel transposed arrays.
+    """
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        out = attention(*(jnp.swapaxes(a, 1, 2) for a in (q, k, v)))
+        return out.reshape(q.shape)
+
+
+class ReleasedBlock(PreNormBlock):
+    """The layer of the published file."""
+
+    attention_cls = AttentionOverHeads
+
+
+class VideoMAE(Tower):
     """VideoMAEv2 encoder: tubelets, sinusoid positions, pre-norm blocks, final LayerNorm."""
 
     config: VideoMAEConfig
@@ -140,12 +157,29 @@ class VideoMAE(nn.Module):
         x = x + jnp.asarray(table).astype(dtype)
         if kept is not None:
             x = take_tokens(x, kept)
-        x, hidden_states = transformer(c.transformer(), x, hidden_layers=hidden_layers)
+        block_cls = ReleasedBlock if c.as_released else PreNormBlock
+        x, hidden_states, _ = stack(
+            block_cls, c, x, depth=c.depth, remat=c.remat, hidden_layers=hidden_layers
+        )
         x = layer_norm(c.norm_epsilon, dtype, "norm")(x)
         if hidden_layers and hidden_layers[-1] == c.depth - 1:
             hidden_states = hidden_states.at[-1].set(x)
         return VideoMAEOutput(x, hidden_states)
 
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes of the positional inputs of a call."""
-        return (example_video(self.config.num_frames, self.config.image_size, batch_size),)
+        return (example_video(self.config, batch_size),)
+
+    def flops(self, num_kept: int | None = None) -> dict[str, int]:
+        c = self.config
+        tokens = num_kept or math.prod(c.grid)
+        block = block_flops(tokens, c.width, c.mlp_dim)
+        if c.as_released:
+            # Each token's heads attend to one another.
+            block += 2 * 2 * tokens * c.width * (c.num_heads - tokens)
+        return {"patch_embed": patch_embed_flops(c), "blocks": c.depth * block}
+
+    def layer_of(self, path: str) -> int | np.ndarray:
+        return vit_layer_of(path, self.config.depth)
+
+
+ARCHITECTURES = {"videomae": Architecture(VideoMAEConfig, VideoMAE)}

@@ -35,9 +35,6 @@ class SelfAttention(nn.Module):
       num_heads: H; must divide D.
       qkv_bias: whether the fused projection has a bias.
       qk_norm: RMS-normalise q and k over the full width D before the heads are used.
-      over_heads: attend over the H heads of each token instead of over tokens and scramble the
-        result, which is what upstream's published VideoMAEv2 file computes by handing a kernel
-        transposed arrays (`InternVideo2/single_modality/models/videomae.py`).
       out_kernel_init: initialiser of the output projection.
     """
 
@@ -45,13 +42,12 @@ class SelfAttention(nn.Module):
     qkv_bias: bool = False
     qk_norm: bool = True
     norm_epsilon: float = 1e-6
-    over_heads: bool = False
     dtype: jnp.dtype = jnp.float32
     out_kernel_init: Initializer = default_kernel_init
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        batch, length, width = x.shape
+        width = x.shape[-1]
         if width % self.num_heads:
             raise ValueError(
                 f"expected a width that the number of heads divides, found width {width} and"
@@ -69,11 +65,6 @@ class SelfAttention(nn.Module):
             head_axes = ("heads", "head_dim")
             q = rms_norm(self.norm_epsilon, self.dtype, "q_norm", head_axes)(q)
             k = rms_norm(self.norm_epsilon, self.dtype, "k_norm", head_axes)(k)
-        if self.over_heads:
-            q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q, k, v))
-            out = attention(q, k, v).reshape(batch, length, self.num_heads, -1)
-        else:
-            out = attend(q, k, v)
         return dense(
             width,
             ("heads", "head_dim", "embed"),
@@ -81,7 +72,11 @@ class SelfAttention(nn.Module):
             "proj",
             axis=(-2, -1),
             kernel_init=self.out_kernel_init,
-        )(out)
+        )(self.attend(q, k, v))
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """Attention over tokens `[B, N, H, Dh]`."""
+        return attend(q, k, v)
 
 
 class AttentionPooler(nn.Module):

@@ -1,11 +1,14 @@
 """Linear layers with logical axis names."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from internvideo_jax.nn.partitioning import Initializer, with_axes
+
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 # Every linear layer of the family starts from N(0, 0.02) truncated at an absolute 2, which cuts
 # nothing at 100 standard deviations (upstream `_init_weights`).

@@ -1,5 +1,6 @@
 """The two-layer perceptron of the transformer blocks and probes."""
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -12,8 +13,12 @@ from internvideo_jax.nn.partitioning import Initializer
 Activation = Literal["gelu_tanh", "gelu_erf"]
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=1)
 def activate(x: jax.Array, activation: Activation) -> jax.Array:
-    """GELU, exact (`gelu_erf`) or by tanh (`gelu_tanh`, what upstream's fused MLP computes)."""
+    """GELU, exact (`gelu_erf`) or by tanh (`gelu_tanh`, what upstream's fused MLP computes).
+
+    The backward pass keeps its input alone, not the five arrays that its formula goes through.
+    """
     return jax.nn.gelu(x, approximate=activation == "gelu_tanh")
 
 

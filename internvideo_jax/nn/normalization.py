@@ -1,10 +1,17 @@
-"""Normalisation layers whose statistics are float32 whatever the compute dtype."""
+"""Normalisation layers whose statistics are float32 whatever the compute dtype.
+
+RMSNorm and LayerNorm save their low-precision input alone for the backward pass and compute the
+float32 intermediates again, which costs no pass over memory.
+"""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from internvideo_jax.nn.partitioning import with_axes
+
+_RMSNorm = nn.remat(nn.RMSNorm, prevent_cse=False)
+_LayerNorm = nn.remat(nn.LayerNorm, prevent_cse=False)
 
 
 def rms_norm(
@@ -16,7 +23,7 @@ def rms_norm(
     released InternVideo2 weights were trained with (upstream `flash_attn.ops.rms_norm`).
     """
     features = tuple(range(-len(axes), 0))
-    return nn.RMSNorm(
+    return _RMSNorm(
         epsilon=epsilon,
         dtype=dtype,
         scale_init=with_axes(nn.initializers.ones, axes),
@@ -29,7 +36,7 @@ def rms_norm(
 
 def layer_norm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
     """LayerNorm over the last dimension with scale and bias; variance computed in two passes."""
-    return nn.LayerNorm(
+    return _LayerNorm(
         epsilon=epsilon,
         dtype=dtype,
         scale_init=with_axes(nn.initializers.ones, ("norm",)),

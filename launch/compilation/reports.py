@@ -19,7 +19,7 @@ from internvideo_jax.config import from_dict
 from internvideo_jax.launch.compilation import tasks
 from internvideo_jax.launch.compilation.text import LABEL
 from internvideo_jax.launch.train import parse_run
-from internvideo_jax.models.flops import forward_flops, gradient_flops
+from internvideo_jax.models import gradient_flops
 from internvideo_jax.parallel import aot, hlo
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
@@ -89,7 +89,7 @@ def _model_report(config: ConfigDict, topology_name: str) -> dict[str, Any]:
     batch_size = config.batch_per_device * mesh.shape["data"] * mesh.shape["fsdp"]
     inputs = module.example_inputs(batch_size)
     num_kept = inputs[1].shape[1] if len(inputs) > 1 else None
-    parts = forward_flops(module.config, num_kept)
+    parts = module.flops(num_kept)
     forward = sum(parts.values())
     work = {"forward": (tasks.forward_task(module, mesh, batch_size), forward)}
     if config.gradient:

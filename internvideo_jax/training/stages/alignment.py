@@ -13,8 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from internvideo_jax import saved_model
-from internvideo_jax.models import DistillStudent, Stage1Student
-from internvideo_jax.models.flops import forward_flops, gradient_flops
+from internvideo_jax.models import DistillStudent, Stage1Student, build, gradient_flops
 from internvideo_jax.models.teacher import TeacherConfig, VideoMAETeacherConfig
 from internvideo_jax.objectives.distillation import distillation_loss
 from internvideo_jax.parallel.rules import Rules
@@ -185,10 +184,10 @@ class AlignmentStage(Stage):
         """FLOPs of a training step per clip: the student with its gradients, each teacher."""
         grid = self.config.encoder.grid
         kept = teachers.num_kept_tokens(self.mask, grid, self._per_frame)
-        flops = {"student": gradient_flops(sum(forward_flops(self.config, kept).values()))}
+        flops = {"student": gradient_flops(sum(self.module.flops(kept).values()))}
         for name, config in self._teachers().items():
             passes = grid[0] if getattr(config, "per_frame", False) else 1
-            flops[name] = passes * sum(forward_flops(config).values())
+            flops[name] = passes * sum(build(config).flops().values())
         return flops
 
     def save(self, variables: Variables, directory: Path) -> None:

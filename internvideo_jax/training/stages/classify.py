@@ -17,8 +17,7 @@ from jaxtyping import Array, Float
 
 from internvideo_jax import saved_model
 from internvideo_jax.evaluation.classification_run import classification_metrics
-from internvideo_jax.models import VideoClassifier, VideoClassifierConfig
-from internvideo_jax.models.flops import forward_flops, gradient_flops
+from internvideo_jax.models import VideoClassifier, VideoClassifierConfig, gradient_flops
 from internvideo_jax.objectives.classification import soft_cross_entropy
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.mixup import MixConfig, draw_mix, mix_targets, mix_video
@@ -208,7 +207,7 @@ class ClassifyStage(Stage):
 
     def flops(self) -> dict[str, int]:
         """FLOPs of a training step per clip, by part; frozen blocks have no backward pass."""
-        parts = forward_flops(self.config.model)
+        parts = self.module.flops()
         probe = self.config.probe
         if probe is None:
             return {name: gradient_flops(x) for name, x in parts.items()}
