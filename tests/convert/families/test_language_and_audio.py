@@ -13,38 +13,16 @@ from internvideo_jax.convert.engine.plan import CheckpointMisfit, plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import to_state_dict, to_tree
 from internvideo_jax.convert.engine.upstream import architecture_of, infer_config, to_upstream
-from internvideo_jax.models.beats import BeatsConfig, beats_iter3_plus, deep_norm_scale
-from internvideo_jax.models.bert import BertConfig, bert_large_fusion
-from internvideo_jax.models.decoder_lm import DecoderLMConfig
-from internvideo_jax.models.llama_text import LlamaTextConfig, internvl_c_text
+from internvideo_jax.models.beats import beats_iter3_plus, deep_norm_scale
+from internvideo_jax.models.bert import bert_large_fusion
+from internvideo_jax.models.llama_text import internvl_c_text
 from internvideo_jax.nn.lora import LoRAConfig, fold_lora
+from tests.small_models import BEATS, BERT, LLAMA_TEXT
 
-BERT = BertConfig(
-    width=16, depth=3, num_heads=2, mlp_dim=24, vocab_size=20, fusion_layer=2, cross_width=12
+BEATS = dataclasses.replace(BEATS, residual_scale=deep_norm_scale(2))
+LLAMA = dataclasses.replace(
+    LLAMA_TEXT, lm=dataclasses.replace(LLAMA_TEXT.lm, qkv_bias=False, proj_bias=False)
 )
-BEATS = BeatsConfig(
-    width=16,
-    depth=2,
-    num_heads=2,
-    mlp_dim=24,
-    patch_size=4,
-    patch_width=12,
-    conv_size=6,
-    conv_groups=4,
-    num_buckets=8,
-    residual_scale=deep_norm_scale(2),
-)
-LM = DecoderLMConfig(
-    width=16,
-    depth=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=4,
-    mlp_dim=24,
-    vocab_size=30,
-    head="none",
-)
-LLAMA = LlamaTextConfig(LM, projection_dim=6)
 LORA = LoRAConfig(rank=3, alpha=5.0, dropout_rate=0.1, targets=("q", "proj", "down"))
 CONFIGS = {
     "bert": BERT,
@@ -62,8 +40,8 @@ CONFIGS = {
         residual_scale=1.0,
     ),
     "llama": LLAMA,
-    "llama with biases": LlamaTextConfig(dataclasses.replace(LM, qkv_bias=True, proj_bias=True)),
-    "llama with adapters": LlamaTextConfig(dataclasses.replace(LM, lora=LORA)),
+    "llama with biases": LLAMA_TEXT,
+    "llama with adapters": dataclasses.replace(LLAMA, lm=dataclasses.replace(LLAMA.lm, lora=LORA)),
 }
 
 
@@ -107,7 +85,7 @@ def test_berts_repeat_their_words_and_lose_a_prefix(make_state):
     repeated = state | {
         "cls.predictions.decoder.weight": words,
         "cls.predictions.decoder.bias": state["cls.predictions.bias"],
-        "bert.embeddings.position_ids": np.arange(512)[None],
+        "bert.embeddings.position_ids": np.arange(8)[None],
     }
     _, made = _tree(repeated, stored=stored)
     assert sorted(made.tied) == ["cls.predictions.decoder.bias", "cls.predictions.decoder.weight"]
