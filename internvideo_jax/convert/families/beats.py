@@ -74,7 +74,8 @@ TABLE = Table(
         Ignore(r"predictor(_dropout)?\..*", "head of a fine-tuned classifier"),
         Ignore(r"encoder\.layers\.\d+\.self_attn\.grep_.*", "gates of a bias that there is not"),
         Ignore(
-            r"(vision_encoder|text_encoder|\w+_proj|\w+_fusion|\w+_head)\..*|temp",
+            r"(vision_encoder|text_encoder|(vision|text|audio|av_concat_\w+)_proj|av_fusion"
+            r"|\w+_head)\..*|temp",
             "other parts of stage 2",
         ),
     ),

@@ -17,7 +17,7 @@ from internvideo_jax.models.beats import beats_iter3_plus, deep_norm_scale
 from internvideo_jax.models.bert import bert_large_fusion
 from internvideo_jax.models.llama_text import internvl_c_text
 from internvideo_jax.nn.lora import LoRAConfig, fold_lora
-from tests.small_models import BEATS, BERT, LLAMA_TEXT
+from tests.small_models import BEATS, BERT, DECODER_LM, LLAMA_TEXT
 
 BEATS = dataclasses.replace(BEATS, residual_scale=deep_norm_scale(2))
 LLAMA = dataclasses.replace(
@@ -41,6 +41,8 @@ CONFIGS = {
     ),
     "llama": LLAMA,
     "llama with biases": LLAMA_TEXT,
+    "llama alone": dataclasses.replace(DECODER_LM, proj_bias=False),
+    "llama alone, tied": dataclasses.replace(DECODER_LM, head="tied"),
     "llama with adapters": dataclasses.replace(LLAMA, lm=dataclasses.replace(LLAMA.lm, lora=LORA)),
 }
 
