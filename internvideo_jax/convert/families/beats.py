@@ -74,7 +74,8 @@ TABLE = Table(
         Ignore(r"predictor(_dropout)?\..*", "head of a fine-tuned classifier"),
         Ignore(r"encoder\.layers\.\d+\.self_attn\.grep_.*", "gates of a bias that there is not"),
         Ignore(
-            r"(vision_encoder|text_encoder|\w+_proj|\w+_fusion|\w+_head)\..*|temp",
+            r"(vision_encoder|text_encoder|(vision|text|audio|av_concat_\w+)_proj|av_fusion"
+            r"|\w+_head)\..*|temp",
             "other parts of stage 2",
         ),
     ),
@@ -110,6 +111,9 @@ def _config(options: Options) -> BeatsConfig:
         gradient_scale=options.take("layer_wise_gradient_decay_ratio", 1.0),
         dropout_rate=options.take("dropout", 0.1),
         attention_dropout_rate=options.take("attention_dropout", 0.1),
+        # Not upstream's: its class takes any filterbank, its data have this one.
+        num_frames=options.size("num_frames", 998),
+        num_mels=options.size("num_mels", 64),
         patch_size=options.size("input_patch_size"),
         patch_width=options.size("embed_dim", 512),
         patch_bias=options.take("conv_bias", False),
@@ -166,6 +170,8 @@ def _to_options(config: BeatsConfig) -> dict[str, Any]:
         "dropout": config.dropout_rate,
         "attention_dropout": config.attention_dropout_rate,
         "max_distance": config.max_distance,
+        "num_frames": config.num_frames,
+        "num_mels": config.num_mels,
     }
 
 

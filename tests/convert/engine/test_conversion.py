@@ -57,12 +57,8 @@ def test_what_is_loaded_is_what_the_checkpoint_holds(
 def test_the_model_describes_itself(configs, checkpoint, options, tmp_path):
     architecture, config = configs["linear"]
     file, _ = checkpoint(architecture, config)
-    convert(
-        [file],
-        tmp_path / "model",
-        Request(options=options, target=Target(num_frames=8)),
-        sha256=True,
-    )
+    request = Request(options=options, target=Target(num_frames=8))
+    convert([file], tmp_path / "model", request, sha256=True)
     description = read_description(tmp_path / "model")
     assert description["preprocessing"]["video"]["num_frames"] == 8
     assert description["preprocessing"]["video"]["image_size"] == 8

@@ -1,6 +1,7 @@
 """Whose file it is, and a model put together from files of several families."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -135,6 +136,7 @@ def pair(configs, make_state, monkeypatch, options):
         if "clip_projector" in k
     }
     addon = pooler | {"temp": np.ones((), np.float32)}
+    options = options | {"all_frames": 4, "img_size": 8}
     return SimpleNamespace(clips=clips, frames=frames, addon=addon, options=options)
 
 
@@ -144,12 +146,11 @@ def _shapes(*states):
 
 def test_a_composite_is_put_together_from_the_files_of_its_parts(pair, tmp_path):
     sources = []
+    metadata = {"config": json.dumps(pair.options)}
     for name in ("clips", "frames", "addon"):
         sources.append(tmp_path / f"{name}.safetensors")
-        safetensors.numpy.save_file(getattr(pair, name), sources[-1])
-    options = pair.options | {"all_frames": 4}
-    request = conversion.Request(options={})
-    prepared = conversion.prepare(sources, dataclasses.replace(request, options=options))
+        safetensors.numpy.save_file(getattr(pair, name), sources[-1], metadata)
+    prepared = conversion.prepare(sources, conversion.Request())
     made = prepared.plan
     assert (made.architecture, made.config.frames.num_frames) == ("pair", 4)
     state = {name: tensor.read() for name, tensor in prepared.tensors.items()}
@@ -185,9 +186,8 @@ def test_parts_without_a_file_are_named(pair):
 def test_tensors_that_a_part_lacks_are_missing(pair):
     del pair.clips["vision_encoder.cls_token"]
     found = recognize(*_shapes(pair.clips, pair.frames, pair.addon))
-    options = pair.options | {"all_frames": 4}
     with pytest.raises(ValueError, match=r"missing   vision\.cls_token"):
-        plan(found, upstream.infer_config(found, given=options))
+        plan(found, upstream.infer_config(found, stored=pair.options))
 
 
 def test_of_several_towers_one_must_be_asked_for(configs, shapes_of, monkeypatch):

@@ -153,7 +153,7 @@ def check_layer_decay(golden: Golden) -> None:
         scales = flatten_dict(scales, sep="/")
         ours = {}
         for part in plan.loaded:
-            path = part.target.removeprefix("params/")
+            path = part.targets[0].removeprefix("params/")
             layer, scale = (
                 (values[part.index] if values.size > 1 else values).item()
                 for values in (layers[path].ravel(), scales[path].ravel())
