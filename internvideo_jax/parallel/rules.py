@@ -13,6 +13,7 @@ DEFAULT_RULES: Rules = (
     ("embed_act", None),
     # Parameters; "heads" and "mlp" are activations' too.
     ("heads", "tensor"),
+    ("kv_heads", "tensor"),
     ("mlp", "tensor"),
     ("vocab", "tensor"),
     ("target", "tensor"),

@@ -1,5 +1,6 @@
 """From logical axis names to shardings: of parameters at their creation, of ops inside a model."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,8 +35,35 @@ def partition_spec(axes: LogicalAxes, rules: Rules) -> PartitionSpec:
     return nn.logical_to_mesh_axes(known, rules) or PartitionSpec()
 
 
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """How a dimension is cut: over which mesh axes, into how many parts."""
+
+    mesh_axes: tuple[str, ...] = ()
+    parts: int = 1
+
+    def index(self) -> int | jax.Array:
+        """Which part a device holds; for functions under `shard_map_logical`."""
+        return jax.lax.axis_index(self.mesh_axes) if self.parts > 1 else 0
+
+
+def splits(axes: LogicalAxes) -> tuple[Split, ...]:
+    """How the current mesh and rules cut an array whose dimensions are called `axes`.
+
+    Raises:
+      ValueError: a name has no rule.
+    """
+    mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
+    if mesh.empty or mesh.size == 1 or not rules:
+        return (Split(),) * len(axes)
+    return tuple(
+        Split((part,) if isinstance(part, str) else part or (), _ways(part, mesh))
+        for part in partition_spec(axes, rules)
+    )
+
+
 def shard_map_logical(
-    fn: Callable[..., PyTree], in_axes: tuple[LogicalAxes, ...], out_axes: PyTree
+    fn: Callable[..., PyTree], in_axes: tuple[PyTree, ...], out_axes: PyTree
 ) -> Callable[..., PyTree]:
     """Runs `fn` on each device's shard of its inputs instead of letting the compiler split it.
 
@@ -47,7 +75,8 @@ def shard_map_logical(
 
     Args:
       fn: a function of arrays that is independent along every split dimension.
-      in_axes: logical axes of each input, e.g. `("batch", None, "heads", None)`; None is whole.
+      in_axes: logical axes of each input, e.g. `("batch", None, "heads", None)`, None being whole,
+        or a pytree of them if the input is a pytree.
       out_axes: logical axes of the output, or a pytree of them if `fn` returns a pytree.
 
     Returns:
@@ -57,15 +86,19 @@ def shard_map_logical(
       ValueError: (when called) a dimension is not divisible by the mesh axes it is split over.
     """
 
-    def call(*args: jax.Array) -> PyTree:
+    def call(*args: PyTree) -> PyTree:
         mesh, rules = jax.sharding.get_abstract_mesh(), nn.get_logical_axis_rules()
         if mesh.empty or mesh.size == 1 or not rules:
             return fn(*args)
-        in_specs = tuple(partition_spec(axes, rules) for axes in in_axes)
-        for arg, axes, spec in zip(args, in_axes, in_specs, strict=True):
-            _check_divisible(arg.shape, axes, spec, mesh)
-        out_specs = jax.tree.map(
-            lambda axes: partition_spec(axes, rules), out_axes, is_leaf=_is_logical_axes
+        in_specs, out_specs = jax.tree.map(
+            lambda axes: partition_spec(axes, rules), (in_axes, out_axes), is_leaf=_is_logical_axes
+        )
+        jax.tree.map(
+            lambda axes, spec, arg: _check_divisible(arg.shape, axes, spec, mesh),
+            in_axes,
+            in_specs,
+            args,
+            is_leaf=_is_logical_axes,
         )
         # Pallas kernels do not say along which mesh axes their results vary, so that cannot be
         # checked.

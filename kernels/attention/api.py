@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from internvideo_jax.kernels.attention import reference, xla_chunked
+from internvideo_jax.kernels.attention.masks import Dropout
 from internvideo_jax.kernels.attention.request import (
     Operands,
     Request,
@@ -50,6 +51,7 @@ class _Options(TypedDict, total=False):
     is_causal: bool
     dropout_rate: float
     dropout_rng: Array | None
+    dropout_origin: tuple[int | Array, int | Array, int | Array]
     implementation: str | None
 
 
@@ -82,10 +84,11 @@ def attention(
     bias: Float[Array, "#B #H N M"] | None = None,
     segment_ids: tuple[Int[Array, "B N"], Int[Array, "B M"]] | None = None,
     kv_lengths: Int[Array, " B"] | None = None,
-    query_offset: int | Int[Array, ""] = 0,
+    query_offset: int | Int[Array, ""] | Int[Array, " B"] = 0,
     is_causal: bool = False,
     dropout_rate: float = 0.0,
     dropout_rng: PRNGKeyArray | None = None,
+    dropout_origin: tuple[int | Array, int | Array, int | Array] = (0, 0, 0),
     return_lse: bool = False,
     return_weights: bool = False,
     implementation: str | None = None,
@@ -106,13 +109,14 @@ def attention(
       segment_ids: integers [B, N] of the queries and [B, M] of the keys; a query sees the keys of
         its own segment.
       kv_lengths: integers [B]; only so many leading keys exist.
-      query_offset: where query 0 lies among the keys, such as the length of a cache; read with
-        `is_causal` only.
+      query_offset: where query 0 lies among the keys, such as the length of a cache: a number, or
+        integers [B]; read with `is_causal` only.
       is_causal: query n sees the keys up to n + query_offset.
       dropout_rate: probability in [0, 1) with which a weight is dropped; the rest is scaled up.
       dropout_rng: a JAX random key, required with dropout. What is dropped depends on the key and
-        on the indices within this call, not on the implementation: shards that hold different
-        examples or heads need different keys.
+        on the indices of example, head, query and key, not on the implementation.
+      dropout_origin: the indices of example, head and query at which this call begins, if it
+        computes a part of a larger one.
       return_lse: also return the log of the sum of the exponentials of the scores.
       return_weights: also return the weights after the softmax, before dropout.
       implementation: one of `available_implementations()`. By default chosen by platform, shape
@@ -147,7 +151,8 @@ def attention(
         if dropout_rng is None:
             raise ValueError("expected a random key as dropout_rng with dropout, found None")
         seed = jax.random.bits(dropout_rng, (2,), jnp.uint32)
-        operands = operands._replace(dropout_seed=seed)
+        origin = jnp.stack([jnp.asarray(index) for index in dropout_origin])
+        operands = operands._replace(dropout=Dropout(seed, origin))
 
     choice = select_implementation(request, implementation)
     _logger.debug("%s (%s) for %s", *choice, request)

@@ -5,17 +5,31 @@ and all implementations agree.
 """
 
 from functools import reduce
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, UInt32
 
 
+class Dropout(NamedTuple):
+    """What decides which probabilities a call drops.
+
+    Attributes:
+      seed: two random words.
+      origin: example, head and query that the call's first row has in the whole of which the call
+        may be a part.
+    """
+
+    seed: UInt32[Array, "2"]
+    origin: Int[Array, "3"]
+
+
 def visible(
     rows: Int[Array, " n"],
     num_keys: int,
     *,
-    query_offset: Int[Array, ""] | None,
+    query_offset: Int[Array, "*b"] | None,
     segment_ids: tuple[Int[Array, "*b n"], Int[Array, "*b M"]] | None,
     kv_lengths: Int[Array, "*b"] | None,
 ) -> Bool[Array, "*#b #n M"] | None:
@@ -31,7 +45,7 @@ def visible(
     keys = jnp.arange(num_keys)
     conditions = []
     if query_offset is not None:
-        conditions.append(keys <= rows[:, None] + query_offset)
+        conditions.append(keys <= rows[:, None] + query_offset[..., None, None])
     if segment_ids is not None:
         conditions.append(segment_ids[0][..., :, None] == segment_ids[1][..., None, :])
     if kv_lengths is not None:
@@ -40,23 +54,33 @@ def visible(
 
 
 def dropout_keep(
-    seed: UInt32[Array, "2"], row_ids: Int[Array, "*r"], num_keys: int, rate: float
+    dropout: Dropout,
+    examples: Int[Array, "*#r"],
+    heads: Int[Array, "*#r"],
+    rows: Int[Array, "*#r"],
+    num_keys: int,
+    rate: float,
 ) -> Bool[Array, "*r M"]:
     """Which probabilities survive dropout: each with probability 1 - rate.
 
-    A hash of (seed, row, key) instead of a stream of random numbers: it is the same whatever tile
-    it is computed for, costs a few integer operations inside the surrounding fusion, and needs no
-    memory between the forward and the backward pass.
+    A hash of (seed, example, head, row, key) instead of a stream of random numbers: it is the same
+    whatever tile or shard it is computed for, costs a few integer operations inside the surrounding
+    fusion, and needs no memory between the forward and the backward pass.
 
     Args:
-      seed: two random words.
-      row_ids: (b * H + h) * N + n of each row.
+      dropout: the seed, and where the call lies.
+      examples, heads, rows: indices within the call, of shapes that broadcast together.
       num_keys: M.
       rate: probability of being dropped, in [0, 1).
     """
-    row = _scramble(row_ids.astype(jnp.uint32) ^ seed[0])
+    example, head, row = (
+        (index + first).astype(jnp.uint32)
+        for index, first in zip((examples, heads, rows), dropout.origin, strict=True)
+    )
+    row = _scramble(row ^ dropout.seed[0])
+    matrix = _scramble(_scramble(example ^ dropout.seed[1]) ^ head)
     # The odd multiplier (2^32 over the golden ratio) sets neighbouring keys far apart.
-    key = jnp.arange(num_keys, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9) + seed[1]
+    key = jnp.arange(num_keys, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9) + matrix[..., None]
     bits = _scramble(row[..., None] ^ key)
     return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 

@@ -53,9 +53,9 @@ def attend(request: Request, operands: Operands) -> Result:
     weights = unnormalized / total
 
     kept = weights
-    if operands.dropout_seed is not None:
-        row_ids = jnp.arange(b * h * n).reshape(b, h, n)
-        keep = dropout_keep(operands.dropout_seed, row_ids, m, request.dropout_rate)
+    if operands.dropout is not None:
+        examples, heads, rows = jnp.ix_(jnp.arange(b), jnp.arange(h), jnp.arange(n))
+        keep = dropout_keep(operands.dropout, examples, heads, rows, m, request.dropout_rate)
         kept = jnp.where(keep, weights / (1 - request.dropout_rate), 0.0)
     out = jnp.einsum("bkgnm,bmkd->bnkgd", kept.reshape(b, kv_heads, group, n, m), v)
 

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int
+
+from internvideo_jax.kernels.attention.masks import Dropout
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -56,8 +58,8 @@ class Operands(NamedTuple):
     bias: Float[Array, "#B #H N M"] | None = None
     segment_ids: tuple[Int[Array, "B N"], Int[Array, "B M"]] | None = None
     kv_lengths: Int[Array, " B"] | None = None
-    query_offset: Int[Array, ""] | None = None
-    dropout_seed: UInt32[Array, "2"] | None = None
+    query_offset: Int[Array, ""] | Int[Array, " B"] | None = None
+    dropout: Dropout | None = None
 
 
 class Result(NamedTuple):
@@ -139,7 +141,7 @@ def make_request(
     if kv_lengths is not None:
         _expect_integers("kv_lengths", kv_lengths, (b,))
     if query_offset is not None:
-        _expect_integers("query_offset", query_offset, ())
+        _expect_integers("query_offset", query_offset, (b,) if query_offset.ndim else ())
     for name, number in (("scale", scale), ("dropout_rate", dropout_rate)):
         if isinstance(number, jax.Array):
             raise ValueError(

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int
 
-from internvideo_jax.kernels.attention.masks import dropout_keep, visible
+from internvideo_jax.kernels.attention.masks import Dropout, dropout_keep, visible
 from internvideo_jax.kernels.attention.request import Request
 
 # Scores of one tile. On a CPU: few enough to stay in the last-level cache, so many that starting
@@ -29,8 +29,8 @@ class Masks(NamedTuple):
 
     segment_ids: tuple[Int[Array, "B N"], Int[Array, "B M"]] | None
     kv_lengths: Int[Array, " B"] | None
-    query_offset: Int[Array, ""] | None
-    dropout_seed: UInt32[Array, "2"] | None
+    query_offset: Int[Array, ""] | Int[Array, " B"] | None
+    dropout: Dropout | None
 
 
 @dataclass(frozen=True)
@@ -159,11 +159,15 @@ class Block:
         if self.bias is not None:
             bias = lax.dynamic_slice(self.bias, *self._bias_tile(self.bias, tile))[0, :, 0]
             scores = scores + bias.astype(jnp.float32)
-        lengths, segments = self.masks.kv_lengths, self.masks.segment_ids
+        offset, lengths, segments = (
+            getattr(self.masks, name) for name in ("query_offset", "kv_lengths", "segment_ids")
+        )
+        if offset is not None and offset.ndim:
+            offset = offset[self.example]
         allowed = visible(
             self._rows(tile),
             self.request.keys,
-            query_offset=self.masks.query_offset,
+            query_offset=offset,
             segment_ids=None if segments is None else self._segments(segments, tile),
             kv_lengths=None if lengths is None else lengths[self.example],
         )
@@ -171,14 +175,14 @@ class Block:
 
     def dropout(self, x: Float[Array, "h c M"], tile: Int[Array, ""]) -> Float[Array, "h c M"]:
         """Drops and rescales a tile's weights, or their gradients."""
-        seed, rate = self.masks.dropout_seed, self.request.dropout_rate
-        if seed is None:
+        dropout, rate = self.masks.dropout, self.request.dropout_rate
+        if dropout is None:
             return x
         group_member = tile // self.tiling.tiles
         kv_heads = self.first_head + jnp.arange(self.tiling.kv_heads)
-        heads = self.example * self.request.heads + kv_heads * self.request.group + group_member
-        row_ids = heads[:, None] * self.request.queries + self._rows(tile)
-        keep = dropout_keep(seed, row_ids, self.request.keys, rate)
+        heads = (kv_heads * self.request.group + group_member)[:, None]
+        rows = self._rows(tile)
+        keep = dropout_keep(dropout, self.example, heads, rows, self.request.keys, rate)
         return jnp.where(keep, x / (1 - rate), 0)
 
     def add_bias_gradient(

@@ -1,5 +1,7 @@
 """Checks that need eight devices; `test_sharding.py` runs them in a process that has them."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from internvideo_jax.models.stage1 import Stage1Student, Stage1StudentConfig
 from internvideo_jax.models.video_vit import VideoViT, VideoViTConfig
+from internvideo_jax.nn.attention import attend
 from internvideo_jax.parallel.hlo import Collective, collectives
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
@@ -113,9 +116,17 @@ STUDENT = Stage1StudentConfig(
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("module", [VideoViT(ENCODER), Stage1Student(STUDENT)])
-def test_models_give_what_they_give_on_one_device(module):
+@pytest.mark.parametrize(
+    ("module", "sizes"),
+    [
+        # Nine tokens on two shards.
+        (VideoViT(ENCODER), {"data": 2, "tensor": 2, "context": 2}),
+        pytest.param(
+            Stage1Student(STUDENT), {"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_models_give_what_they_give_on_one_device(module, sizes):
     """The library's own layers under a mesh: forward and gradients, heads and MLP split too."""
     video = jax.random.normal(jax.random.key(1), (8, 2, 28, 28, 3))
     inputs = (video,)
@@ -127,7 +138,7 @@ def test_models_give_what_they_give_on_one_device(module):
         out = jax.tree.leaves(module.apply(variables, *inputs))
         return sum(jnp.mean((x - jnp.cos(jnp.arange(x.size)).reshape(x.shape)) ** 2) for x in out)
 
-    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    mesh = make_mesh(MeshConfig(**sizes))
     with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
         variables, shardings = init_sharded(
             module.init, mesh, DEFAULT_RULES, jax.random.key(0), *module.example_inputs()
@@ -142,6 +153,91 @@ def test_models_give_what_they_give_on_one_device(module):
         expected,
         jax.device_get(actual),
     )
+
+
+def attention_case(*, b=4, n=7, m=7, h=4, kv_heads=4, bias=None, heads="heads", **options):
+    """q, k, v, a bias of the given leading axes or None, and options for `attend`."""
+    numbers = np.random.default_rng(b + n + m)
+    shapes = ((b, n, h, 4), (b, m, kv_heads, 4), (b, m, kv_heads, 4))
+    if bias is not None:
+        shapes += ((*bias, n, m),)
+    operands = tuple(jnp.asarray(numbers.standard_normal(shape), jnp.float32) for shape in shapes)
+    return operands if bias is not None else (*operands, None), {"heads": heads, **options}
+
+
+DROPOUT = {"dropout_rate": 0.4, "dropout_rng": jax.random.key(3)}
+SEGMENTS = (jnp.arange(28).reshape(4, 7) % 3, jnp.arange(20).reshape(4, 5) % 3)
+ATTENTION = {
+    "plain": attention_case(n=8, m=8),
+    "padded": attention_case(),
+    "bias": attention_case(bias=(4, 4)),
+    "bias of all heads": attention_case(bias=(4, 1)),
+    "bias of all examples": attention_case(m=5, bias=(1, 4)),
+    "one bias": attention_case(bias=(1, 1)),
+    "segments": attention_case(m=5, segment_ids=SEGMENTS),
+    "lengths": attention_case(m=5, kv_lengths=jnp.array([5, 0, 3, 9])),
+    "causal": attention_case(is_causal=True, query_offset=1),
+    "caches": attention_case(m=9, is_causal=True, query_offset=jnp.array([2, 0, 1, -3])),
+    "grouped": attention_case(kv_heads=2),
+    "grouped unevenly": attention_case(h=12, kv_heads=3),
+    "multi-query": attention_case(kv_heads=1),
+    "dropout": attention_case(**DROPOUT),
+    "one query": attention_case(n=1, m=6, heads="pooler_heads"),
+    "one key": attention_case(n=6, m=1),
+    "together": attention_case(
+        m=5,
+        kv_heads=2,
+        bias=(4, 4),
+        segment_ids=SEGMENTS,
+        kv_lengths=jnp.array([5, 4, 3, 9]),
+        is_causal=True,
+        query_offset=jnp.array([2, 0, 1, -1]),
+        scale=0.3,
+        **DROPOUT,
+    ),
+}
+
+
+def attend_all(operands):
+    """Output and gradients of each case, in one program."""
+
+    def run(name, values):
+        out, pull_back = jax.vjp(
+            lambda q, k, v, bias: attend(q, k, v, bias=bias, **ATTENTION[name][1]), *values
+        )
+        return out, pull_back(jnp.cos(jnp.arange(out.size)).reshape(out.shape))
+
+    return {name: run(name, values) for name, values in operands.items()}
+
+
+@pytest.fixture(scope="module")
+def attention_on_one_device():
+    return jax.jit(attend_all)({name: case[0] for name, case in ATTENTION.items()})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "implementation"),
+    [
+        ({"data": 2, "tensor": 2, "context": 2}, "xla_chunked"),
+        # Two key-value heads on four shards.
+        ({"data": 1, "fsdp": 2, "tensor": 4}, "reference"),
+        pytest.param({"data": 1, "fsdp": 2, "context": 4}, "reference", marks=pytest.mark.slow),
+    ],
+)
+def test_each_option_of_attention_gives_what_it_gives_on_one_device(
+    sizes, implementation, attention_on_one_device, monkeypatch
+):
+    monkeypatch.setenv("INTERNVIDEO_ATTENTION", implementation)
+    operands = {name: case[0] for name, case in ATTENTION.items()}
+    with jax.set_mesh(make_mesh(MeshConfig(**sizes))), nn.logical_axis_rules(DEFAULT_RULES):
+        found = jax.device_get(jax.jit(lambda x: attend_all(x))(operands))
+    for name, expected in attention_on_one_device.items():
+        # Two summation orders of float32.
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=0, atol=1e-5, err_msg=name),
+            found[name],
+            expected,
+        )
 
 
 def test_each_device_sees_its_own_batch_and_heads(inputs):

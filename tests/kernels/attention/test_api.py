@@ -78,7 +78,7 @@ def test_returns_what_is_asked_in_order(qkv):
             r"segment_ids of the keys as integers of shape \(2, 5\), found int32 \(2, 3\)",
         ),
         ({"kv_lengths": jnp.zeros(2)}, r"kv_lengths as integers of shape \(2,\), found float32"),
-        ({"is_causal": True, "query_offset": jnp.zeros(2, int)}, r"query_offset as integers"),
+        ({"is_causal": True, "query_offset": jnp.zeros(3, int)}, r"query_offset as integers"),
         ({"is_causal": True, "query_offset": 0.5}, r"query_offset as integers .* found float32"),
         ({"scale": jnp.ones(())}, r"expected scale as a Python number, found float32\[\]"),
         ({"dropout_rate": 1.0}, r"expected dropout_rate in \[0, 1\), found 1.0"),

@@ -7,7 +7,7 @@ import pytest
 from jax.test_util import check_grads
 
 from internvideo_jax.kernels.attention import attention
-from internvideo_jax.kernels.attention.masks import dropout_keep
+from internvideo_jax.kernels.attention.masks import Dropout, dropout_keep
 
 B, N, M, H, KV, D = 2, 5, 7, 4, 2, 8
 STATIC = ("is_causal", "return_lse", "return_weights", "implementation")
@@ -32,7 +32,7 @@ def written_out(q, k, v, *, bias=None, segment_ids=None, kv_lengths=None, offset
         if kv_lengths is not None:
             seen &= np.arange(M) < kv_lengths[b]
         if offset is not None:
-            seen &= np.arange(M) <= n + offset
+            seen &= np.arange(M) <= n + np.broadcast_to(offset, B)[b]
         if seen.any():
             lse[b, h, n] = np.log(np.exp(scores[seen]).sum())
             weights[b, h, n, seen] = np.exp(scores[seen] - lse[b, h, n])
@@ -50,9 +50,10 @@ def written_out(q, k, v, *, bias=None, segment_ids=None, kv_lengths=None, offset
         {"kv_lengths": np.array([3, 0])},
         {"is_causal": True},
         {"is_causal": True, "query_offset": 2},
+        {"is_causal": True, "query_offset": np.array([2, -1])},
         {"is_causal": True, "query_offset": -2, "kv_lengths": np.array([7, 2])},
     ],
-    ids=["plain", "bias", "hiding-bias", "segments", "lengths", "causal", "cache", "several"],
+    ids=["plain", "bias", "hiding-bias", "segments", "lengths", "causal", "cache", "caches", "all"],
 )
 def test_equals_the_definition(options, make_qkv, assert_close, fast_jit):
     qkv = make_qkv(B, N, M, H, KV, D)
@@ -171,10 +172,16 @@ def test_dropout_drops_weights_and_keeps_their_expectation(make_qkv):
 
 
 def test_dropout_draws_are_independent():
-    """Each pair of rows, of keys and of seeds agrees as often as independent draws do."""
+    """Each pair of rows, keys, heads, examples and seeds agrees as often as independent draws."""
     seeds = jax.random.bits(jax.random.key(0), (2, 2), jnp.uint32)
-    one, other = (np.asarray(dropout_keep(s, jnp.arange(256), 256, 0.5)) for s in seeds)
-    assert abs((one == other).mean() - 0.5) < 0.008
+
+    def keep(seed=seeds[0], example=0, head=0):
+        place = (*map(jnp.asarray, (example, head)), jnp.arange(256))
+        return np.asarray(dropout_keep(Dropout(seed, jnp.zeros(3, int)), *place, 256, 0.5))
+
+    one = keep()
+    for other in (keep(seeds[1]), keep(example=1), keep(head=1), keep(example=1, head=1)):
+        assert abs((one == other).mean() - 0.5) < 0.008
     assert abs(one.mean() - 0.5) < 0.008
     for x in (one, one.T):
         centred = (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True)
@@ -183,3 +190,19 @@ def test_dropout_draws_are_independent():
         # The largest of 32640 correlations of 256 independent draws lies near 4.2 / sqrt(256).
         assert np.abs(correlation).max() < 6 / 16
         assert abs(np.square(correlation).sum() / (256 * 255) * 256 - 1) < 0.1
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla_chunked"])
+def test_a_part_of_a_call_drops_what_the_whole_drops(implementation, make_qkv, small_tiles):
+    q, k, v = make_qkv(4, 6, M, H, H, D)
+    options = {"dropout_rate": 0.5, "dropout_rng": jax.random.key(1)}
+    whole = attention(q, k, v, **options, implementation=implementation)
+    part = attention(
+        q[1:3, 4:, 2:],
+        k[1:3, :, 2:],
+        v[1:3, :, 2:],
+        **options,
+        dropout_origin=(1, 2, 4),
+        implementation=implementation,
+    )
+    np.testing.assert_allclose(part, whole[1:3, 4:, 2:], atol=1e-6)

@@ -68,7 +68,9 @@ def test_any_combination_of_options_equals_the_reference(
             leading = [data.draw(st.sampled_from([1, x])) for x in (b, heads)]
             bias = jnp.asarray(numbers.normal(size=(*leading, n, m)), jnp.float32)
         if "causal" in asked:
-            options |= {"is_causal": True, "query_offset": int(numbers.integers(-3, 4))}
+            shape = data.draw(st.sampled_from([(), (b,)]))
+            offset = jnp.asarray(numbers.integers(-3, 4, shape))
+            options |= {"is_causal": True, "query_offset": offset}
         if "segments" in asked:
             ids = (numbers.integers(0, 3, (b, length)) for length in (n, m))
             options["segment_ids"] = tuple(map(jnp.asarray, ids))
