@@ -217,14 +217,21 @@ def position_table(
     width = config.width
 
     def param(name: str, make_table: Callable[[], np.ndarray]) -> jax.Array:
-        init = with_axes(lambda key: jnp.asarray(make_table())[None], (None, "position", "embed"))
+        def initial(key: jax.Array) -> jax.Array:
+            return jnp.asarray(make_table()[:, :width])[None]
+
+        init = with_axes(initial, (None, "position", "embed"))
         return jnp.asarray(module.param(prefix + name, init))
 
+    def sines(multiple: int) -> int:
+        """The next width that such sines have: a table that a file fills may have any."""
+        return -(-width // multiple) * multiple
+
     if config.position_embedding == "joint":
-        table = param("pos_embed", lambda: sincos_3d(width, (h, w), t, cls_token=cls_token))
+        table = param("pos_embed", lambda: sincos_3d(sines(16), (h, w), t, cls_token=cls_token))
         return resize_position_table(table, config.grid, grid, num_extra=int(cls_token))
-    spatial = param("pos_embed_spatial", lambda: sincos_2d(width, (h, w)))
-    temporal = param("pos_embed_temporal", lambda: sincos_1d(width, np.arange(t)))
+    spatial = param("pos_embed_spatial", lambda: sincos_2d(sines(4), (h, w)))
+    temporal = param("pos_embed_temporal", lambda: sincos_1d(sines(2), np.arange(t)))
     spatial = resize_spatial_table(spatial, (h, w), grid[1:])
     temporal = resize_temporal_table(temporal, grid[0])
     table = (temporal[:, :, None] + spatial[:, None]).reshape(1, -1, width)
