@@ -92,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
         "--new_head", action="store_true", help="start an untrained head of --num_classes"
     )
 
+    target.add_argument(
+        "--int8",
+        action="store_true",
+        help="keep kernels of linear layers as int8 values with a scale per output",
+    )
+
     reading = parser.add_argument_group("how to read it")
     reading.add_argument("--key", metavar="NAME", help="weights to take, e.g. model_ema")
     reading.add_argument(
@@ -188,6 +194,7 @@ def _convert_with(args: argparse.Namespace, checksums: "Checksums | None") -> in
         target=Target(args.frames, args.image_size, args.tubelet_size, args.num_classes),
         inflation=args.inflation,
         new_head=args.new_head,
+        to_int8=args.int8,
         key=args.key,
         tokenizer=args.tokenizer,
     )

@@ -83,7 +83,7 @@ def test_a_parameter_without_a_rule_and_a_model_without_layers_are_named():
 @pytest.mark.parametrize("kind", ["joint", "separable"])
 @pytest.mark.parametrize("name", ["video_vit", "stage1_student", "teacher", "video_classifier"])
 def test_any_width_has_shapes(name, kind):
-    """No sines of width 30 exist in three dimensions; a table from a file is none the less one."""
+    """Sines in three dimensions have widths of 16, 32, ...; a table from a file may have any."""
     encoder = dataclasses.replace(
         SMALL, width=30, pooler_heads=3, position_embedding=kind, num_frames=2
     )
@@ -92,13 +92,6 @@ def test_any_width_has_shapes(name, kind):
     params = models.abstract_variables(models.build(config))["params"]
     params = params.get("encoder", params)
     assert params["pos_embed" if kind == "joint" else "pos_embed_spatial"].shape[-1] == 30
-
-
-def test_a_width_without_sines_cannot_start_from_them():
-    config = dataclasses.replace(small_models.ENCODER, width=24, depth=1, pooler_heads=2)
-    module = models.build(config)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="divisible by 16, found 24"):
-        jax.block_until_ready(jax.jit(module.init)(jax.random.key(0), np.zeros((1, 2, 8, 8, 3))))
 
 
 def product_flops(jaxpr):

@@ -41,6 +41,7 @@ class Request:
       target: clips and classes that the model is to take.
       inflation: how a patch kernel is spread over a longer tubelet.
       new_head: whether to start an untrained head of `target.num_classes`.
+      to_int8: whether kernels of linear layers become int8 values with scales.
       key: place in a PyTorch file to take the weights from, e.g. "model_ema".
       tokenizer: folder of the tokenizer's files, if they do not lie beside the checkpoint.
     """
@@ -51,6 +52,7 @@ class Request:
     target: Target = NO_TARGET
     inflation: Inflation | None = None
     new_head: bool = False
+    to_int8: bool = False
     key: str | None = None
     tokenizer: Path | None = None
 
@@ -144,6 +146,7 @@ def prepare(sources: Sequence[str | Path], request: Request) -> Conversion:
         target=found.family.retarget(source, request.target),
         inflation=request.inflation,
         new_head=request.new_head,
+        to_int8=request.to_int8,
     )
     tensors = {
         found.names[key]: checkpoints[number][name] for key, (number, name) in found.keys.items()

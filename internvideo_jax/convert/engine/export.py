@@ -24,8 +24,8 @@ def export(
     """Writes a saved model's variables under the keys of the checkpoint that it came from.
 
     One parameter is in memory at a time (of a stacked one, all its layers). Values are those of the
-    checkpoint to the bit, in the saved model's dtype. The file's metadata tell what tensors do not
-    show of the model, so that converting it needs no options.
+    checkpoint to the bit, in the saved model's dtype; int8 kernels become float32 again. The file's
+    metadata tell what tensors do not show of the model, so that converting it needs no options.
 
     Args:
       model_dir: what `conversion.write` or `saved_model.save` made.
@@ -42,24 +42,22 @@ def export(
     """
     model_dir = Path(model_dir).expanduser().resolve()
     description = read_description(model_dir)
-    architecture = description["architecture"]
-    config: Any = from_dict(ARCHITECTURES[architecture].config_cls, description["config"])
+    config_cls = ARCHITECTURES[description["architecture"]].config_cls
+    config: Any = from_dict(config_cls, description["config"])
     conversion = description.get("conversion", {})
     names = conversion.get("names", {})
-    plan = export_plan(architecture, config, conversion.get("prefix", ""), names)
     with ocp.PyTreeCheckpointer() as checkpointer:
         stored = checkpointer.metadata(model_dir / ARRAYS).item_metadata.tree
         dtypes = {
             path: np.dtype(leaf.dtype)
             for path, leaf in traverse_util.flatten_dict(stored, sep="/").items()
         }
+        plan = export_plan(config, conversion.get("prefix", ""), names, dtypes)
         declarations = {
             plan.names[key]: (
                 shape,
-                # Quantised values come back as float32.
-                np.dtype("float32")
-                if assignment.transform.dtypes
-                else dtypes[assignment.targets[0]],
+                # Of int8 values and their scale, the scale's.
+                dtypes[assignment.targets[-1]],
             )
             for assignment in plan.loaded
             for key, shape in zip(assignment.keys, assignment.source_shapes, strict=True)

@@ -4,18 +4,20 @@ import dataclasses
 import functools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 from flax import traverse_util
 
 from internvideo_jax.convert.engine.adaptations import Adaptation, Inflation
 from internvideo_jax.convert.engine.family import Fitting, family_of
 from internvideo_jax.convert.engine.recognition import Recognized
 from internvideo_jax.convert.engine.rules import Assignment, InitialValue, Table, assignments
-from internvideo_jax.convert.engine.transforms import Pattern, Shape
+from internvideo_jax.convert.engine.transforms import Pattern, Shape, quantize
 from internvideo_jax.convert.engine.upstream import architecture_of
-from internvideo_jax.models import ARCHITECTURES, abstract_variables
+from internvideo_jax.models import abstract_variables, build
+from internvideo_jax.nn import int8
 
 # Changes of which there are more are summed up.
 _MAX_LISTED = 4
@@ -167,6 +169,7 @@ def plan(
     target: Any = None,
     inflation: Inflation | None = None,
     new_head: bool = False,
+    to_int8: bool = False,
 ) -> Plan:
     """Plans the conversion of a checkpoint; allocates nothing.
 
@@ -176,6 +179,8 @@ def plan(
       target: of the same model for other clips or classes, to which parameters are fitted.
       inflation: how a kernel is spread over more frames.
       new_head: leave a classifier's last layer in the checkpoint, if any, and start a new one.
+      to_int8: whether the kernels of linear layers, but for those that are fitted, become int8
+        values with scales (`nn.int8`).
 
     Raises:
       CheckpointMisfit: a key is missing, extra or misshapen; all of them are listed.
@@ -190,7 +195,7 @@ def plan(
     initial: list[tuple[Assignment, InitialValue]] = []
     missing: dict[str, Pattern] = {}
     misshapen: dict[str, tuple[Pattern, Shape]] = {}
-    for assignment in assignments(table, target_shapes(architecture, config)):
+    for assignment in assignments(table, target_shapes(config)):
         if new_head and assignment.fresh is not None:
             initial.append((assignment, assignment.fresh))
             ignored |= {k: "head replaced by a new one" for k in assignment.keys if k in shapes}
@@ -223,7 +228,10 @@ def plan(
     if missing or extra or misshapen:
         raise CheckpointMisfit(f"architecture {architecture!r}", missing, extra, misshapen)
     position = {key: i for i, key in enumerate(names)}
-    targets = target_shapes(architecture, target)
+    targets = target_shapes(target)
+    adaptations = _adaptations(loaded, found, config, target, inflation)
+    if to_int8:
+        loaded = _quantized(loaded, targets, target, adaptations)
     return Plan(
         architecture,
         target,
@@ -233,42 +241,70 @@ def plan(
         tuple((_reshaped(a, targets), value) for a, value in initial),
         {key: ignored[key] for key in names if key in ignored},
         {key: tied[key] for key in names if key in tied},
-        _adaptations(loaded, found, config, target, inflation),
+        adaptations,
         {key: number for key, (number, _) in found.keys.items()},
     )
 
 
 def export_plan(
-    architecture: str,
     config: Any,
     prefix: str = "",
     names: Mapping[str, str] | None = None,
+    stored: Collection[str] = (),
 ) -> Plan:
     """The plan of a checkpoint that holds exactly what a model has.
 
     Args:
-      architecture: name in `models.ARCHITECTURES`.
-      config: config of that architecture.
+      config: of the model.
       prefix: what precedes its canonical keys.
       names: keys for which this is not all.
+      stored: paths of the model's parameters; kernels that have a scale beside them are int8.
     """
-    targets = target_shapes(architecture, config)
+    architecture = architecture_of(config)
+    targets = target_shapes(config)
     loaded = assignments(family_of(architecture).table(architecture, config), targets)
+    if any(path.endswith(int8.SUFFIX) for path in stored):
+        wide = [path for path in targets if path + int8.SUFFIX not in stored]
+        loaded = tuple(_quantized(loaded, targets, config, wide))
     named = {key: (names or {}).get(key, prefix + key) for a in loaded for key in a.keys}
     return Plan(architecture, config, targets, named, loaded)
 
 
-def target_shapes(architecture: str, config: Any) -> dict[str, Shape]:
+def target_shapes(config: Any) -> dict[str, Shape]:
     """Shape of every variable of a model by its path, e.g. "params/encoder/cls_token"."""
-    return dict(_target_shapes(architecture, config))
+    return {path: tuple(nn.unbox(leaf).shape) for path, leaf in _boxed(config).items()}
 
 
 @functools.lru_cache(maxsize=64)
-def _target_shapes(architecture: str, config: Any) -> tuple[tuple[str, Shape], ...]:
+def _boxed(config: Any) -> Mapping[str, Any]:
+    """Every variable of a model with its logical axes."""
     # Tracing a model's initialisation takes a good part of a second.
-    variables = abstract_variables(ARCHITECTURES[architecture].module_cls(config))
-    flat = traverse_util.flatten_dict(variables, sep="/")
-    return tuple((path, tuple(leaf.shape)) for path, leaf in flat.items())
+    return traverse_util.flatten_dict(abstract_variables(build(config), boxed=True), sep="/")
+
+
+def _quantized(
+    loaded: Iterable[Assignment],
+    targets: dict[str, Shape],
+    config: Any,
+    wide: Collection[str],
+) -> list[Assignment]:
+    """The same with linear kernels in int8, whose scales join the targets, but for the `wide`."""
+    made = []
+    for a in loaded:
+        path = a.targets[0]
+        kernel = _boxed(config)[path]
+        if isinstance(kernel, int8.Kernel) and path not in wide:
+            shapes = int8.quantized_shapes({path: kernel})
+            scale = path + int8.SUFFIX
+            targets[scale] = tuple(shapes[scale].value.shape)
+            a = dataclasses.replace(
+                a,
+                targets=(path, scale),
+                shapes=(*a.shapes, targets[scale][a.index is not None :]),
+                transform=quantize(a.transform, kernel.input_dims),
+            )
+        made.append(a)
+    return made
 
 
 def _with_substitutes(table: Table, found: Recognized) -> tuple[dict[str, str], dict[str, Shape]]:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from internvideo_jax.nn import int8
+
 Shape = tuple[int, ...]
 # None stands for any size.
 Pattern = tuple[int | None, ...]
@@ -173,26 +175,20 @@ def fold_lora(base: Transform, alpha: float) -> Transform:
     return Transform("LoRA folded into it", source_shapes, forward, inverse, computes=True)
 
 
-def quantize(base: Transform, inputs: int) -> Transform:
-    """A kernel as int8 values and a float32 scale per output, in place of the kernel that `base`
-    makes.
+def quantize(base: Transform, input_dims: tuple[int, ...]) -> Transform:
+    """A kernel as int8 values and float32 scales, in place of the kernel that `base` makes.
 
     Args:
-      base: what makes the kernel of one tensor.
-      inputs: leading axes of the kernel over which a product sums; the scale has the others.
+      base: what makes the kernel.
+      input_dims: the kernel's dimensions that a product sums over, counted from the end.
     """
-    axes = tuple(range(inputs))
 
     def forward(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
-        kernel = base.forward(arrays, shapes[:1])[0].astype(np.float32)
-        scale = np.abs(kernel).max(axes) / np.float32(127)
-        # A kernel of zeros stays one.
-        scale = np.where(scale == 0, np.float32(1), scale)
-        return np.rint(kernel / scale).astype(np.int8), scale
+        return int8.quantize(base.forward(arrays, shapes[:1])[0], input_dims)
 
     def inverse(arrays: Arrays) -> Arrays:
         values, scale = arrays
-        return base.inverse((values.astype(np.float32) * scale,))
+        return base.inverse((int8.dequantize(values, scale, input_dims),))
 
     return Transform(
         f"{base.name}, int8",

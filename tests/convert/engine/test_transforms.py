@@ -114,7 +114,7 @@ def test_lora_is_added_to_its_weight():
 
 
 def test_int8_values_and_their_scales():
-    int8 = transforms.quantize(transforms.LINEAR_FROM_HEADS, 2)
+    int8 = transforms.quantize(transforms.LINEAR_FROM_HEADS, (-3, -2))
     shapes = [(2, 4, 7), (7,)]
     (weight,) = _tensors(int8, *shapes)
     weight[3] = 0

@@ -1,5 +1,7 @@
 """Models for other clips and classes than the checkpoint's."""
 
+import dataclasses
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -178,6 +180,15 @@ def test_a_kernel_of_several_frames_is_averaged_to_one(configs, make_state, fitt
     _, params = fitted(state, config, target)
     expected = state["patch_embed.proj.weight"].mean(2).transpose(2, 3, 1, 0)
     np.testing.assert_allclose(params["patch_embed"]["kernel"][0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("positions", ["joint", "separable"])
+def test_a_width_that_sines_do_not_divide_is_no_obstacle(positions, configs, make_state, fitted):
+    _, config = configs["encoder"]
+    config = dataclasses.replace(config, width=21, pooler_heads=3, position_embedding=positions)
+    state = make_state("video_vit", config)
+    made, _ = fitted(state, config, config)
+    assert len(made.loaded_keys) == len(state)
 
 
 def test_tubelets_that_no_rule_connects_are_an_error():

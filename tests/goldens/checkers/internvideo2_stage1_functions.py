@@ -186,7 +186,7 @@ def _tiny_model(keys: Iterable[str]) -> tuple[Any, Plan]:
         config = VideoClassifierConfig(encoder, num_classes=2)
     architecture = architecture_of(config)
     module = ARCHITECTURES[architecture].module_cls(config)
-    return module, export_plan(architecture, config)
+    return module, export_plan(config)
 
 
 # Shifts of all keys of the pooler by one vector, which its softmax does not feel: the gradients are
