@@ -251,7 +251,10 @@ def get_config(classes="3"):
     classes = int(classes)
     stage = to_dict(ClassifyConfig(model=VideoClassifierConfig(encoder, classes)))
     train = {"batch_size": 4, "steps": 4, "optimizer": {"lr": 0.002}}
-    data = DataConfig(num_classes=classes, num_frames=4, image_size=32, segments=2, crops=1)
+    data = DataConfig(
+        annotations="clips.csv", root="videos", num_classes=classes, num_frames=4, image_size=32,
+        segments=2, crops=1,
+    )
     return ConfigDict({
         "stage": {"kind": "classify", **stage}, "train": train,
         "data": to_dict(data), "eval_data": to_dict(data),
