@@ -129,8 +129,9 @@ class TrainConfig:
       num_sample: augmented copies of each clip; a step has `rows = batch_size * num_sample`.
       accumulation: micro-batches per step.
       ema_decay: decay of the running average of the weights; None keeps none.
-      frozen_dtype: of the kernels that are not trained. Where the model computes in bfloat16, they
-        are the same numbers in either, in half the memory.
+      frozen_dtype: of the kernels that are not trained. Where the model computes in bfloat16,
+        bfloat16 gives the same numbers in half the memory; int8 (`nn.int8`) rounds them, but for
+        those outside linear layers, which are bfloat16 then.
       seed: of initial weights, draws and the order of the data.
       mesh: how the devices are arranged.
       checkpoint: when to write checkpoints.
@@ -148,7 +149,7 @@ class TrainConfig:
     num_sample: int = 1
     accumulation: int = 1
     ema_decay: float | None = None
-    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    frozen_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     seed: int = 0
     mesh: MeshAxes = MeshAxes()
     checkpoint: CheckpointConfig = CheckpointConfig()
