@@ -29,7 +29,7 @@ examples:
 Conversion is total: it fails, listing every key, unless all of the checkpoint is used or left out
 by a named rule and all of the model is filled. SOURCE is a .safetensors, .pt, .pth or .bin file, a
 folder of shards, or a Hugging Face repository (owner/name, hf://owner/name/file). Of several
-sources, later ones replace tensors of earlier ones.
+sources, later ones replace tensors of earlier ones; the parts of a composite are put together.
 """
 
 # What to do instead of converting, and the other arguments that it uses.
@@ -102,6 +102,12 @@ def _parser() -> argparse.ArgumentParser:
         help="constructor option of the PyTorch model that tensors do not show, e.g. num_heads=12",
     )
     reading.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FOLDER",
+        help="where a model of texts finds its tokenizer's files (default: beside SOURCE)",
+    )
+    reading.add_argument(
         "--sha256",
         action="store_true",
         help="record the sha256 of the source's files in the model (reads them once more)",
@@ -118,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         from internvideo_jax.convert.engine import registry
 
-        print(registry.table(registry.RELEASES))
+        print(registry.table(registry.releases()))
         return 0
     if args.check_manifest is not None:
         return _check_manifests([*args.check_manifest.split(","), *args.source])
@@ -172,26 +178,23 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _convert_with(args: argparse.Namespace, checksums: "Checksums | None") -> int:
-    from internvideo_jax.convert.engine import conversion
+    from internvideo_jax.convert.engine.conversion import Request, prepare, write
+    from internvideo_jax.convert.engine.family import Target
 
-    request = conversion.Request(
+    request = Request(
         release=args.model,
         architecture=args.architecture,
         options=dict(_parse_option(text) for text in args.option),
-        num_frames=args.frames,
-        image_size=args.image_size,
-        tubelet_size=args.tubelet_size,
+        target=Target(args.frames, args.image_size, args.tubelet_size, args.num_classes),
         inflation=args.inflation,
-        num_classes=args.num_classes,
         new_head=args.new_head,
         key=args.key,
+        tokenizer=args.tokenizer,
     )
-    prepared = conversion.prepare(args.source, request)
-    plan = prepared.plan
-    print(f"{prepared.checkpoints[0].path.name}: {_describe(plan.architecture, plan.config)}")
-    print(plan.summary(), flush=True)
+    prepared = prepare(args.source, request)
+    print("\n".join(prepared.summary()), flush=True)
     with _progress("converting", prepared.nbytes) as progress:
-        metadata = conversion.write(prepared, args.output, progress, checksums)
+        metadata = write(prepared, args.output, progress, checksums)
     report = metadata["conversion"]
     print(f"wrote {args.output} in {report['seconds_writing']:.1f} s")
     if checksums is not None:
@@ -215,6 +218,8 @@ def _export(args: argparse.Namespace) -> int:
     print(f"wrote {args.output}: {report['tensors']} tensors")
     for reason, keys in report["ignored"].items():
         print(f"not restored, {reason}: {', '.join(keys)}")
+    for key, other in report["tied"].items():
+        print(f"not written, {key}: the same as {other}")
     for key, change in report["adapted"].items():
         print(f"not as it was, {key}: {change}")
     for name, value in report["initial_values"].items():
@@ -230,18 +235,6 @@ def _parse_option(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
-
-
-def _describe(architecture: str, config: Any) -> str:
-    from internvideo_jax.convert.engine.fitting import encoder_config
-
-    encoder = encoder_config(config)
-    text = (
-        f"{architecture}, width {encoder.width}, depth {encoder.depth}, {encoder.num_heads} heads,"
-        f" {encoder.num_frames} frames of {encoder.image_size}x{encoder.image_size}"
-    )
-    classes = getattr(config, "num_classes", None)
-    return f"{text}, {classes} classes" if classes else text
 
 
 @contextmanager

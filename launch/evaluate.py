@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from internvideo_jax.evaluation.runner import Evaluator, Rows
     from internvideo_jax.saved_model import SavedModel
 
+    # Evaluators by name, how clips are shown, all clips; a `RecordSource` replaces the data's own.
+    _Task = tuple[Mapping[str, Evaluator], DataConfig, Clips | RecordSource]
+
 SUMMARY = "measure a classifier on annotated clips"
 
 EPILOG = """\
@@ -49,26 +52,12 @@ examples:
 In Python: internvideo_jax.evaluation.runner.
 """
 
+_VIEWS = ("num_frames", "image_size", "segments", "crops", "sampling")
 # What the eval_data of a config say instead.
 _CLIP_OPTIONS = (
     *("root", "format", "separator", "frame_pattern"),
     *("segments", "crops", "sampling", "sampling_rate", "frames"),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Task:
-    """What is measured on which clips.
-
-    Attributes:
-      evaluators: what, by name.
-      data: which clips, and how they are shown.
-      clips: all of them; a `RecordSource` stands in for `data`'s own.
-    """
-
-    evaluators: "Mapping[str, Evaluator]"
-    data: "DataConfig"
-    clips: "Clips | RecordSource"
 
 
 @arguments.command
@@ -90,14 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     model, dtype = inference.load_model(args)
     if args.config is None:
-        task = _annotated_clips(args, model)
+        evaluators, data, clips = _annotated_clips(args, model)
     else:
-        task = _config_clips(arguments.parse_config(args, overrides), model)
-    data = task.data
+        evaluators, data, clips = _config_clips(arguments.parse_config(args, overrides), model)
     names = class_names(args.class_names, data.num_classes or 0)
     arguments.new_output_dir(args.output)
     print(
-        f"{len(task.clips)} clips, {data.segments} segments x {data.crops} crops of"
+        f"{len(clips)} clips, {data.segments} segments x {data.crops} crops of"
         f" {data.num_frames}x{data.image_size}x{data.image_size}, {data.sampling}",
         file=sys.stderr,
     )
@@ -110,23 +98,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         annotations = [Path(data.annotations)] if data.annotations else []
         for file in (*annotations, *model_files):
             checksums.start(file)
-        measured = {name: _measure(task, e, model, args) for name, e in task.evaluators.items()}
+        measured = {n: _measure(e, model, data, clips, args) for n, e in evaluators.items()}
         sums = checksums.wait([*annotations, *model_files])
     seconds = time.perf_counter() - started
     setting = {
-        "views": {
-            "num_frames": data.num_frames,
-            "image_size": data.image_size,
-            "segments": data.segments,
-            "crops": data.crops,
-            "sampling": data.sampling,
-            "rate": data.sampling_rate,
-        },
+        "views": {name: getattr(data, name) for name in _VIEWS} | {"rate": data.sampling_rate},
         "preprocessing": dataclasses.asdict(model.preprocessing),
         "annotations": {
-            "name": os.path.basename(data.name),
-            "clips": len(task.clips),
-            "sha256": sums.pop(annotations[0]) if annotations else task.clips.fingerprint(),
+            "name": ", ".join(os.path.basename(member.name) for member in data.members),
+            "clips": len(clips),
+            "sha256": sums.pop(annotations[0]) if annotations else clips.fingerprint(),
         },
         "model": {
             "name": os.path.basename(os.path.abspath(args.model)),
@@ -145,11 +126,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, rows in measured.items():
         output = args.output / name if len(measured) > 1 else args.output
         output.mkdir(exist_ok=True)
-        evaluator = task.evaluators[name]
-        clips = [task.clips[index].record for index in np.unique(rows.columns["index"]).tolist()]
-        print(evaluator.report(rows, clips, names, output))
+        evaluator = evaluators[name]
+        shown = [clips[index].record for index in np.unique(rows.columns["index"]).tolist()]
+        print(evaluator.report(rows, shown, names, output))
         failed |= rows.errors
-        unread = [(task.clips[index].record, reason) for index, reason in rows.errors.items()]
+        unread = [(clips[index].record, reason) for index, reason in rows.errors.items()]
         card = {
             "task": evaluator.task,
             "metrics": evaluator.metrics(rows),
@@ -160,14 +141,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         # Last: a folder with a card is complete.
         write_json(output / "result.json", card)
-    print(f"{len(task.clips)} clips in {seconds:.1f} s -> {args.output}")
-    _print_failures(task, failed)
+    print(f"{len(clips)} clips in {seconds:.1f} s -> {args.output}")
+    _print_failures(clips, failed)
     return 1 if failed and not args.allow_failed else 0
 
 
-def _annotated_clips(args: argparse.Namespace, model: "SavedModel") -> _Task:
-    """The clips of `--annotations`, for classification."""
-    from internvideo_jax.data.annotations.records import read_annotations
+def _annotated_clips(args: argparse.Namespace, model: "SavedModel") -> "_Task":
+    """Classification of the clips of `--annotations`."""
+    from internvideo_jax.data.annotations.lists import read_annotations
     from internvideo_jax.data.config import DataConfig
     from internvideo_jax.data.sources.clips import RecordSource
     from internvideo_jax.evaluation.classification import ClassificationEvaluator
@@ -193,11 +174,11 @@ def _annotated_clips(args: argparse.Namespace, model: "SavedModel") -> _Task:
         segments=args.segments,
         crops=args.crops,
     )
-    return _Task({"eval": evaluator}, data, RecordSource(records))
+    return {"eval": evaluator}, data, RecordSource(records)
 
 
-def _config_clips(config: "ConfigDict", model: "SavedModel") -> _Task:
-    """The clips of a training config's `eval_data`, for the evaluators of its stage."""
+def _config_clips(config: "ConfigDict", model: "SavedModel") -> "_Task":
+    """What the stage of a training config is evaluated by, and the clips of its `eval_data`."""
     from internvideo_jax.data.examples import Clips
     from internvideo_jax.launch.train import parse_run
 
@@ -208,11 +189,15 @@ def _config_clips(config: "ConfigDict", model: "SavedModel") -> _Task:
             "expected the config of a stage that is evaluated, with eval_data, found none; see"
             " configs/stage1/finetune.py and probe.py"
         )
-    return _Task(evaluators, run.eval_data, Clips(run.eval_data))
+    return evaluators, run.eval_data, Clips(run.eval_data)
 
 
 def _measure(
-    task: _Task, evaluator: "Evaluator", model: "SavedModel", args: argparse.Namespace
+    evaluator: "Evaluator",
+    model: "SavedModel",
+    data: "DataConfig",
+    clips: "Clips | RecordSource",
+    args: argparse.Namespace,
 ) -> "Rows":
     """Shows the model all views of all clips.
 
@@ -226,24 +211,23 @@ def _measure(
     from internvideo_jax.evaluation import runner
 
     batches = pipeline.eval_batches(
-        task.data,
+        data,
         evaluator.fields,
         batch_size=args.batch_size,
-        source=task.clips if isinstance(task.clips, RecordSource) else None,
+        source=clips if isinstance(clips, RecordSource) else None,
         num_threads=args.num_threads,
     )
-    progress = tqdm(total=len(task.clips), unit="clip", disable=None)
-    with progress as bar, inference.memory_errors(args.batch_size, task.data.num_frames):
+    progress = tqdm(total=len(clips), unit="clip", disable=None)
+    with progress as bar, inference.memory_errors(args.batch_size, data.num_frames):
         rows = runner.collect(evaluator, model.variables, batches, on_clips=bar.update)
     if not rows.num_clips:
-        _print_failures(task, rows.errors)
-        raise arguments.UsageError(f"none of the {len(task.clips)} clips can be read")
+        _print_failures(clips, rows.errors)
+        raise arguments.UsageError(f"none of the {len(clips)} clips can be read")
     return rows
 
 
-def _print_failures(task: _Task, errors: Mapping[int, str]) -> None:
-    failed = [(task.clips[index].record.path, reason) for index, reason in errors.items()]
-    inference.print_failures(failed)
+def _print_failures(clips: "Clips | RecordSource", errors: Mapping[int, str]) -> None:
+    inference.print_failures([(clips[index].record.path, why) for index, why in errors.items()])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -378,7 +378,7 @@ def processes(count, devices, code, *args):
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "devices"), [(1, 8), (2, 2)])
 def test_loading_onto_a_mesh_and_saving_from_it(tmp_path, count, devices):
-    """Every process reads its shards of a converted model and writes them as a new one."""
+    """Every process reads its shards of a converted model and writes them as a new one, or two."""
     code = """
     import numpy as np
     from internvideo_jax import saved_model
@@ -390,6 +390,11 @@ def test_loading_onto_a_mesh_and_saving_from_it(tmp_path, count, devices):
     assert shapes == {(2, 16 // (mesh.size // 2), 16)}, shapes
     saved_model.save(sys.argv[3], "video_classifier", model.config, model.preprocessing,
                      model.variables, {"source": {"from": "mesh"}})
+    packed = saved_model.load(sys.argv[2], mesh=mesh, storage="int8")
+    kernel = packed.variables["params"]["encoder"]["blocks"]["mlp"]["fc1"]["kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == shapes
+    saved_model.save(sys.argv[4], "video_classifier", model.config, model.preprocessing,
+                     packed.variables)
     try:
         saved_model.save(sys.argv[3], "video_classifier", model.config, model.preprocessing,
                          model.variables)
@@ -399,10 +404,13 @@ def test_loading_onto_a_mesh_and_saving_from_it(tmp_path, count, devices):
         raise AssertionError("an existing model was overwritten")
     """
     stream(tmp_path / "converted", "video_classifier")
-    processes(count, devices, code, tmp_path / "converted", tmp_path / "saved")
+    targets = tmp_path / "saved", tmp_path / "packed"
+    processes(count, devices, code, tmp_path / "converted", *targets)
     model = saved_model.load(tmp_path / "saved")
     check_equal(model.variables, variables_of("video_classifier"))
     assert model.metadata == {"source": {"from": "mesh"}}
+    expected = saved_model.load(tmp_path / "converted", storage="int8").variables
+    check_equal(saved_model.load(tmp_path / "packed").variables, expected)
 
 
 def test_the_folder_of_a_run_is_told_from_its_model(tmp_path):

@@ -17,7 +17,7 @@ class ClipSet:
     """Where clips come from: exactly one of `annotations`, `shards` and `tfds`.
 
     Attributes:
-      annotations: a file that `data.annotations.records.read_annotations` reads.
+      annotations: a file that `data.annotations.lists.read_annotations` reads.
       root: the folder that its paths start from; None is the folder of the file.
       format: its format, unless its name ends in .jsonl or .json, which say it themselves.
       separator: between the columns of text formats; None finds out.

@@ -68,9 +68,9 @@ class Clips:
             if not len(source):
                 name = self.members[number].name if self.members else "source"
                 raise ValueError(f"{name}: expected clips, found none")
-            if isinstance(source, RecordSource) and config.num_classes is not None:
-                for record in source.records:
-                    label_array(record, config)
+            many = source.first_of_many_labels() if isinstance(source, RecordSource) else None
+            if many is not None and config.num_classes is not None:
+                label_array(source[many].record, config)
             if use_cache and config.cache_dir is not None:
                 own = config.of_member(self.members[number]) if self.members else config
                 # Whatever comes next begins by scaling the short side, which then is as it must be.

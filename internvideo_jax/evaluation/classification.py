@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -33,7 +34,7 @@ class ClassificationEvaluator(Evaluator):
     merging: ClassVar[str] = "mean of the softmax of each view"
     references: ClassVar[tuple[str, ...]] = ("label",)
 
-    module: VideoClassifier
+    module: nn.Module
     preprocessing: VideoPreprocessing
 
     def __post_init__(self) -> None:

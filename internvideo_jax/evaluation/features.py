@@ -130,7 +130,7 @@ def extract_features(
             num_threads=num_threads,
         )
         for batch, features in runner.run(forward, model.variables, batches):
-            for row in np.flatnonzero(batch["index"] >= 0):
+            for row in np.flatnonzero(batch["index"] >= 0).tolist():
                 clip = _clip(sources[batch["index"][row]], batch, row, short)
                 if isinstance(clip, SampledClip):
                     yield ClipFeatures(clip, features[row], grid)

@@ -163,11 +163,12 @@ def collect(
         raise ValueError("expected at least one batch of views, found none; check the annotations")
     table = jax.tree.map(lambda *x: np.concatenate(x), *parts)
     shares = _gather((table, errors))
-    (columns, output) = jax.tree.map(lambda *x: np.concatenate(x), *(t for t, _ in shares))
+    columns, output = jax.tree.map(lambda *x: np.concatenate(x), *(t for t, _ in shares))
     errors = dict(sorted(item for _, share in shares for item in share.items()))
     first = distinct_views(columns["index"], columns["segment"], columns["crop"])
     first = first[~np.isin(columns["index"][first], list(errors))]
-    return Rows(*jax.tree.map(lambda x: x[first], (columns, output)), errors)
+    columns, output = jax.tree.map(lambda x: x[first], (columns, output))
+    return Rows(columns, output, errors)
 
 
 def distinct_views(index: np.ndarray, segment: np.ndarray, crop: np.ndarray) -> np.ndarray:
@@ -194,12 +195,11 @@ def run(
     """
     apply = functools.partial(_forward, model=model, rules=nn.get_logical_axis_rules())
     sharding = getattr(jax.tree.leaves(variables)[0], "sharding", None)
-    is_on_mesh = isinstance(sharding, NamedSharding)
     with contextlib.ExitStack() as stack:
         stack.callback(getattr(batches, "close", lambda: None))
         for batch in batches:
             inputs = {name: batch[name] for name in model.inputs}
-            if is_on_mesh:
+            if isinstance(sharding, NamedSharding):
                 yield batch, _on_mesh(apply, variables, inputs, sharding)
             else:
                 output = apply(variables, jax.device_put(inputs, sharding))

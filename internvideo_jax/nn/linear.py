@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from internvideo_jax.nn import int8
@@ -23,7 +24,7 @@ class Dense(nn.DenseGeneral):
     def param(self, name: str, *args: Any, **kwargs: Any) -> Any:
         value = super().param(name, *args, **kwargs)
         if self.has_variable("params", name + int8.SUFFIX):
-            scale = self.get_variable("params", name + int8.SUFFIX)
+            scale: jax.Array = self.get_variable("params", name + int8.SUFFIX)
             value = int8.dequantize(value, scale, tuple(range(value.ndim - scale.ndim)))
         return value
 

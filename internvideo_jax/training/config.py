@@ -23,6 +23,7 @@ FREE_FIELDS = (
     "data.root",
     "data.workers",
     "data.cache_dir",
+    "data.features_dir",
     "data.stall_timeout",
     "eval_data",
 )

@@ -96,7 +96,7 @@ def test_every_recipe_is_a_stage_a_training_and_data(file, name):
         if start.startswith("probe.py:"):
             assert start.removeprefix("probe.py:") in probe.RECIPES
         else:
-            assert registry.find(start).width == config.stage.model.encoder.width
+            assert registry.find(start).sizes["encoder.width"] == config.stage.model.encoder.width
     else:
         assert config.eval_data is None
     frames, size = config.data.num_frames, config.data.image_size

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from internvideo_jax import models
-from internvideo_jax.convert.engine.plan import export_plan
+from internvideo_jax.convert.engine.plan import Plan, export_plan, plan
+from internvideo_jax.convert.engine.recognition import recognize
+from internvideo_jax.convert.engine.upstream import architecture_of
 
 STORAGES = {
     "float64": "DoubleStorage",
@@ -240,7 +242,7 @@ _CONFIGS: dict[str, tuple[str, Any]] = {
     ),
 }
 
-# What tensors do not show of these models; see `inference.infer_config`.
+# What tensors do not show of these models; see `upstream.infer_config`.
 _OPTIONS = {"num_heads": 3, "attn_pool_num_heads": 4, "num_frames": 4}
 
 
@@ -263,16 +265,38 @@ def options() -> dict[str, Any]:
 
 
 @pytest.fixture
-def make_state() -> Callable[..., dict[str, np.ndarray]]:
+def shapes_of() -> Callable[..., dict[str, tuple[int, ...]]]:
+    """Makes the keys and shapes of a model's checkpoint: `shapes_of(config)`."""
+
+    def make(config: Any, prefix: str = "") -> Any:
+        made = export_plan(architecture_of(config), config, prefix)
+        return {
+            made.names[key]: shape
+            for assignment in made.loaded
+            for key, shape in zip(assignment.keys, assignment.source_shapes, strict=True)
+        }
+
+    return make
+
+
+@pytest.fixture
+def make_state(shapes_of) -> Callable[..., dict[str, np.ndarray]]:
     """Makes the state dict of a model with random values: `make_state(architecture, config)`."""
 
     def make(architecture: str, config: Any, prefix: str = "", dtype: Any = np.float32) -> Any:
         rng = np.random.default_rng(0)
-        plan = export_plan(architecture, config, prefix)
-        return {
-            plan.names[key]: rng.normal(size=shape).astype(dtype)
-            for assignment in plan.loaded
-            for key, shape in zip(assignment.keys, assignment.source_shapes, strict=True)
-        }
+        shapes = shapes_of(config, prefix)
+        return {key: rng.normal(size=shape).astype(dtype) for key, shape in shapes.items()}
+
+    return make
+
+
+@pytest.fixture
+def plan_of() -> Callable[..., Plan]:
+    """Plans the conversion of tensors, or of their shapes: `plan_of(state, config)`."""
+
+    def make(state: Any, config: Any, **options: Any) -> Plan:
+        shapes = {key: getattr(x, "shape", x) for key, x in state.items()}
+        return plan(recognize(shapes, architecture=architecture_of(config)), config, **options)
 
     return make

@@ -16,6 +16,7 @@ import safetensors.numpy
 from internvideo_jax import models, saved_model
 from internvideo_jax.config import to_dict
 from internvideo_jax.convert.engine.plan import plan
+from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import to_tree
 from internvideo_jax.convert.engine.upstream import architecture_of, config_from_upstream
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
@@ -95,7 +96,8 @@ def golden():
             options["pos_embed_is_parameter"] = "pos_embed" in state
         model = config_from_upstream(kind, options)
         shapes = {key: x.shape for key, x in state.items()}
-        return model, to_tree(state, plan(shapes, architecture_of(model), model))
+        found = recognize(shapes, architecture=architecture_of(model))
+        return model, to_tree(state, plan(found, model))
 
     return config, tensors, convert
 

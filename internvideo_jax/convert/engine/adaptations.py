@@ -1,4 +1,4 @@
-"""Named changes to a checkpoint's tensors, still in PyTorch's layout, that fit them to a model.
+"""Named changes to a parameter that fit it to a model of other clips or classes.
 
 Unlike the transforms of a table they cannot be undone, so every use is reported.
 
@@ -20,7 +20,7 @@ Inflation = Literal["center", "mean"]
 
 @dataclasses.dataclass(frozen=True)
 class Adaptation:
-    """A change to one tensor.
+    """A change to one parameter.
 
     Attributes:
       name: what is done, for reports.
@@ -44,13 +44,11 @@ def resize_positions(shape: Shape, old: Grid, new: Grid, num_extra: int) -> Adap
     return Adaptation(f"positions resized {old_name} -> {new_name}", (1, rows, shape[-1]), apply)
 
 
-def inflate_patch_kernel(
-    shape: Shape, tubelet_size: int, method: Inflation = "center"
-) -> Adaptation:
-    """A patch kernel for tubelets of `tubelet_size` frames.
+def inflate_patch_kernel(shape: Shape, tubelet_size: int, method: Inflation) -> Adaptation:
+    """A patch kernel `[t, P, P, 3, D]` for tubelets of another number of frames.
 
     Args:
-      shape: `[D, 3, P, P]` of an image model or `[D, 3, t, P, P]` of a video model.
+      shape: of the kernel.
       tubelet_size: frames that the kernel is to cover.
       method: what a kernel of one frame becomes: zeros but for the middle frame, or the same
         kernel at every frame divided by their number. Kernels of several frames are averaged to
@@ -59,36 +57,29 @@ def inflate_patch_kernel(
     Raises:
       ValueError: a kernel of several frames is to cover several others.
     """
-    frames = shape[2] if len(shape) == 5 else 1
-    wanted = (shape[0], shape[1], tubelet_size, *shape[-2:])
-    if frames > 1 and tubelet_size > 1 and frames != tubelet_size:
+    frames = shape[0]
+    wanted = (tubelet_size, *shape[1:])
+    if frames > 1 and tubelet_size > 1:
         raise ValueError(
-            f"expected a patch kernel of 1 or {tubelet_size} frames, found {frames} frames (shape"
-            f" {shape}); convert with tubelet size {frames} or 1"
+            f"expected a patch kernel of 1 or {tubelet_size} frames, found {frames}; convert with"
+            f" tubelet size {frames} or 1"
         )
 
     def apply(kernel: np.ndarray) -> np.ndarray:
-        kernel = kernel.reshape(*shape[:2], frames, *shape[-2:])
-        if frames > tubelet_size:
-            return kernel.astype(np.float32).mean(2, keepdims=True).astype(kernel.dtype)
-        if frames == tubelet_size:
-            return kernel
+        if frames > 1:
+            return kernel.astype(np.float32).mean(0, keepdims=True).astype(kernel.dtype)
         if method == "mean":
-            return np.repeat(kernel / np.asarray(tubelet_size, kernel.dtype), tubelet_size, axis=2)
+            return np.repeat(kernel / np.asarray(tubelet_size, kernel.dtype), tubelet_size, axis=0)
         inflated = np.zeros(wanted, kernel.dtype)
-        inflated[:, :, tubelet_size // 2] = kernel[:, :, 0]
+        inflated[tubelet_size // 2] = kernel[0]
         return inflated
 
-    if frames > tubelet_size:
-        name = f"patch kernel averaged over {frames} frames"
-    elif frames == tubelet_size:
-        name = "patch kernel given a time axis"
-    else:
-        name = f"patch kernel inflated to {tubelet_size} frames ({method})"
-    return Adaptation(name, wanted, apply)
+    if frames > 1:
+        return Adaptation(f"patch kernel averaged over {frames} frames", wanted, apply)
+    return Adaptation(f"patch kernel inflated to {tubelet_size} frames ({method})", wanted, apply)
 
 
-def select_rows(shape: Shape, rows: Sequence[int], name: str) -> Adaptation:
-    """The given rows of a tensor."""
+def select_outputs(shape: Shape, rows: Sequence[int], name: str) -> Adaptation:
+    """The given outputs of a layer, of its kernel `[..., D]` or bias `[D]`."""
     index = np.asarray(rows)
-    return Adaptation(name, (len(rows), *shape[1:]), lambda array: array[index])
+    return Adaptation(name, (*shape[:-1], len(rows)), lambda array: array[..., index])

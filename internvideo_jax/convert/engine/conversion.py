@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,17 +14,17 @@ import numpy as np
 from internvideo_jax import __version__
 from internvideo_jax.convert.engine import registry
 from internvideo_jax.convert.engine.adaptations import Inflation
-from internvideo_jax.convert.engine.fitting import encoder_config, fit, retarget
-from internvideo_jax.convert.engine.inference import infer_config
-from internvideo_jax.convert.engine.plan import ANCHOR, Plan, canonical_names, plan
+from internvideo_jax.convert.engine.family import NO_TARGET, Family, Target
+from internvideo_jax.convert.engine.plan import Plan, plan
+from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import parameters, target_dtypes
-from internvideo_jax.convert.engine.upstream import architecture_of
+from internvideo_jax.convert.engine.upstream import infer_config
 from internvideo_jax.convert.engine.writer import StreamingWriter
 from internvideo_jax.convert.files.checkpoint import Checkpoint, LazyTensor
 from internvideo_jax.convert.files.checksums import Checksums
 from internvideo_jax.convert.files.sources import open_checkpoint
 from internvideo_jax.files import atomic_directory
-from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
+from internvideo_jax.preprocessing import Preprocessing
 from internvideo_jax.saved_model import ARRAYS, write_description
 
 Progress = Callable[[int], object]
@@ -34,28 +35,24 @@ class Request:
     """What is asked of a conversion; None leaves a choice to the checkpoint.
 
     Attributes:
-      release: name in `registry.RELEASES`, which the checkpoint must then fit.
-      architecture: what to make of it, e.g. "video_vit" for the encoder of a classifier alone.
+      release: name of one of the `registry.releases`, which the checkpoint must then fit.
+      architecture: what to make of it, e.g. the encoder of a classifier alone.
       options: constructor options of the original model that its tensors do not show.
-      num_frames: frames per clip that the model is to take.
-      image_size: side of its frames in pixels.
-      tubelet_size: frames per token.
+      target: clips and classes that the model is to take.
       inflation: how a patch kernel is spread over a longer tubelet.
-      num_classes: size of a classifier's head.
-      new_head: whether to start an untrained head of that size.
+      new_head: whether to start an untrained head of `target.num_classes`.
       key: place in a PyTorch file to take the weights from, e.g. "model_ema".
+      tokenizer: folder of the tokenizer's files, if they do not lie beside the checkpoint.
     """
 
     release: str | None = None
     architecture: str | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    num_frames: int | None = None
-    image_size: int | None = None
-    tubelet_size: int | None = None
+    target: Target = NO_TARGET
     inflation: Inflation | None = None
-    num_classes: int | None = None
     new_head: bool = False
     key: str | None = None
+    tokenizer: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +61,20 @@ class Conversion:
 
     Attributes:
       plan: the plan.
+      family: whose files they are.
       checkpoints: the opened sources.
       tensors: their tensors by the names that the plan uses.
       dtypes: dtype of each parameter.
+      tokenizer: the tokenizer's files.
       request: what was asked.
     """
 
     plan: Plan
+    family: Family
     checkpoints: tuple[Checkpoint, ...]
     tensors: Mapping[str, LazyTensor]
     dtypes: Mapping[str, np.dtype]
+    tokenizer: tuple[Path, ...]
     request: Request
 
     @property
@@ -81,61 +82,75 @@ class Conversion:
         """Bytes of all tensors that will be read."""
         return sum(self.tensors[name].nbytes for name in self.plan.loaded_names)
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the model's inputs must have gone through."""
+        return self.family.preprocessing(self.plan.config)
+
+    def summary(self) -> list[str]:
+        """Lines: what model it is, how many tensors are loaded, and what each of several files
+        gave."""
+        names = [checkpoint.path.name for checkpoint in self.checkpoints]
+        made = self.plan
+        described = self.family.describe(made.config)
+        lines = [f"{names[0]}: {made.architecture}, {described}", made.summary()]
+        if len(names) > 1:
+            of_file = [made.origins[key] for key in made.loaded_keys]
+            lines += [f"{name}: {of_file.count(i)} tensors" for i, name in enumerate(names)]
+        return lines
+
 
 def prepare(sources: Sequence[str | Path], request: Request) -> Conversion:
     """Opens a checkpoint and plans its conversion from names and shapes.
 
     Args:
       sources: what `sources.open_checkpoint` takes. Of several, later ones add to and replace the
-        tensors of earlier ones, as a stage-2 file does for stage-1 weights in upstream's probing.
-        None at all is enough for a release that can be fetched.
+        tensors of earlier ones, as a stage-2 file does for stage-1 weights in upstream's probing;
+        the files of a composite's parts are put together (see `recognition.recognize`). None at
+        all is enough for a release that can be fetched.
       request: what to make of it.
 
     Raises:
       CheckpointError: not found, damaged, hostile or of an unknown format.
       CheckpointMisfit: keys are missing, extra or misshapen; all are listed.
-      ValueError: another kind of model, an option that is needed or unknown, odd dtypes.
+      ValueError: another kind of model, an option that is needed or unknown, odd dtypes, tokenizer
+        files that are not there.
     """
     release = registry.find(request.release) if request.release else None
     if not sources:
         sources = [_source_of(release)]
     checkpoints = tuple(open_checkpoint(source, request.key) for source in sources)
-    tensors = _merge(checkpoints)
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    files = [{name: t.shape for name, t in checkpoint.items()} for checkpoint in checkpoints]
     stored: dict[str, Any] = {}
     for checkpoint in checkpoints:
         stored |= _stored_options(checkpoint.metadata)
-    architecture, given = request.architecture, dict(request.options)
-    if request.new_head and request.num_classes is None:
-        raise ValueError("expected the number of classes of the new head; pass --num_classes=N")
+    found = recognize(*files, architecture=request.architecture)
+    given = dict(request.options)
     if request.new_head:
-        architecture = architecture or "video_classifier"
-        given |= {} if request.num_classes is None else {"num_classes": request.num_classes}
-    source = infer_config(shapes, architecture=architecture, given=given, stored=stored)
+        if request.target.num_classes is None:
+            raise ValueError("expected the number of classes of the new head; pass --num_classes=N")
+        given["num_classes"] = request.target.num_classes
+        if request.architecture is None and found.family.new_head is not None:
+            found = recognize(*files, architecture=found.family.new_head)
+    source = infer_config(found, given, stored)
     if release is not None and (wrong := release.mismatches(source)):
         raise ValueError(
             f"expected {release.name} to have {'; '.join(wrong)} in {checkpoints[0].path}: this is"
             " another file (leave --model out to convert it as what it is)"
         )
-    target = retarget(
-        source,
-        num_frames=request.num_frames,
-        image_size=request.image_size,
-        tubelet_size=request.tubelet_size,
-        num_classes=request.num_classes,
-    )
-    canonical = {key: shapes[name] for key, name in canonical_names(shapes).items()}
-    if request.new_head:
-        canonical = {k: s for k, s in canonical.items() if not k.startswith("head.")}
     made = plan(
-        shapes,
-        architecture_of(target),
-        target,
-        adaptations=fit(canonical, source, target, request.inflation),
+        found,
+        source,
+        target=found.family.retarget(source, request.target),
+        inflation=request.inflation,
         new_head=request.new_head,
     )
+    tensors = {
+        found.names[key]: checkpoints[number][name] for key, (number, name) in found.keys.items()
+    }
     dtypes = target_dtypes(made, {name: tensor.dtype for name, tensor in tensors.items()})
-    return Conversion(made, checkpoints, tensors, dtypes, request)
+    tokenizer = _tokenizer_files(found.family.preprocessing(made.config), checkpoints, request)
+    return Conversion(made, found.family, checkpoints, tensors, dtypes, tokenizer, request)
 
 
 def write(
@@ -172,36 +187,41 @@ def write(
         metadata = {
             "source": _describe_source(conversion, sha256),
             "conversion": {
-                **conversion.plan.report(),
+                **conversion.plan.report([c.path.name for c in conversion.checkpoints]),
                 "internvideo_jax": __version__,
                 "seconds_writing": round(seconds, 2),
             },
         }
-        config = conversion.plan.config
-        encoder = encoder_config(config)
-        preprocessing = Preprocessing(
-            VideoPreprocessing(image_size=encoder.image_size, num_frames=encoder.num_frames)
+        for file in conversion.tokenizer:
+            shutil.copyfile(file, directory / file.name)
+        write_description(
+            directory,
+            conversion.plan.architecture,
+            conversion.plan.config,
+            conversion.preprocessing,
+            metadata,
         )
-        write_description(directory, conversion.plan.architecture, config, preprocessing, metadata)
     return metadata
 
 
 def _write_arrays(conversion: Conversion, directory: Path, progress: Progress | None) -> None:
     made, tensors, dtypes = conversion.plan, conversion.tensors, conversion.dtypes
-    stacked = {a.target for a in made.loaded if a.index is not None}
+    stacked = {target for a in made.loaded if a.index is not None for target in a.targets}
+    unread = set(made.loaded_names)
     read = 0
 
     def read_tensor(name: str) -> np.ndarray:
         nonlocal read
-        read += tensors[name].nbytes
+        if name in unread:
+            unread.remove(name)
+            read += tensors[name].nbytes
         return tensors[name].read()
 
     with StreamingWriter(directory) as writer:
         for target, shape in made.targets.items():
             writer.declare(target, shape, dtypes[target], target in stacked)
-        for assignment, array in parameters(made, read_tensor):
-            array = array.astype(dtypes[assignment.target], copy=False)
-            writer.write(assignment.target, array, assignment.index)
+        for target, index, array in parameters(made, read_tensor):
+            writer.write(target, array.astype(dtypes[target], copy=False), index)
             if progress is not None:
                 progress(read)
                 read = 0
@@ -235,23 +255,31 @@ def _source_of(release: registry.Released | None) -> str:
     return release.source
 
 
-def _merge(checkpoints: Sequence[Checkpoint]) -> Mapping[str, LazyTensor]:
-    """All tensors; of several checkpoints by canonical key, later ones replacing earlier ones."""
-    if len(checkpoints) == 1:
-        return checkpoints[0].tensors
-    merged: dict[str, LazyTensor] = {}
-    for checkpoint in checkpoints:
-        # A file that only adds a head has no patch embedding to tell a prefix by.
-        has_anchor = any(key.endswith(ANCHOR) for key in checkpoint)
-        names = canonical_names(checkpoint) if has_anchor else {key: key for key in checkpoint}
-        merged |= {key: checkpoint[name] for key, name in names.items()}
-    return merged
+def _tokenizer_files(
+    preprocessing: Preprocessing, checkpoints: Sequence[Checkpoint], request: Request
+) -> tuple[Path, ...]:
+    """The files that a model of texts keeps beside its arrays.
+
+    Raises:
+      ValueError: one of them is not found.
+    """
+    names = preprocessing.text.files if preprocessing.text is not None else ()
+    folders = [
+        request.tokenizer or (c.path if c.path.is_dir() else c.path.parent) for c in checkpoints
+    ]
+    files = {n: next((f for d in folders if (f := d / n).is_file()), None) for n in names}
+    if absent := [name for name, file in files.items() if file is None]:
+        raise ValueError(
+            f"expected the tokenizer's files {', '.join(absent)} in {folders[0]}, found none; pass"
+            " --tokenizer=FOLDER"
+        )
+    return tuple(file for file in files.values() if file is not None)
 
 
 def _stored_options(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor options among what a file stores beside its tensors."""
     found: dict[str, Any] = {}
-    for name in ("config", "args"):
+    for name in ("config", "args", "cfg"):
         value = metadata.get(name)
         if isinstance(value, str):
             # The metadata of a safetensors file are texts.

@@ -34,7 +34,7 @@ def export(
 
     Returns:
       "tensors", how many were written, and what of the original checkpoint they do not restore:
-      "ignored", "adapted" and "initial_values" as in `Plan.report`.
+      "ignored", "tied", "adapted" and "initial_values" as in `Plan.report`.
 
     Raises:
       SavedModelError: not a saved model.
@@ -45,7 +45,8 @@ def export(
     architecture = description["architecture"]
     config: Any = from_dict(ARCHITECTURES[architecture].config_cls, description["config"])
     conversion = description.get("conversion", {})
-    plan = export_plan(architecture, config, conversion.get("prefix", ""))
+    names = conversion.get("names", {})
+    plan = export_plan(architecture, config, conversion.get("prefix", ""), names)
     with ocp.PyTreeCheckpointer() as checkpointer:
         stored = checkpointer.metadata(model_dir / ARRAYS).item_metadata.tree
         dtypes = {
@@ -53,20 +54,26 @@ def export(
             for path, leaf in traverse_util.flatten_dict(stored, sep="/").items()
         }
         declarations = {
-            plan.names[key]: (shape, dtypes[assignment.target])
+            plan.names[key]: (
+                shape,
+                # Quantised values come back as float32.
+                np.dtype("float32")
+                if assignment.transform.dtypes
+                else dtypes[assignment.targets[0]],
+            )
             for assignment in plan.loaded
             for key, shape in zip(assignment.keys, assignment.source_shapes, strict=True)
         }
         # `conversion.prepare` reads these options of a file, as it does training arguments.
         metadata = {"format": "pt", "config": json.dumps(to_upstream(config))}
         with SafetensorsWriter(Path(output), declarations, metadata) as writer:
-            for target in plan.targets:
-                variables = _restore(checkpointer, model_dir / ARRAYS, target)
+            for targets in dict.fromkeys(assignment.targets for assignment in plan.loaded):
+                variables = _restore(checkpointer, model_dir / ARRAYS, targets)
                 for name, tensor in to_state_dict(variables, plan).items():
                     writer.write(name, tensor)
                     if progress is not None:
                         progress(tensor.nbytes)
-    unrestored = ("ignored", "adapted", "initial_values")
+    unrestored = ("ignored", "tied", "adapted", "initial_values")
     return {"tensors": len(declarations)} | {n: conversion.get(n, {}) for n in unrestored}
 
 
@@ -76,12 +83,15 @@ def stored_bytes(model_dir: str | Path) -> int:
     return sum(path.stat().st_size for path in arrays.rglob("*") if path.is_file())
 
 
-def _restore(checkpointer: ocp.PyTreeCheckpointer, path: Path, target: str) -> dict[str, Any]:
-    """The variables tree with one of its arrays alone, as NumPy's."""
-    leaf = tuple(target.split("/"))
+def _restore(
+    checkpointer: ocp.PyTreeCheckpointer, path: Path, targets: tuple[str, ...]
+) -> dict[str, Any]:
+    """The variables tree with some of its arrays alone, as NumPy's."""
+    leaves = [tuple(target.split("/")) for target in targets]
+    restore = ocp.RestoreArgs(restore_type=np.ndarray)
     args = ocp.args.PyTreeRestore(
-        item=traverse_util.unflatten_dict({leaf: 0}),
-        restore_args=traverse_util.unflatten_dict({leaf: ocp.RestoreArgs(restore_type=np.ndarray)}),
+        item=traverse_util.unflatten_dict(dict.fromkeys(leaves, 0)),
+        restore_args=traverse_util.unflatten_dict(dict.fromkeys(leaves, restore)),
         partial_restore=True,
     )
     return checkpointer.restore(path, args=args)

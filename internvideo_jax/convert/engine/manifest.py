@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from internvideo_jax.convert.engine.inference import infer_kind
 from internvideo_jax.convert.engine.plan import Plan, plan
+from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.transforms import Shape
-from internvideo_jax.convert.engine.upstream import architecture_of, config_from_upstream
+from internvideo_jax.convert.engine.upstream import config_from_upstream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,18 +57,19 @@ def plan_manifest(manifest: Manifest) -> Plan:
       CheckpointMisfit: keys are missing, extra or misshapen; all are listed.
       ValueError: keys or options of a model that is not known here.
     """
-    kind = infer_kind(manifest.shapes)
-    config = config_from_upstream(kind, manifest.options)
-    return plan(manifest.shapes, architecture_of(config), config)
+    found = recognize(manifest.shapes)
+    return plan(found, config_from_upstream(found.kind, manifest.options))
 
 
 def describe(manifest: Manifest, made: Plan) -> str:
     """One line: keys consumed, keys ignored by which rule, parameters filled."""
     ignored = ", ".join(f"{n} by '{why}'" for why, n in Counter(made.ignored.values()).items())
-    numbers = sum(math.prod(manifest.shapes[name]) for name in made.loaded_names)
+    tied = f", {len(made.tied)} of them the same as others" if made.tied else ""
+    used = (made.names[key] for key in made.loaded_keys if key not in made.tied)
+    numbers = sum(math.prod(manifest.shapes[name]) for name in used)
     return (
         f"{manifest.name}: total as {made.architecture}: {len(made.loaded_names)} of"
-        f" {len(manifest.shapes)} keys consumed, {len(made.ignored)} ignored"
+        f" {len(manifest.shapes)} keys consumed{tied}, {len(made.ignored)} ignored"
         f"{f' ({ignored})' if ignored else ''}, {len(made.targets)} parameters filled"
         f" ({numbers:,} numbers)"
     )

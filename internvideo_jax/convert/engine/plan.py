@@ -4,39 +4,21 @@ import dataclasses
 import functools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from flax import traverse_util
 
-from internvideo_jax.convert.engine.adaptations import Adaptation
-from internvideo_jax.convert.engine.rules import (
-    ZEROS,
-    Assignment,
-    InitialValue,
-    Table,
-    assignments,
-)
-from internvideo_jax.convert.engine.transforms import Shape
-from internvideo_jax.convert.families import internvideo2, internvl, videomae
+from internvideo_jax.convert.engine.adaptations import Adaptation, Inflation
+from internvideo_jax.convert.engine.family import Fitting, family_of
+from internvideo_jax.convert.engine.recognition import Recognized
+from internvideo_jax.convert.engine.rules import Assignment, InitialValue, Table, assignments
+from internvideo_jax.convert.engine.transforms import Pattern, Shape
+from internvideo_jax.convert.engine.upstream import architecture_of
 from internvideo_jax.models import ARCHITECTURES, abstract_variables
 
-TABLES: dict[str, Table] = {
-    "video_vit": internvideo2.VIDEO_VIT,
-    "video_classifier": internvideo2.VIDEO_CLASSIFIER,
-    "stage1_student": internvideo2.STAGE1_STUDENT,
-    "distill_student": internvideo2.DISTILL_STUDENT,
-    "teacher": internvl.TEACHER,
-    "videomae": videomae.VIDEOMAE,
-    "videomae_teacher": videomae.VIDEOMAE_TEACHER,
-}
-
-# Every model here cuts clips into tubelets with this layer, so it shows where the model's keys lie.
-ANCHOR = "patch_embed.proj.weight"
-
-# Wrapper modules of training scripts, and what stage 2 and VideoMAE call the vision tower.
-PREFIXES = ("", "module.", "backbone.", "encoder.", "vision_encoder.", "module.vision_encoder.")
+# Changes of which there are more are summed up.
+_MAX_LISTED = 4
 
 
 class CheckpointMisfit(ValueError):
@@ -51,9 +33,9 @@ class CheckpointMisfit(ValueError):
     def __init__(
         self,
         description: str,
-        missing: Mapping[str, Shape],
+        missing: Mapping[str, Pattern],
         extra: Mapping[str, Shape],
-        misshapen: Mapping[str, tuple[Shape, Shape]],
+        misshapen: Mapping[str, tuple[Pattern, Shape]],
     ) -> None:
         self.missing, self.extra, self.misshapen = dict(missing), dict(extra), dict(misshapen)
         lines = [
@@ -72,7 +54,7 @@ class CheckpointMisfit(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What each tensor of a checkpoint becomes; keys are canonical, without the file's prefix.
+    """What each tensor of a checkpoint becomes; keys are canonical.
 
     Attributes:
       architecture: name in `models.ARCHITECTURES`.
@@ -82,7 +64,9 @@ class Plan:
       loaded: parameters, or layers of them, that come from the checkpoint, in the file's order.
       initial: parameters, or layers of them, that start from a named value, and that value.
       ignored: reason why a key is not read, by canonical key.
-      adaptations: changes to tensors before their transform, by canonical key.
+      tied: the key that a key repeats, by canonical key.
+      adaptations: changes to parameters after their transform, by path.
+      origins: number of the file that a key comes from, by canonical key.
     """
 
     architecture: str
@@ -90,119 +74,188 @@ class Plan:
     targets: dict[str, Shape]
     names: dict[str, str]
     loaded: tuple[Assignment, ...]
-    initial: tuple[tuple[Assignment, InitialValue], ...]
-    ignored: dict[str, str]
-    adaptations: dict[str, Adaptation]
+    initial: tuple[tuple[Assignment, InitialValue], ...] = ()
+    ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    adaptations: Mapping[str, Adaptation] = dataclasses.field(default_factory=dict)
+    origins: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def loaded_keys(self) -> list[str]:
+        """Canonical keys of the tensors that are read, tied ones included."""
+        return [*dict.fromkeys(key for a in self.loaded for key in a.keys), *self.tied]
 
     @property
     def loaded_names(self) -> list[str]:
-        """Names, in the checkpoint, of the tensors that are read."""
-        return [self.names[key] for assignment in self.loaded for key in assignment.keys]
+        """Their names in the checkpoint."""
+        return [self.names[key] for key in self.loaded_keys]
+
+    @property
+    def changes(self) -> dict[str, str]:
+        """What is done, beyond moving numbers, to the tensors that are read, by canonical key."""
+        found: dict[str, str] = {}
+        for a in self.loaded:
+            done = [a.transform.name] if a.is_other_form else []
+            done += [self.adaptations[t].name for t in a.targets if t in self.adaptations]
+            if done:
+                found[a.keys[0]] = ", ".join(done)
+        return found
 
     def summary(self) -> str:
         """One line: tensors loaded, missing (always 0), and every other treatment by its rule."""
-        parts = [f"{len(self.loaded_names)} tensors loaded", "0 missing"]
+        parts = [f"{len(self.loaded_keys)} tensors loaded", "0 missing"]
         parts += [f"{n} ignored ({why})" for why, n in Counter(self.ignored.values()).items()]
-        parts += [f"{key}: {a.name}" for key, a in self.adaptations.items()]
-        parts += [f"{a.target.split('/', 1)[1]}: {value.name}" for a, value in self.initial]
+        parts += [f"{n} the same as {key}" for key, n in Counter(self.tied.values()).items()]
+        counts = Counter(self.changes.values())
+        parts += [f"{k}: {text}" for k, text in self.changes.items() if counts[text] <= _MAX_LISTED]
+        parts += [f"{n} keys: {text}" for text, n in counts.items() if n > _MAX_LISTED]
+        parts += [
+            f"{target.split('/', 1)[1]}: {value.name}"
+            for a, value in self.initial
+            for target in a.targets
+        ]
         return ", ".join(parts)
 
-    def report(self) -> dict[str, Any]:
-        """The same in full, JSON-ready, for a saved model's metadata."""
+    def report(self, files: Sequence[str] = ()) -> dict[str, Any]:
+        """The same in full, JSON-ready, for a saved model's metadata.
+
+        Args:
+          files: names of the files by their numbers; with several, "sources" says what is from
+            where.
+        """
+        prefix = self.prefix
         ignored = defaultdict(list)
         for key, why in self.ignored.items():
             ignored[why].append(self.names[key])
-        transforms = Counter(a.transform.name for a in self.loaded)
-        return {
-            "tensors_loaded": len(self.loaded_names),
+        report: dict[str, Any] = {
+            "tensors_loaded": len(self.loaded_keys),
             "parameters": len(self.targets),
-            "prefix": self.prefix,
-            "transforms": dict(transforms),
+            "prefix": prefix,
+            "transforms": dict(Counter(a.transform.name for a in self.loaded)),
             "ignored": dict(ignored),
-            "adapted": {self.names[key]: a.name for key, a in self.adaptations.items()},
-            "initial_values": {a.target: value.name for a, value in self.initial},
+            "tied": {self.names[key]: self.names[to] for key, to in self.tied.items()},
+            "adapted": {self.names[key]: text for key, text in self.changes.items()},
+            "initial_values": {t: value.name for a, value in self.initial for t in a.targets},
         }
+        loaded = self.loaded_keys
+        spelled = {k: self.names[k] for k in loaded if self.names[k] != prefix + k}
+        if spelled:
+            report["names"] = spelled
+        if len(files) > 1:
+            report["sources"] = {
+                name: [key for key in loaded if self.origins[key] == number]
+                for number, name in enumerate(files)
+            }
+        return report
 
     @property
     def prefix(self) -> str:
         """What precedes the canonical keys in the checkpoint."""
-        return key_prefix(self.names.values())
+        prefixes = Counter(
+            name.removesuffix(key)
+            for a in self.loaded
+            for key in a.keys
+            if (name := self.names[key]).endswith(key)
+        )
+        return prefixes.most_common(1)[0][0] if prefixes else ""
 
 
 def plan(
-    shapes: Mapping[str, Shape],
-    architecture: str,
+    found: Recognized,
     config: Any,
     *,
-    adaptations: Mapping[str, Adaptation] | None = None,
+    target: Any = None,
+    inflation: Inflation | None = None,
     new_head: bool = False,
 ) -> Plan:
     """Plans the conversion of a checkpoint; allocates nothing.
 
     Args:
-      shapes: shape of every tensor of the checkpoint, by its key.
-      architecture: name in `models.ARCHITECTURES`.
-      config: config of that architecture.
-      adaptations: changes to tensors, by canonical key (see `canonical_names`).
+      found: from `recognition.recognize`.
+      config: of the model that the checkpoint holds.
+      target: of the same model for other clips or classes, to which parameters are fitted.
+      inflation: how a kernel is spread over more frames.
       new_head: leave a classifier's last layer in the checkpoint, if any, and start a new one.
 
     Raises:
       CheckpointMisfit: a key is missing, extra or misshapen; all of them are listed.
-      ValueError: a checkpoint of another kind of model.
+      ValueError: nothing fits a parameter to the target.
     """
-    table = TABLES[architecture]
-    names = canonical_names(shapes)
-    adaptations = dict(adaptations or {})
-    found = {key: tuple(shapes[name]) for key, name in names.items()}
-    found |= {key: adaptation.shape for key, adaptation in adaptations.items()}
-    ignored = {}
-    if new_head:
-        table = _with_new_head(table)
-        ignored = {k: "head replaced by a new one" for k in found if k.startswith("head.")}
-
+    target = config if target is None else target
+    architecture = architecture_of(config)
+    table = found.family.table(architecture, config)
+    names, shapes = _with_substitutes(table, found)
+    ignored: dict[str, str] = {}
     loaded: list[Assignment] = []
     initial: list[tuple[Assignment, InitialValue]] = []
-    missing: dict[str, Shape] = {}
-    misshapen: dict[str, tuple[Shape, Shape]] = {}
-    targets = target_shapes(architecture, config)
-    for assignment in assignments(table, targets):
-        expected = dict(zip(assignment.keys, assignment.source_shapes, strict=True))
-        absent = {k: s for k, s in expected.items() if k not in found or k in ignored}
-        if assignment.initial is not None and len(absent) == len(expected):
-            initial.append((assignment, assignment.initial))
+    missing: dict[str, Pattern] = {}
+    misshapen: dict[str, tuple[Pattern, Shape]] = {}
+    for assignment in assignments(table, target_shapes(architecture, config)):
+        if new_head and assignment.fresh is not None:
+            initial.append((assignment, assignment.fresh))
+            ignored |= {k: "head replaced by a new one" for k in assignment.keys if k in shapes}
             continue
-        loaded.append(assignment)
+        a = next((form for form in assignment.forms() if _is_there(form, shapes)), assignment)
+        expected = dict(zip(a.keys, a.source_shapes, strict=True))
+        absent = {k: s for k, s in expected.items() if k not in shapes}
+        if a.initial is not None and len(absent) == len(expected):
+            initial.append((a, a.initial))
+            continue
+        loaded.append(a)
         missing |= absent
         misshapen |= {
-            k: (s, found[k]) for k, s in expected.items() if k not in absent and found[k] != s
+            k: (s, shapes[k])
+            for k, s in expected.items()
+            if k in shapes and not _matches(s, shapes[k])
         }
-    used = {key for assignment in loaded for key in assignment.keys}
-    for key in found.keys() - used - ignored.keys():
+    used = {key for a in loaded for key in a.keys}
+    tied: dict[str, str] = {}
+    for key in shapes.keys() - used - ignored.keys():
+        tie = next((t for t in table.tied if re.fullmatch(t.pattern, key)), None)
         reason = next((rule.reason for rule in table.ignored if rule.matches(key)), None)
-        if reason is not None:
+        if tie is not None and tie.key in used:
+            tied[key] = tie.key
+            if shapes[key] != shapes[tie.key]:
+                misshapen[key] = (shapes[tie.key], shapes[key])
+        elif reason is not None:
             ignored[key] = reason
-    extra = {k: s for k, s in found.items() if k not in used and k not in ignored}
+    extra = {k: s for k, s in shapes.items() if k not in used and k not in tied | ignored}
     if missing or extra or misshapen:
         raise CheckpointMisfit(f"architecture {architecture!r}", missing, extra, misshapen)
     position = {key: i for i, key in enumerate(names)}
+    targets = target_shapes(architecture, target)
     return Plan(
         architecture,
-        config,
+        target,
         targets,
         names,
         tuple(sorted(loaded, key=lambda a: position[a.keys[0]])),
-        tuple(initial),
+        tuple((_reshaped(a, targets), value) for a, value in initial),
         {key: ignored[key] for key in names if key in ignored},
-        {key: change for key, change in adaptations.items() if key in used},
+        {key: tied[key] for key in names if key in tied},
+        _adaptations(loaded, found, config, target, inflation),
+        {key: number for key, (number, _) in found.keys.items()},
     )
 
 
-def export_plan(architecture: str, config: Any, prefix: str = "") -> Plan:
-    """The plan of a checkpoint that holds exactly what a model has, under `prefix`."""
+def export_plan(
+    architecture: str,
+    config: Any,
+    prefix: str = "",
+    names: Mapping[str, str] | None = None,
+) -> Plan:
+    """The plan of a checkpoint that holds exactly what a model has.
+
+    Args:
+      architecture: name in `models.ARCHITECTURES`.
+      config: config of that architecture.
+      prefix: what precedes its canonical keys.
+      names: keys for which this is not all.
+    """
     targets = target_shapes(architecture, config)
-    loaded = assignments(TABLES[architecture], targets)
-    names = {key: prefix + key for a in loaded for key in a.keys}
-    return Plan(architecture, config, targets, names, loaded, (), {}, {})
+    loaded = assignments(family_of(architecture).table(architecture, config), targets)
+    named = {key: (names or {}).get(key, prefix + key) for a in loaded for key in a.keys}
+    return Plan(architecture, config, targets, named, loaded)
 
 
 def target_shapes(architecture: str, config: Any) -> dict[str, Shape]:
@@ -218,61 +271,61 @@ def _target_shapes(architecture: str, config: Any) -> tuple[tuple[str, Shape], .
     return tuple((path, tuple(leaf.shape)) for path, leaf in flat.items())
 
 
-def key_prefix(keys: Iterable[str]) -> str:
-    """What precedes the model's own names in a checkpoint's keys.
+def _with_substitutes(table: Table, found: Recognized) -> tuple[dict[str, str], dict[str, Shape]]:
+    """Names and shapes by canonical key, a tied tensor standing in for one that is not there."""
+    names, shapes = found.names, dict(found.shapes)
+    for tie in table.tied:
+        if tie.key not in shapes:
+            key = next((k for k in shapes if re.fullmatch(tie.pattern, k)), None)
+            if key is not None:
+                names[tie.key], shapes[tie.key] = names.pop(key), shapes.pop(key)
+    return names, shapes
 
-    Raises:
-      ValueError: no known prefix, or several; the keys are those of another model.
-    """
-    keys = list(keys)
-    known = [prefix for prefix in PREFIXES if prefix + ANCHOR in keys]
-    if len(known) == 1:
-        return known[0]
-    if not keys:
-        raise ValueError("expected a checkpoint, found a file without any tensor; fetch it again")
-    found = [key for key in keys if key.endswith(ANCHOR)]
-    raise ValueError(
-        f"expected a checkpoint with one tensor {ANCHOR!r}, alone or after one of"
-        f" {', '.join(p for p in PREFIXES if p)}; found {found or 'none'} among"
-        f" {len(keys)} keys such as {', '.join(keys[:3])}: this is another kind of model"
+
+def _is_there(form: Assignment, shapes: Mapping[str, Shape]) -> bool:
+    return all(
+        key in shapes and len(shapes[key]) == len(expected)
+        for key, expected in zip(form.keys, form.source_shapes, strict=True)
     )
 
 
-def canonical_names(keys: Iterable[str]) -> dict[str, str]:
-    """The checkpoint's keys by canonical key; keys without its prefix stay as they are.
-
-    Raises:
-      ValueError: a checkpoint of another kind of model, or two keys that become one.
-    """
-    keys = list(keys)
-    prefix = key_prefix(keys)
-    names: dict[str, str] = {}
-    for key in keys:
-        canonical = key.removeprefix(prefix)
-        if canonical in names:
-            raise ValueError(
-                f"expected distinct keys, found {key!r} and {names[canonical]!r}, which are the"
-                f" same without the prefix {prefix!r}; keep one of them"
-            )
-        names[canonical] = key
-    return names
-
-
-def _with_new_head(table: Table) -> Table:
-    initial = {"params/head/kernel": NEW_HEAD, "params/head/bias": ZEROS}
-    rules = tuple(
-        dataclasses.replace(r, initial=initial[r.target]) if r.target in initial else r
-        for r in table.rules
+def _matches(expected: Pattern, found: Shape) -> bool:
+    return len(expected) == len(found) and all(
+        e in (None, f) for e, f in zip(expected, found, strict=True)
     )
-    return dataclasses.replace(table, rules=rules)
 
 
-def _new_head(shape: Shape) -> np.ndarray:
-    # Upstream starts heads from N(0, 0.02) scaled by `init_scale`, 0.001.
-    return np.random.default_rng(0).normal(0, 2e-5, shape).astype(np.float32)
+def _adaptations(
+    loaded: Iterable[Assignment],
+    found: Recognized,
+    source: Any,
+    target: Any,
+    inflation: Inflation | None,
+) -> dict[str, Adaptation]:
+    changes: dict[str, Adaptation] = {}
+    problems = []
+    for a in loaded:
+        if a.index is not None or source == target:
+            continue
+        for path, shape in zip(a.targets, a.shapes, strict=True):
+            tensor = found.shapes.get(a.keys[0], shape)
+            try:
+                change = found.family.fit(Fitting(path, shape, source, target, inflation, tensor))
+            except ValueError as error:
+                problems.append(f"{a.keys[0]}: {error}")
+            else:
+                if change is not None:
+                    changes[path] = change
+    if problems:
+        raise ValueError("\n".join(problems))
+    return changes
 
 
-NEW_HEAD = InitialValue("new head, untrained", _new_head)
+def _reshaped(a: Assignment, targets: Mapping[str, Shape]) -> Assignment:
+    """An initial value has the shape of the model that is made, not of the checkpoint's."""
+    if a.index is not None:
+        return a
+    return dataclasses.replace(a, shapes=tuple(targets[t] for t in a.targets))
 
 
 def _listing(title: str, messages: Mapping[str, str]) -> list[str]:

@@ -1,6 +1,6 @@
 """State dicts to flax variables and back by a plan, one parameter at a time or whole."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -8,28 +8,50 @@ import numpy as np
 from flax import traverse_util
 
 from internvideo_jax.convert.engine.plan import Plan
-from internvideo_jax.convert.engine.rules import Assignment
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def parameters(
     plan: Plan, read: Callable[[str], np.ndarray]
-) -> Iterator[tuple[Assignment, np.ndarray]]:
+) -> Iterator[tuple[str, int | None, np.ndarray]]:
     """Makes each parameter, or each layer of a stacked one, in the checkpoint's order.
 
     Args:
       plan: what to make.
       read: the tensor of a key, by its name in the checkpoint. Nothing made of it is kept here.
+
+    Returns:
+      Path of the parameter, position on its first axis (None if it is not stacked), numbers.
+
+    Raises:
+      ValueError: tensors that should be equal are not; all are listed when everything is read.
     """
-    for assignment in plan.loaded:
-        arrays = [read(plan.names[key]) for key in assignment.keys]
-        for i, key in enumerate(assignment.keys):
-            if key in plan.adaptations:
-                arrays[i] = plan.adaptations[key].apply(arrays[i])
-        yield assignment, assignment.transform.forward(arrays, assignment.shape)
-    for assignment, value in plan.initial:
-        yield assignment, value.make(assignment.shape)
+    ties = defaultdict(list)
+    for key, to in plan.tied.items():
+        ties[to].append(key)
+    different = []
+    for a in plan.loaded:
+        arrays = [read(plan.names[key]) for key in a.keys]
+        for key, array in zip(a.keys, arrays, strict=True):
+            different += [
+                f"{plan.names[other]} and {plan.names[key]}"
+                for other in ties.pop(key, ())
+                if not np.array_equal(read(plan.names[other]), array)
+            ]
+        made = a.transform.forward(arrays, a.shapes)
+        for target, parameter in zip(a.targets, made, strict=True):
+            if target in plan.adaptations:
+                parameter = plan.adaptations[target].apply(parameter)
+            yield target, a.index, parameter
+    if different:
+        raise ValueError(
+            f"expected tensors of the same numbers, found different ones: {', '.join(different)};"
+            " the model has one parameter for both"
+        )
+    for a, value in plan.initial:
+        for target, shape in zip(a.targets, a.shapes, strict=True):
+            yield target, a.index, value.make(shape)
 
 
 def target_dtypes(plan: Plan, dtypes: Mapping[str, np.dtype]) -> dict[str, np.dtype]:
@@ -46,22 +68,27 @@ def target_dtypes(plan: Plan, dtypes: Mapping[str, np.dtype]) -> dict[str, np.dt
             f"expected tensors of {', '.join(DTYPES)}, found {listing}; save the checkpoint in one"
             " of these"
         )
-    found: dict[str, dict[np.dtype, str]] = {}
-    for assignment in plan.loaded:
-        for key in assignment.keys:
-            name = plan.names[key]
-            found.setdefault(assignment.target, {}).setdefault(np.dtype(dtypes[name]), name)
-    mixed = {target: kinds for target, kinds in found.items() if len(kinds) > 1}
+    found: dict[str, dict[np.dtype, str]] = defaultdict(dict)
+    fixed: dict[str, np.dtype] = {}
+    for a in plan.loaded:
+        names = [plan.names[key] for key in a.keys]
+        dtypes_of = a.transform.dtypes or (None,) * len(a.targets)
+        for target, dtype in zip(a.targets, dtypes_of, strict=True):
+            if dtype is not None:
+                fixed[target] = np.dtype(dtype)
+                continue
+            for name in names[:1] if a.transform.computes else names:
+                found[target].setdefault(np.dtype(dtypes[name]), name)
+    mixed = [kinds for kinds in found.values() if len(kinds) > 1]
     if mixed:
         listing = "; ".join(
-            ", ".join(f"{name} is {dtype}" for dtype, name in kinds.items())
-            for kinds in mixed.values()
+            ", ".join(f"{name} is {dtype}" for dtype, name in kinds.items()) for kinds in mixed
         )
         raise ValueError(
             f"expected one dtype for all layers of a parameter, found {listing}; save the"
             " checkpoint in one dtype"
         )
-    result = {target: next(iter(kinds)) for target, kinds in found.items()}
+    result = {target: next(iter(kinds)) for target, kinds in found.items()} | fixed
     commonest = Counter(result.values()).most_common(1)[0][0]
     return {target: result.get(target, commonest) for target in plan.targets}
 
@@ -73,31 +100,32 @@ def to_tree(state: Mapping[str, np.ndarray], plan: Plan) -> dict[str, Any]:
       state: tensors by the keys that the plan was made from.
       plan: see `plan.plan`.
     """
-    dtypes = target_dtypes(plan, {name: state[name].dtype for name in plan.names.values()})
+    dtypes = target_dtypes(plan, {name: state[name].dtype for name in plan.loaded_names})
     flat = {target: np.empty(shape, dtypes[target]) for target, shape in plan.targets.items()}
-    for assignment, array in parameters(plan, state.__getitem__):
-        flat[assignment.target][... if assignment.index is None else assignment.index] = array
+    for target, index, array in parameters(plan, state.__getitem__):
+        flat[target][... if index is None else index] = array
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def to_state_dict(variables: Mapping[str, Any], plan: Plan) -> dict[str, np.ndarray]:
     """State dict of flax variables, under the keys that the plan was made from.
 
-    Every transform being linear, this also turns a tree of gradients into gradients by key. Tensors
-    that were adapted keep their new shape, ignored ones are absent.
+    The transforms of rules being linear, this also turns a tree of gradients into gradients by key.
+    Adapted parameters keep their new shape; ignored and tied tensors are absent.
 
     Args:
-      variables: `{"params": ..., ["batch_stats": ...]}`; a collection may be left out.
+      variables: `{"params": ..., ["batch_stats": ...]}`; parameters may be left out.
       plan: the plan that made them, or `plan.export_plan`.
     """
     flat = traverse_util.flatten_dict(variables, sep="/")
     flat = {target: np.asarray(array) for target, array in flat.items()}
     state = {}
-    for assignment in (*plan.loaded, *(assignment for assignment, _ in plan.initial)):
-        if assignment.target not in flat:
+    for a in (*plan.loaded, *(assignment for assignment, _ in plan.initial)):
+        if not all(target in flat for target in a.targets):
             continue
-        array = flat[assignment.target]
-        array = array if assignment.index is None else array[assignment.index]
-        for key, tensor in zip(assignment.keys, assignment.transform.inverse(array), strict=True):
+        arrays = [flat[target] for target in a.targets]
+        if a.index is not None:
+            arrays = [array[a.index] for array in arrays]
+        for key, tensor in zip(a.keys, a.transform.inverse(arrays), strict=True):
             state[plan.names.get(key, plan.prefix + key)] = tensor
     return state

@@ -1,7 +1,8 @@
-"""Named ways in which PyTorch tensors become a parameter, each with its inverse.
+"""Named ways in which PyTorch tensors become parameters, each with its inverse.
 
-Every transform is linear and only moves numbers (the one that joins q and v biases also adds
-zeros), so the same functions carry gradients, and a round trip is exact to the bit. Results are
+Those of a table's own rules are linear and only move numbers (the one that joins q and v biases
+also adds zeros), so that the same functions carry gradients and a round trip is exact to the bit.
+Those that compute (fold LoRA, normalise weights, quantise) serve other forms of a file. Results are
 views where numpy can make them: whoever stores one also copies it.
 """
 
@@ -12,66 +13,192 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 Shape = tuple[int, ...]
+# None stands for any size.
+Pattern = tuple[int | None, ...]
+Arrays = Sequence[np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """A bijection between the tensors of a checkpoint and one parameter (or one layer of it).
+    """From the tensors of a checkpoint to one or several parameters (or one layer of them).
 
     Attributes:
       name: how reports call it.
-      source_shapes: shapes of the PyTorch tensors that make a parameter of a given shape.
-      forward: the parameter of a given shape, from those tensors in order.
-      inverse: those tensors, from the parameter.
+      source_shapes: shapes of the PyTorch tensors that make parameters of given shapes.
+      forward: the parameters of given shapes, from those tensors in order.
+      inverse: those tensors, from the parameters.
+      dtypes: dtypes of the parameters by name where they are not the tensors' own; None for those
+        that are.
+      computes: whether numbers change, so that the tensors may differ in dtype (the first one's
+        counts) and do not come back to the bit.
     """
 
     name: str
-    source_shapes: Callable[[Shape], tuple[Shape, ...]]
-    forward: Callable[[Sequence[np.ndarray], Shape], np.ndarray]
-    inverse: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+    source_shapes: Callable[[Sequence[Shape]], tuple[Pattern, ...]]
+    forward: Callable[[Arrays, Sequence[Shape]], Arrays]
+    inverse: Callable[[Arrays], Arrays]
+    dtypes: tuple[str | None, ...] | None = None
+    computes: bool = False
+
+
+def _move(
+    name: str,
+    source_shape: Callable[[Shape], Shape],
+    forward: Callable[[np.ndarray, Shape], np.ndarray],
+    inverse: Callable[[np.ndarray], np.ndarray],
+) -> Transform:
+    """One tensor that becomes one parameter."""
+    return Transform(
+        name,
+        lambda shapes: (source_shape(shapes[0]),),
+        lambda arrays, shapes: (forward(arrays[0], shapes[0]),),
+        lambda arrays: (inverse(arrays[0]),),
+    )
 
 
 def _linear(name: str, inputs: int) -> Transform:
     """Weight `[out, in]` to a kernel whose first `inputs` axes make up `in`, the others `out`."""
-
-    def source_shapes(shape: Shape) -> tuple[Shape, ...]:
-        return ((math.prod(shape[inputs:]), math.prod(shape[:inputs])),)
-
-    def inverse(kernel: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (kernel.reshape(math.prod(kernel.shape[:inputs]), -1).T,)
-
-    return Transform(name, source_shapes, lambda arrays, s: arrays[0].T.reshape(s), inverse)
+    return _move(
+        name,
+        lambda s: (math.prod(s[inputs:]), math.prod(s[:inputs])),
+        lambda weight, s: weight.T.reshape(s),
+        lambda kernel: kernel.reshape(math.prod(kernel.shape[:inputs]), -1).T,
+    )
 
 
-def _join_qv(arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
-    q, v = arrays
-    return np.stack([q, np.zeros_like(q), v]).reshape(shape)
+IDENTITY = _move("identity", lambda s: s, lambda a, s: a, lambda x: x)
 
-
-IDENTITY = Transform("identity", lambda s: (s,), lambda a, s: a[0], lambda x: (x,))
-
-SPLIT_HEADS = Transform(
-    "vector split into heads",
-    lambda s: ((math.prod(s),),),
-    lambda a, s: a[0].reshape(s),
-    lambda x: (x.reshape(-1),),
+# A vector split into heads, or a tensor with axes of size one that parameters do without.
+RESHAPE = _move(
+    "reshaped", lambda s: (math.prod(s),), lambda a, s: a.reshape(s), lambda x: x.reshape(-1)
 )
 
 LINEAR = _linear("linear weight", 1)
 
 LINEAR_FROM_HEADS = _linear("linear weight over heads", 2)
 
-CONV3D = Transform(
-    "3-D convolution, channels last",
-    lambda s: ((s[4], s[3], s[0], s[1], s[2]),),
-    lambda a, s: a[0].transpose(2, 3, 4, 1, 0),
-    lambda x: (x.transpose(4, 3, 0, 1, 2),),
+CONV2D = _move(
+    "2-D convolution, channels last",
+    lambda s: (s[3], s[2], s[0], s[1]),
+    lambda a, s: a.transpose(2, 3, 1, 0),
+    lambda x: x.transpose(3, 2, 0, 1),
 )
+
+CONV3D = _move(
+    "3-D convolution, channels last",
+    lambda s: (s[4], s[3], s[0], s[1], s[2]),
+    lambda a, s: a.transpose(2, 3, 4, 1, 0),
+    lambda x: x.transpose(4, 3, 0, 1, 2),
+)
+
+# The patch kernel of an image model in a model of clips.
+CONV2D_TO_3D = _move(
+    "2-D convolution given a time axis",
+    lambda s: (s[4], s[3], s[1], s[2]),
+    lambda a, s: a.transpose(2, 3, 1, 0)[None],
+    lambda x: x[0].transpose(3, 2, 0, 1),
+)
+
+
+def _join_qv(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
+    q, v = arrays
+    return (np.stack([q, np.zeros_like(q), v]).reshape(shapes[0]),)
+
 
 # VideoMAE stores no bias for the keys: under softmax it would change nothing.
 JOIN_QV_BIAS = Transform(
     "q and v biases joined, k bias zero",
-    lambda s: ((math.prod(s[1:]),),) * 2,
+    lambda shapes: ((math.prod(shapes[0][1:]),),) * 2,
     _join_qv,
-    lambda x: (x[0].reshape(-1), x[2].reshape(-1)),
+    lambda arrays: (arrays[0][0].reshape(-1), arrays[0][2].reshape(-1)),
 )
+
+
+def _norm_over_channels(weight: np.ndarray) -> np.ndarray:
+    """Length `[k]` of each tap of a 1-D convolution's weight `[out, in, k]`."""
+    return np.sqrt(np.square(weight.astype(np.float32)).sum((0, 1)))
+
+
+def _split_weight(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
+    (weight,) = arrays
+    return weight.transpose(2, 1, 0), _norm_over_channels(weight).astype(weight.dtype)
+
+
+def _multiply_weight(arrays: Arrays) -> Arrays:
+    direction, length = arrays
+    weight = direction.transpose(2, 1, 0).astype(np.float32)
+    weight *= length.astype(np.float32) / _norm_over_channels(weight)
+    return (weight.astype(direction.dtype),)
+
+
+# Parameters: direction `[k, in, out]` and length `[k]` of a 1-D convolution with weight norm over
+# all but its last axis; tensors: length `[1, 1, k]` and direction `[out, in, k]`.
+WEIGHT_NORM = Transform(
+    "1-D convolution with weight norm",
+    lambda shapes: ((1, 1, *shapes[1]), shapes[0][::-1]),
+    lambda arrays, shapes: (arrays[1].transpose(2, 1, 0), arrays[0].reshape(shapes[1])),
+    lambda arrays: (arrays[1].reshape(1, 1, -1), arrays[0].transpose(2, 1, 0)),
+)
+
+# The same parameters of a plain weight.
+TO_WEIGHT_NORM = Transform(
+    "1-D convolution given weight norm",
+    lambda shapes: (shapes[0][::-1],),
+    _split_weight,
+    _multiply_weight,
+    computes=True,
+)
+
+
+def fold_lora(base: Transform, alpha: float) -> Transform:
+    """A linear weight and what LoRA learned: tensors weight, A `[r, in]`, B `[out, r]`.
+
+    Args:
+      base: what turns the weight into the kernel.
+      alpha: LoRA's numerator; W + alpha / r * B A is computed in float32.
+    """
+
+    def source_shapes(shapes: Sequence[Shape]) -> tuple[Pattern, ...]:
+        ((out, inputs),) = base.source_shapes(shapes)
+        return (out, inputs), (None, inputs), (out, None)
+
+    def forward(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
+        weight, a, b = (array.astype(np.float32) for array in arrays)
+        folded = weight + alpha / len(a) * (b @ a)
+        return base.forward((folded.astype(arrays[0].dtype),), shapes)
+
+    def inverse(arrays: Arrays) -> Arrays:
+        raise ValueError("a weight that LoRA was folded into does not come apart again")
+
+    return Transform("LoRA folded into it", source_shapes, forward, inverse, computes=True)
+
+
+def quantize(base: Transform, inputs: int) -> Transform:
+    """A kernel as int8 values and a float32 scale per output, in place of the kernel that `base`
+    makes.
+
+    Args:
+      base: what makes the kernel of one tensor.
+      inputs: leading axes of the kernel over which a product sums; the scale has the others.
+    """
+    axes = tuple(range(inputs))
+
+    def forward(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
+        kernel = base.forward(arrays, shapes[:1])[0].astype(np.float32)
+        scale = np.abs(kernel).max(axes) / np.float32(127)
+        # A kernel of zeros stays one.
+        scale = np.where(scale == 0, np.float32(1), scale)
+        return np.rint(kernel / scale).astype(np.int8), scale
+
+    def inverse(arrays: Arrays) -> Arrays:
+        values, scale = arrays
+        return base.inverse((values.astype(np.float32) * scale,))
+
+    return Transform(
+        f"{base.name}, int8",
+        lambda shapes: base.source_shapes(shapes[:1]),
+        forward,
+        inverse,
+        dtypes=("int8", "float32"),
+        computes=True,
+    )

@@ -1,44 +1,49 @@
-"""Conversion tables of the InternVideo2 video ViT and of the stage-1 models built on it.
+"""The InternVideo2 video ViT and the stage-1 models built on it.
 
-Key names are those of upstream `InternVideo2/single_modality/models/`.
+Key names and constructor options are those of upstream `InternVideo2/single_modality/models/`.
 """
 
-from internvideo_jax.convert.engine.rules import ONES, ZEROS, Ignore, Rule, Table, nested, rule
-from internvideo_jax.convert.engine.transforms import (
-    CONV3D,
-    IDENTITY,
-    LINEAR,
-    LINEAR_FROM_HEADS,
-    SPLIT_HEADS,
-    Transform,
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from internvideo_jax.convert.engine.family import Family, Shapes
+from internvideo_jax.convert.engine.options import Options
+from internvideo_jax.convert.engine.rules import (
+    ONES,
+    ZEROS,
+    Ignore,
+    InitialValue,
+    Rule,
+    Table,
+    layer,
+    nested,
+    norm,
+    rule,
 )
-
-
-def layer(
-    target: str, keys: str, kernel: Transform = LINEAR, bias: Transform = IDENTITY
-) -> tuple[Rule, Rule]:
-    """Kernel and bias of a linear layer."""
-    return (
-        rule(f"{target}/kernel", f"{keys}.weight", kernel),
-        rule(f"{target}/bias", f"{keys}.bias", bias),
-    )
-
-
-def norm(target: str, keys: str) -> tuple[Rule, Rule]:
-    """Scale and bias of a norm."""
-    return rule(f"{target}/scale", f"{keys}.weight"), rule(f"{target}/bias", f"{keys}.bias")
-
-
-BLOCKS = (
-    rule("blocks/norm1/scale", "blocks.{layer}.norm1.weight"),
-    rule("blocks/norm2/scale", "blocks.{layer}.norm2.weight"),
-    *layer("blocks/attn/qkv", "blocks.{layer}.attn.qkv", LINEAR, SPLIT_HEADS),
-    rule("blocks/attn/q_norm/scale", "blocks.{layer}.attn.q_norm.weight", SPLIT_HEADS),
-    rule("blocks/attn/k_norm/scale", "blocks.{layer}.attn.k_norm.weight", SPLIT_HEADS),
-    *layer("blocks/attn/proj", "blocks.{layer}.attn.proj", LINEAR_FROM_HEADS),
-    *layer("blocks/mlp/fc1", "blocks.{layer}.mlp.fc1"),
-    *layer("blocks/mlp/fc2", "blocks.{layer}.mlp.fc2"),
+from internvideo_jax.convert.engine.transforms import LINEAR, LINEAR_FROM_HEADS, RESHAPE, Shape
+from internvideo_jax.convert.families import video_vit
+from internvideo_jax.convert.families.internvideo2_recipes import RECIPES
+from internvideo_jax.convert.families.internvideo2_releases import RELEASES
+from internvideo_jax.convert.families.video_vit import BLOCKS, PATCH_EMBED
+from internvideo_jax.models import (
+    DistillStudentConfig,
+    Stage1StudentConfig,
+    TeacherConfig,
+    VideoClassifierConfig,
+    VideoViTConfig,
 )
+from internvideo_jax.nn.position_embedding import Grid
+
+
+def _new_head(shape: Shape) -> np.ndarray:
+    # Upstream starts heads from N(0, 0.02) scaled by `init_scale`, 0.001.
+    return np.random.default_rng(0).normal(0, 2e-5, shape).astype(np.float32)
+
+
+NEW_HEAD = InitialValue("new head, untrained", _new_head)
 
 
 def _pooler_projection(name: str) -> tuple[Rule, ...]:
@@ -46,15 +51,16 @@ def _pooler_projection(name: str) -> tuple[Rule, ...]:
         *norm(f"pooler/norm_{name}", f"clip_projector.norm1_{name}"),
         rule(f"pooler/{name}/kernel", f"clip_projector.cross_attn.{name}.weight", LINEAR),
         # Upstream keeps these biases as parameters of their own.
-        rule(f"pooler/{name}/bias", f"clip_projector.cross_attn.{name}_bias", SPLIT_HEADS),
+        rule(f"pooler/{name}/bias", f"clip_projector.cross_attn.{name}_bias", RESHAPE),
     )
 
 
 ENCODER = (
-    *layer("patch_embed", "patch_embed.proj", CONV3D),
+    *PATCH_EMBED,
     *(rule(name, name) for name in ("cls_token", "pos_embed")),
     *(rule(f"pos_embed_{part}", f"pos_embed_{part}") for part in ("spatial", "temporal", "cls")),
     *BLOCKS,
+    rule("blocks/attn/qkv/bias", "blocks.{layer}.attn.qkv.bias", RESHAPE),
     rule("blocks/ls1/gamma", "blocks.{layer}.ls1.gamma"),
     rule("blocks/ls2/gamma", "blocks.{layer}.ls2.gamma"),
     *_pooler_projection("q"),
@@ -72,9 +78,10 @@ HEAD = (
     *layer("extra_mlp/fc2", "extra_mlp.1.fc2"),
     *layer("down", "down.0"),
     *norm("down_norm", "down_norm"),
-    Rule("batch_stats/down_norm/mean", ("down_norm.running_mean",)),
-    Rule("batch_stats/down_norm/var", ("down_norm.running_var",)),
-    *layer("head", "head"),
+    Rule(("batch_stats/down_norm/mean",), ("down_norm.running_mean",)),
+    Rule(("batch_stats/down_norm/var",), ("down_norm.running_var",)),
+    rule("head/kernel", "head.weight", LINEAR, fresh=NEW_HEAD),
+    rule("head/bias", "head.bias", fresh=ZEROS),
 )
 
 
@@ -131,12 +138,295 @@ STAGE2 = (
 
 BATCH_NORM_COUNTER = Ignore(r"down_norm\.num_batches_tracked", "batch-norm step counter")
 
-VIDEO_VIT = Table(ENCODER, (*UNUSED_DECODERS, *UNUSED_HEAD, *STAGE2))
+_UNUSED = (*UNUSED_DECODERS, *STAGE2)
 
-VIDEO_CLASSIFIER = Table(
-    (*nested(ENCODER, "encoder"), *HEAD), (*UNUSED_DECODERS, *STAGE2, BATCH_NORM_COUNTER)
+TABLES = {
+    "video_vit": Table(ENCODER, (*_UNUSED, *UNUSED_HEAD)),
+    "video_classifier": Table((*nested(ENCODER, "encoder"), *HEAD), (*_UNUSED, BATCH_NORM_COUNTER)),
+    "stage1_student": Table((*nested(ENCODER, "encoder"), *CLIP_DECODERS, *MAE_DECODERS)),
+    "distill_student": Table((*nested(ENCODER, "encoder"), *CLIP_DECODERS)),
+    "teacher": Table(nested(ENCODER, "encoder"), (*_UNUSED, *UNUSED_HEAD)),
+}
+
+
+def is_image_tower(shapes: Shapes) -> bool:
+    """Whether a file holds an image tower alone, which is another family's.
+
+    Its patch kernel is 2-D, or its table has the 16x16 patches of one frame and the class token.
+    """
+    trained = ("clip_decoder.", "mae_decoder.", "head.")
+    table = shapes.get("pos_embed", (1, 0))
+    return (len(shapes[video_vit.ANCHORS[0]]) == 4 or table[1] == 257) and not any(
+        key.startswith(trained) for key in shapes
+    )
+
+
+def _recognize(shapes: Shapes, architecture: str | None) -> str | None:
+    def has(*prefixes: str) -> bool:
+        return any(key.startswith(prefixes) for key in shapes)
+
+    asked = {"stage1_student": "pretrain", "distill_student": "distill"}
+    if not has("cls_token", "clip_projector."):
+        return None
+    if architecture in asked:
+        return asked[architecture]
+    if architecture is None and not is_image_tower(shapes):
+        if has("text_encoder."):
+            raise ValueError(
+                "expected a vision model, found one with a text tower (keys `text_encoder.*`);"
+                " convert its video encoder alone with --architecture=video_vit or teacher"
+            )
+        if has("mae_decoder."):
+            return "pretrain"
+        if has("clip_decoder."):
+            return "distill"
+    if architecture == "video_classifier" or (architecture is None and has("head.")):
+        if has("extra_mlp."):
+            return "ap"
+        return "cat" if has("down_norm.") else "classify"
+    if is_image_tower(shapes):
+        return None
+    return "internvideo2_teacher" if architecture == "teacher" else "encoder"
+
+
+def encoder(options: Options, *, num_frames: int = 8, layer_scale: float = 1e-5) -> VideoViTConfig:
+    """The video encoder of upstream's constructor options."""
+    width = options.size("embed_dim")
+    options.require("in_chans", 3)
+    options.require("layerscale_no_force_fp32", False)
+    fused = options.take("use_fused_mlp", True)
+    return VideoViTConfig(
+        width=width,
+        depth=options.take("depth"),
+        num_heads=options.size("num_heads"),
+        mlp_dim=video_vit.mlp_dim(options, width),
+        patch_size=options.size("patch_size", 14),
+        tubelet_size=options.size("tubelet_size", 1),
+        image_size=options.size("img_size", 224),
+        num_frames=options.size("num_frames", num_frames),
+        pooled_dim=options.size("clip_embed_dim", 768),
+        pooler_heads=options.size("attn_pool_num_heads", 16),
+        position_embedding="separable" if options.take("sep_pos_embed", False) else "joint",
+        # `mlp_activation` may say what the fused flags imply.
+        activation=options.take("mlp_activation", "gelu_tanh" if fused else "gelu_erf"),
+        qk_norm=options.take("qk_normalization", True),
+        qkv_bias=options.take("qkv_bias", False),
+        layer_scale_init=options.take("init_values", layer_scale) or None,
+        drop_path_rate=options.take("drop_path_rate", 0.0),
+    )
+
+
+def _classifier(options: Options, **head: Any) -> VideoClassifierConfig:
+    return VideoClassifierConfig(
+        encoder=encoder(options),
+        num_classes=options.size("num_classes", 1000),
+        dropout_rate=options.take("fc_drop_rate", 0.0),
+        head_init_scale=options.take("init_scale", 0.001),
+        **head,
+    )
+
+
+def _concat_classifier(options: Options) -> VideoClassifierConfig:
+    method = options.take("merge_method", "proj")
+    norm = options.take("merge_norm", "kaiming_BN")
+    if method == "proj":
+        # With the pooled feature alone, the class is that of the plain classifier.
+        return _classifier(options)
+    return _classifier(options, head="concat", merge_method=method, merge_norm=norm.lower())
+
+
+def _pretrain(options: Options) -> Stage1StudentConfig:
+    config = encoder(options)
+    normalization = options.take("clip_norm_type", "l2")
+    options.require("mae_norm_type", normalization)
+    return Stage1StudentConfig(
+        encoder=config,
+        clip_layers=video_vit.layers(options, config.depth, "clip", "student_", None, 1),
+        mae_layers=video_vit.layers(options, config.depth, "mae", "student_", None, 1),
+        clip_target_dim=options.take("clip_teacher_embed_dim", 3200),
+        clip_final_dim=options.take("clip_teacher_final_dim", 768),
+        mae_target_dim=options.take("mae_teacher_embed_dim", 1408),
+        normalization=normalization,
+    )
+
+
+def _distill(options: Options) -> DistillStudentConfig:
+    config = encoder(options)
+    options.require("clip_student_decoder", "MLP_Decoder", "Linear_Decoder")
+    decoder = options.take("clip_student_decoder", "MLP_Decoder")
+    return DistillStudentConfig(
+        encoder=config,
+        clip_layers=video_vit.layers(options, config.depth, "clip", "student_", None, 1),
+        clip_target_dim=options.take("clip_teacher_embed_dim", 1408),
+        clip_final_dim=options.take("clip_teacher_final_dim", 768),
+        decoder="mlp" if decoder == "MLP_Decoder" else "linear",
+        normalization=options.take("clip_norm_type", "l2"),
+    )
+
+
+def _teacher(options: Options) -> TeacherConfig:
+    config = encoder(options)
+    return TeacherConfig(
+        encoder=config,
+        layers=video_vit.layers(options, config.depth, "clip", "", 6, 3.34),
+        normalization=options.take("clip_norm_type", "l2"),
+    )
+
+
+def to_options(config: Any) -> dict[str, Any]:
+    """Constructor options of what the tensors of a model with a video ViT do not show."""
+    vit = video_vit.encoder_config(config)
+    options = {
+        "num_heads": vit.num_heads,
+        "img_size": vit.image_size,
+        "init_values": vit.layer_scale_init or 0.0,
+        "num_frames": vit.num_frames,
+        "attn_pool_num_heads": vit.pooler_heads,
+        "mlp_activation": vit.activation,
+        "drop_path_rate": vit.drop_path_rate,
+    }
+    match config:
+        case VideoClassifierConfig():
+            options |= {"fc_drop_rate": config.dropout_rate, "init_scale": config.head_init_scale}
+        case Stage1StudentConfig():
+            for branch in ("clip", "mae"):
+                chosen = getattr(config, f"{branch}_layers")
+                options |= video_vit.listed(branch, "student_", chosen, config.normalization)
+        case DistillStudentConfig():
+            options |= video_vit.listed(
+                "clip", "student_", config.clip_layers, config.normalization
+            )
+        case TeacherConfig():
+            options |= video_vit.listed("clip", "", config.layers, config.normalization)
+    return options
+
+
+def infer(
+    kind: str, shapes: Shapes, given: Mapping[str, Any], stored: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Constructor options that tensors show, and numbers of heads, which they do not."""
+    width = shapes[video_vit.ANCHORS[0]][0]
+    heads = {
+        "num_heads": video_vit.HEADS.get(width),
+        "attn_pool_num_heads": 16 if width in video_vit.HEADS else None,
+    }
+    options: dict[str, Any] = {}
+    problems = []
+    try:
+        options = _shown(kind, shapes, given, stored)
+    except ValueError as error:
+        problems.append(str(error))
+    video_vit.expect_heads(heads, width, given.keys() | stored.keys(), problems)
+    return options, heads
+
+
+def _shown(
+    kind: str, shapes: Shapes, given: Mapping[str, Any], stored: Mapping[str, Any]
+) -> dict[str, Any]:
+    options = video_vit.sizes(shapes) | {
+        "clip_embed_dim": _rows(shapes, "clip_projector.cross_attn.proj.bias", 768),
+        "qk_normalization": video_vit.in_blocks(shapes, "attn.q_norm.weight") is not None,
+        "qkv_bias": video_vit.in_blocks(shapes, "attn.qkv.bias") is not None,
+        "sep_pos_embed": "pos_embed_spatial" in shapes,
+    }
+    if video_vit.in_blocks(shapes, "ls1.gamma") is None:
+        options["init_values"] = 0.0
+    grid: Grid | None = None
+    if "pos_embed_spatial" in shapes and "pos_embed_temporal" in shapes:
+        side = math.isqrt(shapes["pos_embed_spatial"][1])
+        grid = shapes["pos_embed_temporal"][1], side, side
+    elif "pos_embed" in shapes:
+        num_tokens = shapes["pos_embed"][1] - 1
+        grid = video_vit.table_grid(num_tokens, options, "num_frames", given, stored)
+    if grid is not None:
+        options["num_frames"] = grid[0] * options["tubelet_size"]
+        options["img_size"] = grid[1] * options["patch_size"]
+    if kind in ("pretrain", "distill"):
+        options |= _student_options(kind, shapes)
+    if kind in ("classify", "ap", "cat"):
+        options |= _head_options(kind, shapes, options, grid, given)
+    return options
+
+
+def _student_options(kind: str, shapes: Shapes) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "clip_return_layer": video_vit.count(shapes, "clip_decoder"),
+        "clip_teacher_embed_dim": _rows(shapes, "clip_decoder.0.norm.weight", 0),
+        "clip_teacher_final_dim": _rows(shapes, "final_clip_decoder.norm.weight", 0),
+    }
+    if kind == "pretrain":
+        options["mae_return_layer"] = video_vit.count(shapes, "mae_decoder")
+        options["mae_teacher_embed_dim"] = _rows(shapes, "mae_decoder.0.norm.weight", 0)
+    else:
+        linear = "clip_decoder.0.head.weight" in shapes
+        options["clip_student_decoder"] = "Linear_Decoder" if linear else "MLP_Decoder"
+    return options
+
+
+def _head_options(
+    kind: str,
+    shapes: Shapes,
+    options: Mapping[str, Any],
+    grid: Grid | None,
+    given: Mapping[str, Any],
+) -> dict[str, Any]:
+    if not any(key.startswith("head.") for key in shapes) and "num_classes" not in given:
+        raise ValueError(
+            "expected a classifier's head, found none; pass --new_head --num_classes=N to start an"
+            " untrained one"
+        )
+    head: dict[str, Any] = {"num_classes": _num_classes(shapes)}
+    if kind == "cat" and not any(key.startswith("down_norm.") for key in shapes):
+        head["merge_method"] = "proj"
+    elif kind == "cat":
+        pooled, steps = options["clip_embed_dim"], grid[0] if grid else 0
+        per_step = "down.0.weight" in shapes
+        merged = pooled * (1 + steps) if per_step else 2 * options["embed_dim"]
+        method = "cls_avgN" if per_step else "cls_avg1"
+        weight = shapes.get("head.weight", (0, merged))
+        head["merge_method"] = method if weight[1] == merged else f"{method}_proj"
+        if "down_norm.running_mean" not in shapes:
+            head["merge_norm"] = "LN"
+        else:
+            head["merge_norm"] = "BN" if "down_norm.weight" in shapes else "kaiming_BN"
+    return head
+
+
+def _num_classes(shapes: Shapes) -> int:
+    """Rows of the head: of its weight, unless that is missing or by its bias transposed."""
+    weight, bias = (shapes.get(f"head.{name}", ()) for name in ("weight", "bias"))
+    rows = bias if not weight or (bias and bias[0] == weight[-1]) else weight
+    return rows[0] if rows else 1
+
+
+def _rows(shapes: Shapes, key: str, default: int) -> int:
+    """Size of a tensor's first axis; of an absent one, `default`, and the plan will report it."""
+    return shapes[key][0] if key in shapes else default
+
+
+FAMILY = Family(
+    name="internvideo2",
+    anchors=video_vit.ANCHORS,
+    prefixes=video_vit.PREFIXES,
+    recognize=_recognize,
+    kinds={
+        "encoder": encoder,
+        "classify": _classifier,
+        "ap": lambda options: _classifier(options, head="attentive"),
+        "cat": _concat_classifier,
+        "pretrain": _pretrain,
+        "distill": _distill,
+        "internvideo2_teacher": _teacher,
+    },
+    tables=TABLES,
+    infer=infer,
+    to_options=to_options,
+    preprocessing=video_vit.preprocessing,
+    describe=video_vit.describe,
+    neutral=video_vit.NEUTRAL,
+    retarget=video_vit.retarget,
+    fit=video_vit.fit,
+    new_head="video_classifier",
+    recipes=RECIPES,
+    releases=RELEASES,
 )
-
-STAGE1_STUDENT = Table((*nested(ENCODER, "encoder"), *CLIP_DECODERS, *MAE_DECODERS))
-
-DISTILL_STUDENT = Table((*nested(ENCODER, "encoder"), *CLIP_DECODERS))

@@ -5,6 +5,7 @@ import numpy as np
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.decode.audio import SoundError
 from internvideo_jax.data.fields.field import Columns, Field, LazyClip
+from internvideo_jax.data.transforms.filterbank import audio_input
 
 # Filterbanks step by a hundredth of a second.
 _HOPS_PER_SECOND = 100
@@ -43,8 +44,6 @@ class AudioField(Field):
 
     def _columns(self, clip: LazyClip, place: float) -> Columns:
         """Of the part that begins at `place`, from 0 to 1, of where it may."""
-        from internvideo_jax.data.transforms.filterbank import audio_input
-
         audio = self._config.audio
         try:
             sound = clip.sound(audio.sample_rate)

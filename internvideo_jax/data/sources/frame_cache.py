@@ -81,8 +81,9 @@ class CachedSource:
             raise VideoError(*clip["error"])
         start, shape = clip["start"], clip["shape"]
         frames = self._map()[start : start + math.prod(shape)].reshape(shape)
-        record = self._records[index] if self._records else record_from_json(clip["record"])
-        return SourceClip(record, frames=frames)
+        if self._records is not None:
+            return SourceClip(self._records[index], frames=frames)
+        return SourceClip(record_from_json(clip["record"]), frames=frames)
 
     def digest(self) -> str:
         """That of the source."""

@@ -177,7 +177,7 @@ class ClassifyStage(ModelStage):
 
     def evaluators(self) -> dict[str, Evaluator]:
         """Accuracy of probabilities averaged over the views of clips."""
-        return {"eval": ClassificationEvaluator(self.module, self.preprocessing.video)}
+        return {"eval": ClassificationEvaluator(self.module, self.preprocessing.require_video())}
 
     def flops(self) -> dict[str, int]:
         """FLOPs of a training step per clip, by part; frozen blocks have no backward pass."""

@@ -1,8 +1,9 @@
 """Weights of a saved model for a model of other clips, other classes or another kind.
 
 A classifier starts from a pre-trained student or another classifier; a teacher is the encoder of
-whatever was trained. The converter's rules say what is adapted (position tables, patch kernels,
-K710 heads) and what may be left out; everything else that does not fit is listed at once.
+whatever was trained. Parameters are matched by path, wherever the encoder lies. The family says how
+one is fitted (position tables, patch kernels, K710 heads); of a model of another kind all but the
+encoder is left out; everything else that does not fit is listed at once.
 """
 
 import dataclasses
@@ -16,10 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from internvideo_jax import saved_model
 from internvideo_jax.convert.engine.adaptations import Adaptation
-from internvideo_jax.convert.engine.fitting import encoder_config, fit
-from internvideo_jax.convert.engine.plan import TABLES, target_shapes
-from internvideo_jax.convert.engine.rules import Assignment, assignments
-from internvideo_jax.convert.engine.transforms import Shape
+from internvideo_jax.convert.engine.family import Fitting, family_of
 from internvideo_jax.convert.engine.upstream import architecture_of
 
 PyTree = Any
@@ -37,7 +35,8 @@ _FREE_FIELDS = {
     "remat",
     "dtype",
 }
-_HEAD = {"head.weight", "head.bias"}
+_ENCODER = "params/encoder/"
+_HEAD = "params/head/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,24 +45,6 @@ class LoadedWeights:
 
     variables: PyTree
     summary: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Parameter:
-    """A parameter and the PyTorch keys of all its layers, by which models are compared."""
-
-    path: str
-    shape: Shape
-    layers: tuple[Assignment, ...]
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return tuple(key for layer in self.layers for key in layer.keys)
-
-    @property
-    def key_shapes(self) -> dict[str, Shape]:
-        shapes = (shape for layer in self.layers for shape in layer.source_shapes)
-        return dict(zip(self.keys, shapes, strict=True))
 
 
 def load_weights(
@@ -90,37 +71,36 @@ def load_weights(
       ValueError: not a saved model, or misfits: parameters that are missing, extra or of another
         shape, fields of the encoders' configs that contradict each other; all are listed.
     """
-    targets = traverse_util.flatten_dict(like, sep="/")
+    targets = _nested(like, config)
     mesh = _mesh_of(targets.values())
     saved = saved_model.load(path, dtype=dtype, mesh=mesh)
-    arrays = traverse_util.flatten_dict(saved.variables, sep="/")
-    left = {parameter.keys: parameter for parameter in _parameters(saved.config)}
+    left = _nested(saved.variables, saved.config)
     if new_head:
-        left = {keys: p for keys, p in left.items() if not _HEAD & set(keys)}
+        left = {name: array for name, array in left.items() if not name.startswith(_HEAD)}
 
     problems = _contradictions(saved.config, config)
-    loads: list[tuple[_Parameter, _Parameter, Adaptation | None]] = []
-    fresh: dict[str, Any] = {}
-    for parameter in _parameters(config):
-        found = left.pop(parameter.keys, None)
-        if found is not None:
+    loaded: dict[str, Any] = {}
+    adapted: dict[str, Adaptation] = {}
+    fresh = []
+    for name, target in targets.items():
+        if name in left:
+            loaded[name] = left.pop(name)
             try:
-                adaptation = _adaptation(parameter, found, saved.config, config)
+                change = _fit(name, loaded[name].shape, target.shape, saved.config, config)
             except ValueError as error:
-                problems.append(f"{parameter.path}: {error}")
+                problems.append(f"{name}: {error}")
             else:
-                loads.append((parameter, found, adaptation))
-        elif may_start_afresh(parameter.path):
-            fresh[parameter.path] = targets[parameter.path]
+                adapted |= {name: change} if change else {}
+        elif may_start_afresh(name):
+            fresh.append(name)
         else:
-            problems.append(f"{parameter.path}: missing, expected shape {parameter.shape}")
-    ignored = TABLES[architecture_of(config)].ignored
-    extra = [
-        p
-        for p in left.values()
-        if not all(any(rule.matches(key) for rule in ignored) for key in p.keys)
+            problems.append(f"{name}: missing, expected shape {target.shape}")
+    is_same_kind = type(saved.config) is type(config)
+    problems += [
+        f"{name}: not part of the model, found shape {array.shape}"
+        for name, array in left.items()
+        if is_same_kind or name.startswith(_ENCODER)
     ]
-    problems += [f"{p.path}: not part of the model, found shape {p.shape}" for p in extra]
     if problems:
         raise ValueError(
             f"the saved model {path} does not fit: {len(problems)} misfits\n  "
@@ -128,32 +108,32 @@ def load_weights(
             + "\ncheck that this is the right model, and the stage's config"
         )
 
-    loaded = dict(fresh)
-    for parameter, found, adaptation in loads:
-        array = arrays[found.path]
-        if adaptation is not None:
-            array = _adapt(array, parameter, adaptation, mesh)
-        loaded[parameter.path] = _place(array, targets[parameter.path])
-    adapted = [f"{p.path}: {change.name}" for p, _, change in loads if change is not None]
+    for name, array in loaded.items():
+        if name in adapted:
+            array = adapted[name].apply(_whole(array, mesh))
+        loaded[name] = _place(array, targets[name])
     summary = ", ".join(
-        [f"{len(loads)} parameters from {path}", f"{len(left)} left out", *adapted]
+        [f"{len(loaded)} parameters from {path}", f"{len(left)} left out"]
+        + [f"{name}: {change.name}" for name, change in adapted.items()]
         + ([f"started afresh: {' '.join(fresh)}"] if fresh else [])
     )
+    loaded |= {name: targets[name] for name in fresh}
+    if not hasattr(config, "encoder"):
+        loaded = {name.replace(_ENCODER, "params/", 1): array for name, array in loaded.items()}
     return LoadedWeights(traverse_util.unflatten_dict(loaded, sep="/"), summary)
 
 
-def _parameters(config: Any) -> list[_Parameter]:
-    architecture = architecture_of(config)
-    shapes = target_shapes(architecture, config)
-    layers: dict[str, list[Assignment]] = {path: [] for path in shapes}
-    for assignment in assignments(TABLES[architecture], shapes):
-        layers[assignment.target].append(assignment)
-    return [_Parameter(path, shape, tuple(layers[path])) for path, shape in shapes.items()]
+def _nested(variables: PyTree, config: Any) -> dict[str, Any]:
+    """Variables by path; those of a bare encoder as if it lay inside a model."""
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    if hasattr(config, "encoder"):
+        return flat
+    return {name.replace("params/", _ENCODER, 1): array for name, array in flat.items()}
 
 
 def _contradictions(source: Any, target: Any) -> list[str]:
     """Fields in which two encoders differ although no adaptation makes up for it."""
-    source, target = encoder_config(source), encoder_config(target)
+    source, target = (getattr(config, "encoder", config) for config in (source, target))
     if type(source) is not type(target):
         return [f"config: expected {type(target).__name__}, found {type(source).__name__}"]
     return [
@@ -164,43 +144,27 @@ def _contradictions(source: Any, target: Any) -> list[str]:
     ]
 
 
-def _adaptation(
-    parameter: _Parameter, found: _Parameter, source: Any, target: Any
+def _fit(
+    name: str, shape: tuple[int, ...], wanted: tuple[int, ...], source: Any, target: Any
 ) -> Adaptation | None:
     """The change that makes a saved parameter fit, None if it fits as it is.
 
     Raises:
       ValueError: nothing makes it fit.
     """
-    shapes = found.key_shapes
-    if _HEAD & shapes.keys():
-        try:
-            changes = fit(shapes, source, target)
-        except ValueError:
-            raise ValueError(
-                f"expected {target.num_classes} classes, found {source.num_classes}, of which only"
-                " K710's can be chosen for K400, K600 and K700; set `new_head` to start an"
-                " untrained one"
-            ) from None
-    else:
-        changes = fit(shapes, source, target)
-    adapted = shapes | {key: change.shape for key, change in changes.items()}
-    # Heads of attention split the same kernel differently without showing in a key's shape.
-    if adapted != parameter.key_shapes or (not changes and parameter.shape != found.shape):
-        raise ValueError(f"expected shape {parameter.shape}, found {found.shape}")
-    return next(iter(changes.values()), None)
+    family = family_of(architecture_of(target))
+    change = family.fit(Fitting(name, shape, source, target, None, shape))
+    if (change.shape if change else shape) != wanted:
+        raise ValueError(f"expected shape {wanted}, found {shape}")
+    return change
 
 
-def _adapt(
-    array: jax.Array, parameter: _Parameter, adaptation: Adaptation, mesh: Mesh | None
-) -> np.ndarray:
-    """An adapted parameter, whole on every host: tables, heads and patch kernels are small."""
+def _whole(array: jax.Array, mesh: Mesh | None) -> np.ndarray:
+    """All of an array on every host: tables, heads and patch kernels are small."""
     if mesh is not None:
         whole = NamedSharding(mesh, PartitionSpec())
         array = jax.jit(lambda x: x, out_shardings=whole)(array)
-    (layer,) = parameter.layers
-    (tensor,) = layer.transform.inverse(np.asarray(array))
-    return layer.transform.forward([adaptation.apply(tensor)], layer.shape)
+    return np.asarray(array)
 
 
 def _place(array: np.ndarray | jax.Array, target: Any) -> jax.Array:

@@ -12,7 +12,8 @@ from flax import traverse_util
 
 from internvideo_jax.convert.engine import conversion
 from internvideo_jax.convert.engine.conversion import Request, convert, prepare
-from internvideo_jax.convert.engine.plan import CheckpointMisfit, plan
+from internvideo_jax.convert.engine.family import Target
+from internvideo_jax.convert.engine.plan import CheckpointMisfit
 from internvideo_jax.convert.engine.state_dict import to_tree
 from internvideo_jax.saved_model import load, read_description
 
@@ -34,7 +35,9 @@ def _flat(variables):
 
 
 @pytest.mark.parametrize("name", ["attentive", "concat_bn", "pretrain", "videomae_teacher"])
-def test_what_is_loaded_is_what_the_checkpoint_holds(name, configs, checkpoint, options, tmp_path):
+def test_what_is_loaded_is_what_the_checkpoint_holds(
+    name, configs, checkpoint, options, plan_of, tmp_path
+):
     architecture, config = configs[name]
     file, state = checkpoint(architecture, config)
     given = {"num_heads": 2} if name == "videomae_teacher" else options
@@ -44,8 +47,7 @@ def test_what_is_loaded_is_what_the_checkpoint_holds(name, configs, checkpoint, 
     assert (done.plan.architecture, done.plan.config) == (architecture, config)
     model = load(tmp_path / "model")
     assert model.config == config
-    made = plan({k: v.shape for k, v in state.items()}, architecture, config)
-    expected = _flat(to_tree(state, made))
+    expected = _flat(to_tree(state, plan_of(state, config)))
     found = _flat(model.variables)
     assert found.keys() == expected.keys()
     for path, array in expected.items():
@@ -55,7 +57,12 @@ def test_what_is_loaded_is_what_the_checkpoint_holds(name, configs, checkpoint, 
 def test_the_model_describes_itself(configs, checkpoint, options, tmp_path):
     architecture, config = configs["linear"]
     file, _ = checkpoint(architecture, config)
-    convert([file], tmp_path / "model", Request(options=options, num_frames=8), sha256=True)
+    convert(
+        [file],
+        tmp_path / "model",
+        Request(options=options, target=Target(num_frames=8)),
+        sha256=True,
+    )
     description = read_description(tmp_path / "model")
     assert description["preprocessing"]["video"]["num_frames"] == 8
     assert description["preprocessing"]["video"]["image_size"] == 8
@@ -132,7 +139,7 @@ def test_later_sources_replace_tensors_of_earlier_ones(
 
 def test_a_new_head_on_a_model_without_one(configs, checkpoint, options, tmp_path):
     file, _ = checkpoint(*configs["pretrain"])
-    request = Request(options=options, num_classes=9, new_head=True)
+    request = Request(options=options, target=Target(num_classes=9), new_head=True)
     done = convert([file], tmp_path / "model", request)
     assert done.plan.architecture == "video_classifier"
     params = load(tmp_path / "model").variables["params"]

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from internvideo_jax.convert.engine.fitting import fit, retarget
-from internvideo_jax.convert.engine.inference import infer_config
+from internvideo_jax.convert.engine.family import Target
 from internvideo_jax.convert.engine.manifest import Manifest, describe, plan_manifest, read_manifest
-from internvideo_jax.convert.engine.plan import CheckpointMisfit, canonical_names, export_plan, plan
+from internvideo_jax.convert.engine.plan import CheckpointMisfit, plan
+from internvideo_jax.convert.engine.recognition import recognize
+from internvideo_jax.convert.engine.upstream import infer_config
 
 TINY = {
     "embed_dim": 48,
@@ -26,13 +27,9 @@ TINY = {
 
 
 @pytest.fixture
-def manifest(configs):
-    architecture, config = configs["linear"]
-    made = export_plan(architecture, config)
-    shapes = {
-        key: shape for a in made.loaded for key, shape in zip(a.keys, a.source_shapes, strict=True)
-    }
-    return Manifest("tiny", shapes, TINY)
+def manifest(configs, shapes_of):
+    _, config = configs["linear"]
+    return Manifest("tiny", shapes_of(config), TINY)
 
 
 def _write(path, content):
@@ -149,14 +146,13 @@ def test_the_internvl_file_may_hold_what_the_manifest_leaves_out():
 )
 def test_a_stage_2_file_holds_a_teacher_of_distillation(name):
     (path,) = _shared(f"{name}.json")
-    shapes = read_manifest(path).shapes
-    source = infer_config(shapes, architecture="teacher")
+    found = recognize(read_manifest(path).shapes, architecture="teacher")
+    source = infer_config(found)
     assert source.encoder.grid == (4, 16, 16)
-    target = retarget(source, num_frames=8)
-    canonical = {key: shapes[name] for key, name in canonical_names(shapes).items()}
-    made = plan(shapes, "teacher", target, adaptations=fit(canonical, source, target))
-    assert made.adaptations.keys() == {"pos_embed"}
-    assert made.adaptations["pos_embed"].shape == (1, 2049, target.encoder.width)
+    target = found.family.retarget(source, Target(num_frames=8))
+    made = plan(found, source, target=target)
+    assert made.changes == {"pos_embed": "positions resized 4x16x16 -> 8x16x16"}
+    assert made.targets["params/encoder/pos_embed"] == (1, 2049, target.encoder.width)
 
 
 @needs_shared

@@ -6,20 +6,14 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from internvideo_jax.convert.engine.adaptations import select_rows
-from internvideo_jax.convert.engine.plan import export_plan, plan, target_shapes
+from internvideo_jax.convert.engine.plan import export_plan, target_shapes
 from internvideo_jax.convert.engine.state_dict import target_dtypes, to_state_dict, to_tree
 
 
-def _plan(state, architecture, config, **options):
-    shapes = {key: array.shape for key, array in state.items()}
-    return plan(shapes, architecture, config, **options)
-
-
-def test_a_round_trip_is_exact_for_every_model(tiny, make_state):
+def test_a_round_trip_is_exact_for_every_model(tiny, make_state, plan_of):
     architecture, config = tiny
     state = make_state(architecture, config)
-    made = _plan(state, architecture, config)
+    made = plan_of(state, config)
     variables = to_tree(state, made)
     flat = traverse_util.flatten_dict(variables, sep="/")
     assert {path: x.shape for path, x in flat.items()} == target_shapes(architecture, config)
@@ -29,10 +23,10 @@ def test_a_round_trip_is_exact_for_every_model(tiny, make_state):
         np.testing.assert_array_equal(back[key], array, err_msg=key)
 
 
-def test_half_precision_stays_what_it_is(configs, make_state):
+def test_half_precision_stays_what_it_is(configs, make_state, plan_of):
     architecture, config = configs["videomae"]
     state = make_state(architecture, config, dtype=ml_dtypes.bfloat16)
-    made = _plan(state, architecture, config)
+    made = plan_of(state, config)
     variables = to_tree(state, made)
     assert {x.dtype for x in jax.tree.leaves(variables)} == {np.dtype(ml_dtypes.bfloat16)}
     for key, array in to_state_dict(variables, made).items():
@@ -40,14 +34,14 @@ def test_half_precision_stays_what_it_is(configs, make_state):
         np.testing.assert_array_equal(array, state[key])
 
 
-def test_names_keep_the_prefix_of_the_file(configs, make_state):
+def test_names_keep_the_prefix_of_the_file(configs, make_state, plan_of):
     architecture, config = configs["videomae"]
     state = make_state(architecture, config, "encoder.")
-    made = _plan(state, architecture, config)
+    made = plan_of(state, config)
     assert to_state_dict(to_tree(state, made), made).keys() == state.keys()
 
 
-def test_a_tree_of_some_gradients_maps_alike(configs, make_state):
+def test_a_tree_of_some_gradients_maps_alike(configs, make_state, plan_of):
     architecture, config = configs["linear"]
     made = export_plan(architecture, config)
     gradients = {"params": {"head": {"kernel": np.arange(140, dtype=np.float32).reshape(20, 7)}}}
@@ -56,49 +50,37 @@ def test_a_tree_of_some_gradients_maps_alike(configs, make_state):
     np.testing.assert_array_equal(state["head.weight"], np.arange(140).reshape(20, 7).T)
 
 
-def test_jax_arrays_are_taken(configs, make_state):
+def test_jax_arrays_are_taken(configs, make_state, plan_of):
     architecture, config = configs["encoder"]
     state = make_state(architecture, config)
-    made = _plan(state, architecture, config)
+    made = plan_of(state, config)
     on_device = jax.tree.map(jax.numpy.asarray, to_tree(state, made))
     for key, array in to_state_dict(on_device, made).items():
         np.testing.assert_array_equal(array, state[key])
 
 
-def test_adaptations_come_before_transforms(configs, make_state):
-    architecture, config = configs["linear"]
-    state = make_state(architecture, config)
-    big = np.random.default_rng(1).normal(size=(9, 20)).astype(np.float32)
-    state["head.weight"] = big
-    rows = (8, 0, 1, 2, 3, 4, 5)
-    adaptations = {"head.weight": select_rows((9, 20), rows, "some rows")}
-    made = _plan(state, architecture, config, adaptations=adaptations)
-    variables = to_tree(state, made)
-    np.testing.assert_array_equal(variables["params"]["head"]["kernel"], big[list(rows)].T)
-
-
-def test_initial_values_take_the_commonest_dtype(configs, make_state):
+def test_initial_values_take_the_commonest_dtype(configs, make_state, plan_of):
     architecture, config = configs["linear"]
     state = make_state(architecture, config, dtype=np.float16)
     del state["fc_norm.weight"], state["fc_norm.bias"]
-    variables = to_tree(state, _plan(state, architecture, config))
+    variables = to_tree(state, plan_of(state, config))
     assert variables["params"]["fc_norm"]["scale"].dtype == np.float16
     np.testing.assert_array_equal(variables["params"]["fc_norm"]["scale"], np.ones(20))
 
 
-def test_a_parameter_of_two_dtypes_is_an_error(configs, make_state):
+def test_a_parameter_of_two_dtypes_is_an_error(configs, make_state, plan_of):
     architecture, config = configs["encoder"]
     state = make_state(architecture, config)
     state["blocks.1.norm1.weight"] = state["blocks.1.norm1.weight"].astype(np.float16)
-    made = _plan(state, architecture, config)
+    made = plan_of(state, config)
     with pytest.raises(ValueError, match=r"blocks\.1\.norm1\.weight is float16"):
         target_dtypes(made, {key: array.dtype for key, array in state.items()})
 
 
-def test_dtypes_that_models_do_not_have_are_an_error(configs, make_state):
+def test_dtypes_that_models_do_not_have_are_an_error(configs, make_state, plan_of):
     architecture, config = configs["encoder"]
     state = make_state(architecture, config)
     state["cls_token"] = state["cls_token"].astype(np.int8)
     state["pos_embed"] = state["pos_embed"].astype(np.float64)
     with pytest.raises(ValueError, match="cls_token is int8, pos_embed is float64"):
-        to_tree(state, _plan(state, architecture, config))
+        to_tree(state, plan_of(state, config))

@@ -14,6 +14,7 @@ from golden import Golden, checker
 
 from internvideo_jax.convert.engine.plan import Plan, export_plan
 from internvideo_jax.convert.engine.plan import plan as make_plan
+from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import to_state_dict, to_tree
 from internvideo_jax.convert.engine.upstream import architecture_of, config_from_upstream
 from internvideo_jax.convert.families.head_maps import K710_ROWS
@@ -199,7 +200,7 @@ def check_train_steps(golden: Golden) -> None:
     recipe = ("batch", "steps", "betas", "eps", "weight_decay", "layer_decay", "clip_grad_norm")
     config = config_from_upstream("classify", {k: c[k] for k in c if k not in recipe})
     state = golden.group("state/")
-    plan = make_plan({key: x.shape for key, x in state.items()}, architecture_of(config), config)
+    plan = make_plan(recognize({key: x.shape for key, x in state.items()}), config)
     params = to_tree(state, plan)["params"]
     model = VideoClassifier(config)
     rates = jnp.asarray(golden["in/lr"], jnp.float32)

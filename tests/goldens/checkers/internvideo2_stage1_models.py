@@ -13,8 +13,10 @@ from golden import Golden, checker
 
 from internvideo_jax.convert.engine.adaptations import inflate_patch_kernel, resize_positions
 from internvideo_jax.convert.engine.plan import Plan, plan
+from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import to_state_dict, to_tree
-from internvideo_jax.convert.engine.upstream import architecture_of, config_from_upstream
+from internvideo_jax.convert.engine.transforms import CONV2D_TO_3D, CONV3D
+from internvideo_jax.convert.engine.upstream import architecture_of, infer_config
 from internvideo_jax.convert.engine.verify import Reference, run_reference
 from internvideo_jax.models import ARCHITECTURES
 from internvideo_jax.models.stage1 import StudentOutput
@@ -34,11 +36,25 @@ class Converted:
 
 
 def convert(kind: str, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Converted:
-    model_config = config_from_upstream(kind, config)
-    architecture = architecture_of(model_config)
-    conversion = plan({key: x.shape for key, x in state.items()}, architecture, model_config)
-    module = ARCHITECTURES[architecture].module_cls(model_config)
+    """The model that the tensors show; `config` says what they do not."""
+    found = recognize({key: x.shape for key, x in state.items()}, architecture=_ARCHITECTURES[kind])
+    found = dataclasses.replace(found, kind=kind)
+    model_config = infer_config(found, stored=config)
+    conversion = plan(found, model_config)
+    module = ARCHITECTURES[architecture_of(model_config)].module_cls(model_config)
     return Converted(module, to_tree(state, conversion), conversion)
+
+
+_ARCHITECTURES = {
+    "classify": "video_classifier",
+    "ap": "video_classifier",
+    "cat": "video_classifier",
+    "pretrain": "stage1_student",
+    "distill": "distill_student",
+    "internvl_teacher": "teacher",
+    "internvideo2_teacher": "teacher",
+    "videomae_teacher": "videomae_teacher",
+}
 
 
 def check_forward(golden: Golden, model: Converted, *losses: str) -> None:
@@ -221,8 +237,12 @@ def check_checkpoint_preprocessing(golden: Golden) -> None:
     kernel, table = golden["in/patch_embed.proj.weight"], golden["in/pos_embed"]
     side = c["img_size"] // c["patch_size"]
     old, new = (1, c["orig_grid"], c["orig_grid"]), (1, side, side)
+    dim, channels, *patch = kernel.shape
+    (image,) = CONV2D_TO_3D.forward([kernel], [(1, *patch, channels, dim)])
+    if c["kernel_t"] > 1:
+        image = inflate_patch_kernel(image.shape, c["kernel_t"], "center").apply(image)
     adapted = {
-        "patch_embed.proj.weight": inflate_patch_kernel(kernel.shape, c["kernel_t"]).apply(kernel),
+        "patch_embed.proj.weight": CONV3D.inverse([image])[0],
         "pos_embed": resize_positions(table.shape, old, new, 1).apply(table),
     }
     assert_tensors_close(adapted, golden.group("out/"))

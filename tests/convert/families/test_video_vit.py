@@ -4,19 +4,29 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from internvideo_jax.convert.engine import family
 from internvideo_jax.convert.engine.adaptations import inflate_patch_kernel
-from internvideo_jax.convert.engine.fitting import encoder_config, fit, retarget
-from internvideo_jax.convert.engine.plan import CheckpointMisfit, plan
+from internvideo_jax.convert.engine.plan import CheckpointMisfit
 from internvideo_jax.convert.engine.state_dict import to_tree
+from internvideo_jax.convert.families import video_vit
 from internvideo_jax.convert.families.head_maps import K710_ROWS
+from internvideo_jax.convert.families.video_vit import encoder_config
 from internvideo_jax.nn.position_embedding import resize_position_table
 
 
-def _fitted(state, architecture, source, target, **options):
-    shapes = {key: array.shape for key, array in state.items()}
-    adaptations = fit(shapes, source, target, **options)
-    made = plan(shapes, architecture, target, adaptations=adaptations)
-    return made, to_tree(state, made)["params"]
+def retarget(config, **changes):
+    return video_vit.retarget(config, family.Target(**changes))
+
+
+@pytest.fixture
+def fitted(plan_of):
+    """Plan and parameters of a state for another config: `fitted(state, source, target)`."""
+
+    def run(state, source, target, **options):
+        made = plan_of(state, source, target=target, **options)
+        return made, to_tree(state, made)["params"]
+
+    return run
 
 
 def test_retarget_changes_the_encoder_of_any_model(tiny):
@@ -34,81 +44,80 @@ def test_classes_are_asked_of_classifiers_only(configs):
         retarget(configs["encoder"][1], num_classes=9)
 
 
-def test_nothing_changes_where_nothing_is_asked(tiny, make_state):
-    architecture, config = tiny
-    shapes = {key: array.shape for key, array in make_state(architecture, config).items()}
-    assert fit(shapes, config, config) == {}
+def test_nothing_changes_where_nothing_is_asked(tiny, shapes_of, plan_of):
+    _, config = tiny
+    assert plan_of(shapes_of(config), config, target=retarget(config)).adaptations == {}
 
 
-def test_joint_tables_are_resized_in_time_then_space(configs, make_state):
+def test_joint_tables_are_resized_in_time_then_space(configs, make_state, fitted):
     architecture, config = configs["pretrain"]
     state = make_state(architecture, config)
     target = retarget(config, num_frames=6, image_size=12)
-    made, params = _fitted(state, architecture, config, target)
+    made, params = fitted(state, config, target)
     expected = resize_position_table(state["pos_embed"], (4, 4, 4), (6, 6, 6), 1)
     np.testing.assert_array_equal(params["encoder"]["pos_embed"], expected)
     # The class token's row stays; the MAE side's table has none.
     np.testing.assert_array_equal(expected[:, 0], state["pos_embed"][:, 0])
     expected = resize_position_table(state["mae_pos_embed"], (4, 4, 4), (6, 6, 6), 0)
     np.testing.assert_array_equal(params["mae_pos_embed"], expected)
-    assert made.adaptations.keys() == {"pos_embed", "clip_pos_embed", "mae_pos_embed"}
+    assert made.changes.keys() == {"pos_embed", "clip_pos_embed", "mae_pos_embed"}
     assert "pos_embed: positions resized 4x4x4 -> 6x6x6" in made.summary()
 
 
-def test_separable_tables_are_resized_each_by_itself(configs, make_state):
+def test_separable_tables_are_resized_each_by_itself(configs, make_state, fitted):
     architecture, config = configs["separable"]
     state = make_state(architecture, config)
     target = retarget(config, num_frames=2, image_size=12)
-    made, params = _fitted(state, architecture, config, target)
+    made, params = fitted(state, config, target)
     # Half-pixel linear resampling of 4 steps to 2 averages neighbours.
     temporal = state["pos_embed_temporal"]
     expected = (temporal[:, 0::2] + temporal[:, 1::2]) / 2
     np.testing.assert_allclose(params["pos_embed_temporal"], expected, rtol=1e-6, atol=1e-7)
     assert params["pos_embed_spatial"].shape == (1, 36, 48)
     np.testing.assert_array_equal(params["pos_embed_cls"], state["pos_embed_cls"])
-    assert made.adaptations.keys() == {"pos_embed_temporal", "pos_embed_spatial"}
+    assert made.changes.keys() == {"pos_embed_temporal", "pos_embed_spatial"}
 
 
-def test_tables_in_half_precision_stay_in_it(configs, make_state):
+def test_tables_in_half_precision_stay_in_it(configs, make_state, fitted):
     architecture, config = configs["encoder"]
     state = make_state(architecture, config, dtype=ml_dtypes.bfloat16)
-    _, params = _fitted(state, architecture, config, retarget(config, num_frames=8))
+    _, params = fitted(state, config, retarget(config, num_frames=8))
     assert params["pos_embed"].dtype == ml_dtypes.bfloat16
 
 
-def test_videomae_tables_have_no_class_token(configs, make_state):
+def test_videomae_tables_have_no_class_token(configs, make_state, fitted):
     architecture, config = configs["videomae_teacher"]
     state = make_state(architecture, config)
-    made, params = _fitted(state, architecture, config, retarget(config, num_frames=8))
+    made, params = fitted(state, config, retarget(config, num_frames=8))
     assert params["encoder"]["pos_embed"].shape == (1, 64, 32)
-    assert made.adaptations.keys() == {"pos_embed"}
+    assert made.changes.keys() == {"pos_embed"}
 
 
-def test_a_table_of_another_size_is_a_misfit_and_not_resized(configs, make_state):
+def test_a_table_of_another_size_is_a_misfit_and_not_resized(configs, make_state, fitted):
     architecture, config = configs["encoder"]
     state = make_state(architecture, config)
     state["pos_embed"] = state["pos_embed"][:, :-1]
     with pytest.raises(CheckpointMisfit, match="pos_embed"):
-        _fitted(state, architecture, config, retarget(config, num_frames=8))
+        fitted(state, config, retarget(config, num_frames=8))
 
 
-def test_tables_of_decoders_left_out_are_not_resized(configs, make_state):
+def test_tables_of_decoders_left_out_are_not_resized(configs, make_state, fitted):
     _, student = configs["pretrain"]
     state = make_state("stage1_student", student)
     target = retarget(student.encoder, num_frames=8)
-    made, _ = _fitted(state, "video_vit", student.encoder, target)
-    assert made.adaptations.keys() == {"pos_embed"}
+    made, _ = fitted(state, student.encoder, target)
+    assert made.changes.keys() == {"pos_embed"}
 
 
 @pytest.mark.parametrize(
     ("num_classes", "rows"), [(400, (0, 1, 2)), (600, (121, 562, 518)), (700, None)]
 )
-def test_a_k710_head_becomes_that_of_one_kinetics(num_classes, rows, configs, make_state):
+def test_a_k710_head_becomes_that_of_one_kinetics(num_classes, rows, configs, make_state, fitted):
     architecture, config = configs["linear"]
     source = retarget(config, num_classes=710)
     state = make_state(architecture, source)
     target = retarget(config, num_classes=num_classes)
-    made, params = _fitted(state, architecture, source, target)
+    made, params = fitted(state, source, target)
     rows = rows or K710_ROWS[num_classes][:3]
     kernel, bias = params["head"]["kernel"], params["head"]["bias"]
     assert kernel.shape == (20, num_classes)
@@ -127,52 +136,50 @@ def test_the_head_maps_are_complete(num_classes):
     assert set().union(*K710_ROWS.values()) == set(range(710))
 
 
-def test_other_heads_are_not_guessed(configs, make_state):
+def test_other_heads_are_not_guessed(configs, make_state, fitted):
     architecture, config = configs["linear"]
-    with pytest.raises(ValueError, match="head of 5 classes, found 7.*--new_head"):
-        _fitted(
-            make_state(architecture, config), architecture, config, retarget(config, num_classes=5)
-        )
+    with pytest.raises(ValueError, match="5 classes, found 7.*--new_head"):
+        fitted(make_state(architecture, config), config, retarget(config, num_classes=5))
 
 
-def test_an_image_kernel_is_put_in_the_middle_frame(configs, make_state):
+def test_an_image_kernel_is_put_in_the_middle_frame(configs, make_state, fitted):
     architecture, config = configs["encoder"]
     state = make_state(architecture, config)
     image = state["patch_embed.proj.weight"][:, :, 0]
     state["patch_embed.proj.weight"] = image
-    made, params = _fitted(state, architecture, config, config)
+    made, params = fitted(state, config, config)
     np.testing.assert_array_equal(params["patch_embed"]["kernel"][0], image.transpose(2, 3, 1, 0))
-    assert "patch kernel given a time axis" in made.summary()
+    assert "2-D convolution given a time axis" in made.summary()
 
     target = retarget(config, tubelet_size=3, num_frames=12)
-    _, params = _fitted(state, architecture, config, target)
+    _, params = fitted(state, config, target)
     kernel = params["patch_embed"]["kernel"]
     assert kernel.shape == (3, 2, 2, 3, 48)
     np.testing.assert_array_equal(kernel[1], image.transpose(2, 3, 1, 0))
     assert not kernel[[0, 2]].any()
 
 
-def test_a_video_kernel_is_spread_evenly_unless_told_otherwise(configs, make_state):
+def test_a_video_kernel_is_spread_evenly_unless_told_otherwise(configs, make_state, fitted):
     architecture, config = configs["encoder"]
     state = make_state(architecture, config)
     kernel = state["patch_embed.proj.weight"].transpose(2, 3, 4, 1, 0)
     target = retarget(config, tubelet_size=2, num_frames=8)
-    _, params = _fitted(state, architecture, config, target)
+    _, params = fitted(state, config, target)
     for step in params["patch_embed"]["kernel"]:
         np.testing.assert_array_equal(step, kernel[0] / 2)
-    _, params = _fitted(state, architecture, config, target, inflation="center")
+    _, params = fitted(state, config, target, inflation="center")
     np.testing.assert_array_equal(params["patch_embed"]["kernel"][1], kernel[0])
 
 
-def test_a_kernel_of_several_frames_is_averaged_to_one(configs, make_state):
+def test_a_kernel_of_several_frames_is_averaged_to_one(configs, make_state, fitted):
     architecture, config = configs["videomae"]
     state = make_state(architecture, config)
     target = retarget(config, tubelet_size=1, num_frames=2)
-    _, params = _fitted(state, architecture, config, target)
+    _, params = fitted(state, config, target)
     expected = state["patch_embed.proj.weight"].mean(2).transpose(2, 3, 1, 0)
     np.testing.assert_allclose(params["patch_embed"]["kernel"][0], expected, rtol=1e-6)
 
 
 def test_tubelets_that_no_rule_connects_are_an_error():
     with pytest.raises(ValueError, match="of 1 or 3 frames, found 2"):
-        inflate_patch_kernel((8, 3, 2, 4, 4), 3)
+        inflate_patch_kernel((2, 4, 4, 3, 8), 3, "mean")

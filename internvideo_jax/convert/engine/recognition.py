@@ -1,0 +1,177 @@
+"""Whose files these are: prefixes, spellings, and the towers of a model put together."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+
+from internvideo_jax.config import nearest_name
+from internvideo_jax.convert.engine.family import Family, Shapes, all_families
+from internvideo_jax.convert.engine.transforms import Shape
+from internvideo_jax.models import ARCHITECTURES
+
+
+@dataclasses.dataclass(frozen=True)
+class Recognized:
+    """One or several files that make one model.
+
+    Attributes:
+      family: whose files they are.
+      kind: which of the family's models they hold.
+      shapes: shape of every tensor by its canonical key.
+      keys: number of the file and key in it, by canonical key.
+    """
+
+    family: Family
+    kind: str
+    shapes: dict[str, Shape]
+    keys: dict[str, tuple[int, str]]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Keys as the file has them, by canonical key; of several files, canonical ones."""
+        is_one = all(number == 0 for number, _ in self.keys.values())
+        return {key: name if is_one else key for key, (_, name) in self.keys.items()}
+
+
+def recognize(*files: Shapes, architecture: str | None = None) -> Recognized:
+    """The family of a checkpoint, and its tensors by canonical key.
+
+    Of several files of one family, later ones add to and replace the tensors of earlier ones; one
+    that has none of the family's anchors (a head alone) is taken as it is. Files of the parts of a
+    composite are put in their places.
+
+    Args:
+      files: shape of every tensor, by its key, of each file.
+      architecture: what is to be made of them, if it is not to be all that they hold.
+
+    Raises:
+      ValueError: an unknown architecture, files of no family or of several, two keys that become
+        one, or parts of a composite without a file.
+    """
+    if architecture not in (None, *ARCHITECTURES):
+        raise ValueError(
+            f"expected an architecture among {', '.join(ARCHITECTURES)}, found {architecture!r}"
+            f"{nearest_name(str(architecture), ARCHITECTURES)}"
+        )
+    if not any(files):
+        raise ValueError("expected a checkpoint, found a file without any tensor; fetch it again")
+    families = [f for f in all_families() if architecture in (None, *f.tables)]
+    # A composite's files hold its parts', so that the parts' families are asked after it.
+    for group in ([f for f in families if f.parts], [f for f in families if not f.parts]):
+        answers = [a for family in group if (a := _read_as(family, files, architecture))]
+        if len(answers) == 1:
+            return answers[0]
+        if answers:
+            makes = ", ".join(f"{a.family.name} ({', '.join(a.family.tables)})" for a in answers)
+            raise ValueError(
+                f"expected the checkpoint of one model, found several: {makes}; say with"
+                " --architecture=NAME which of their models to make"
+            )
+    keys = [key for file in files for key in file]
+    wanted = "\n  ".join(f"{f.name}: {_wanted(f, keys)}" for f in families)
+    raise ValueError(
+        f"expected a checkpoint of a known family, found {len(keys)} keys such as"
+        f" {', '.join(keys[:3])}: this is another kind of model. Looked for one tensor of\n"
+        f"  {wanted}"
+    )
+
+
+def find_prefix(family: Family, keys: Iterable[str]) -> str | None:
+    """What precedes a family's canonical keys; None if there is no anchor or several."""
+    keys = {_respelled(family, key) for key in keys}
+    found = [p for p in family.prefixes if any(p + anchor in keys for anchor in family.anchors)]
+    return found[0] if len(found) == 1 else None
+
+
+def canonical_names(family: Family, keys: Iterable[str], prefix: str) -> dict[str, str]:
+    """A file's keys by canonical key; those without the prefix only lose their spelling.
+
+    Raises:
+      ValueError: two keys that become one.
+    """
+    names: dict[str, str] = {}
+    for key in keys:
+        canonical = _respelled(family, key.removeprefix(prefix))
+        if canonical in names:
+            raise ValueError(
+                f"expected distinct keys, found {key!r} and {names[canonical]!r}, which are the"
+                f" same without the prefix {prefix!r}; keep one of them"
+            )
+        names[canonical] = key
+    return names
+
+
+def _read_as(
+    family: Family, files: Sequence[Shapes], architecture: str | None
+) -> Recognized | None:
+    keys: dict[str, tuple[int, str]] = {}
+    # An add-on may hold nothing that a composite could be told by.
+    is_found = bool(family.parts) and architecture is not None
+    for number, file in enumerate(files):
+        prefix = find_prefix(family, file)
+        is_found |= prefix is not None
+        names = canonical_names(family, file, prefix or "")
+        if prefix is None and family.parts:
+            names = _in_places(family, file) or names
+        keys |= {key: (number, name) for key, name in names.items()}
+    if not is_found:
+        return None
+    shapes = {key: tuple(files[number][name]) for key, (number, name) in keys.items()}
+    kind = family.recognize(shapes, architecture)
+    if kind is None:
+        return None
+    _expect_parts(family, shapes)
+    return Recognized(family, kind, shapes, keys)
+
+
+def _in_places(composite: Family, file: Shapes) -> dict[str, str]:
+    """Keys of the file of a part, or of several, by the composite's canonical keys."""
+    placed: dict[str, str] = {}
+    others: dict[str, str] = {}
+    for part in composite.parts:
+        family = _named(part.family)
+        prefix = find_prefix(family, file)
+        if prefix is None:
+            continue
+        names = canonical_names(family, file, prefix)
+        if family.recognize({k: file[n] for k, n in names.items()}, part.architecture) is None:
+            continue
+        for key, name in names.items():
+            if name.startswith(prefix):
+                placed[part.prefix + key] = name
+            else:
+                others[key] = name
+    used = set(placed.values())
+    return {k: n for k, n in others.items() if n not in used and k not in placed} | placed
+
+
+def _expect_parts(family: Family, shapes: Shapes) -> None:
+    absent = [
+        f"{part.prefix}* ({part.source})"
+        for part in family.parts
+        if not any(part.prefix + anchor in shapes for anchor in _named(part.family).anchors)
+    ]
+    if absent:
+        raise ValueError(
+            f"expected the files of all parts of {family.name}, found none for"
+            f" {' and '.join(absent)}; pass every file as a SOURCE"
+        )
+
+
+def _named(name: str) -> Family:
+    return next(family for family in all_families() if family.name == name)
+
+
+def _respelled(family: Family, key: str) -> str:
+    for pattern, replacement in family.spellings:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _wanted(family: Family, keys: Sequence[str]) -> str:
+    found = [key for key in keys if key.endswith(family.anchors)]
+    prefixes = ", ".join(p for p in family.prefixes if p)
+    return (
+        f"{' or '.join(family.anchors)}, alone or after one of {prefixes};"
+        f" found {', '.join(found[:3]) or 'none'}"
+    )

@@ -1,0 +1,186 @@
+"""Configs read from names and shapes."""
+
+import dataclasses
+import json
+
+import pytest
+
+from internvideo_jax import models
+from internvideo_jax.convert.engine.recognition import recognize
+from internvideo_jax.convert.engine.upstream import infer_config, to_upstream
+from internvideo_jax.convert.families.video_vit import infer_grid
+from internvideo_jax.models.stage1 import distill_student, stage1_student
+from internvideo_jax.models.teacher import internvl_teacher, videomae_teacher
+from internvideo_jax.models.video_vit import internvideo2_1b, internvideo2_l14, internvideo2_s14
+
+
+def _replaced(config, **changes):
+    return dataclasses.replace(config, **changes)
+
+
+S14 = internvideo2_s14()
+RELEASED = {
+    "encoder": S14,
+    "16 frames": _replaced(internvideo2_l14(), num_frames=16),
+    "stage-2 frames": _replaced(internvideo2_1b(), num_frames=4),
+    "classifier": models.VideoClassifierConfig(S14, 400),
+    "attentive": models.VideoClassifierConfig(S14, 174, head="attentive"),
+    **{
+        f"{method} {norm} {positions}": models.VideoClassifierConfig(
+            _replaced(S14, position_embedding=positions),
+            5,
+            head="concat",
+            merge_method=method,
+            merge_norm=norm,
+        )
+        for method, norm, positions in [
+            ("cls_avg1", "kaiming_bn", "joint"),
+            ("cls_avg1_proj", "bn", "separable"),
+            ("cls_avgN", "ln", "separable"),
+            ("cls_avgN_proj", "bn", "joint"),
+        ]
+    },
+    "pretrain": stage1_student(S14),
+    "distill": distill_student(S14),
+    "distill, linear decoders": _replaced(distill_student(S14), decoder="linear"),
+    "no final decoder": _replaced(distill_student(S14), clip_final_dim=0),
+    "separable": _replaced(S14, position_embedding="separable", image_size=196),
+    "without options": _replaced(
+        S14, qkv_bias=True, qk_norm=False, layer_scale_init=None, tubelet_size=2
+    ),
+    "InternVL": internvl_teacher(),
+    "VideoMAEv2": videomae_teacher(),
+}
+
+
+@pytest.fixture
+def infer(shapes_of):
+    """Config read from shapes, or from those of a config's checkpoint: `infer(config, given=)`."""
+
+    def run(shapes, architecture=None, **options):
+        shapes = shapes if isinstance(shapes, dict) else shapes_of(shapes)
+        return infer_config(recognize(shapes, architecture=architecture), **options)
+
+    return run
+
+
+@pytest.mark.parametrize("case", RELEASED)
+def test_a_model_of_a_released_width_is_read_from_its_tensors_alone(case, infer):
+    assert infer(RELEASED[case]) == RELEASED[case]
+
+
+def test_what_tensors_do_not_show_can_be_given_or_stored(configs, options, shapes_of, infer):
+    _, config = configs["linear"]
+    shapes = shapes_of(config)
+    assert infer(shapes, given=options) == config
+    assert infer(shapes, stored=options) == config
+    # The user wins over the file.
+    wrong = options | {"num_heads": 6}
+    assert infer(shapes, given={"num_heads": 3}, stored=wrong) == config
+
+
+def test_the_options_of_a_config_are_what_its_tensors_do_not_show(tiny, infer):
+    architecture, config = tiny
+    if hasattr(config, "encoder") and hasattr(config.encoder, "activation"):
+        encoder = dataclasses.replace(config.encoder, activation="gelu_erf", drop_path_rate=0.1)
+        config = dataclasses.replace(config, encoder=encoder)
+    stored = json.loads(json.dumps(to_upstream(config)))
+    assert infer(config, architecture, stored=stored) == config
+
+
+def test_stored_arguments_do_not_overrule_tensors(configs, options, infer):
+    _, config = configs["linear"]
+    stored = options | {"depth": 99, "num_classes": 1000, "lr": 1e-3, "clip_return_layer": 2}
+    assert infer(config, stored=stored) == config
+
+
+def test_stored_frames_that_do_not_fit_the_table_are_passed_over(infer):
+    # Pre-training scripts store the 16 frames they read; the student has 8.
+    stored = {"num_frames": 16}
+    assert infer(internvideo2_s14(), stored=stored).num_frames == 8
+
+
+def test_unknown_numbers_of_heads_must_be_given(configs, infer):
+    _, config = configs["encoder"]
+    with pytest.raises(ValueError, match="--option=num_heads=N --option=attn_pool_num_heads=N"):
+        infer(config, given={"num_frames": 4})
+    # Together with all else that must be given.
+    with pytest.raises(ValueError, match="(?s)--option=num_frames=N.*--option=num_heads=N"):
+        infer(config)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "grid"),
+    [(2048, (8, 16, 16)), (4096, (16, 16, 16)), (1024, (4, 16, 16)), (256, (1, 16, 16))],
+)
+def test_the_grids_of_released_tables_are_known(tokens, grid):
+    assert infer_grid(tokens) == grid
+
+
+def test_an_ambiguous_grid_lists_its_readings():
+    # 8 frames at 336 pixels: 24x24 patches, but also 18 frames of 16x16.
+    with pytest.raises(ValueError, match=r"8x24x24.*--option=num_frames"):
+        infer_grid(4608)
+    assert infer_grid(4608, frames=8) == (8, 24, 24)
+    assert infer_grid(4608, side=24) == (8, 24, 24)
+    with pytest.raises(ValueError, match="no grid"):
+        infer_grid(2048, frames=16)
+
+
+def test_a_model_at_336_pixels_is_read_with_one_option(infer):
+    config = dataclasses.replace(internvideo2_s14(), image_size=336)
+    assert infer(config, given={"img_size": 336}) == config
+
+
+@pytest.mark.parametrize("source", ["classifier", "pretrain", "distill"])
+def test_an_architecture_can_be_asked_of_a_checkpoint_of_another(source, shapes_of, infer):
+    shapes = shapes_of(RELEASED[source])
+    assert infer(shapes, architecture="video_vit") == internvideo2_s14()
+    teacher = infer(shapes, architecture="teacher")
+    assert teacher.encoder == internvideo2_s14()
+    assert not teacher.per_frame
+
+
+def test_a_classifier_without_head_needs_to_be_told_its_classes(shapes_of, infer):
+    shapes = shapes_of(RELEASED["pretrain"])
+    with pytest.raises(ValueError, match="--new_head --num_classes=N"):
+        infer(shapes, architecture="video_classifier")
+    config = infer(shapes, architecture="video_classifier", given={"num_classes": 5})
+    assert config == models.VideoClassifierConfig(internvideo2_s14(), 5)
+
+
+def test_a_model_with_a_text_tower_is_named(shapes_of, infer):
+    shapes = {f"vision_encoder.{k}": s for k, s in shapes_of(RELEASED["pretrain"]).items()}
+    shapes["text_encoder.bert.embeddings.weight"] = (5, 4)
+    with pytest.raises(ValueError, match="text tower.*--architecture=video_vit or teacher"):
+        infer(shapes)
+    assert infer(shapes, architecture="video_vit") == internvideo2_s14()
+
+
+def test_an_image_kernel_is_that_of_an_image_tower(shapes_of, infer):
+    shapes = shapes_of(internvl_teacher())
+    shapes["patch_embed.proj.weight"] = (3200, 3, 14, 14)
+    assert infer(shapes) == internvl_teacher()
+
+
+def test_one_missing_key_does_not_change_what_the_model_is(configs, options, shapes_of, infer):
+    _, config = configs["linear"]
+    shapes = shapes_of(config)
+    for key in [k for k in shapes if "blocks.0." in k or k in ("cls_token", "head.weight")]:
+        rest = {k: s for k, s in shapes.items() if k != key}
+        assert infer(rest, given=options) == config, key
+
+
+def test_stored_values_of_other_types_are_not_trusted(configs, options, shapes_of, infer):
+    shapes = shapes_of(configs["encoder"][1])
+    stored = {"img_size": "8", "num_frames": [4]}
+    with pytest.raises(ValueError, match="position table"):
+        infer(shapes, given={"num_heads": 3, "attn_pool_num_heads": 4}, stored=stored)
+    with pytest.raises(ValueError, match="num_heads: expected int"):
+        infer(shapes, given={"num_frames": 4}, stored=options | {"num_heads": "3"})
+
+
+def test_missing_blocks_are_left_for_the_plan_to_list(shapes_of, infer):
+    shapes = shapes_of(internvideo2_s14())
+    shapes = {k: s for k, s in shapes.items() if not k.startswith("blocks.")}
+    assert infer(shapes).depth == 0
