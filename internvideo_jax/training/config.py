@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import optax
 
-from internvideo_jax.parallel.mesh import MeshConfig, default_fsdp
+from internvideo_jax.parallel.mesh import MeshConfig
 from internvideo_jax.training.optimizer import PartConfig, adamw, part_of
 from internvideo_jax.training.schedules import warmup_cosine
 from internvideo_jax.training.stage import Stage
@@ -95,28 +95,6 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshAxes:
-    """Sizes of the mesh axes, as `parallel.mesh.MeshConfig`; `fsdp=None` is chosen.
-
-    Then it takes the devices that `data` leaves, or, beside `data=-1`, 16, 8, 4 or 2 of a larger
-    slice (`parallel.mesh.default_fsdp`).
-    """
-
-    data: int = -1
-    fsdp: int | None = None
-    tensor: int = 1
-    context: int = 1
-
-    def resolve(self, num_devices: int) -> MeshConfig:
-        """The config of a mesh of so many devices."""
-        fsdp = self.fsdp
-        if fsdp is None:
-            others = max(self.tensor, 1) * max(self.context, 1)
-            fsdp = default_fsdp(max(num_devices // others, 1)) if self.data == -1 else -1
-        return MeshConfig(self.data, fsdp, self.tensor, self.context)
-
-
-@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """How to train, whatever the stage.
 
@@ -152,7 +130,7 @@ class TrainConfig:
     ema_decay: float | None = None
     frozen_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     seed: int = 0
-    mesh: MeshAxes = MeshAxes()
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every: int = 10
     eval_every: int | None = None

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from internvideo_jax.nn import int8
 from internvideo_jax.parallel.rules import Rules
-from internvideo_jax.parallel.sharding import abstract_params, init_sharded
+from internvideo_jax.parallel.sharding import abstract_params, init_sharded, unsplit_dimensions
 from internvideo_jax.training.config import TrainConfig
 from internvideo_jax.training.optimizer import map_paths, part_of
 from internvideo_jax.training.stage import Stage, Variables
@@ -112,6 +112,13 @@ def abstract_state(
 def abstract_frozen(stage: Stage, mesh: Mesh, rules: Rules) -> PyTree:
     """Shapes, dtypes and shardings of the stage's frozen variables; nothing is allocated."""
     return abstract_params(stage.init_frozen, mesh, rules, abstract_key())[0]
+
+
+def unsplit(stage: Stage, mesh: Mesh, rules: Rules) -> list[str]:
+    """As `parallel.sharding.unsplit_dimensions`, of all variables of a stage."""
+    with nn.logical_axis_rules(()):
+        boxed = [jax.eval_shape(init, abstract_key()) for init in (stage.init, stage.init_frozen)]
+    return [note for tree in boxed for note in unsplit_dimensions(tree, mesh, rules)]
 
 
 def abstract_key() -> jax.ShapeDtypeStruct:
