@@ -1,23 +1,28 @@
 """What a training run would need, computed from shapes alone: nothing is allocated or compiled."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import jax
-    import optax
-    from jax.sharding import Mesh
+import flax.linen as nn
+import jax
+import optax
+from clu import parameter_overview
+from jax.sharding import Mesh
 
-    from internvideo_jax.training.config import Lengths, TrainConfig
-    from internvideo_jax.training.stage import Stage
+from internvideo_jax.parallel.rules import DEFAULT_RULES
+from internvideo_jax.training.config import Lengths, TrainConfig
+from internvideo_jax.training.loop import check_batch_fits
+from internvideo_jax.training.stage import Stage
+from internvideo_jax.training.state import abstract_frozen, abstract_state, merge, unsplit
+from internvideo_jax.training.step import abstract_batch
 
 PyTree = Any
 
 
 def describe(
-    stage: "Stage",
-    config: "TrainConfig",
-    mesh: "Mesh",
+    stage: Stage,
+    config: TrainConfig,
+    mesh: Mesh,
     *,
     steps_per_epoch: int | None,
     memory_limit: int | None = None,
@@ -34,34 +39,11 @@ def describe(
     Raises:
       ValueError: the batch does not fit the mesh, or the schedule is impossible.
     """
-    import flax.linen as nn
-    import jax
-    from clu import parameter_overview
-
-    from internvideo_jax.parallel.rules import DEFAULT_RULES
-    from internvideo_jax.parallel.sharding import unsplit_dimensions
-    from internvideo_jax.training.loop import check_batch_fits
-    from internvideo_jax.training.state import (
-        abstract_frozen,
-        abstract_key,
-        abstract_state,
-        merge,
-    )
-    from internvideo_jax.training.step import batch_shardings
-
     check_batch_fits(config, mesh)
     with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
         state, fixed = abstract_state(stage, config, mesh, DEFAULT_RULES)
         frozen = abstract_frozen(stage, mesh, DEFAULT_RULES)
-        with nn.logical_axis_rules(()):
-            boxed = [jax.eval_shape(f, abstract_key()) for f in (stage.init, stage.init_frozen)]
-    kept_whole = [n for tree in boxed for n in unsplit_dimensions(tree, mesh, DEFAULT_RULES)]
-    example = stage.example_batch(config.rows)
-    shardings = batch_shardings(example, mesh, DEFAULT_RULES)
-    batch = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name])
-        for name, x in example.items()
-    }
+    batch = abstract_batch(stage, config.rows, mesh, DEFAULT_RULES)
     params = merge(fixed, state.params)
     memory = {
         "parameters": params,
@@ -84,7 +66,7 @@ def describe(
     ]
     if jax.tree.leaves(frozen):
         lines.append(parameter_overview.get_parameter_overview(frozen, include_stats="sharding"))
-    lines += [f"note: {note}" for note in kept_whole]
+    lines += [f"note: {note}" for note in unsplit(stage, mesh, DEFAULT_RULES)]
     lines += ["", "memory per device, before activations:", *_memory_lines(memory, memory_limit)]
     micro_batches = f" in {config.accumulation} micro-batches" if config.accumulation > 1 else ""
     lines += ["", f"a batch: {config.rows} rows{micro_batches}"]
@@ -107,20 +89,18 @@ def _memory_lines(parts: dict[str, PyTree], limit: int | None) -> list[str]:
 
 def bytes_per_device(tree: PyTree) -> int:
     """Bytes of one device's shards of all arrays of a tree of `jax.ShapeDtypeStruct`."""
-    import jax
-
     return sum(
         math.prod(_shard_shape(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
     )
 
 
-def _shard_shape(x: "jax.ShapeDtypeStruct") -> tuple[int, ...]:
+def _shard_shape(x: jax.ShapeDtypeStruct) -> tuple[int, ...]:
     sharding: Any = x.sharding
     shape: tuple[int, ...] = sharding.shard_shape(x.shape)
     return shape
 
 
-def _schedule_lines(config: "TrainConfig", steps_per_epoch: int | None) -> list[str]:
+def _schedule_lines(config: TrainConfig, steps_per_epoch: int | None) -> list[str]:
     is_known = steps_per_epoch is not None or not config.counts_epochs
     # A stand-in: in epochs the schedule is (nearly) the same for any number of steps.
     per_epoch = steps_per_epoch or 1000
@@ -135,13 +115,13 @@ def _schedule_lines(config: "TrainConfig", steps_per_epoch: int | None) -> list[
     return [title, *_rate_lines(schedule, places, config.rows)]
 
 
-def _milestones(lengths: "Lengths") -> list[int]:
+def _milestones(lengths: Lengths) -> list[int]:
     middle = (lengths.warmup + lengths.total) // 2
     steps = {0, max(lengths.warmup - 1, 0), lengths.warmup, middle, lengths.total - 1}
     return sorted(step for step in steps if step < lengths.total)
 
 
-def _rate_lines(schedule: "optax.Schedule", places: dict[int, str], rows: int) -> list[str]:
+def _rate_lines(schedule: optax.Schedule, places: dict[int, str], rows: int) -> list[str]:
     """The rates at some steps, and what they are per 256 rows, as upstream's scripts give them."""
     rates = ((place, float(schedule(step))) for step, place in places.items())
     lines = (
@@ -153,6 +133,4 @@ def _rate_lines(schedule: "optax.Schedule", places: dict[int, str], rows: int) -
 
 
 def _count(tree: PyTree) -> int:
-    import jax
-
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

@@ -223,7 +223,7 @@ def dry_run(run: Run, topology_name: str | None = None) -> str:
     return describe(
         run.stage,
         run.train,
-        make_mesh(run.train.mesh.resolve(len(devices)), devices),
+        make_mesh(run.train.mesh, devices),
         steps_per_epoch=steps_per_epoch,
         memory_limit=topology.chip.hbm_bytes if topology else None,
     )

@@ -19,13 +19,14 @@ class MeshConfig:
     Attributes:
       data: copies of the weights; the batch is split over it. Spans slices in a multi-slice run.
       fsdp: shards of every weight; the batch is split over it too. Use 8 or 16 of a larger slice:
-        over a whole slice the TPU compiler turns reduce-scatters into full-size all-reduces.
+        over a whole slice the TPU compiler turns reduce-scatters into full-size all-reduces. None
+        does so (`default_fsdp`), or takes what a given `data` leaves.
       tensor: shards of attention heads and MLP hidden units.
       context: shards of the token axis.
     """
 
     data: int = -1
-    fsdp: int = 1
+    fsdp: int | None = None
     tensor: int = 1
     context: int = 1
 
@@ -36,7 +37,11 @@ class MeshConfig:
           ValueError: a size is neither positive nor -1, more than one is -1, or their product is
             not the number of devices.
         """
-        sizes = [getattr(self, axis) for axis in AXES]
+        fsdp = self.fsdp
+        if fsdp is None:
+            others = max(self.tensor, 1) * max(self.context, 1)
+            fsdp = default_fsdp(max(num_devices // others, 1)) if self.data == -1 else -1
+        sizes = [self.data, fsdp, self.tensor, self.context]
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             raise ValueError(
                 "expected mesh axes with positive sizes, at most one of them -1 (the rest of the"

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import re
+import shutil
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -196,7 +197,8 @@ class Checkpoints:
         if jax.process_index() == 0:
             # They may be what fills the disk.
             for partial in self.directory.glob("*.orbax-checkpoint-tmp"):
-                partial.rmtree(missing_ok=True)
+                # Writers that still run may be faster; the next start removes what stays.
+                shutil.rmtree(partial, ignore_errors=True)
         # From the disk: the manager forgets what it would have removed after this save.
         self._manager.reload()
         steps = ", ".join(map(str, self.steps())) or "none"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import optax
 
-from internvideo_jax.parallel.mesh import MeshConfig, default_fsdp
+from internvideo_jax.parallel.mesh import MeshConfig
 from internvideo_jax.training.optimizer import PartConfig, adamw, part_of
 from internvideo_jax.training.schedules import warmup_cosine
 from internvideo_jax.training.stage import Stage
@@ -95,28 +95,6 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshAxes:
-    """Sizes of the mesh axes, as `parallel.mesh.MeshConfig`; `fsdp=None` is chosen.
-
-    Then it takes the devices that `data` leaves, or, beside `data=-1`, 16, 8, 4 or 2 of a larger
-    slice (`parallel.mesh.default_fsdp`).
-    """
-
-    data: int = -1
-    fsdp: int | None = None
-    tensor: int = 1
-    context: int = 1
-
-    def resolve(self, num_devices: int) -> MeshConfig:
-        """The config of a mesh of so many devices."""
-        fsdp = self.fsdp
-        if fsdp is None:
-            others = max(self.tensor, 1) * max(self.context, 1)
-            fsdp = default_fsdp(max(num_devices // others, 1)) if self.data == -1 else -1
-        return MeshConfig(self.data, fsdp, self.tensor, self.context)
-
-
-@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """How to train, whatever the stage.
 
@@ -130,8 +108,9 @@ class TrainConfig:
       num_sample: augmented copies of each clip; a step has `rows = batch_size * num_sample`.
       accumulation: micro-batches per step.
       ema_decay: decay of the running average of the weights; None keeps none.
-      frozen_dtype: of the kernels that are not trained. Where the model computes in bfloat16, they
-        are the same numbers in either, in half the memory.
+      frozen_dtype: of the kernels that are not trained. Where the model computes in bfloat16,
+        bfloat16 gives the same numbers in half the memory; int8 (`nn.int8`) rounds them, but for
+        those outside linear layers, which are bfloat16 then.
       seed: of initial weights, draws and the order of the data.
       mesh: how the devices are arranged.
       checkpoint: when to write checkpoints.
@@ -149,9 +128,9 @@ class TrainConfig:
     num_sample: int = 1
     accumulation: int = 1
     ema_decay: float | None = None
-    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    frozen_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     seed: int = 0
-    mesh: MeshAxes = MeshAxes()
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every: int = 10
     eval_every: int | None = None

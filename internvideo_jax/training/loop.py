@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from internvideo_jax.files import write_json
 from internvideo_jax.parallel.mesh import make_mesh
@@ -38,7 +38,7 @@ from internvideo_jax.training.stage import (
     Variables,
 )
 from internvideo_jax.training.state import TrainState, abstract_state, create_state, load_frozen
-from internvideo_jax.training.step import batch_shardings, make_train_step
+from internvideo_jax.training.step import abstract_batch, make_train_step
 
 CHECKPOINTS = "checkpoints"
 # Among them, written once: the parameters that are not trained.
@@ -103,7 +103,7 @@ def train(
     """
     lengths = config.lengths(steps_per_epoch)
     devices = list(jax.devices() if devices is None else devices)
-    mesh = make_mesh(config.mesh.resolve(len(devices)), devices)
+    mesh = make_mesh(config.mesh, devices)
     check_batch_fits(config, mesh)
     is_main = jax.process_index() == 0
     workdir = Path(workdir).absolute()
@@ -147,8 +147,7 @@ def train(
 
         # What a step needs.
         frozen = load_frozen(stage, mesh, rules)
-        example = stage.example_batch(config.rows)
-        inputs = batch_shardings(example, mesh, rules)
+        inputs = abstract_batch(stage, config.rows, mesh, rules)
         data = batches(start)
         stack.callback(getattr(data, "close", lambda: None))
         writer = stack.enter_context(MetricsWriter(workdir, start)) if is_main else None
@@ -168,7 +167,7 @@ def train(
             host_batch = next(data)
             waited = time.perf_counter() - began
             with jax.transfer_guard("disallow"):
-                batch = _to_devices(host_batch, example, inputs)
+                batch = _to_devices(host_batch, inputs)
                 state, metrics = train_step(state, fixed, frozen, batch)
             if step == start + 1:
                 # The first one compiles.
@@ -277,20 +276,15 @@ class _BadSteps:
         )
 
 
-def _to_devices(
-    host_batch: HostBatch,
-    example: Mapping[str, jax.ShapeDtypeStruct],
-    shardings: Mapping[str, NamedSharding],
-) -> Batch:
+def _to_devices(host_batch: HostBatch, inputs: Mapping[str, jax.ShapeDtypeStruct]) -> Batch:
     """The stage's fields of a batch, each process giving its rows."""
-    missing = [name for name in example if name not in host_batch]
-    if missing:
+    if any(name not in host_batch for name in inputs):
         raise ValueError(
-            f"expected batches with the fields {', '.join(example)}, found"
+            f"expected batches with the fields {', '.join(inputs)}, found"
             f" {', '.join(host_batch)}; the data config does not fit the stage"
         )
     batch = {}
-    for name, like in example.items():
+    for name, like in inputs.items():
         array = host_batch[name]
         shape = (like.shape[0] // jax.process_count(), *like.shape[1:])
         kinds = {np.dtype(like.dtype), array.dtype}
@@ -299,7 +293,7 @@ def _to_devices(
                 f"expected batches with {name} {np.dtype(like.dtype).name}{list(shape)}, found"
                 f" {array.dtype.name}{list(array.shape)}; the data config does not fit the stage"
             )
-        batch[name] = jax.make_array_from_process_local_data(shardings[name], array, like.shape)
+        batch[name] = jax.make_array_from_process_local_data(like.sharding, array, like.shape)
     return batch
 
 

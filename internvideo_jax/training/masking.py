@@ -43,13 +43,10 @@ class MaskConfig:
           Exp(1) draws `[B, T, h*w]` or `[B, 1, T*h*w]` for attention masks, else the kept tokens
           `[B, R]`.
         """
-        t, h, w = grid
-        if self.kind == "tube":
-            return tube_kept(key, batch_size, grid, self.ratio)
-        if self.kind == "random":
-            return random_kept(key, batch_size, t * h * w, self.ratio)
-        rows = (t, h * w) if per_frame else (1, t * h * w)
-        return jax.random.exponential(key, (batch_size, *rows))
+        rows, tokens = self._rows(grid, per_frame)
+        if self.kind == "attention":
+            return jax.random.exponential(key, (batch_size, rows, tokens))
+        return tube_kept(key, batch_size, rows, tokens, self.ratio)
 
     def kept(self, drawn: Array, attention: Float[Array, "rows N"] | None) -> Int[Array, "B R"]:
         """Ascending indices of the kept tokens, class token first, from what `draw` gave.
@@ -66,10 +63,14 @@ class MaskConfig:
 
     def num_kept(self, grid: tuple[int, int, int], per_frame: bool) -> int:
         """Tokens that are kept of a clip, class token included."""
+        rows, tokens = self._rows(grid, per_frame)
+        return 1 + rows * num_kept(tokens, self.ratio)
+
+    def _rows(self, grid: tuple[int, int, int], per_frame: bool) -> tuple[int, int]:
+        """Rows of tokens that keep so many each, and their length: frames, or the whole clip."""
         t, h, w = grid
-        if self.kind == "tube" or (self.kind == "attention" and per_frame):
-            return 1 + t * num_kept(h * w, self.ratio)
-        return 1 + num_kept(t * h * w, self.ratio)
+        is_split = self.kind == "tube" or (self.kind == "attention" and per_frame)
+        return (t, h * w) if is_split else (1, t * h * w)
 
 
 def num_kept(num_tokens: int, mask_ratio: float) -> int:
@@ -142,40 +143,21 @@ def attention_guided_kept(
     return _as_kept(first.reshape(batch_size, rows // batch_size, -1), tokens)
 
 
-def random_kept(
-    key: PRNGKeyArray, batch_size: int, num_tokens: int, mask_ratio: float
-) -> Int[Array, "B K"]:
-    """Keeps tokens of each clip uniformly at random.
-
-    Args:
-      key: random key.
-      batch_size: B.
-      num_tokens: N, patch tokens of a clip, class token excluded.
-      mask_ratio: share of the tokens to mask.
-
-    Returns:
-      Kept indices `[B, 1 + num_kept(N, mask_ratio)]`, ascending.
-    """
-    order = jnp.argsort(jax.random.uniform(key, (batch_size, 1, num_tokens)))
-    return _as_kept(order[..., : num_kept(num_tokens, mask_ratio)], num_tokens)
-
-
 def tube_kept(
-    key: PRNGKeyArray, batch_size: int, grid: tuple[int, int, int], mask_ratio: float
+    key: PRNGKeyArray, batch_size: int, frames: int, places: int, mask_ratio: float
 ) -> Int[Array, "B K"]:
     """Keeps the same random places in all frames of a clip.
 
     Args:
       key: random key.
       batch_size: B.
-      grid: tokens along (time, height, width).
+      frames: rows of tokens; 1 draws over a whole clip.
+      places: tokens of each.
       mask_ratio: share of the places to mask.
 
     Returns:
-      Kept indices `[B, 1 + t * num_kept(h*w, mask_ratio)]`, ascending.
+      Kept indices `[B, 1 + frames * num_kept(places, mask_ratio)]`, ascending.
     """
-    frames, height, width = grid
-    places = height * width
     order = jnp.argsort(jax.random.uniform(key, (batch_size, 1, places)))
     first = order[..., : num_kept(places, mask_ratio)]
     return _as_kept(jnp.repeat(first, frames, axis=1), places)

@@ -50,8 +50,3 @@ def warmup_cosine(
         return jnp.where(step < warmup_steps, warmup, cosine)
 
     return schedule
-
-
-def tabulate(schedule: optax.Schedule, total_steps: int) -> Float[np.ndarray, " steps"]:
-    """All values of a schedule, for plots and logs."""
-    return np.asarray(schedule(jnp.arange(total_steps)))

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,9 @@ import optax
 from flax import traverse_util
 from jax.sharding import Mesh
 
+from internvideo_jax.nn import int8
 from internvideo_jax.parallel.rules import Rules
-from internvideo_jax.parallel.sharding import abstract_params, init_sharded
+from internvideo_jax.parallel.sharding import abstract_params, init_sharded, unsplit_dimensions
 from internvideo_jax.training.config import TrainConfig
 from internvideo_jax.training.optimizer import map_paths, part_of
 from internvideo_jax.training.stage import Stage, Variables
@@ -112,6 +114,13 @@ def abstract_frozen(stage: Stage, mesh: Mesh, rules: Rules) -> PyTree:
     return abstract_params(stage.init_frozen, mesh, rules, abstract_key())[0]
 
 
+def unsplit(stage: Stage, mesh: Mesh, rules: Rules) -> list[str]:
+    """As `parallel.sharding.unsplit_dimensions`, of all variables of a stage."""
+    with nn.logical_axis_rules(()):
+        boxed = [jax.eval_shape(init, abstract_key()) for init in (stage.init, stage.init_frozen)]
+    return [note for tree in boxed for note in unsplit_dimensions(tree, mesh, rules)]
+
+
 def abstract_key() -> jax.ShapeDtypeStruct:
     """The shape of a random key; a real one would be put on the mesh, which may be absent."""
     key: jax.ShapeDtypeStruct = jax.eval_shape(lambda: jax.random.key(0))
@@ -136,11 +145,16 @@ def create_state(
     # Orbax and converted files may give other shardings; a no-op otherwise.
     loaded = jax.device_put(loaded, shardings)
 
-    def finish(variables: Variables) -> tuple[TrainState, PyTree]:
-        variables = jax.tree.map(lambda x, like: x.astype(like.dtype), variables, initial_shapes)
-        return _assemble(variables, stage, config)
+    with nn.logical_axis_rules(()):
+        boxes = jax.tree.structure(jax.eval_shape(init, key))
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(initial)]
 
-    initial_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), initial)
+    def finish(variables: Variables) -> tuple[TrainState, PyTree]:
+        leaves = zip(jax.tree.leaves(variables), dtypes, strict=True)
+        boxed = jax.tree.unflatten(boxes, [leaf.astype(dtype) for leaf, dtype in leaves])
+        unboxed: tuple[TrainState, PyTree] = nn.unbox(_assemble(boxed, stage, config))
+        return unboxed
+
     out_shardings = jax.tree.map(lambda x: x.sharding, target)
     made: tuple[TrainState, PyTree] = jax.jit(finish, out_shardings=out_shardings)(loaded)
     return made
@@ -159,7 +173,7 @@ def load_frozen(stage: Stage, mesh: Mesh, rules: Rules) -> PyTree:
 
 
 def _initial_variables(stage: Stage, config: TrainConfig, key: jax.Array) -> Variables:
-    """`stage.init` with the kernels that are not trained in their own dtype."""
+    """`stage.init` with the kernels that are not trained in half precision, unless in float32."""
     variables = stage.init(key)
     if config.frozen_dtype == "float32":
         return variables
@@ -167,12 +181,27 @@ def _initial_variables(stage: Stage, config: TrainConfig, key: jax.Array) -> Var
 
     def cast(path: str, leaf: jax.Array) -> jax.Array:
         is_kept = np.any(trainable(path)) or not path.endswith(("kernel", "embedding"))
-        return leaf if is_kept else leaf.astype(config.frozen_dtype)
+        return leaf if is_kept else leaf.astype(jnp.bfloat16)
 
     return {**variables, "params": map_paths(cast, variables["params"])}
 
 
+def _quantized(boxed: PyTree) -> PyTree:
+    """Parameters with the kernels of linear layers in int8, their scales beside them."""
+    flat = {}
+    for path, leaf in traverse_util.flatten_dict(boxed, sep="/").items():
+        flat[path] = leaf
+        if isinstance(leaf, int8.Kernel):
+            values, scale = int8.quantize(leaf.value, leaf.input_dims)
+            inputs = {dim % len(leaf.names) for dim in leaf.input_dims}
+            names = tuple(name for i, name in enumerate(leaf.names) if i not in inputs)
+            flat[path] = leaf.replace(value=values)
+            flat[path + int8.SUFFIX] = nn.LogicallyPartitioned(scale, names)
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
 def _assemble(variables: Variables, stage: Stage, config: TrainConfig) -> tuple[TrainState, PyTree]:
+    """The state and `fixed` of boxed variables."""
     trained, fixed = split_trained(variables["params"], config.trainable(stage))
     state = TrainState(
         step=jnp.int32(0),
@@ -183,7 +212,7 @@ def _assemble(variables: Variables, stage: Stage, config: TrainConfig) -> tuple[
         ema=None if config.ema_decay is None else jax.tree.map(jnp.copy, trained),
         bad_steps=jnp.int32(0),
     )
-    return state, fixed
+    return state, _quantized(fixed) if config.frozen_dtype == "int8" else fixed
 
 
 def _check_fits(expected: PyTree, found: PyTree) -> None:

@@ -150,12 +150,16 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
 
 
-def batch_shardings(batch: dict[str, Any], mesh: Mesh, rules: Rules) -> dict[str, NamedSharding]:
-    """Every array of a batch split by rows over the mesh axes of "batch"."""
-    return {
-        name: NamedSharding(mesh, partition_spec(("batch",) + (None,) * (x.ndim - 1), rules))
-        for name, x in batch.items()
-    }
+def abstract_batch(
+    stage: Stage, rows: int, mesh: Mesh, rules: Rules
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a batch: every array is split by rows."""
+
+    def split(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = partition_spec(("batch",) + (None,) * (x.ndim - 1), rules)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return {name: split(x) for name, x in stage.example_batch(rows).items()}
 
 
 def _split_rows(x: jax.Array, parts: int, mesh: Mesh, rules: Rules) -> jax.Array:

@@ -21,10 +21,10 @@ from internvideo_jax.launch.compilation.text import LABEL
 from internvideo_jax.launch.train import parse_run
 from internvideo_jax.models import gradient_flops
 from internvideo_jax.parallel import aot, hlo
-from internvideo_jax.parallel.mesh import make_mesh
+from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import unsplit_dimensions
-from internvideo_jax.training.config import MeshAxes
+from internvideo_jax.training.state import unsplit
 
 
 def compile_report(config: ConfigDict, topology_name: str) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def compile_report(config: ConfigDict, topology_name: str) -> dict[str, Any]:
 def _training_report(config: ConfigDict, topology_name: str) -> dict[str, Any]:
     run = parse_run(config)
     topology = aot.topology(topology_name)
-    mesh = make_mesh(run.train.mesh.resolve(len(topology.devices)), topology.devices)
+    mesh = make_mesh(run.train.mesh, topology.devices)
     with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
         task = tasks.train_step_task(run.stage, run.train, mesh)
     state, fixed, frozen, batch = task.arguments
@@ -57,11 +57,7 @@ def _training_report(config: ConfigDict, topology_name: str) -> dict[str, Any]:
         "model": {"architecture": f"{config.stage.kind} stage", "config": config.stage.to_dict()},
         **_sizes((state.params, fixed)),
         "frozen_parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(frozen)),
-        "kept_whole": [
-            note
-            for init in (run.stage.init, run.stage.init_frozen)
-            for note in unsplit_dimensions(_boxed(init), mesh, DEFAULT_RULES)
-        ],
+        "kept_whole": unsplit(run.stage, mesh, DEFAULT_RULES),
         "batch_size": run.train.rows,
         "micro_batches": accumulation,
         "clip_shape": list(batch["video"].shape[1:]),
@@ -80,8 +76,7 @@ def _model_report(config: ConfigDict, topology_name: str) -> dict[str, Any]:
         )
     module = tasks.make_module(config.model)
     topology = aot.topology(topology_name)
-    axes = from_dict(MeshAxes, config.mesh, "config.mesh")
-    mesh = make_mesh(axes.resolve(len(topology.devices)), topology.devices)
+    mesh = make_mesh(from_dict(MeshConfig, config.mesh, "config.mesh"), topology.devices)
     if config.batch_per_device < 1:
         raise ValueError(
             f"config.batch_per_device: expected at least 1, found {config.batch_per_device}"
@@ -150,11 +145,6 @@ def _sizes(params: Any) -> dict[str, int]:
         "parameters": sum(math.prod(p.shape) for p in leaves),
         "parameter_bytes": sum(math.prod(p.shape) * p.dtype.itemsize for p in leaves),
     }
-
-
-def _boxed(init: Any) -> Any:
-    with nn.logical_axis_rules(()):
-        return jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def _program_report(program: aot.Program) -> dict[str, Any]:

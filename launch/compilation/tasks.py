@@ -19,7 +19,7 @@ from internvideo_jax.parallel.sharding import abstract_params, partition_spec
 from internvideo_jax.training.config import TrainConfig
 from internvideo_jax.training.stage import Stage
 from internvideo_jax.training.state import abstract_frozen, abstract_state
-from internvideo_jax.training.step import batch_shardings, make_train_step
+from internvideo_jax.training.step import abstract_batch, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +96,7 @@ def gradient_task(module: nn.Module, mesh: Mesh, batch_size: int) -> Task:
 def train_step_task(stage: Stage, config: TrainConfig, mesh: Mesh) -> Task:
     """The step that the training loop runs, frozen teachers included."""
     state, fixed = abstract_state(stage, config, mesh, DEFAULT_RULES)
-    example = stage.example_batch(config.rows)
-    shardings = batch_shardings(example, mesh, DEFAULT_RULES)
-    batch = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name])
-        for name, x in example.items()
-    }
+    batch = abstract_batch(stage, config.rows, mesh, DEFAULT_RULES)
     # The program is the same for any number of steps in an epoch.
     schedule = config.schedule(config.lengths(steps_per_epoch=1000))
     step = make_train_step(stage, config, schedule, state, mesh, DEFAULT_RULES)

@@ -9,7 +9,11 @@ from internvideo_jax.parallel.mesh import AXES, MeshConfig, default_fsdp, make_m
     ("config", "devices", "shape"),
     [
         (MeshConfig(), 1, (1, 1, 1, 1)),
-        (MeshConfig(), 256, (256, 1, 1, 1)),
+        (MeshConfig(), 8, (2, 4, 1, 1)),
+        (MeshConfig(), 256, (16, 16, 1, 1)),
+        (MeshConfig(tensor=2), 16, (2, 4, 2, 1)),
+        (MeshConfig(data=4), 32, (4, 8, 1, 1)),
+        (MeshConfig(fsdp=1), 256, (256, 1, 1, 1)),
         (MeshConfig(fsdp=16), 256, (16, 16, 1, 1)),
         (MeshConfig(data=2, fsdp=-1), 16, (2, 8, 1, 1)),
         (MeshConfig(data=2, fsdp=2, tensor=2, context=2), 16, (2, 2, 2, 2)),

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from internvideo_jax.training.config import CheckpointConfig, MeshAxes
+from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
+from internvideo_jax.parallel.rules import DEFAULT_RULES
+from internvideo_jax.training.config import CheckpointConfig
 from internvideo_jax.training.loop import train
 from internvideo_jax.training.metrics import read_metrics
+from internvideo_jax.training.state import abstract_state
 
 
 def losses(toy, workdir, devices, steps=20, **changes):
@@ -21,7 +24,7 @@ def losses(toy, workdir, devices, steps=20, **changes):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_first_losses_are_those_of_one_device(toy, tmp_path, accumulation):
-    axes = MeshAxes(data=4, fsdp=2) if accumulation == 1 else MeshAxes()
+    axes = MeshConfig(data=4, fsdp=2) if accumulation == 1 else MeshConfig()
     one = losses(toy, tmp_path / "one", jax.devices()[:1], accumulation=accumulation)
     eight = losses(toy, tmp_path / "eight", None, accumulation=accumulation, mesh=axes)
     assert len(one) == 20
@@ -45,7 +48,7 @@ def test_a_run_goes_on_on_another_mesh(toy, tmp_path):
     options = {"run_config": toy.run_config(first), "devices": jax.devices()[:1]}
     with pytest.raises(Stop):
         train(toy.ToyStage(), first, broken_off, tmp_path / "run", **options)
-    resumed = losses(toy, tmp_path / "run", None, mesh=MeshAxes(data=1, fsdp=8))
+    resumed = losses(toy, tmp_path / "run", None, mesh=MeshConfig(data=1, fsdp=8))
     assert len(resumed) == 20
     np.testing.assert_allclose(resumed, reference, rtol=1e-5)
 
@@ -57,12 +60,8 @@ def test_batches_must_fit_the_mesh(toy, tmp_path):
 
 
 def test_state_and_optimizer_are_sharded(toy, tmp_path):
-    config = toy.make_config(mesh=MeshAxes(data=2, fsdp=2, tensor=2))
-    from internvideo_jax.parallel.mesh import make_mesh
-    from internvideo_jax.parallel.rules import DEFAULT_RULES
-    from internvideo_jax.training.state import abstract_state
-
-    mesh = make_mesh(config.mesh.resolve(8))
+    config = toy.make_config(mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+    mesh = make_mesh(config.mesh)
     state, _ = abstract_state(toy.ToyStage(), config, mesh, DEFAULT_RULES)
     specs = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.sharding.spec

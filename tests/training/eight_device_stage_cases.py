@@ -14,7 +14,7 @@ from internvideo_jax.parallel.sharding import variable_shardings
 from internvideo_jax.training.masking import MaskConfig
 from internvideo_jax.training.stages.classify import ClassifyConfig, ClassifyStage
 from internvideo_jax.training.stages.pretrain import PretrainConfig, PretrainStage
-from internvideo_jax.training.step import batch_shardings
+from internvideo_jax.training.step import abstract_batch
 
 SMALL = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 16, "image_size": 8}
 POOLER = {"pooled_dim": 8, "pooler_heads": 2}
@@ -52,8 +52,8 @@ def test_targets_and_loss_are_those_of_one_device_in_passes_too(mesh):
     (params, split), (frozen, split_frozen) = (
         variables_of(init, mesh, seed) for seed, init in enumerate((stage.init, stage.init_frozen))
     )
-    shapes = stage.example_batch(16)
-    pixels = np.random.default_rng(2).integers(0, 256, shapes["video"].shape, np.uint8)
+    inputs = abstract_batch(stage, 16, mesh, DEFAULT_RULES)["video"]
+    pixels = np.random.default_rng(2).integers(0, 256, inputs.shape, np.uint8)
 
     def step(params, frozen, batch):
         targets = stage.targets(frozen, batch, jax.random.key(0))
@@ -61,7 +61,7 @@ def test_targets_and_loss_are_those_of_one_device_in_passes_too(mesh):
 
     expected = jax.jit(step)(params, frozen, {"video": jnp.asarray(pixels)})
     with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
-        batch = jax.device_put({"video": pixels}, batch_shardings(shapes, mesh, DEFAULT_RULES))
+        batch = {"video": jax.device_put(pixels, inputs.sharding)}
         found = jax.jit(lambda *args: step(*args))(split, split_frozen, batch)
     np.testing.assert_array_equal(found[0]["kept"], expected[0]["kept"])
     for name in found[0]:

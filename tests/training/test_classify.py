@@ -12,9 +12,12 @@ from internvideo_jax.evaluation import runner
 from internvideo_jax.models import VideoClassifierConfig
 from internvideo_jax.objectives.classification import smooth_one_hot, soft_cross_entropy
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
+from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
+from internvideo_jax.training.config import OptimizerConfig, TrainConfig
 from internvideo_jax.training.mixup import MixConfig
 from internvideo_jax.training.stages.classify import ClassifyConfig, ClassifyStage, ProbeConfig
+from internvideo_jax.training.state import abstract_state, create_state
 
 ENCODER = models.VideoViTConfig(
     width=32,
@@ -244,6 +247,36 @@ def test_saved_classifiers_run_in_float32_anywhere(tmp_path):
     np.testing.assert_array_equal(
         model.variables["params"]["head"]["kernel"], variables["params"]["head"]["kernel"]
     )
+
+
+def test_a_frozen_encoder_in_less_precision_gives_nearly_the_same(tmp_path):
+    stage = ClassifyStage(dataclasses.replace(CONFIG, probe=ProbeConfig()))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    video = example(stage, 4)["video"]
+    found = {}
+    for dtype in ("float32", "bfloat16", "int8"):
+        config = TrainConfig(4, OptimizerConfig(1e-3), steps=2, frozen_dtype=dtype)
+        made = create_state(stage, config, mesh, DEFAULT_RULES)
+        announced = abstract_state(stage, config, mesh, DEFAULT_RULES)
+        jax.tree.map(
+            lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype) or 1 / 0, announced, made
+        )
+        encoder = made[1]["encoder"]
+        kernel, bias = (encoder["blocks"]["mlp"]["fc1"][name] for name in ("kernel", "bias"))
+        assert (kernel.dtype, bias.dtype) == (dtype, "float32")
+        assert encoder["patch_embed"]["kernel"].dtype == dtype.replace("int8", "bfloat16")
+        variables = made[0].variables(made[1])
+        found[dtype] = np.asarray(jax.jit(stage.module.apply)(variables, video).pooled)
+        scale = np.abs(found["float32"]).max()
+        np.testing.assert_allclose(found[dtype], found["float32"], atol=0.02 * scale)
+    assert not np.array_equal(found["int8"], found["bfloat16"])
+    # The last ones, in int8, are a model that can be saved.
+    stage.save(variables, tmp_path / "model")
+    saved = saved_model.load(tmp_path / "model").variables["params"]["encoder"]
+    assert saved["blocks"]["mlp"]["fc1"]["kernel"].dtype == np.int8
+    again = ClassifyStage(dataclasses.replace(CONFIG, initial=str(tmp_path / "model")))
+    kernel = again.load_initial(noise(stage.init, 0))["params"]["encoder"]["blocks"]["mlp"]["fc1"]
+    assert kernel["kernel"].dtype == np.float32
 
 
 def test_evaluation_takes_views_from_batches_and_variables_from_the_mesh():

@@ -2,14 +2,13 @@ import numpy as np
 import pytest
 
 from internvideo_jax.config import from_dict, to_dict
+from internvideo_jax.parallel.mesh import MeshConfig
 from internvideo_jax.training.config import (
     Lengths,
-    MeshAxes,
     OptimizerConfig,
     TrainConfig,
     differing_fields,
 )
-from internvideo_jax.training.schedules import tabulate
 
 
 def config(**changes):
@@ -60,23 +59,8 @@ def test_rates_are_what_the_config_says_whatever_the_batch():
     rates = {"lr": 4e-3, "min_lr": 4e-4, "warmup_lr": 4e-5}
     for batch_size in (64, 512):
         train = config(batch_size=batch_size, num_sample=2, optimizer=rates, warmup_steps=10)
-        values = tabulate(train.schedule(train.lengths()), 101)
+        values = np.asarray(train.schedule(train.lengths())(np.arange(101)))
         np.testing.assert_allclose(values[[0, 9, 10, 100]], [4e-5, 4e-3, 4e-3, 4e-4], rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("axes", "devices", "shape"),
-    [
-        (MeshAxes(), 1, (1, 1, 1, 1)),
-        (MeshAxes(), 8, (2, 4, 1, 1)),
-        (MeshAxes(), 256, (16, 16, 1, 1)),
-        (MeshAxes(tensor=2), 16, (2, 4, 2, 1)),
-        (MeshAxes(data=4), 32, (4, 8, 1, 1)),
-        (MeshAxes(data=-1, fsdp=1), 8, (8, 1, 1, 1)),
-    ],
-)
-def test_meshes(axes, devices, shape):
-    assert axes.resolve(devices).shape(devices) == shape
 
 
 def test_fields_that_may_change_and_those_that_may_not():
@@ -92,7 +76,7 @@ def test_fields_that_may_change_and_those_that_may_not():
         "data": {"root": "b", "workers": 0, "shards": None, "mixture": []},
         "eval_data": None,
     }
-    free["train"]["mesh"] = to_dict(MeshAxes(fsdp=2))
+    free["train"]["mesh"] = to_dict(MeshConfig(fsdp=2))
     assert differing_fields(old, free) == []
     changed = {
         "train": to_dict(config(steps=200, optimizer={"lr": 2e-3})),

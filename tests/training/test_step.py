@@ -18,7 +18,7 @@ from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.training.optimizer import PartConfig
 from internvideo_jax.training.stage import Stage
 from internvideo_jax.training.state import abstract_state, create_state, load_frozen
-from internvideo_jax.training.step import batch_shardings, make_train_step
+from internvideo_jax.training.step import abstract_batch, make_train_step
 
 
 class Run:
@@ -27,7 +27,7 @@ class Run:
     def __init__(self, stage, config, devices=None):
         self.stage, self.config = stage, config
         devices = devices or jax.devices()[:1]
-        self.mesh = make_mesh(config.mesh.resolve(len(devices)), devices)
+        self.mesh = make_mesh(config.mesh, devices)
         with self.context():
             place = (self.mesh, DEFAULT_RULES)
             self.target, _ = abstract_state(stage, config, *place)
@@ -43,9 +43,8 @@ class Run:
         return stack
 
     def __call__(self, host_batch):
-        example = self.stage.example_batch(self.config.rows)
-        shardings = batch_shardings(example, self.mesh, DEFAULT_RULES)
-        batch = {name: jax.device_put(host_batch[name], shardings[name]) for name in example}
+        inputs = abstract_batch(self.stage, self.config.rows, self.mesh, DEFAULT_RULES)
+        batch = {name: jax.device_put(host_batch[name], x.sharding) for name, x in inputs.items()}
         with self.context():
             self.state, metrics = self.step(self.state, self.fixed, self.frozen, batch)
         return jax.device_get(metrics)

@@ -13,7 +13,6 @@ from internvideo_jax.models import DistillStudent, Stage1Student, gradient_flops
 from internvideo_jax.models.video_vit import VideoViTConfig
 from internvideo_jax.objectives.distillation import distillation_loss
 from internvideo_jax.parallel.rules import Rules
-from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.masking import MaskConfig
 from internvideo_jax.training.stage import Batch, PyTree
 from internvideo_jax.training.stages.clips import normalized
@@ -96,9 +95,7 @@ class AlignmentStage(ModelStage):
           weights: weight of each term, as in `align`.
           stride: the student sees every `stride`-th frame.
         """
-        encoder = student.config.encoder
-        video = VideoPreprocessing(image_size=encoder.image_size, num_frames=encoder.num_frames)
-        super().__init__(student, Preprocessing(video), initial=config.initial)
+        super().__init__(student, initial=config.initial)
         self.config = student.config
         self.teachers, self.stride = tuple(teachers), stride
         # A student without final decoder has nothing to align with the pooled feature.

@@ -16,7 +16,6 @@ from internvideo_jax.evaluation.classification import ClassificationEvaluator
 from internvideo_jax.evaluation.runner import Evaluator
 from internvideo_jax.models import VideoClassifier, VideoClassifierConfig, gradient_flops
 from internvideo_jax.objectives.classification import soft_cross_entropy
-from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.mixup import MixConfig, draw_mix, mix_targets, mix_video
 from internvideo_jax.training.stage import Batch, PyTree, Variables
 from internvideo_jax.training.stages.clips import normalized
@@ -82,14 +81,8 @@ class ClassifyStage(ModelStage):
     """
 
     def __init__(self, config: ClassifyConfig) -> None:
-        encoder = config.model.encoder
-        video = VideoPreprocessing(image_size=encoder.image_size, num_frames=encoder.num_frames)
-        super().__init__(
-            VideoClassifier(config.model),
-            Preprocessing(video),
-            initial=config.initial,
-            new_head=config.new_head,
-        )
+        module = VideoClassifier(config.model)
+        super().__init__(module, initial=config.initial, new_head=config.new_head)
         self.config = config
 
     def example_batch(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

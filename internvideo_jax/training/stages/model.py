@@ -11,7 +11,7 @@ import numpy as np
 
 from internvideo_jax import saved_model
 from internvideo_jax.models import ARCHITECTURES
-from internvideo_jax.preprocessing import Preprocessing
+from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.stage import Stage, Variables
 from internvideo_jax.training.stages.weights import load_weights
 
@@ -24,24 +24,19 @@ _PORTABLE = {"remat": "none", "dtype": "float32"}
 class ModelStage(Stage):
     """A stage whose model is one of `models.ARCHITECTURES`."""
 
-    def __init__(
-        self,
-        module: Any,
-        preprocessing: Preprocessing,
-        *,
-        initial: str | None,
-        new_head: bool = False,
-    ) -> None:
+    def __init__(self, module: Any, *, initial: str | None, new_head: bool = False) -> None:
         """Sets up the stage.
 
         Args:
-          module: the module to train.
-          preprocessing: what its inputs have gone through.
+          module: the module to train, whose config has a video `encoder`.
           initial: saved model to start from; None starts from nothing.
           new_head: start an untrained last layer although the saved model has one.
         """
         self.module = module
-        self.preprocessing = preprocessing
+        encoder = module.config.encoder
+        self.preprocessing = Preprocessing(
+            VideoPreprocessing(image_size=encoder.image_size, num_frames=encoder.num_frames)
+        )
         self.initial, self.new_head = initial, new_head
 
     def init(self, key: jax.Array) -> Variables:

@@ -73,7 +73,7 @@ def load_weights(
     """
     targets = _nested(like, config)
     mesh = _mesh_of(targets.values())
-    saved = saved_model.load(path, dtype=dtype, mesh=mesh)
+    saved = saved_model.load(path, dtype=dtype, storage=dtype, mesh=mesh)
     left = _nested(saved.variables, saved.config)
     if new_head:
         left = {name: array for name, array in left.items() if not name.startswith(_HEAD)}

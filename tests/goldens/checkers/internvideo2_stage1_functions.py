@@ -34,7 +34,7 @@ from internvideo_jax.objectives.classification import soft_cross_entropy
 from internvideo_jax.training.masking import attention_guided_kept, importance_order, kept_to_mask
 from internvideo_jax.training.mixup import MixDraw, cutmix_box, mix_targets, mix_video
 from internvideo_jax.training.optimizer import adamw, layer_ids, layer_scales
-from internvideo_jax.training.schedules import tabulate, warmup_cosine
+from internvideo_jax.training.schedules import warmup_cosine
 
 
 def check_attention_mask(golden: Golden, batch_size: int) -> None:
@@ -137,7 +137,7 @@ def check_cosine_schedule(golden: Golden) -> None:
         start = args.pop("start_warmup_value", 0.0)
         assert not args, f"unknown arguments {args}"
         assert total == case["len"]
-        values = tabulate(warmup_cosine(peak, final, total, warmup, start), total)
+        values = warmup_cosine(peak, final, total, warmup, start)(np.arange(total))
         ours = {step: float(values[int(step)]) for step in case["values"]}
         assert_table_close(ours, case["values"])
 
