@@ -243,7 +243,7 @@ def edit_description(path, **changes):
         ({"format_version": None}, "does not describe a saved model"),
         ({"config": None, "preprocessing": None}, "lacks config, preprocessing"),
         ({"architecture": "video_vt"}, "found 'video_vt'; did you mean 'video_vit'"),
-        ({"architecture": ["video_vit"]}, "expected an architecture of video_vit"),
+        ({"architecture": ["video_vit"]}, "expected an architecture of .*video_vit"),
         ({"config": {"wdth": 3}}, r"model\.json: config.*wdth.*did you mean 'width'"),
         ({"preprocessing": {"video": {"mean": 3}}}, r"model\.json: preprocessing"),
     ],
