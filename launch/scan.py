@@ -180,9 +180,8 @@ class _Clips:
     def _all(self) -> Iterator[_Clip]:
         for path, found in self._annotations.items():
             for record in found.records:
-                read = (record.path, record.start, record.end)
-                images = {"num_frames": record.num_frames, "frame_pattern": record.frame_pattern}
-                yield _Clip(ClipRecord("", *read, **images), path, record.id)
+                read = dataclasses.replace(record, id="", label=None, captions=(), source="")
+                yield _Clip(read, path, record.id)
         yield from (_Clip(ClipRecord("", video)) for video in self._videos)
 
 

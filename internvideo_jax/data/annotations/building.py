@@ -92,10 +92,11 @@ def build(path: str, layout: Layout, context: Context, folder: Path, fingerprint
     repeated = _repeated(np.frombuffer(hashes, np.int64))
     if repeated.any():
         try:
-            settled, *wrong = _settle_ids(file, repeated, layout.format == "json", fingerprint)
+            is_list = layout.format == "json"
+            settled, problems, number = _settle_ids(file, repeated, is_list, fingerprint)
         finally:
             file.unlink()
-        reader.add(*wrong)
+        reader.add(problems, number)
         file = settled
     return Built(file, reader.problems, reader.num_problems, reader.num_entries)
 
@@ -164,7 +165,9 @@ class _Reader:
 
     def _checked(self, entries: Iterable[tuple[int, Entry | EntryError]]) -> list[NumberedEntry]:
         """The good ones."""
-        good, bad, num_bad = [], [], 0
+        good: list[NumberedEntry] = []
+        bad: list[Problem] = []
+        num_bad = 0
         for line, entry in entries:
             self.num_entries += 1
             try:

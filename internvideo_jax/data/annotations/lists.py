@@ -97,7 +97,9 @@ class ClipList(Sequence[ClipRecord]):
                 for column in self._batches[number].columns[1:]
             ]
         row = rows - self._ends[number]
-        values = (column and column[row].as_py() for column in self._columns[number])
+        values: Iterator[Any] = (
+            None if column is None else column[row].as_py() for column in self._columns[number]
+        )
         return self._record(*values)
 
     def __iter__(self) -> Iterator[ClipRecord]:
