@@ -91,7 +91,7 @@ def test_probe_features_of_frames_are_averaged(untrained):
 
 
 def test_the_untrained_model_is_where_training_starts(untrained):
-    stage = runs.recipe("stage 1", "fast", untrained / "stage 1").stage
+    stage = runs.recipe("stage 1", "fast", initial=untrained / "stage 1").stage
     _, saved = features._load(untrained / "stage 1")
     zeros = jax.tree.map(np.zeros_like, saved)
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
