@@ -92,8 +92,6 @@ def _recognize(shapes: Shapes, architecture: str | None) -> str | None:
 
 def _config(options: Options) -> BeatsConfig:
     options.require("activation_fn", *_ACTIVATIONS)
-    options.require("dropout_input", 0.0)
-    options.require("activation_dropout", 0.0)
     depth = options.size("encoder_layers", 12)
     norm_first = options.take("layer_norm_first", False)
     has_bias = options.take("relative_position_embedding", False)
@@ -220,9 +218,12 @@ FAMILY = Family(
         f"width {config.width}, depth {config.depth}, {config.num_heads} heads,"
         f" {config.num_frames} frames of {config.num_mels} mel bins"
     ),
-    # Layers dropped at random in training, and heads of classifiers, which are left out.
+    # Of training and of classifiers' heads, which are left out.
     neutral=frozenset(
-        {"encoder_layerdrop", "finetuned_model", "predictor_dropout", "predictor_class"}
+        {
+            *("encoder_layerdrop", "dropout_input", "activation_dropout"),
+            *("finetuned_model", "predictor_dropout", "predictor_class"),
+        }
     ),
     spellings=(
         (r"pos_conv\.0\.parametrizations\.weight\.original0$", "pos_conv.0.weight_g"),
