@@ -68,7 +68,7 @@ class Plan:
       ignored: reason why a key is not read, by canonical key.
       tied: the key that a key repeats, by canonical key.
       adaptations: changes to parameters after their transform, by path.
-      origins: number of the file that a key comes from, by canonical key.
+      sources: number of the file that a key comes from and the key in it, by canonical key.
     """
 
     architecture: str
@@ -80,7 +80,7 @@ class Plan:
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
     adaptations: Mapping[str, Adaptation] = dataclasses.field(default_factory=dict)
-    origins: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
 
     @property
     def loaded_keys(self) -> list[str]:
@@ -145,7 +145,7 @@ class Plan:
             report["names"] = spelled
         if len(files) > 1:
             report["sources"] = {
-                name: [key for key in loaded if self.origins[key] == number]
+                name: [key for key in loaded if self.sources[key][0] == number]
                 for number, name in enumerate(files)
             }
         return report
@@ -189,7 +189,8 @@ def plan(
     target = config if target is None else target
     architecture = architecture_of(config)
     table = found.family.table(architecture, config)
-    names, shapes = _with_substitutes(table, found)
+    found = _with_substitutes(table, found)
+    names, shapes = found.names, found.shapes
     ignored: dict[str, str] = {}
     loaded: list[Assignment] = []
     initial: list[tuple[Assignment, InitialValue]] = []
@@ -242,7 +243,7 @@ def plan(
         {key: ignored[key] for key in names if key in ignored},
         {key: tied[key] for key in names if key in tied},
         adaptations,
-        {key: number for key, (number, _) in found.keys.items()},
+        found.keys,
     )
 
 
@@ -307,15 +308,14 @@ def _quantized(
     return made
 
 
-def _with_substitutes(table: Table, found: Recognized) -> tuple[dict[str, str], dict[str, Shape]]:
-    """Names and shapes by canonical key, a tied tensor standing in for one that is not there."""
-    names, shapes = found.names, dict(found.shapes)
+def _with_substitutes(table: Table, found: Recognized) -> Recognized:
+    """The same, a tied tensor standing in for one that is not there."""
+    shapes, keys = dict(found.shapes), dict(found.keys)
     for tie in table.tied:
-        if tie.key not in shapes:
-            key = next((k for k in shapes if re.fullmatch(tie.pattern, k)), None)
-            if key is not None:
-                names[tie.key], shapes[tie.key] = names.pop(key), shapes.pop(key)
-    return names, shapes
+        other = next((key for key in shapes if re.fullmatch(tie.pattern, key)), None)
+        if tie.key not in shapes and other is not None:
+            shapes[tie.key], keys[tie.key] = shapes.pop(other), keys.pop(other)
+    return dataclasses.replace(found, shapes=shapes, keys=keys)
 
 
 def _is_there(form: Assignment, shapes: Mapping[str, Shape]) -> bool:
