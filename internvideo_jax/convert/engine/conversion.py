@@ -127,13 +127,14 @@ def prepare(sources: Sequence[str | Path], request: Request) -> Conversion:
     stored: dict[str, Any] = {}
     for checkpoint in checkpoints:
         stored |= _stored_options(checkpoint.metadata)
-    found = recognize(*files, architecture=request.architecture)
+    architecture = request.architecture or (release.architecture if release else None)
+    found = recognize(*files, architecture=architecture)
     given = dict(request.options)
     if request.new_head:
         if "num_classes" not in request.changes:
             raise ValueError("expected the number of classes of the new head; pass --num_classes=N")
         given["num_classes"] = request.changes["num_classes"]
-        if request.architecture is None and found.family.new_head is not None:
+        if architecture is None and found.family.new_head is not None:
             found = recognize(*files, architecture=found.family.new_head)
     source = infer_config(found, given, stored)
     if release is not None and (wrong := release.mismatches(source)):
