@@ -1,6 +1,7 @@
 """The two-layer perceptron of the transformer blocks and probes."""
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
@@ -10,16 +11,23 @@ import jax.numpy as jnp
 from internvideo_jax.nn.linear import default_kernel_init, dense
 from internvideo_jax.nn.partitioning import Initializer
 
-Activation = Literal["gelu_tanh", "gelu_erf"]
+Activation = Literal["gelu_tanh", "gelu_erf", "silu", "relu"]
+
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_erf": functools.partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+}
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=1)
 def activate(x: jax.Array, activation: Activation) -> jax.Array:
-    """GELU, exact (`gelu_erf`) or by tanh (`gelu_tanh`, what upstream's fused MLP computes).
+    """An activation; GELU is exact (`gelu_erf`) or by tanh, as upstream's fused MLP computes it.
 
     The backward pass keeps its input alone, not the five arrays that its formula goes through.
     """
-    return jax.nn.gelu(x, approximate=activation == "gelu_tanh")
+    return _ACTIVATIONS[activation](x)
 
 
 class Mlp(nn.Module):

@@ -1,0 +1,83 @@
+"""The text and audio towers of stage 2, and the filterbank that the latter reads."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from checkers.converted import Converted, convert
+from comparison import TOLERANCE, assert_gradients_close, assert_tensor_close, assert_tensors_close
+from golden import Golden, checker
+
+from internvideo_jax.convert.engine.state_dict import to_state_dict
+from internvideo_jax.convert.engine.verify import Reference, run_reference
+from internvideo_jax.convert.families import beats, bert
+from internvideo_jax.data.transforms.filterbank import (
+    audio_input,
+    filterbank,
+    mel_bank,
+    povey_window,
+)
+from internvideo_jax.preprocessing import AudioPreprocessing
+
+
+def check(golden: Golden, model: Converted, run: Any, loss: str, key_bias: str) -> None:
+    """Checks all outputs, and the gradients of `loss` that the file holds.
+
+    Softmax takes away what a key's bias adds to its row of scores.
+    """
+    inputs, outputs = golden.group("in/"), golden.group("out/")
+    reference = Reference(inputs, {k: x for k, x in outputs.items() if k != loss})
+    assert_tensors_close(run_reference(model, reference), reference.outputs)
+
+    def objective(params: Any) -> jax.Array:
+        variables = {**model.variables, "params": params}
+        return run(model.module, variables, inputs, Reference(inputs, outputs))[loss]
+
+    with jax.default_matmul_precision("highest"):
+        gradient = jax.jit(jax.value_and_grad(objective))
+        value, gradients = gradient(model.variables["params"])
+    tolerance = TOLERANCE
+    if "probe" in inputs:
+        # Products of both signs: their rounding grows with the length of the whole.
+        length = np.linalg.norm(outputs["features"] * inputs["probe"])
+        tolerance *= max(1.0, float(length / np.abs(outputs[loss])))
+    assert_tensor_close(loss, value, outputs[loss], tolerance=tolerance)
+    wanted = golden.config["grads"]
+    ours = to_state_dict({"params": gradients}, model.plan)
+    ours = {key: x for key, x in ours.items() if any(part in key for part in wanted)}
+    zero = [key for key in ours if key.endswith(key_bias)]
+    assert_gradients_close(ours, golden.group("grad/"), zero=zero)
+
+
+@checker("internvideo2_stage2.bert")
+def check_bert(golden: Golden) -> None:
+    model = convert("bert", dict(golden.config["bert"]), golden.group("state/"))
+    check(golden, model, bert.FAMILY.recipes["bert"].run, "mlm_loss", "self.key.bias")
+
+
+@checker("internvideo2_stage2.beats")
+def check_beats(golden: Golden) -> None:
+    golden.config["beats"].expect(finetuned_model=False)
+    model = convert("beats", dict(golden.config["beats"]), golden.group("state/"))
+    check(golden, model, beats.FAMILY.recipes["beats"].run, "loss", "k_proj.bias")
+
+
+@checker("internvideo2_stage2.beats_fbank")
+def check_filterbank(golden: Golden) -> None:
+    c = golden.config
+    # Logarithms of bins far quieter than their frame show the rounding of the Fourier transform,
+    # narrow mel bins that of the logarithm; both are float32 in the reference.
+    rounding = 3 * TOLERANCE
+    banks = {f"melbank{n}": mel_bank(n, 16_000, 512) for n in c["mels"] if c["mel_banks"]}
+    values = {}
+    for i in range(c["n"]):
+        (waveform,) = golden[f"in/waveform_{i}"]
+        for n in c["mels"]:
+            raw = filterbank(waveform, n)
+            padded = audio_input(waveform, AudioPreprocessing(num_mels=n, num_frames=c["pad"]))
+            values[f"fbank{n}_raw_{i}"] = raw
+            values[f"fbank{n}_norm_{i}"] = padded[: len(raw)]
+            values[f"fbank{n}_padded_{i}"] = padded
+    outputs = golden.group("out/")
+    assert_tensor_close("povey400", povey_window(400), outputs.pop("povey400"))
+    assert_tensors_close(values | banks, outputs, tolerance=rounding)
