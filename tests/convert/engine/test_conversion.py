@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from internvideo_jax.convert.engine import conversion
 from internvideo_jax.convert.engine.conversion import Request, convert, prepare
-from internvideo_jax.convert.engine.plan import CheckpointMisfit
+from internvideo_jax.convert.engine.misfit import CheckpointMisfit
 from internvideo_jax.convert.engine.state_dict import to_tree
 from internvideo_jax.saved_model import load, read_description
 

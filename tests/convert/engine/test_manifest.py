@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from internvideo_jax.convert.engine.manifest import Manifest, describe, plan_manifest, read_manifest
-from internvideo_jax.convert.engine.plan import CheckpointMisfit, plan
+from internvideo_jax.convert.engine.misfit import CheckpointMisfit
+from internvideo_jax.convert.engine.plan import plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.upstream import infer_config
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from internvideo_jax.convert.engine.adaptations import inflate_patch_kernel
-from internvideo_jax.convert.engine.plan import CheckpointMisfit
+from internvideo_jax.convert.engine.misfit import CheckpointMisfit
 from internvideo_jax.convert.engine.state_dict import to_tree
 from internvideo_jax.convert.families import video_vit
 from internvideo_jax.convert.families.head_maps import K710_ROWS
