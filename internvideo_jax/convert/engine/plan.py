@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from internvideo_jax.convert.engine.adaptations import Adaptation, Inflation
 from internvideo_jax.convert.engine.family import Fitting, family_of
+from internvideo_jax.convert.engine.misfit import CheckpointMisfit
 from internvideo_jax.convert.engine.recognition import Recognized
 from internvideo_jax.convert.engine.rules import Assignment, InitialValue, Table, assignments
 from internvideo_jax.convert.engine.transforms import Pattern, Shape, quantize
@@ -21,37 +22,6 @@ from internvideo_jax.nn import int8
 
 # Changes of which there are more are summed up.
 _MAX_LISTED = 4
-
-
-class CheckpointMisfit(ValueError):
-    """A checkpoint that is not wholly and exactly what a model needs.
-
-    Attributes:
-      missing: shapes of the keys that the model needs and the checkpoint lacks.
-      extra: shapes of the keys that no rule uses or ignores.
-      misshapen: (expected, found) shapes of the keys that have another shape.
-    """
-
-    def __init__(
-        self,
-        description: str,
-        missing: Mapping[str, Pattern],
-        extra: Mapping[str, Shape],
-        misshapen: Mapping[str, tuple[Pattern, Shape]],
-    ) -> None:
-        self.missing, self.extra, self.misshapen = dict(missing), dict(extra), dict(misshapen)
-        lines = [
-            f"the checkpoint does not fit {description}: {len(missing)} keys missing,"
-            f" {len(extra)} extra, {len(misshapen)} misshapen"
-        ]
-        lines += _listing("missing", {k: f"expected {list(v)}" for k, v in missing.items()})
-        lines += _listing("extra", {k: f"found {list(v)}" for k, v in extra.items()})
-        lines += _listing(
-            "misshapen",
-            {k: f"expected {list(s)}, found {list(f)}" for k, (s, f) in misshapen.items()},
-        )
-        lines.append("check that this is the right file, and the options that describe its model")
-        super().__init__("\n".join(lines))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +38,7 @@ class Plan:
       ignored: reason why a key is not read, by canonical key.
       tied: the key that a key repeats, by canonical key.
       adaptations: changes to parameters after their transform, by path.
-      origins: number of the file that a key comes from, by canonical key.
+      sources: number of the file that a key comes from and the key in it, by canonical key.
     """
 
     architecture: str
@@ -80,7 +50,7 @@ class Plan:
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
     adaptations: Mapping[str, Adaptation] = dataclasses.field(default_factory=dict)
-    origins: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
 
     @property
     def loaded_keys(self) -> list[str]:
@@ -145,7 +115,7 @@ class Plan:
             report["names"] = spelled
         if len(files) > 1:
             report["sources"] = {
-                name: [key for key in loaded if self.origins[key] == number]
+                name: [key for key in loaded if self.sources[key][0] == number]
                 for number, name in enumerate(files)
             }
         return report
@@ -189,7 +159,8 @@ def plan(
     target = config if target is None else target
     architecture = architecture_of(config)
     table = found.family.table(architecture, config)
-    names, shapes = _with_substitutes(table, found)
+    found = _with_substitutes(table, found)
+    names, shapes = found.names, found.shapes
     ignored: dict[str, str] = {}
     loaded: list[Assignment] = []
     initial: list[tuple[Assignment, InitialValue]] = []
@@ -242,7 +213,7 @@ def plan(
         {key: ignored[key] for key in names if key in ignored},
         {key: tied[key] for key in names if key in tied},
         adaptations,
-        {key: number for key, (number, _) in found.keys.items()},
+        found.keys,
     )
 
 
@@ -307,15 +278,14 @@ def _quantized(
     return made
 
 
-def _with_substitutes(table: Table, found: Recognized) -> tuple[dict[str, str], dict[str, Shape]]:
-    """Names and shapes by canonical key, a tied tensor standing in for one that is not there."""
-    names, shapes = found.names, dict(found.shapes)
+def _with_substitutes(table: Table, found: Recognized) -> Recognized:
+    """The same, a tied tensor standing in for one that is not there."""
+    shapes, keys = dict(found.shapes), dict(found.keys)
     for tie in table.tied:
-        if tie.key not in shapes:
-            key = next((k for k in shapes if re.fullmatch(tie.pattern, k)), None)
-            if key is not None:
-                names[tie.key], shapes[tie.key] = names.pop(key), shapes.pop(key)
-    return names, shapes
+        other = next((key for key in shapes if re.fullmatch(tie.pattern, key)), None)
+        if tie.key not in shapes and other is not None:
+            shapes[tie.key], keys[tie.key] = shapes.pop(other), keys.pop(other)
+    return dataclasses.replace(found, shapes=shapes, keys=keys)
 
 
 def _is_there(form: Assignment, shapes: Mapping[str, Shape]) -> bool:
@@ -362,29 +332,3 @@ def _reshaped(a: Assignment, targets: Mapping[str, Shape]) -> Assignment:
     if a.index is not None:
         return a
     return dataclasses.replace(a, shapes=tuple(targets[t] for t in a.targets))
-
-
-def _listing(title: str, messages: Mapping[str, str]) -> list[str]:
-    """Lines for keys and messages, one for all layers of which the same is said."""
-    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for key, message in messages.items():
-        head, *rest = re.split(r"(?<=\.)(\d+)(?=\.)", key, maxsplit=1)
-        number, tail = rest or ("-1", "")
-        groups[head, tail, message].append(int(number))
-    lines = []
-    for (head, tail, message), numbers in groups.items():
-        span = _ranges(numbers) if tail else ""
-        lines.append(f"  {title:<10}{head}{span}{tail}  {message}")
-    return lines
-
-
-def _ranges(numbers: list[int]) -> str:
-    """`7`, or `{0-3,5}`."""
-    runs: list[list[int]] = []
-    for n in sorted(numbers):
-        if runs and n == runs[-1][1] + 1:
-            runs[-1][1] = n
-        else:
-            runs.append([n, n])
-    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-    return text if len(numbers) == 1 else f"{{{text}}}"

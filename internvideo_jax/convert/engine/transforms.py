@@ -2,7 +2,7 @@
 
 Those of a table's own rules are linear and only move numbers (the one that joins q and v biases
 also adds zeros), so that the same functions carry gradients and a round trip is exact to the bit.
-Those that compute (fold LoRA, normalise weights, quantise) serve other forms of a file. Results are
+Those that compute (fold LoRA, normalise weights) serve other forms of a file, or int8. Results are
 views where numpy can make them: whoever stores one also copies it.
 """
 
@@ -28,7 +28,7 @@ class Transform:
       name: how reports call it.
       source_shapes: shapes of the PyTorch tensors that make parameters of given shapes.
       forward: the parameters of given shapes, from those tensors in order.
-      inverse: those tensors, from the parameters.
+      inverse: those tensors, from the parameters; None if nothing gives them back.
       dtypes: dtypes of the parameters by name where they are not the tensors' own; None for those
         that are.
       computes: whether numbers change, so that the tensors may differ in dtype (the first one's
@@ -38,7 +38,7 @@ class Transform:
     name: str
     source_shapes: Callable[[Sequence[Shape]], tuple[Pattern, ...]]
     forward: Callable[[Arrays, Sequence[Shape]], Arrays]
-    inverse: Callable[[Arrays], Arrays]
+    inverse: Callable[[Arrays], Arrays] | None
     dtypes: tuple[str | None, ...] | None = None
     computes: bool = False
 
@@ -116,21 +116,10 @@ JOIN_QV_BIAS = Transform(
 )
 
 
-def _norm_over_channels(weight: np.ndarray) -> np.ndarray:
-    """Length `[k]` of each tap of a 1-D convolution's weight `[out, in, k]`."""
-    return np.sqrt(np.square(weight.astype(np.float32)).sum((0, 1)))
-
-
 def _split_weight(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
     (weight,) = arrays
-    return weight.transpose(2, 1, 0), _norm_over_channels(weight).astype(weight.dtype)
-
-
-def _multiply_weight(arrays: Arrays) -> Arrays:
-    direction, length = arrays
-    weight = direction.transpose(2, 1, 0).astype(np.float32)
-    weight *= length.astype(np.float32) / _norm_over_channels(weight)
-    return (weight.astype(direction.dtype),)
+    length = np.sqrt(np.square(weight.astype(np.float32)).sum((0, 1)))
+    return weight.transpose(2, 1, 0), length.astype(weight.dtype)
 
 
 # Parameters: direction `[k, in, out]` and length `[k]` of a 1-D convolution with weight norm over
@@ -147,7 +136,7 @@ TO_WEIGHT_NORM = Transform(
     "1-D convolution given weight norm",
     lambda shapes: (shapes[0][::-1],),
     _split_weight,
-    _multiply_weight,
+    inverse=None,
     computes=True,
 )
 
@@ -169,10 +158,7 @@ def fold_lora(base: Transform, alpha: float) -> Transform:
         folded = weight + alpha / len(a) * (b @ a)
         return base.forward((folded.astype(arrays[0].dtype),), shapes)
 
-    def inverse(arrays: Arrays) -> Arrays:
-        raise ValueError("a weight that LoRA was folded into does not come apart again")
-
-    return Transform("LoRA folded into it", source_shapes, forward, inverse, computes=True)
+    return Transform("LoRA folded into it", source_shapes, forward, None, computes=True)
 
 
 def quantize(base: Transform, input_dims: tuple[int, ...]) -> Transform:
@@ -187,6 +173,7 @@ def quantize(base: Transform, input_dims: tuple[int, ...]) -> Transform:
         return int8.quantize(base.forward(arrays, shapes[:1])[0], input_dims)
 
     def inverse(arrays: Arrays) -> Arrays:
+        assert base.inverse is not None
         values, scale = arrays
         return base.inverse((int8.dequantize(values, scale, input_dims),))
 

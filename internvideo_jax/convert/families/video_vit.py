@@ -17,7 +17,7 @@ from internvideo_jax.convert.engine.adaptations import (
     resize_positions,
     select_outputs,
 )
-from internvideo_jax.convert.engine.family import Fitting, Shapes, Target
+from internvideo_jax.convert.engine.family import Fitting, Shapes
 from internvideo_jax.convert.engine.options import Options
 from internvideo_jax.convert.engine.rules import Rule, layer, rule
 from internvideo_jax.convert.engine.transforms import (
@@ -99,15 +99,15 @@ def preprocessing(config: Any) -> Preprocessing:
     )
 
 
-def retarget(config: Any, target: Target) -> Any:
+def retarget(config: Any, changes: Mapping[str, int]) -> Any:
     """The same model for clips of another length or size, or for other classes.
 
     Raises:
       ValueError: classes are asked of a model that has none.
     """
-    changes = target.asked()
-    num_classes = changes.pop("num_classes", None)
-    encoder = dataclasses.replace(encoder_config(config), **changes)
+    num_classes = changes.get("num_classes")
+    of_clips = {name: value for name, value in changes.items() if name != "num_classes"}
+    encoder = dataclasses.replace(encoder_config(config), **of_clips)
     if encoder_config(config) is config:
         config = encoder
     else:

@@ -7,7 +7,6 @@ import safetensors.numpy
 
 from internvideo_jax.convert.engine.conversion import Request, convert
 from internvideo_jax.convert.engine.export import export, stored_bytes
-from internvideo_jax.convert.engine.family import Target
 from internvideo_jax.convert.engine.state_dict import to_tree
 from internvideo_jax.convert.files.sources import open_checkpoint
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
@@ -72,7 +71,7 @@ def test_what_is_not_restored_is_listed(configs, make_state, options, tmp_path):
     del state["fc_norm.weight"], state["fc_norm.bias"]
     state["clip_pos_embed"] = np.zeros((1, 65, 48), np.float32)
     safetensors.numpy.save_file(state, tmp_path / "tiny.safetensors")
-    request = Request(options=options, target=Target(num_frames=8))
+    request = Request(options=options, changes={"num_frames": 8})
     convert([tmp_path / "tiny.safetensors"], tmp_path / "model", request)
     report = export(tmp_path / "model", tmp_path / "back.safetensors")
     (ignored,) = report["ignored"].values()

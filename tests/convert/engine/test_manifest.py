@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from internvideo_jax.convert.engine.family import Target
 from internvideo_jax.convert.engine.manifest import Manifest, describe, plan_manifest, read_manifest
-from internvideo_jax.convert.engine.plan import CheckpointMisfit, plan
+from internvideo_jax.convert.engine.misfit import CheckpointMisfit
+from internvideo_jax.convert.engine.plan import plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.upstream import infer_config
 
@@ -149,7 +149,7 @@ def test_a_stage_2_file_holds_a_teacher_of_distillation(name):
     found = recognize(read_manifest(path).shapes, architecture="teacher")
     source = infer_config(found)
     assert source.encoder.grid == (4, 16, 16)
-    target = found.family.retarget(source, Target(num_frames=8))
+    target = found.family.retarget(source, {"num_frames": 8})
     made = plan(found, source, target=target)
     assert made.changes == {"pos_embed": "positions resized 4x16x16 -> 8x16x16"}
     assert made.targets["params/encoder/pos_embed"] == (1, 2049, target.encoder.width)

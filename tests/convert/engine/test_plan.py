@@ -6,12 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from internvideo_jax.convert.engine.plan import (
-    CheckpointMisfit,
-    export_plan,
-    plan,
-    target_shapes,
-)
+from internvideo_jax.convert.engine.misfit import CheckpointMisfit
+from internvideo_jax.convert.engine.plan import export_plan, plan, target_shapes
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.rules import Tie
 from internvideo_jax.convert.engine.state_dict import to_tree

@@ -6,9 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from internvideo_jax.convert.engine import family
 from internvideo_jax.convert.engine.adaptations import inflate_patch_kernel
-from internvideo_jax.convert.engine.plan import CheckpointMisfit
+from internvideo_jax.convert.engine.misfit import CheckpointMisfit
 from internvideo_jax.convert.engine.state_dict import to_tree
 from internvideo_jax.convert.families import video_vit
 from internvideo_jax.convert.families.head_maps import K710_ROWS
@@ -17,7 +16,7 @@ from internvideo_jax.nn.position_embedding import resize_position_table
 
 
 def retarget(config, **changes):
-    return video_vit.retarget(config, family.Target(**changes))
+    return video_vit.retarget(config, changes)
 
 
 @pytest.fixture
