@@ -111,7 +111,7 @@ class DecoderLM(Tower):
         if self.is_initializing() and c.head == "linear":
             self.head(tokens)
         if cache is not None:
-            cache = Cache(stacked.cache, lengths)
+            cache = Cache(stacked.cache, jnp.asarray(lengths))
         return DecoderOutput(tokens, stacked.hidden_states, cache)
 
     def logits(self, tokens: jax.Array) -> jax.Array:
@@ -156,7 +156,8 @@ class DecoderLM(Tower):
         """Layer of a parameter: the embedding 0, block i i + 1, norm and head last."""
         depth = self.config.depth
         part = path.partition("/")[0]
-        return {"embed": 0, "blocks": np.arange(1, depth + 1)}.get(part, depth + 1)
+        layers: dict[str, int | np.ndarray] = {"embed": 0, "blocks": np.arange(1, depth + 1)}
+        return layers.get(part, depth + 1)
 
 
 ARCHITECTURES = {"decoder_lm": Architecture(DecoderLMConfig, DecoderLM)}

@@ -31,7 +31,7 @@ class Dense(nn.DenseGeneral):
 
 def dense(
     features: int | Sequence[int],
-    kernel_axes: tuple[str, ...],
+    kernel_axes: tuple[str | None, ...],
     dtype: jnp.dtype,
     name: str | None,
     *,

@@ -81,7 +81,7 @@ def checkpoint_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     return {
         key: shape
         for assignment in plan.loaded
-        for key, shape in zip(assignment.keys, assignment.source_shapes, strict=True)
+        for key, shape in zip(assignment.keys, assignment.written_shapes, strict=True)
     }
 
 

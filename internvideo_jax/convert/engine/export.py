@@ -60,7 +60,7 @@ def export(
                 dtypes[assignment.targets[-1]],
             )
             for assignment in plan.loaded
-            for key, shape in zip(assignment.keys, assignment.source_shapes, strict=True)
+            for key, shape in zip(assignment.keys, assignment.written_shapes, strict=True)
         }
         # `conversion.prepare` reads these options of a file, as it does training arguments.
         metadata = {"format": "pt", "config": json.dumps(to_upstream(config))}

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 from flax import traverse_util
 
 from internvideo_jax.convert.engine.adaptations import Adaptation, Inflation
@@ -265,7 +266,7 @@ def _quantized(
         path = a.targets[0]
         kernel = _boxed(config)[path]
         if isinstance(kernel, int8.Kernel) and path not in wide:
-            shapes = int8.quantized_shapes({path: kernel})
+            shapes = jax.eval_shape(int8.quantize_kernels, {path: kernel})
             scale = path + int8.SUFFIX
             targets[scale] = tuple(shapes[scale].value.shape)
             a = dataclasses.replace(

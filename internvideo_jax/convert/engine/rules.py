@@ -87,15 +87,17 @@ def rule(
     transform: Transform = IDENTITY,
     *,
     instead: Mapping[str, Transform] | None = None,
-    **options: InitialValue | None,
+    initial: InitialValue | None = None,
+    fresh: InitialValue | None = None,
 ) -> Rule:
     """A rule for `params/<target>`; targets and keys are separated by spaces."""
     return Rule(
         tuple(f"params/{target}" for target in targets.split()),
         tuple(keys.split()),
         transform,
+        initial,
+        fresh,
         instead=tuple((tuple(k.split()), t) for k, t in (instead or {}).items()),
-        **options,
     )
 
 
@@ -181,6 +183,11 @@ class Assignment:
     def source_shapes(self) -> tuple[Pattern, ...]:
         """Shapes that the tensors of `keys` must have."""
         return self.transform.source_shapes(self.shapes)
+
+    @property
+    def written_shapes(self) -> tuple[Shape, ...]:
+        """The same of tensors that an export writes, which leave no size open."""
+        return tuple(tuple(n for n in shape if n is not None) for shape in self.source_shapes)
 
     def forms(self) -> Iterable["Assignment"]:
         """The same for each of the other forms that a file may have."""

@@ -23,13 +23,14 @@ from internvideo_jax.convert.engine.transforms import (
 )
 from internvideo_jax.convert.engine.verify import Arrays, Recipe, Reference
 from internvideo_jax.models.beats import Beats, BeatsConfig, deep_norm_scale
+from internvideo_jax.nn.mlp import Activation
 from internvideo_jax.preprocessing import AudioPreprocessing, Preprocessing
 
 _LAYER = "encoder.layers.{layer}"
 _BIAS = "self_attn.relative_attention_bias.weight"
 _CONV = "encoder.pos_conv.0"
 
-_ACTIVATIONS = {"gelu": "gelu_erf", "gelu_fast": "gelu_tanh", "relu": "relu"}
+_ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu_erf", "gelu_fast": "gelu_tanh", "relu": "relu"}
 
 # In the files one number per head has the axes of the scores.
 _GATE_SCALE = Transform(

@@ -25,12 +25,18 @@ from internvideo_jax.convert.engine.rules import (
 from internvideo_jax.convert.engine.transforms import LINEAR, LINEAR_FROM_HEADS, RESHAPE
 from internvideo_jax.convert.engine.verify import Arrays, Recipe, Reference
 from internvideo_jax.models.bert import Bert, BertConfig
+from internvideo_jax.nn.mlp import Activation
 from internvideo_jax.objectives.masked_lm import masked_lm_loss
 from internvideo_jax.preprocessing import Preprocessing, TextPreprocessing
 
 _WORDS = "bert.embeddings.word_embeddings.weight"
 
-_ACTIVATIONS = {"gelu": "gelu_erf", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu"}
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu_erf",
+    "gelu_new": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+}
 
 # They choose nothing here: generic fields of Hugging Face's configs.
 _NEUTRAL = frozenset(
@@ -167,17 +173,18 @@ def _run(module: Bert, variables: Arrays, inputs: Arrays, reference: Reference) 
     c = module.config
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     text_layers, fusion_layers = tuple(range(c.fusion_layer)), tuple(range(c.fusion_layer, c.depth))
-    text = module.apply(variables, ids, mask, mode="text", hidden_layers=text_layers)
+    text: Any = module.apply(variables, ids, mask, mode="text", hidden_layers=text_layers)
     last = text.tokens
     values = {"text_last": last, **_hidden("text", text.embedded, text.hidden_states)}
     if "encoder_hidden_states" in inputs:
         states = inputs["encoder_hidden_states"], inputs.get("encoder_attention_mask")
-        fusion = module.apply(
+        fusion: Any = module.apply(
             variables, last, mask, *states, mode="fusion", hidden_layers=fusion_layers
         )
         last = fusion.tokens
         values |= {"fusion_last": last, **_hidden("fusion", fusion.embedded, fusion.hidden_states)}
-        values["multimodal_last"] = module.apply(variables, ids, mask, *states).tokens
+        whole: Any = module.apply(variables, ids, mask, *states)
+        values["multimodal_last"] = whole.tokens
     if c.mlm_head:
         values["mlm_logits"] = module.apply(variables, last, method="mlm_logits")
         if "labels" in inputs:

@@ -147,7 +147,7 @@ class AlignmentStage(ModelStage):
     def loss(
         self, params: PyTree, extra: PyTree, batch: Batch, targets: PyTree, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
-        video = normalized(batch["video"][:, :: self.stride], self.preprocessing.video)
+        video = normalized(batch["video"][:, :: self.stride], self.preprocessing.require_video())
         output = self.module.apply(
             {"params": params},
             video,
@@ -169,7 +169,7 @@ class AlignmentStage(ModelStage):
           `targets/NAME` as each teacher's `FrozenTeacher.feature_shapes` says, with the attention
           of the first.
         """
-        video = normalized(batch["video"], self.preprocessing.video)
+        video = normalized(batch["video"], self.preprocessing.require_video())
         found: dict[str, Array] = {}
         for teacher in self.teachers:
             grid = self.config.encoder.grid

@@ -123,7 +123,7 @@ class ClassifyStage(ModelStage):
 
     def targets(self, frozen: PyTree, batch: Batch, key: jax.Array) -> PyTree:
         """Mixed clips `video` `[B, T, S, S, 3]` and soft labels `label` `[B, C]`."""
-        video = normalized(batch["video"], self.preprocessing.video)
+        video = normalized(batch["video"], self.preprocessing.require_video())
         rows = video.shape[0]
         group = min(self.config.mix_group or rows, rows)
         if rows % group:
@@ -165,7 +165,9 @@ class ClassifyStage(ModelStage):
 
     def logits(self, variables: Variables, video: Array) -> Float[Array, "B C"]:
         """Logits of clips `[B, T, S, S, 3]` (uint8, or normalised floats), float32."""
-        output: Any = self.module.apply(variables, normalized(video, self.preprocessing.video))
+        output: Any = self.module.apply(
+            variables, normalized(video, self.preprocessing.require_video())
+        )
         return output.logits
 
     def evaluators(self) -> dict[str, Evaluator]:
