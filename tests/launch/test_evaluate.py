@@ -253,7 +253,7 @@ def get_config(classes="3"):
     train = {"batch_size": 4, "steps": 4, "optimizer": {"lr": 0.002}}
     data = DataConfig(
         annotations="clips.csv", root="videos", num_classes=classes, num_frames=4, image_size=32,
-        segments=2, crops=1,
+        segments=2, crops=1, sampling_rate=1,
     )
     return ConfigDict({
         "stage": {"kind": "classify", **stage}, "train": train,
