@@ -3,15 +3,27 @@
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 _HERE = Path(__file__).parent
 # `golden`, `comparison` and `checkers` are shared by the modules here and by nothing else.
 sys.path.insert(0, str(_HERE))
 _FILES = pytest.StashKey[list[Any]]()
+
+
+@pytest.fixture(autouse=True)
+def optimizations() -> Iterator[None]:
+    """Numbers are judged as users' programs compute them, also under `make test`."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
