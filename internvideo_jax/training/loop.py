@@ -123,13 +123,14 @@ def train(
         checkpoints = stack.enter_context(
             Checkpoints(workdir / CHECKPOINTS, run_config, keep=config.checkpoint.keep)
         )
-        state, fixed = checkpoints.restore(target), fixed_target
-        is_new = state is None
-        if is_new:
+        restored = checkpoints.restore(target)
+        if restored is None:
             state, fixed = create_state(stage, config, mesh, rules)
-        if jax.tree.leaves(fixed_target):
+        else:
+            state, fixed = restored, fixed_target
+        if jax.tree.leaves(fixed):
             with Checkpoints(workdir / CHECKPOINTS / FIXED, run_config, keep=1) as once:
-                if is_new:
+                if restored is None:
                     once.remove_all()
                     once.save(0, fixed, {})
                 elif (fixed := once.restore(fixed_target)) is None:

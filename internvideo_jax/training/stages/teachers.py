@@ -140,7 +140,9 @@ class FrozenTeacher:
         """
         t, h, w = grid
         tokens = int(self.is_vit) + t * h * w
-        shapes = {self.middle: (len(self.config.layers), tokens, self.config.encoder.width)}
+        shapes: dict[str, tuple[int, ...]] = {
+            self.middle: (len(self.config.layers), tokens, self.config.encoder.width)
+        }
         if not isinstance(self.config, TeacherConfig):
             return shapes
         final = {self.final: (self.config.encoder.pooled_dim,)} if self.final else {}
@@ -194,7 +196,8 @@ def masked_targets(
 
     def one_pass(clips: dict[str, Array]) -> dict[str, Array]:
         video = normalized(clips["video"], VideoPreprocessing())
-        kept, targets = None, {}
+        kept: Array | None = None
+        targets: dict[str, Array] = {}
         for teacher in teachers:
             encoded = teacher.encode(frozen[teacher.name], video)
             if kept is None:
