@@ -128,7 +128,7 @@ def train(
             state, fixed = create_state(stage, config, mesh, rules)
         else:
             state, fixed = restored, fixed_target
-        if jax.tree.leaves(fixed_target):
+        if jax.tree.leaves(fixed):
             with Checkpoints(workdir / CHECKPOINTS / FIXED, run_config, keep=1) as once:
                 if restored is None:
                     once.remove_all()

@@ -15,7 +15,6 @@ from internvideo_jax.objectives.distillation import distillation_loss
 from internvideo_jax.parallel.rules import Rules
 from internvideo_jax.training.masking import MaskConfig
 from internvideo_jax.training.stage import Batch, PyTree
-from internvideo_jax.training.stages.clips import normalized
 from internvideo_jax.training.stages.model import ModelStage
 from internvideo_jax.training.stages.teachers import (
     CACHE,
@@ -147,7 +146,7 @@ class AlignmentStage(ModelStage):
     def loss(
         self, params: PyTree, extra: PyTree, batch: Batch, targets: PyTree, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
-        video = normalized(batch["video"][:, :: self.stride], self.preprocessing.require_video())
+        video = self.normalized(batch["video"][:, :: self.stride])
         output = self.module.apply(
             {"params": params},
             video,
@@ -169,7 +168,7 @@ class AlignmentStage(ModelStage):
           `targets/NAME` as each teacher's `FrozenTeacher.feature_shapes` says, with the attention
           of the first.
         """
-        video = normalized(batch["video"], self.preprocessing.require_video())
+        video = self.normalized(batch["video"])
         found: dict[str, Array] = {}
         for teacher in self.teachers:
             grid = self.config.encoder.grid

@@ -13,6 +13,7 @@ from internvideo_jax import saved_model
 from internvideo_jax.models import ARCHITECTURES
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.stage import Stage, Variables
+from internvideo_jax.training.stages.clips import normalized
 from internvideo_jax.training.stages.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,11 @@ class ModelStage(Stage):
             VideoPreprocessing(image_size=encoder.image_size, num_frames=encoder.num_frames)
         )
         self.initial, self.new_head = initial, new_head
+
+    def normalized(self, video: jax.Array) -> jax.Array:
+        """Clips `[B, T, H, W, 3]` as the module takes them, of uint8 pixels or such already."""
+        assert self.preprocessing.video is not None
+        return normalized(video, self.preprocessing.video)
 
     def init(self, key: jax.Array) -> Variables:
         inputs = (jnp.zeros(x.shape, x.dtype) for x in self.module.example_inputs())

@@ -196,7 +196,8 @@ def masked_targets(
 
     def one_pass(clips: dict[str, Array]) -> dict[str, Array]:
         video = normalized(clips["video"], VideoPreprocessing())
-        kept, targets = None, dict[str, Array]()
+        kept: Array | None = None
+        targets: dict[str, Array] = {}
         for teacher in teachers:
             encoded = teacher.encode(frozen[teacher.name], video)
             if kept is None:
