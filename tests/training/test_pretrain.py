@@ -18,7 +18,6 @@ from internvideo_jax.config import to_dict
 from internvideo_jax.convert.engine.plan import plan
 from internvideo_jax.convert.engine.state_dict import to_tree
 from internvideo_jax.convert.engine.upstream import architecture_of, config_from_upstream
-from internvideo_jax.models.flops import forward_flops
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing, normalize
@@ -238,9 +237,9 @@ def test_frames_are_resized_as_torch_does():
 def test_flops_count_every_frame_of_the_image_tower():
     flops = PretrainStage(CONFIG).flops()
     assert flops.keys() == {"student", "clip_teacher", "mae_teacher"}
-    assert flops["clip_teacher"] == 2 * sum(forward_flops(IMAGE).values())
+    assert flops["clip_teacher"] == 2 * sum(models.build(IMAGE).flops().values())
     kept = 1 + 2 * num_kept(4, 0.5)
-    assert flops["student"] == 3 * sum(forward_flops(CONFIG.student, kept).values())
+    assert flops["student"] == 3 * sum(models.build(CONFIG.student).flops(kept).values())
 
 
 def test_all_that_does_not_match_is_named():
