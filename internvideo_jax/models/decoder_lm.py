@@ -91,11 +91,9 @@ class DecoderLM(Tower):
           deterministic: False turns the adapters' dropout on (needs the `dropout` RNG).
         """
         c = self.config
-        positions = jnp.arange(ids.shape[1])[None]
-        offset = None
+        offset = jnp.int32(0) if cache is None else cache.lengths
+        positions = offset.reshape(-1, 1) + jnp.arange(ids.shape[1])
         if cache is not None:
-            offset = cache.lengths
-            positions = positions + offset[:, None]
             lengths = offset + (ids.shape[1] if lengths is None else lengths)
         inputs = DecoderInputs(rotary_tables(positions, c.head_dim, c.rope_theta), offset, lengths)
         stacked = stack(

@@ -42,6 +42,7 @@ def internvl_c_text() -> LlamaTextConfig:
         depth=32,
         num_heads=32,
         num_kv_heads=32,
+        head_dim=128,
         mlp_dim=11_008,
         vocab_size=49_954,
         head="none",

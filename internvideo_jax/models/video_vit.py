@@ -30,6 +30,7 @@ from internvideo_jax.nn.position_embedding import (
     sincos_1d,
     sincos_2d,
     sincos_3d,
+    table_init,
 )
 from internvideo_jax.nn.stack import Remat, stack
 
@@ -216,27 +217,21 @@ def position_table(
     t, h, w = config.grid
     width = config.width
 
-    def param(name: str, make_table: Callable[[], np.ndarray]) -> jax.Array:
-        def initial(key: jax.Array) -> jax.Array:
-            return jnp.asarray(make_table()[:, :width])[None]
-
-        init = with_axes(initial, (None, "position", "embed"))
+    def param(name: str, rows: int, make_table: Callable[[], np.ndarray]) -> jax.Array:
+        init = with_axes(table_init(make_table, rows, width), (None, "position", "embed"))
         return jnp.asarray(module.param(prefix + name, init))
 
-    def sines(multiple: int) -> int:
-        """The next width that such sines have: a table that a file fills may have any."""
-        return -(-width // multiple) * multiple
-
     if config.position_embedding == "joint":
-        table = param("pos_embed", lambda: sincos_3d(sines(16), (h, w), t, cls_token=cls_token))
+        rows = int(cls_token) + t * h * w
+        table = param("pos_embed", rows, lambda: sincos_3d(width, (h, w), t, cls_token=cls_token))
         return resize_position_table(table, config.grid, grid, num_extra=int(cls_token))
-    spatial = param("pos_embed_spatial", lambda: sincos_2d(sines(4), (h, w)))
-    temporal = param("pos_embed_temporal", lambda: sincos_1d(sines(2), np.arange(t)))
+    spatial = param("pos_embed_spatial", h * w, lambda: sincos_2d(width, (h, w)))
+    temporal = param("pos_embed_temporal", t, lambda: sincos_1d(width, np.arange(t)))
     spatial = resize_spatial_table(spatial, (h, w), grid[1:])
     temporal = resize_temporal_table(temporal, grid[0])
     table = (temporal[:, :, None] + spatial[:, None]).reshape(1, -1, width)
     if cls_token:
-        cls = param("pos_embed_cls", lambda: np.zeros((1, width), np.float32))
+        cls = param("pos_embed_cls", 1, lambda: np.zeros((1, width), np.float32))
         table = jnp.concatenate([cls, table], axis=1)
     return table
 

@@ -26,7 +26,7 @@ class DecoderConfig:
       depth: number of blocks.
       num_heads: query heads.
       num_kv_heads: key and value heads; must divide `num_heads`.
-      head_dim: size of a head; `width / num_heads` by default.
+      head_dim: size of a head, even; the heads together need not be as wide as `width`.
       mlp_dim: hidden size of the MLPs.
       norm_epsilon: epsilon of the norms.
       activation: of the MLP's gate.
@@ -42,8 +42,8 @@ class DecoderConfig:
     depth: int
     num_heads: int
     num_kv_heads: int
+    head_dim: int
     mlp_dim: int
-    head_dim: int | None = None
     norm_epsilon: float = 1e-6
     activation: Activation = "silu"
     rope_theta: float = 10_000.0
@@ -60,13 +60,6 @@ class DecoderConfig:
                 f" {self.num_heads} and {self.num_kv_heads}; change `num_kv_heads` in the model's"
                 " config"
             )
-        if self.head_dim is None:
-            if self.width % self.num_heads:
-                raise ValueError(
-                    f"expected a width that the number of heads divides, found {self.width} and"
-                    f" {self.num_heads}; name `head_dim` in the model's config"
-                )
-            object.__setattr__(self, "head_dim", self.width // self.num_heads)
 
 
 class KVCache(NamedTuple):
@@ -81,12 +74,12 @@ class DecoderInputs(NamedTuple):
 
     Attributes:
       rotary: tables of the tokens' positions, see `nn.rotary.rotary_tables`.
-      offset: how many tokens each row's cache holds already, `[B]` int32; None without a cache.
+      offset: how many tokens each row's cache holds already, int32 `[B]`, or `[]` for all rows.
       lengths: how many keys each row has with these tokens, `[B]` int32; None for all.
     """
 
     rotary: tuple[jax.Array, jax.Array]
-    offset: jax.Array | None = None
+    offset: jax.Array
     lengths: jax.Array | None = None
 
 
@@ -114,14 +107,14 @@ class DecoderAttention(nn.Module):
         k = rotate(project("k", c.num_kv_heads, "kv_heads"), shared.rotary)
         v = project("v", c.num_kv_heads, "kv_heads")
         if cache is not None:
-            cache = KVCache(*(_write(old, new, shared.offset) for old, new in zip(cache, (k, v), strict=True)))
-            k, v = cache
+            k, v = _write(cache.k, k, shared.offset), _write(cache.v, v, shared.offset)
+            cache = KVCache(k, v)
         out = attend(
             q,
             k,
             v,
             kv_lengths=shared.lengths,
-            query_offset=0 if shared.offset is None else shared.offset,
+            query_offset=shared.offset,
             is_causal=True,
         )
         axes = ("heads", "head_dim", "embed")

@@ -9,7 +9,7 @@ from internvideo_jax.nn.partitioning import with_axes
 
 
 def embedding(
-    num_embeddings: int, width: int, dtype: jnp.dtype, name: str, axis: str = "vocab"
+    num_embeddings: int, width: int, dtype: jnp.dtype, name: str | None, axis: str = "vocab"
 ) -> nn.Embed:
     """A table `embedding` `[V, D]`; `axis` is the logical name of its first dimension."""
     init = with_axes(default_kernel_init, (axis, "embed"))

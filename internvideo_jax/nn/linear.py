@@ -33,7 +33,7 @@ def dense(
     features: int | Sequence[int],
     kernel_axes: tuple[str, ...],
     dtype: jnp.dtype,
-    name: str,
+    name: str | None,
     *,
     axis: int | Sequence[int] = -1,
     use_bias: bool = True,

@@ -9,6 +9,7 @@ loaders of `run_finetuning.py` / `run_linear_probing.py`.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -109,6 +110,26 @@ def sinusoid_table(num_tokens: int, dim: int) -> Float[np.ndarray, "N D"]:
     frequencies = 10000.0 ** (-2.0 * (np.arange(dim) // 2) / dim)
     angles = np.arange(num_tokens)[:, None] * frequencies
     return np.where(np.arange(dim) % 2 == 0, np.sin(angles), np.cos(angles)).astype(np.float32)
+
+
+def table_init(
+    make_table: Callable[[], np.ndarray], rows: int, dim: int
+) -> Callable[[Any], jax.Array]:
+    """Initialiser of a table `[1, rows, dim]` that starts as `make_table()` `[rows, dim]`.
+
+    A width that the sines cannot serve is no error while only shapes are asked for: a model whose
+    table comes from a file never needs its values.
+    """
+
+    def init(key: Any) -> jax.Array:
+        try:
+            return jnp.asarray(make_table()[None])
+        except ValueError:
+            shape = jax.ShapeDtypeStruct((1, rows, dim), jnp.float32)
+            result: jax.Array = jax.pure_callback(lambda: make_table()[None], shape)
+            return result
+
+    return init
 
 
 @functools.lru_cache(maxsize=64)

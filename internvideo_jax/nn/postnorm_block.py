@@ -144,9 +144,10 @@ class PostNormBlock(nn.Module):
         attention = functools.partial(MultiHeadAttention, c, self.deterministic)
         self_attention = attention(name="attn")
         x = self._add(x, "attn_norm", lambda h: self_attention(h, h, shared.mask, shared.bias))
-        if shared.states is not None:
+        states = shared.states
+        if states is not None:
             cross = attention(name="cross_attn")
-            x = self._add(x, "cross_norm", lambda h: cross(h, shared.states, shared.states_mask))
+            x = self._add(x, "cross_norm", lambda h: cross(h, states, shared.states_mask))
         return self._add(x, "mlp_norm", Mlp(c.mlp_dim, c.width, c.activation, dtype, name="mlp"))
 
     def _add(

@@ -5,22 +5,9 @@ import numpy as np
 import pytest
 
 from internvideo_jax import models
-from internvideo_jax.models.beats import Beats, BeatsConfig, beats_iter3_plus, relative_buckets
+from internvideo_jax.models.beats import Beats, beats_iter3_plus, relative_buckets
+from tests.small_models import BEATS as CONFIG
 
-CONFIG = BeatsConfig(
-    width=16,
-    depth=2,
-    num_heads=2,
-    mlp_dim=24,
-    num_frames=21,
-    num_mels=8,
-    patch_size=4,
-    patch_width=12,
-    conv_size=6,
-    conv_groups=4,
-    num_buckets=8,
-    max_distance=6,
-)
 SOUND = np.random.default_rng(0).normal(size=(2, 21, 8)).astype(np.float32)
 
 

@@ -5,18 +5,9 @@ import numpy as np
 import pytest
 
 from internvideo_jax import models
-from internvideo_jax.models.bert import Bert, BertConfig, bert_large_fusion
+from internvideo_jax.models.bert import Bert, bert_large_fusion
+from tests.small_models import BERT as CONFIG
 
-CONFIG = BertConfig(
-    width=16,
-    depth=3,
-    num_heads=2,
-    mlp_dim=24,
-    vocab_size=20,
-    max_length=8,
-    fusion_layer=2,
-    cross_width=12,
-)
 IDS = np.array([[1, 5, 7, 2], [1, 9, 0, 0]])
 MASK = (IDS != 0).astype(int)
 STATES = np.random.default_rng(0).normal(size=(2, 3, 12)).astype(np.float32)

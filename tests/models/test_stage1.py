@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,19 +7,9 @@ import pytest
 
 from internvideo_jax import models
 from internvideo_jax.models import stage1, video_vit
-from internvideo_jax.models.video_vit import VideoViTConfig
+from tests import small_models
 
-ENCODER = VideoViTConfig(
-    width=32,
-    depth=3,
-    num_heads=2,
-    mlp_dim=48,
-    patch_size=4,
-    image_size=8,
-    num_frames=2,
-    pooled_dim=8,
-    pooler_heads=4,
-)
+ENCODER = dataclasses.replace(small_models.ENCODER, depth=3)
 KEPT = jnp.array([[0, 2, 5, 8], [0, 1, 3, 4]])
 
 

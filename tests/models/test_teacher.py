@@ -7,22 +7,12 @@ import numpy as np
 
 from internvideo_jax import models
 from internvideo_jax.models import teacher
-from internvideo_jax.models.video_vit import VideoViTConfig, internvideo2_1b
+from internvideo_jax.models.video_vit import internvideo2_1b
+from internvideo_jax.models.videomae import AttentionOverHeads
+from tests import small_models
 
-IMAGE = VideoViTConfig(
-    width=32,
-    depth=2,
-    num_heads=2,
-    mlp_dim=48,
-    patch_size=4,
-    image_size=8,
-    num_frames=1,
-    pooled_dim=8,
-    pooler_heads=4,
-)
-MAE = models.VideoMAEConfig(
-    width=32, depth=2, num_heads=2, mlp_dim=48, patch_size=4, image_size=8, num_frames=4
-)
+IMAGE = dataclasses.replace(small_models.ENCODER, num_frames=1)
+MAE = small_models.VIDEOMAE
 
 
 def test_released_teachers_align_the_published_layers():
@@ -102,3 +92,17 @@ def test_videomae_drops_tokens(random_variables, run):
         3,
         32,
     )
+
+
+def test_attention_over_heads_is_what_a_transposed_kernel_call_computes():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+    module = AttentionOverHeads(num_heads=2, qk_norm=False)
+    variables = nn.unbox(module.init(jax.random.key(1), x))
+    params = variables["params"]
+    q, k, v = np.einsum("bnd,dshe->sbnhe", x, params["qkv"]["kernel"])
+    logits = np.einsum("bnhd,bngd->bnhg", q, k) / 2
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    per_token = np.einsum("bnhg,bngd->bhnd", weights, v)
+    scrambled = per_token.reshape(2, 6, 2, 4)
+    want = np.einsum("bnhd,hde->bne", scrambled, params["proj"]["kernel"])
+    np.testing.assert_allclose(module.apply(variables, x), want, atol=1e-5)

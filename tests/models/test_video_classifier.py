@@ -7,19 +7,9 @@ import numpy as np
 import pytest
 
 from internvideo_jax.models.video_classifier import VideoClassifier, VideoClassifierConfig
-from internvideo_jax.models.video_vit import VideoViTConfig
+from tests import small_models
 
-ENCODER = VideoViTConfig(
-    width=32,
-    depth=1,
-    num_heads=2,
-    mlp_dim=48,
-    patch_size=4,
-    image_size=8,
-    num_frames=2,
-    pooled_dim=8,
-    pooler_heads=4,
-)
+ENCODER = dataclasses.replace(small_models.ENCODER, depth=1)
 
 
 @pytest.mark.parametrize("norm", ["kaiming_bn", "bn", "ln"])

@@ -1,6 +1,5 @@
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,20 +7,12 @@ import pytest
 
 from internvideo_jax import models
 from internvideo_jax.models import video_vit
-from internvideo_jax.models.video_vit import VideoViT, VideoViTConfig
+from internvideo_jax.models.video_vit import VideoViT
 from internvideo_jax.nn.position_embedding import resize_position_table
+from tests import small_models
 
-CONFIG = VideoViTConfig(
-    width=32,
-    depth=2,
-    num_heads=2,
-    mlp_dim=48,
-    patch_size=4,
-    image_size=16,
-    num_frames=4,
-    pooled_dim=8,
-    pooler_heads=4,
-    layer_scale_init=0.3,
+CONFIG = dataclasses.replace(
+    small_models.ENCODER, image_size=16, num_frames=4, layer_scale_init=0.3
 )
 
 
@@ -162,41 +153,14 @@ def test_options_add_and_remove_parameters():
     assert "ls1" not in other
 
 
-def test_every_parameter_has_logical_axis_names():
-    for name, architecture in models.ARCHITECTURES.items():
-        config = SMALL_CONFIGS[name]
-        boxed = models.abstract_variables(architecture.module_cls(config), boxed=True)
-
-        def is_box(leaf):
-            return isinstance(leaf, nn.LogicallyPartitioned)
-
-        for path, leaf in jax.tree.leaves_with_path(boxed["params"], is_leaf=is_box):
-            assert is_box(leaf), (name, jax.tree_util.keystr(path))
-            assert len(leaf.names) == leaf.value.ndim, (name, jax.tree_util.keystr(path))
-
-
-MAE = models.VideoMAEConfig(
-    width=32, depth=2, num_heads=2, mlp_dim=48, patch_size=4, image_size=16, num_frames=4
-)
-SMALL_CONFIGS = {
-    "video_vit": CONFIG,
-    "video_classifier": models.VideoClassifierConfig(CONFIG, num_classes=5, head="attentive"),
-    "stage1_student": models.Stage1StudentConfig(CONFIG, (0, 1), (1,), 12, 8, 20),
-    "distill_student": models.DistillStudentConfig(CONFIG, (0, 1), 12, 8),
-    "teacher": models.TeacherConfig(CONFIG, (0, 1)),
-    "videomae": MAE,
-    "videomae_teacher": models.VideoMAETeacherConfig(MAE, (0, 1)),
-}
-
-
-@pytest.mark.parametrize("name", [n for n in SMALL_CONFIGS if not n.startswith("videomae")])
+@pytest.mark.parametrize("name", [n for n in small_models.CONFIGS if "videomae" not in n])
 def test_encode_runs_the_encoder_of_every_composite(name, random_variables, run):
-    module = models.ARCHITECTURES[name].module_cls(SMALL_CONFIGS[name])
+    module = models.build(small_models.CONFIGS[name])
     variables = random_variables(module)
-    video = clip((1, 4, 16, 16, 3))
+    video = clip((1, 2, 8, 8, 3))
     out = jax.jit(lambda v: models.encode(module, v, video))(variables)
     params = variables["params"] if name == "video_vit" else variables["params"]["encoder"]
-    want = run(VideoViT(CONFIG), {"params": params}, video)
+    want = run(VideoViT(small_models.ENCODER), {"params": params}, video)
     np.testing.assert_array_equal(out.pooled, want.pooled)
 
 
@@ -216,5 +180,6 @@ def test_encode_of_many_clips_is_the_encoder_of_each(random_variables, run):
 
 
 def test_encode_names_a_model_without_video_encoder():
+    module = models.VideoMAE(small_models.VIDEOMAE)
     with pytest.raises(ValueError, match="found VideoMAE"):
-        models.encode(models.VideoMAE(MAE), {"params": {}}, jnp.zeros((1, 4, 16, 16, 3)))
+        models.encode(module, {"params": {}}, jnp.zeros((1, 4, 8, 8, 3)))

@@ -74,7 +74,8 @@ TABLE = Table(
         Ignore(r"predictor(_dropout)?\..*", "head of a fine-tuned classifier"),
         Ignore(r"encoder\.layers\.\d+\.self_attn\.grep_.*", "gates of a bias that there is not"),
         Ignore(
-            r"(vision_encoder|text_encoder|\w+_proj|\w+_fusion|\w+_head)\..*|temp",
+            r"(vision_encoder|text_encoder|(vision|text|audio|av_concat_\w+)_proj|av_fusion"
+            r"|\w+_head)\..*|temp",
             "other parts of stage 2",
         ),
     ),
@@ -91,8 +92,6 @@ def _recognize(shapes: Shapes, architecture: str | None) -> str | None:
 
 def _config(options: Options) -> BeatsConfig:
     options.require("activation_fn", *_ACTIVATIONS)
-    options.require("dropout_input", 0.0)
-    options.require("activation_dropout", 0.0)
     depth = options.size("encoder_layers", 12)
     norm_first = options.take("layer_norm_first", False)
     has_bias = options.take("relative_position_embedding", False)
@@ -110,6 +109,9 @@ def _config(options: Options) -> BeatsConfig:
         gradient_scale=options.take("layer_wise_gradient_decay_ratio", 1.0),
         dropout_rate=options.take("dropout", 0.1),
         attention_dropout_rate=options.take("attention_dropout", 0.1),
+        # Not upstream's: its class takes any filterbank, its data have this one.
+        num_frames=options.size("num_frames", 998),
+        num_mels=options.size("num_mels", 64),
         patch_size=options.size("input_patch_size"),
         patch_width=options.size("embed_dim", 512),
         patch_bias=options.take("conv_bias", False),
@@ -166,6 +168,8 @@ def _to_options(config: BeatsConfig) -> dict[str, Any]:
         "dropout": config.dropout_rate,
         "attention_dropout": config.attention_dropout_rate,
         "max_distance": config.max_distance,
+        "num_frames": config.num_frames,
+        "num_mels": config.num_mels,
     }
 
 
@@ -214,9 +218,12 @@ FAMILY = Family(
         f"width {config.width}, depth {config.depth}, {config.num_heads} heads,"
         f" {config.num_frames} frames of {config.num_mels} mel bins"
     ),
-    # Layers dropped at random in training, and heads of classifiers, which are left out.
+    # Of training and of classifiers' heads, which are left out.
     neutral=frozenset(
-        {"encoder_layerdrop", "finetuned_model", "predictor_dropout", "predictor_class"}
+        {
+            *("encoder_layerdrop", "dropout_input", "activation_dropout"),
+            *("finetuned_model", "predictor_dropout", "predictor_class"),
+        }
     ),
     spellings=(
         (r"pos_conv\.0\.parametrizations\.weight\.original0$", "pos_conv.0.weight_g"),

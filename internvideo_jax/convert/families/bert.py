@@ -12,8 +12,17 @@ import jax
 
 from internvideo_jax.convert.engine.family import Family, Shapes
 from internvideo_jax.convert.engine.options import Options
-from internvideo_jax.convert.engine.rules import Ignore, Rule, Table, Tie, from_layer, layer, norm, rule
-from internvideo_jax.convert.engine.transforms import LINEAR_FROM_HEADS, LINEAR, RESHAPE
+from internvideo_jax.convert.engine.rules import (
+    Ignore,
+    Rule,
+    Table,
+    Tie,
+    from_layer,
+    layer,
+    norm,
+    rule,
+)
+from internvideo_jax.convert.engine.transforms import LINEAR, LINEAR_FROM_HEADS, RESHAPE
 from internvideo_jax.convert.engine.verify import Arrays, Recipe, Reference
 from internvideo_jax.models.bert import Bert, BertConfig
 from internvideo_jax.objectives.masked_lm import masked_lm_loss

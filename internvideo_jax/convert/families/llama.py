@@ -1,4 +1,4 @@
-"""The LLaMA text tower of InternVideo2-CLIP 1B and 6B, which comes from InternVL-C.
+"""The LLaMA text tower of InternVideo2-CLIP 1B and 6B, which comes from InternVL-C; plain LLaMAs.
 
 Key names are those of upstream `internvideo2_clip_text.py`, options those of Hugging Face's
 `LlamaConfig` and peft's `LoraConfig` (`lora_r`, `lora_alpha`, ...).
@@ -11,7 +11,7 @@ from typing import Any
 from internvideo_jax.convert.engine.family import Family, Shapes
 from internvideo_jax.convert.engine.options import Options
 from internvideo_jax.convert.engine.registry import Released
-from internvideo_jax.convert.engine.rules import Ignore, Rule, Table, nested, rule
+from internvideo_jax.convert.engine.rules import Ignore, Rule, Table, Tie, nested, rule
 from internvideo_jax.convert.engine.transforms import (
     LINEAR,
     LINEAR_FROM_HEADS,
@@ -25,8 +25,8 @@ from internvideo_jax.models.llama_text import LlamaText, LlamaTextConfig
 from internvideo_jax.nn.lora import LoRAConfig
 from internvideo_jax.preprocessing import Preprocessing, TextPreprocessing
 
-_LAYER = "transformer.layers.{layer}"
-_FIRST = "transformer.layers.0"
+# What precedes a language model's keys in the text tower, and in a file of its own.
+_TOWER, _ALONE = "transformer.", "model."
 
 # Name here: (place in a block, place in a layer's keys, how the weight becomes the kernel).
 _LINEARS: dict[str, tuple[str, str, Transform]] = {
@@ -47,19 +47,18 @@ _NEUTRAL = frozenset(
     {
         *("architectures", "model_type", "transformers_version", "torch_dtype", "use_cache"),
         *("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id", "note"),
-        *("max_position_embeddings", "max_sequence_length", "tie_word_embeddings"),
+        *("max_position_embeddings", "max_sequence_length"),
     }
 )
 
 
-def _linear(name: str, config: LlamaTextConfig) -> tuple[Rule, ...]:
+def _linear(name: str, config: DecoderLMConfig, layer: str) -> tuple[Rule, ...]:
     place, key, transform = _LINEARS[name]
-    target, keys = f"lm/blocks/{place}", f"{_LAYER}.{key}"
-    lora = config.lm.lora
+    target, keys = f"blocks/{place}", f"{layer}.{key}"
     adapters = f"{keys}.lora_A.weight", f"{keys}.lora_B.weight"
     folded = {}
-    if lora is not None and name not in lora.targets:
-        folded = {f"{keys}.weight {' '.join(adapters)}": fold_lora(transform, lora.alpha)}
+    if config.lora is not None and name not in config.lora.targets:
+        folded = {f"{keys}.weight {' '.join(adapters)}": fold_lora(transform, config.lora.alpha)}
     return (
         rule(f"{target}/kernel", f"{keys}.weight", transform, instead=folded),
         rule(f"{target}/bias", f"{keys}.bias", RESHAPE),
@@ -68,18 +67,33 @@ def _linear(name: str, config: LlamaTextConfig) -> tuple[Rule, ...]:
     )
 
 
-def _table(config: LlamaTextConfig) -> Table:
+def _language_model(config: DecoderLMConfig, prefix: str) -> tuple[Rule, ...]:
+    layer = f"{prefix}layers.{{layer}}"
+    return (
+        rule("embed/embedding", f"{prefix}embed_tokens.weight"),
+        *(r for name in _LINEARS for r in _linear(name, config, layer)),
+        rule("blocks/attn_norm/scale", f"{layer}.input_layernorm.weight"),
+        rule("blocks/mlp_norm/scale", f"{layer}.post_attention_layernorm.weight"),
+        rule("norm/scale", f"{prefix}norm.weight"),
+        rule("head/kernel", "lm_head.weight", LINEAR),
+    )
+
+
+def _alone(config: DecoderLMConfig) -> Table:
+    tied = (Tie(r"lm_head\.weight", f"{_ALONE}embed_tokens.weight"),)
+    return Table(
+        _language_model(config, _ALONE), (_FREQUENCIES,), tied if config.head == "tied" else ()
+    )
+
+
+def _text_tower(config: LlamaTextConfig) -> Table:
     return Table(
         (
+            *nested(_language_model(config.lm, _TOWER), "lm"),
             rule("projection", "text_projection"),
-            rule("lm/embed/embedding", "transformer.embed_tokens.weight"),
-            *(r for name in _LINEARS for r in _linear(name, config)),
-            rule("lm/blocks/attn_norm/scale", f"{_LAYER}.input_layernorm.weight"),
-            rule("lm/blocks/mlp_norm/scale", f"{_LAYER}.post_attention_layernorm.weight"),
-            rule("lm/norm/scale", "transformer.norm.weight"),
         ),
         (
-            Ignore(r".*\.rotary_emb\.inv_freq", "frequencies of the rotary positions"),
+            _FREQUENCIES,
             Ignore(
                 r"(vision_encoder|vision_align|patch_embed|blocks|clip_projector)\..*"
                 r"|pos_embed|target_pos_embed|cls_token|mask_token|logit_scale|temp"
@@ -90,45 +104,53 @@ def _table(config: LlamaTextConfig) -> Table:
     )
 
 
+_FREQUENCIES = Ignore(r".*\.rotary_emb\.inv_freq", "frequencies of the rotary positions")
+
+
 def _recognize(shapes: Shapes, architecture: str | None) -> str | None:
+    if f"{_TOWER}embed_tokens.weight" not in shapes:
+        return None if architecture == "llama_text" else "llama"
     towers = ("vision_encoder.", "patch_embed.")
-    if architecture is None and any(key.startswith(towers) for key in shapes):
-        return None
-    return "llama_text"
+    is_alone = not any(key.startswith(towers) for key in shapes)
+    is_text_tower = "text_projection" in shapes and architecture != "decoder_lm"
+    return "llama_text" if is_text_tower and (is_alone or architecture) else None
 
 
-def _config(options: Options) -> LlamaTextConfig:
-    # A manifest holds the language model's options as one.
-    inner = Options(
-        options.kind, options.options | options.take("llama", {}), options.fallback
+def _lm_config(options: Options, *, has_head: bool) -> DecoderLMConfig:
+    options.require("hidden_act", *_ACTIVATIONS)
+    options.require("rope_scaling", None)
+    options.require("mlp_bias", False)
+    options.require("attention_dropout", 0.0)
+    width, heads = options.size("hidden_size"), options.size("num_attention_heads")
+    qkv_bias = options.take("attention_bias", False)
+    is_tied = options.take("tie_word_embeddings", False)
+    return DecoderLMConfig(
+        width=width,
+        depth=options.size("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=options.take("num_key_value_heads", None) or heads,
+        head_dim=options.take("head_dim", None) or width // heads,
+        mlp_dim=options.size("intermediate_size"),
+        norm_epsilon=options.take("rms_norm_eps", 1e-6),
+        activation=_ACTIVATIONS[options.take("hidden_act", "silu")],
+        rope_theta=options.take("rope_theta", 10_000.0),
+        qkv_bias=qkv_bias,
+        # Qwen2 has biases on all projections but this one, and no option that says so.
+        proj_bias=options.take("proj_bias", qkv_bias),
+        lora=_lora(options),
+        vocab_size=options.size("vocab_size"),
+        head="none" if not has_head else "tied" if is_tied else "linear",
     )
+
+
+def _text_config(options: Options) -> LlamaTextConfig:
+    # Manifests and goldens hold the language model's options as one.
+    inner = Options(options.kind, options.options | options.take("llama", {}), options.fallback)
     for name in options.options:
         options.take(name)
     inner.take("llama", {})
-    inner.require("hidden_act", *_ACTIVATIONS)
-    inner.require("rope_scaling", None)
-    inner.require("mlp_bias", False)
-    inner.require("attention_dropout", 0.0)
-    heads = inner.size("num_attention_heads")
-    has_biases = inner.take("attention_bias", False)
-    lm = DecoderLMConfig(
-        width=inner.size("hidden_size"),
-        depth=inner.size("num_hidden_layers"),
-        num_heads=heads,
-        num_kv_heads=inner.take("num_key_value_heads", None) or heads,
-        head_dim=inner.take("head_dim", None),
-        mlp_dim=inner.size("intermediate_size"),
-        norm_epsilon=inner.take("rms_norm_eps", 1e-6),
-        activation=_ACTIVATIONS[inner.take("hidden_act", "silu")],
-        rope_theta=inner.take("rope_theta", 10_000.0),
-        qkv_bias=has_biases,
-        proj_bias=has_biases,
-        lora=_lora(inner),
-        vocab_size=inner.size("vocab_size"),
-        head="none",
-    )
     config = LlamaTextConfig(
-        lm,
+        _lm_config(inner, has_head=False),
         projection_dim=inner.size("clip_embed_dim", 768),
         pad_id=inner.take("pad_id", 0),
         max_length=inner.size("max_len", 80),
@@ -156,44 +178,61 @@ def _lora(options: Options) -> LoRAConfig | None:
 def _infer(
     kind: str, shapes: Shapes, given: Mapping[str, Any], stored: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    numbers = (re.match(r"transformer\.layers\.(\d+)\.", key) for key in shapes)
-    vocab_size, width = shapes["transformer.embed_tokens.weight"]
+    prefix = _TOWER if kind == "llama_text" else _ALONE
+    first = f"{prefix}layers.0"
+    numbers = (re.match(rf"{re.escape(prefix)}layers\.(\d+)\.", key) for key in shapes)
+    vocab_size, width = shapes[f"{prefix}embed_tokens.weight"]
     options = {**stored, **stored.get("llama", {}), **given, **given.get("llama", {})}
-    # The released tower has heads of 128 channels.
+    # Released models have heads of 128 channels.
     heads = options.get("num_attention_heads") or max(width // 128, 1)
-    queries, keys = (shapes[f"{_FIRST}.self_attn.{name}.weight"][0] for name in ("q_proj", "k_proj"))
+    queries = shapes[f"{first}.self_attn.q_proj.weight"][0]
+    keys = shapes[f"{first}.self_attn.k_proj.weight"][0]
     shown: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": width,
         "num_hidden_layers": 1 + max(int(m[1]) for m in numbers if m),
-        "intermediate_size": shapes[f"{_FIRST}.mlp.up_proj.weight"][0],
+        "intermediate_size": shapes[f"{first}.mlp.up_proj.weight"][0],
         "num_key_value_heads": keys * heads // queries,
         "head_dim": queries // heads,
-        "attention_bias": f"{_FIRST}.self_attn.q_proj.bias" in shapes,
-        "clip_embed_dim": shapes["text_projection"][1],
+        "attention_bias": f"{first}.self_attn.q_proj.bias" in shapes,
+        "proj_bias": f"{first}.self_attn.o_proj.bias" in shapes,
     }
-    adapted = re.compile(rf"{re.escape(_FIRST)}\..*?(\w+)\.lora_A\.weight")
+    if kind == "llama_text":
+        shown["clip_embed_dim"] = shapes["text_projection"][1]
+    elif "lm_head.weight" not in shapes:
+        shown["tie_word_embeddings"] = True
+    adapted = re.compile(rf"{re.escape(first)}\..*?(\w+)\.lora_A\.weight")
     found = {m[1]: shapes[key][0] for key in shapes if (m := adapted.fullmatch(key))}
     if found:
         shown |= {"lora_r": next(iter(found.values())), "lora_targets": sorted(found)}
     return shown, {"num_attention_heads": heads}
 
 
-def _to_options(config: LlamaTextConfig) -> dict[str, Any]:
-    lm = config.lm
+def _to_options(config: LlamaTextConfig | DecoderLMConfig) -> dict[str, Any]:
+    lm = config.lm if isinstance(config, LlamaTextConfig) else config
     activations = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
-    options = {
+    options: dict[str, Any] = {
         "num_attention_heads": lm.num_heads,
         "rms_norm_eps": lm.norm_epsilon,
         "hidden_act": activations[lm.activation],
         "rope_theta": lm.rope_theta,
-        "pad_id": config.pad_id,
-        "max_len": config.max_length,
     }
+    if isinstance(config, LlamaTextConfig):
+        options |= {"pad_id": config.pad_id, "max_len": config.max_length}
     if lm.lora is not None and lm.lora.targets:
-        lora = {"lora_alpha": lm.lora.alpha, "lora_dropout": lm.lora.dropout_rate}
-        options |= lora | {"keep_lora": True}
+        options |= {"lora_alpha": lm.lora.alpha, "lora_dropout": lm.lora.dropout_rate}
+        options["keep_lora"] = True
     return options
+
+
+def _describe(config: LlamaTextConfig | DecoderLMConfig) -> str:
+    lm = config.lm if isinstance(config, LlamaTextConfig) else config
+    return f"LLaMA of width {lm.width}, depth {lm.depth}, {lm.num_heads} heads"
+
+
+def _preprocessing(config: LlamaTextConfig | DecoderLMConfig) -> Preprocessing:
+    length = config.max_length if isinstance(config, LlamaTextConfig) else 2048
+    return Preprocessing(text=TextPreprocessing("sentencepiece", ("tokenizer.model",), length))
 
 
 def _run(module: LlamaText, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
@@ -208,20 +247,18 @@ def _run(module: LlamaText, variables: Arrays, inputs: Arrays, reference: Refere
 
 FAMILY = Family(
     name="llama",
-    anchors=("text_projection",),
+    anchors=(f"{_TOWER}embed_tokens.weight", f"{_ALONE}embed_tokens.weight"),
     prefixes=("", "module.", "text_encoder.", "module.text_encoder."),
     recognize=_recognize,
-    kinds={"llama_text": _config},
-    tables={"llama_text": _table},
+    kinds={
+        "llama_text": _text_config,
+        "llama": lambda options: _lm_config(options, has_head=True),
+    },
+    tables={"llama_text": _text_tower, "decoder_lm": _alone},
     infer=_infer,
     to_options=_to_options,
-    preprocessing=lambda config: Preprocessing(
-        text=TextPreprocessing("sentencepiece", ("tokenizer.model",), config.max_length)
-    ),
-    describe=lambda config: (
-        f"LLaMA of width {config.lm.width}, depth {config.lm.depth}, {config.lm.num_heads} heads,"
-        f" embeddings of {config.projection_dim}"
-    ),
+    preprocessing=_preprocessing,
+    describe=_describe,
     neutral=_NEUTRAL,
     spellings=(
         # peft 0.7 and later, and its names of adapters.
