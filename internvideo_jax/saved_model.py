@@ -1,15 +1,19 @@
 """Models on disk that describe themselves: `load(path)` needs nothing but the directory.
 
-  model.json   format version, architecture, config, preprocessing, and what the writer adds
-               (where the weights come from, how they were converted)
-  params/      the variables tree {"params": ..., ["batch_stats": ...]}, an Orbax checkpoint
+  model.json   format version, architecture, config, preprocessing, the SHA-256 of each tokenizer
+               file, and what the writer adds (where the weights come from, how they were converted)
+  params/      the variables tree {"params": ..., ["batch_stats": ...]}, an Orbax checkpoint;
+               kernels may be int8 values with scales beside them (`nn.int8`)
+  tokenizer/   the files that the text preprocessing names
 
 The description is written last: a directory without it is no model.
 """
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -24,15 +28,17 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from internvideo_jax.config import from_dict, nearest_name, to_dict
 from internvideo_jax.models import ARCHITECTURES, abstract_variables
+from internvideo_jax.nn import int8
 from internvideo_jax.parallel.rules import DEFAULT_RULES, Rules
 from internvideo_jax.parallel.sharding import variable_shardings
 from internvideo_jax.preprocessing import Preprocessing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DESCRIPTION = "model.json"
 ARRAYS = "params"
+TOKENIZER = "tokenizer"
 _DTYPES = ("float32", "bfloat16", "float16")
-_OWN_KEYS = ("format_version", "architecture", "config", "preprocessing")
+_OWN_KEYS = ("format_version", "architecture", "config", "preprocessing", "tokenizer")
 
 
 class SavedModelError(ValueError):
@@ -41,14 +47,15 @@ class SavedModelError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class SavedModel:
-    """A model ready to run: `module.apply(variables, video)`.
+    """A model ready to run: `module.apply(variables, *inputs)`.
 
     Attributes:
       module: the Flax module.
       variables: its variables, `{"params": ..., ["batch_stats": ...]}`.
       config: the module's config dataclass.
-      preprocessing: what its input clips must have gone through.
+      preprocessing: what its inputs must have gone through, by modality.
       metadata: the rest of the description: "source", "conversion", ...
+      tokenizer_files: where the files of `preprocessing.text` lie, by name.
     """
 
     module: nn.Module
@@ -56,12 +63,14 @@ class SavedModel:
     config: Any
     preprocessing: Preprocessing
     metadata: dict[str, Any]
+    tokenizer_files: Mapping[str, epath.Path] = dataclasses.field(default_factory=dict)
 
 
 def load(
     path: epath.PathLike,
     *,
     dtype: Any = None,
+    storage: Any = None,
     mesh: Mesh | None = None,
     rules: Rules | None = None,
 ) -> SavedModel:
@@ -69,17 +78,22 @@ def load(
 
     Args:
       path: the model's directory; `gs://` paths work too.
-      dtype: "float32", "bfloat16" or "float16": what the model computes in and keeps its kernels
-        in. Vectors and tables are never stored in less than they were saved in, because layer
-        scales of 1e-5 lie below float16's range. None keeps everything as saved.
+      dtype: "float32", "bfloat16" or "float16": what the model computes in; without `storage` also
+        what it keeps its kernels in, but for those saved as int8. None keeps everything as saved.
+      storage: one of these dtypes or "int8": what kernels are kept in. In int8 the kernels of
+        linear layers take a byte per weight and are widened layer by layer when they are used
+        (`nn.int8`); the few other kernels stay as they would be without. Vectors and tables are
+        never stored in less than they were saved in, because layer scales of 1e-5 lie below
+        float16's range.
       mesh: spread the variables over this mesh by their logical axes; each process then reads
         only its own part. None puts them on the first local device.
       rules: logical to mesh axes, for `mesh`; default `parallel.rules.DEFAULT_RULES`.
 
     Raises:
       SavedModelError: not a model directory, another format version, an unknown architecture,
-        unreadable arrays, or arrays that are missing, extra or misshapen (all are listed).
-      ValueError: an unknown or ill-typed config field, or dtype; `rules` without `mesh`.
+        unreadable arrays, arrays that are missing, extra or misshapen (all are listed), or
+        tokenizer files that are missing or not those that were saved.
+      ValueError: an unknown or ill-typed config field, dtype or storage; `rules` without `mesh`.
     """
     if rules is not None and mesh is None:
         raise ValueError("rules say how to spread variables over a mesh: give mesh as well")
@@ -88,19 +102,22 @@ def load(
     where = str(directory / DESCRIPTION)
     architecture = ARCHITECTURES[description["architecture"]]
     config: Any = from_dict(architecture.config_cls, description["config"], f"{where}: config")
+    dtype = _dtype("dtype", dtype, _DTYPES)
+    storage = _dtype("storage", storage, (*_DTYPES, "int8"))
     if dtype is not None:
-        dtype = np.dtype(dtype)
-        if dtype.name not in _DTYPES:
-            raise ValueError(f"expected a dtype of {', '.join(_DTYPES)}, found {dtype.name}")
         config = _computing_in(config, dtype.name)
     module = architecture.module_cls(config)
+    preprocessing: Preprocessing = from_dict(
+        Preprocessing, description["preprocessing"], f"{where}: preprocessing"
+    )
     return SavedModel(
         module=module,
-        variables=_restore(directory / ARRAYS, module, dtype, mesh, rules or DEFAULT_RULES),
-        config=config,
-        preprocessing=from_dict(
-            Preprocessing, description["preprocessing"], f"{where}: preprocessing"
+        tokenizer_files=_checked_files(directory, preprocessing, description["tokenizer"]),
+        variables=_restore(
+            directory / ARRAYS, module, dtype, storage, mesh, rules or DEFAULT_RULES
         ),
+        config=config,
+        preprocessing=preprocessing,
         metadata={key: value for key, value in description.items() if key not in _OWN_KEYS},
     )
 
@@ -112,6 +129,7 @@ def save(
     preprocessing: Preprocessing,
     variables: Mapping[str, Any],
     metadata: Mapping[str, Any] | None = None,
+    tokenizer_files: Mapping[str, epath.PathLike] | None = None,
 ) -> None:
     """Writes a model from its variables in memory; with several processes, all must call it.
 
@@ -119,13 +137,16 @@ def save(
       path: directory to make; may exist if it is empty. `gs://` paths work too.
       architecture: name in `models.ARCHITECTURES`.
       config: that architecture's config dataclass.
-      preprocessing: what input clips must go through.
-      variables: the module's unboxed variables, of NumPy or (sharded) JAX arrays.
+      preprocessing: what inputs must go through.
+      variables: the module's unboxed variables, of NumPy or (sharded) JAX arrays; kernels may be
+        int8 with scales beside them.
       metadata: further JSON-ready entries of the description, e.g. "source".
+      tokenizer_files: where to copy the files of `preprocessing.text` from, by name.
 
     Raises:
       FileExistsError: the directory exists and is not empty.
-      SavedModelError: the variables are not those of the config's model (all misfits are listed).
+      SavedModelError: the variables are not those of the config's model (all misfits are listed),
+        or the tokenizer files not those of the preprocessing.
     """
     directory = epath.Path(path).expanduser().resolve()
     occupied = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
@@ -133,14 +154,17 @@ def save(
         occupied = bool(multihost_utils.broadcast_one_to_all(np.asarray(occupied)))
     if occupied:
         raise FileExistsError(f"{directory} exists; choose another directory or remove it first")
-    expected = abstract_variables(_architecture(architecture).module_cls(config))
-    _check_arrays(f"the variables for {directory}", _flat(expected), _flat(dict(variables)))
+    module = _architecture(architecture).module_cls(config)
+    found, boxed = _flat(variables), _flat(abstract_variables(module, boxed=True))
+    _check_arrays(f"the variables for {directory}", _stored_shapes(boxed, found), found)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(directory / ARRAYS, dict(variables))
         if jax.process_index() == 0:
-            write_description(directory, architecture, config, preprocessing, metadata)
+            write_description(
+                directory, architecture, config, preprocessing, metadata, tokenizer_files
+            )
     except BaseException:
         if jax.process_index() == 0:
             directory.rmtree(missing_ok=True)
@@ -153,11 +177,13 @@ def write_description(
     config: Any,
     preprocessing: Preprocessing,
     metadata: Mapping[str, Any] | None = None,
+    tokenizer_files: Mapping[str, epath.PathLike] | None = None,
 ) -> None:
-    """Writes `model.json`; the arrays must be there already.
+    """Copies the tokenizer files and writes `model.json`; the arrays must be there already.
 
     Raises:
-      SavedModelError: the architecture is unknown or `config` is not its config.
+      SavedModelError: the architecture is unknown, `config` is not its config, or the tokenizer
+        files are not those that the preprocessing names.
     """
     expected = _architecture(architecture).config_cls
     if not isinstance(config, expected):
@@ -172,6 +198,7 @@ def write_description(
         "architecture": architecture,
         "config": to_dict(config),
         "preprocessing": to_dict(preprocessing),
+        "tokenizer": _copy_files(epath.Path(directory), preprocessing, tokenizer_files or {}),
         **(metadata or {}),
     }
     text = json.dumps(description, indent=2) + "\n"
@@ -181,8 +208,8 @@ def write_description(
 
 
 def read_description(directory: epath.PathLike) -> dict[str, Any]:
-    """Reads `model.json`: the keys `format_version`, `architecture`, `config`, `preprocessing`
-    and what the writer added.
+    """Reads `model.json`: `architecture`, `config`, `preprocessing`, `tokenizer` (SHA-256 by name)
+    and what the writer added, in the form of the present format version.
 
     Raises:
       SavedModelError: not a model directory, a damaged description, another format version or an
@@ -206,10 +233,15 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
     if not isinstance(description, dict) or "format_version" not in description:
         raise SavedModelError(f"{path} does not describe a saved model")
     version = description["format_version"]
-    if version != FORMAT_VERSION:
+    if version == 1:
+        # It knew videos only.
+        if "preprocessing" in description:
+            description["preprocessing"] = {"video": description["preprocessing"]}
+        description |= {"format_version": FORMAT_VERSION, "tokenizer": {}}
+    elif version != FORMAT_VERSION:
         raise SavedModelError(
-            f"{path} has format version {version!r}, this internvideo_jax reads {FORMAT_VERSION}: "
-            "install the version that wrote it, or convert the model again"
+            f"{path} has format version {version!r}, this internvideo_jax reads 1 to"
+            f" {FORMAT_VERSION}: install the version that wrote it, or convert the model again"
         )
     missing = [key for key in _OWN_KEYS if key not in description]
     if missing:
@@ -239,34 +271,137 @@ def _computing_in(config: Any, dtype: str) -> Any:
     return dataclasses.replace(config, **changes)
 
 
+def _dtype(argument: str, value: Any, known: Collection[str]) -> np.dtype | None:
+    if value is not None and np.dtype(value).name not in known:
+        raise ValueError(
+            f"expected a {argument} of {', '.join(known)}, found {np.dtype(value).name}"
+        )
+    return None if value is None else np.dtype(value)
+
+
 def _restore(
-    path: epath.Path, module: nn.Module, dtype: Any, mesh: Mesh | None, rules: Rules
+    path: epath.Path,
+    module: nn.Module,
+    dtype: np.dtype | None,
+    storage: np.dtype | None,
+    mesh: Mesh | None,
+    rules: Rules,
 ) -> dict[str, Any]:
-    boxed = abstract_variables(module, boxed=True)
-    expected = _flat(nn.unbox(boxed))
-    if mesh is None:
-        one_device = SingleDeviceSharding(jax.local_devices()[0])
-        shardings = dict.fromkeys(expected, one_device)
-    else:
-        shardings = _flat(variable_shardings(boxed, mesh, rules))
-    with ocp.StandardCheckpointer() as checkpointer:
+    boxed = _flat(abstract_variables(module, boxed=True))
+    kernels = {n: leaf.input_dims for n, leaf in boxed.items() if isinstance(leaf, int8.Kernel)}
+    every = boxed | jax.eval_shape(int8.quantize_kernels, boxed)
+    shardings: dict[str, Any] = dict.fromkeys(every, SingleDeviceSharding(jax.local_devices()[0]))
+    if mesh is not None:
+        shardings = variable_shardings(every, mesh, rules)
+
+    def run(fn: Callable[..., Any], name: str, *arrays: jax.Array, outputs: Any) -> Any:
+        jitted = jax.jit(fn, static_argnums=len(arrays), out_shardings=outputs)
+        return jitted(*arrays, kernels[name])
+
+    with ocp.PyTreeCheckpointer() as checkpointer:
         stored = _stored_arrays(checkpointer, path)
-        _check_arrays(str(path), expected, stored)
-        target = {
-            name: jax.ShapeDtypeStruct(
-                array.shape, _restored_dtype(name, array.dtype, dtype), sharding=shardings[name]
+        _check_arrays(str(path), _stored_shapes(boxed, stored), stored)
+
+        def read(names: Collection[str], dtype: np.dtype | None) -> dict[str, jax.Array]:
+            target = {
+                name: jax.ShapeDtypeStruct(
+                    stored[name].shape,
+                    _restored_dtype(name, stored[name].dtype, dtype),
+                    sharding=shardings[name],
+                )
+                for name in names
+            }
+            item = traverse_util.unflatten_dict(target, sep="/")
+            arguments = ocp.args.PyTreeRestore(
+                item,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+                partial_restore=True,
             )
-            for name, array in stored.items()
-        }
-        try:
-            return checkpointer.restore(path, traverse_util.unflatten_dict(target, sep="/"))
-        # Orbax reports a lost or cut-off file by a bare `Exception` whose cause says which.
-        except Exception as error:
-            cause = error.__cause__ or error
-            raise SavedModelError(f"the arrays under {path} cannot be read: {cause}") from error
+            try:
+                return _flat(checkpointer.restore(path, arguments))
+            # Orbax reports a lost or cut-off file by a bare `Exception` whose cause says which.
+            except Exception as error:
+                cause = error.__cause__ or error
+                raise SavedModelError(f"the arrays under {path} cannot be read: {cause}") from error
+
+        # In one order on all processes.
+        int8_kernels = sorted(name for name in kernels if name + int8.SUFFIX in stored)
+        if storage == np.int8:
+            to_quantize = sorted(kernels.keys() - int8_kernels)
+            variables = read(stored.keys() - to_quantize, dtype)
+            # One by one, so that the float kernels are never all in memory.
+            for name in to_quantize:
+                outputs = shardings[name], shardings[name + int8.SUFFIX]
+                kernel = read([name], None)[name]
+                pair = run(int8.quantize, name, kernel, outputs=outputs)
+                variables[name], variables[name + int8.SUFFIX] = pair
+        else:
+            variables = read(stored.keys(), storage or dtype)
+            for name in int8_kernels if storage is not None else ():
+                pair = variables[name], variables.pop(name + int8.SUFFIX)
+                wide = run(int8.dequantize, name, *pair, outputs=shardings[name])
+                variables[name] = wide.astype(storage)
+    return traverse_util.unflatten_dict(variables, sep="/")
 
 
-def _stored_arrays(checkpointer: ocp.StandardCheckpointer, path: epath.Path) -> dict[str, Any]:
+def _stored_shapes(boxed: Mapping[str, Any], stored: Collection[str]) -> dict[str, Any]:
+    """Shapes that belong to the stored names: int8 for the kernels with a scale beside them."""
+
+    def shapes(boxed: Mapping[str, Any]) -> dict[str, Any]:
+        return int8.quantize_kernels(boxed, lambda name: name + int8.SUFFIX in stored)
+
+    unboxed: dict[str, Any] = nn.unbox(jax.eval_shape(shapes, boxed))
+    return unboxed
+
+
+def _copy_files(
+    directory: epath.Path, preprocessing: Preprocessing, sources: Mapping[str, epath.PathLike]
+) -> dict[str, str]:
+    """Copies tokenizer files beside the arrays; returns their SHA-256 by name."""
+    names = preprocessing.text.files if preprocessing.text else ()
+    if set(names) != set(sources):
+        raise SavedModelError(
+            f"expected the tokenizer files that the text preprocessing names"
+            f" ({', '.join(names) or 'none'}), found {', '.join(sources) or 'none'}"
+        )
+    digests = {}
+    for name in map(_file_name, names):
+        content = epath.Path(sources[name]).read_bytes()
+        (directory / TOKENIZER).mkdir(exist_ok=True)
+        (directory / TOKENIZER / name).write_bytes(content)
+        digests[name] = hashlib.sha256(content).hexdigest()
+    return digests
+
+
+def _checked_files(
+    directory: epath.Path, preprocessing: Preprocessing, digests: Any
+) -> dict[str, epath.Path]:
+    """Paths of the tokenizer files by name; all that are missing or changed are listed."""
+    digests = digests if isinstance(digests, dict) else {}
+    names = preprocessing.text.files if preprocessing.text else ()
+    paths = {name: directory / TOKENIZER / _file_name(name) for name in names}
+    errors = []
+    for name, path in paths.items():
+        if not path.is_file():
+            errors.append(f"{name}: missing")
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != digests.get(name):
+            errors.append(f"{name}: not the file that was saved (its SHA-256 differs)")
+    if errors:
+        raise SavedModelError(
+            f"{len(errors)} tokenizer files under {directory / TOKENIZER} do not fit"
+            f" {DESCRIPTION}:\n  " + "\n  ".join(errors)
+        )
+    return paths
+
+
+def _file_name(name: str) -> str:
+    """`name`, if it cannot lead out of a folder."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise SavedModelError(f"expected the plain name of a tokenizer file, found {name!r}")
+    return name
+
+
+def _stored_arrays(checkpointer: ocp.Checkpointer, path: epath.Path) -> dict[str, Any]:
     """Returns "collection/module/name" -> something with shape and dtype, of what is on disk."""
     try:
         # Orbax does not tell a folder that may not be read from one that is not there.

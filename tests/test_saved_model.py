@@ -23,7 +23,7 @@ from internvideo_jax.files import atomic_directory
 from internvideo_jax.models import ARCHITECTURES, abstract_variables
 from internvideo_jax.models.video_classifier import VideoClassifierConfig
 from internvideo_jax.models.video_vit import VideoViTConfig
-from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
+from internvideo_jax.preprocessing import Preprocessing, TextPreprocessing, VideoPreprocessing
 from internvideo_jax.saved_model import SavedModelError
 
 # Orbax abandons its other reads when one fails, and Python complains about some of them later.
@@ -116,7 +116,7 @@ def test_a_model_comes_back_whole(tmp_path, architecture, write):
 def test_the_description_is_plain_json(tmp_path):
     save(tmp_path / "model", metadata={"source": {"files": ["a.pth"]}, "conversion": {"n": 1}})
     description = json.loads((tmp_path / "model" / "model.json").read_text())
-    assert description["format_version"] == 1
+    assert description["format_version"] == 2
     assert description["architecture"] == "video_vit"
     assert description["config"]["width"] == 16
     assert description["preprocessing"]["video"]["mean"] == [0.1, 0.2, 0.3]
@@ -161,9 +161,51 @@ def test_vectors_never_lose_precision(tmp_path, stored, asked, kernel, vector):
     assert block["ls1"]["gamma"].dtype == vector
 
 
+def kernels_of(variables):
+    """Kernels and scales of linear layers by path."""
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    return {name: leaf for name, leaf in flat.items() if "kernel" in name and "patch" not in name}
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_int8_kernels_compute_what_the_kernels_that_they_stand_for_compute(tmp_path, dtype):
+    packed = saved_model.load(save(tmp_path / "model"), dtype=dtype, storage="int8")
+    kernels = kernels_of(packed.variables)
+    assert len(kernels) == 2 * 8
+    assert {leaf.dtype.name for leaf in kernels.values()} == {"int8", "float32"}
+    assert kernels["params/blocks/attn/qkv/kernel_scale"].shape == (2, 3, 2, 8)
+    assert kernels["params/blocks/attn/proj/kernel_scale"].shape == (2, 16)
+    assert packed.config.dtype == (dtype or "float32")
+
+    saved_model.save(
+        tmp_path / "packed", "video_vit", packed.config, PREPROCESSING, packed.variables
+    )
+    check_equal(saved_model.load(tmp_path / "packed").variables, packed.variables)
+    wide = saved_model.load(tmp_path / "packed", storage="float32")
+    for name, kernel in kernels_of(wide.variables).items():
+        exact = kernels_of(variables_of("video_vit"))[name]
+        # Half a level of the largest entry.
+        np.testing.assert_allclose(kernel, exact, atol=np.abs(exact).max() / 254 * 1.01)
+    video = jax.random.normal(jax.random.key(0), (1, 2, 4, 4, 3))
+    outputs = (jax.jit(model.module.apply)(model.variables, video) for model in (packed, wide))
+    check_equal(*outputs)
+
+
+def test_int8_kernels_stay_int8_unless_another_storage_is_asked(tmp_path):
+    variables = saved_model.load(save(tmp_path / "model"), storage="int8").variables
+    path = save(tmp_path / "packed", variables=variables)
+    for options in ({}, {"dtype": "bfloat16"}, {"storage": "int8"}):
+        check_equal(kernels_of(saved_model.load(path, **options).variables), kernels_of(variables))
+    model = saved_model.load(path, dtype="float16", storage="bfloat16")
+    assert model.config.dtype == "float16"
+    assert {leaf.dtype.name for leaf in kernels_of(model.variables).values()} == {"bfloat16"}
+
+
 def test_unsupported_arguments(model_dir):
     with pytest.raises(ValueError, match="expected a dtype of float32, bfloat16, float16"):
         saved_model.load(model_dir, dtype="int8")
+    with pytest.raises(ValueError, match="expected a storage of .*int8, found int32"):
+        saved_model.load(model_dir, storage="int32")
     with pytest.raises(ValueError, match="give mesh as well"):
         saved_model.load(model_dir, rules=())
 
@@ -197,11 +239,11 @@ def edit_description(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"format_version": 2}, "has format version 2, this internvideo_jax reads 1"),
+        ({"format_version": 3}, "has format version 3, this internvideo_jax reads 1 to 2"),
         ({"format_version": None}, "does not describe a saved model"),
         ({"config": None, "preprocessing": None}, "lacks config, preprocessing"),
         ({"architecture": "video_vt"}, "found 'video_vt'; did you mean 'video_vit'"),
-        ({"architecture": ["video_vit"]}, "expected an architecture of video_vit"),
+        ({"architecture": ["video_vit"]}, "expected an architecture of .*video_vit"),
         ({"config": {"wdth": 3}}, r"model\.json: config.*wdth.*did you mean 'width'"),
         ({"preprocessing": {"video": {"mean": 3}}}, r"model\.json: preprocessing"),
     ],
@@ -296,7 +338,7 @@ def test_a_lost_chunk_is_reported_by_its_cause(model_dir, monkeypatch):
     def restore(*_):
         raise Exception("while reading") from ValueError("chunk {0, 1} is missing")
 
-    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", restore)
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", restore)
     with pytest.raises(SavedModelError, match=r"params cannot be read: chunk \{0, 1\} is missing"):
         saved_model.load(model_dir)
 
@@ -336,7 +378,7 @@ def processes(count, devices, code, *args):
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "devices"), [(1, 8), (2, 2)])
 def test_loading_onto_a_mesh_and_saving_from_it(tmp_path, count, devices):
-    """Every process reads its shards of a converted model and writes them as a new one."""
+    """Every process reads its shards of a converted model and writes them as a new one, or two."""
     code = """
     import numpy as np
     from internvideo_jax import saved_model
@@ -348,6 +390,11 @@ def test_loading_onto_a_mesh_and_saving_from_it(tmp_path, count, devices):
     assert shapes == {(2, 16 // (mesh.size // 2), 16)}, shapes
     saved_model.save(sys.argv[3], "video_classifier", model.config, model.preprocessing,
                      model.variables, {"source": {"from": "mesh"}})
+    packed = saved_model.load(sys.argv[2], mesh=mesh, storage="int8")
+    kernel = packed.variables["params"]["encoder"]["blocks"]["mlp"]["fc1"]["kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == shapes
+    saved_model.save(sys.argv[4], "video_classifier", model.config, model.preprocessing,
+                     packed.variables)
     try:
         saved_model.save(sys.argv[3], "video_classifier", model.config, model.preprocessing,
                          model.variables)
@@ -357,10 +404,13 @@ def test_loading_onto_a_mesh_and_saving_from_it(tmp_path, count, devices):
         raise AssertionError("an existing model was overwritten")
     """
     stream(tmp_path / "converted", "video_classifier")
-    processes(count, devices, code, tmp_path / "converted", tmp_path / "saved")
+    targets = tmp_path / "saved", tmp_path / "packed"
+    processes(count, devices, code, tmp_path / "converted", *targets)
     model = saved_model.load(tmp_path / "saved")
     check_equal(model.variables, variables_of("video_classifier"))
     assert model.metadata == {"source": {"from": "mesh"}}
+    expected = saved_model.load(tmp_path / "converted", storage="int8").variables
+    check_equal(saved_model.load(tmp_path / "packed").variables, expected)
 
 
 def test_the_folder_of_a_run_is_told_from_its_model(tmp_path):
@@ -368,3 +418,77 @@ def test_the_folder_of_a_run_is_told_from_its_model(tmp_path):
     (tmp_path / "model" / "model.json").write_text("{}")
     with pytest.raises(SavedModelError, match="Did you mean .*/model?"):
         saved_model.load(tmp_path)
+
+
+def test_models_of_the_first_format_take_videos(model_dir):
+    description = json.loads((model_dir / "model.json").read_text())
+    flat = description["preprocessing"]["video"]
+    edit_description(model_dir, format_version=1, preprocessing=flat, tokenizer=None)
+    model = saved_model.load(model_dir)
+    assert model.preprocessing == PREPROCESSING
+    assert model.tokenizer_files == {}
+
+
+@pytest.fixture
+def with_tokenizer(tmp_path):
+    """A model with two tokenizer files, and the options that saved it."""
+    for name in ("vocab.txt", "merges.txt"):
+        (tmp_path / name).write_text(name)
+    text = TextPreprocessing("clip_bpe", ("vocab.txt", "merges.txt"), max_length=8)
+    options = {
+        "preprocessing": Preprocessing(text=text),
+        "tokenizer_files": {name: tmp_path / name for name in text.files},
+    }
+    return save(tmp_path / "model", **options), options
+
+
+def test_tokenizer_files_come_with_the_model(tmp_path, with_tokenizer):
+    path, _ = with_tokenizer
+    model = saved_model.load(shutil.move(path, tmp_path / "moved"))
+    assert {name: file.read_text() for name, file in model.tokenizer_files.items()} == {
+        "vocab.txt": "vocab.txt",
+        "merges.txt": "merges.txt",
+    }
+    # A model saves again from what was loaded.
+    save(
+        tmp_path / "again",
+        preprocessing=model.preprocessing,
+        tokenizer_files=model.tokenizer_files,
+    )
+    assert (tmp_path / "again" / "tokenizer" / "vocab.txt").read_text() == "vocab.txt"
+
+
+def test_missing_and_changed_tokenizer_files_are_listed(with_tokenizer):
+    path, _ = with_tokenizer
+    (path / "tokenizer" / "vocab.txt").write_text("another")
+    (path / "tokenizer" / "merges.txt").unlink()
+    with pytest.raises(SavedModelError, match=r"2 tokenizer files") as caught:
+        saved_model.load(path)
+    assert "vocab.txt: not the file that was saved" in str(caught.value)
+    assert "merges.txt: missing" in str(caught.value)
+
+
+def test_tokenizer_files_are_those_of_the_preprocessing(tmp_path, with_tokenizer):
+    _, options = with_tokenizer
+    files = options["tokenizer_files"] | {"other.txt": tmp_path / "vocab.txt"}
+    with pytest.raises(SavedModelError, match=r"names \(vocab.txt, merges.txt\).*other.txt"):
+        save(tmp_path / "other", **options | {"tokenizer_files": files})
+    with pytest.raises(SavedModelError, match=r"names \(none\), found vocab.txt"):
+        save(tmp_path / "other", tokenizer_files=options["tokenizer_files"])
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("name", ["../vocab.txt", "/etc/passwd", "a\\b", "..", ""])
+def test_names_of_tokenizer_files_never_leave_the_directory(tmp_path, with_tokenizer, name):
+    path, _ = with_tokenizer
+    text = TextPreprocessing("clip_bpe", (name,), max_length=8)
+    with pytest.raises(SavedModelError, match="expected the plain name of a tokenizer file"):
+        save(
+            tmp_path / "other",
+            preprocessing=Preprocessing(text=text),
+            tokenizer_files={name: tmp_path / "vocab.txt"},
+        )
+    preprocessing = {"text": {"tokenizer": "clip_bpe", "files": [name], "max_length": 8}}
+    edit_description(path, preprocessing=preprocessing)
+    with pytest.raises(SavedModelError, match="expected the plain name of a tokenizer file"):
+        saved_model.load(path)

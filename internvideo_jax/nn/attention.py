@@ -58,7 +58,7 @@ def attend(
     rows = tokens if num_queries >= tokens.parts else Split()
     keys = tokens if num_keys >= tokens.parts and rows.parts > 1 else Split()
     row_axis, key_axis = ("tokens" if split.parts > 1 else None for split in (rows, keys))
-    kv_axis = kv_heads or (heads if num_kv_heads == num_heads else "kv_heads")
+    kv_axis: str | None = kv_heads or (heads if num_kv_heads == num_heads else "kv_heads")
     if splits((kv_axis,)) != (head,) or num_kv_heads % head.parts:
         kv_axis = None
 

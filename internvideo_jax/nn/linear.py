@@ -1,11 +1,13 @@
 """Linear layers with logical axis names."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from internvideo_jax.nn import int8
 from internvideo_jax.nn.partitioning import Initializer, with_axes
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -13,6 +15,18 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 # Every linear layer of the family starts from N(0, 0.02) truncated at an absolute 2, which cuts
 # nothing at 100 standard deviations (upstream `_init_weights`).
 default_kernel_init = nn.initializers.normal(0.02)
+
+
+class Dense(nn.DenseGeneral):
+    """A linear map whose kernel may be stored as int8 values beside a `kernel_scale`."""
+
+    @nn.nowrap
+    def param(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        value = super().param(name, *args, **kwargs)
+        if self.has_variable("params", name + int8.SUFFIX):
+            scale: jax.Array = self.get_variable("params", name + int8.SUFFIX)
+            value = int8.dequantize(value, scale, tuple(range(value.ndim - scale.ndim)))
+        return value
 
 
 def dense(
@@ -25,7 +39,7 @@ def dense(
     use_bias: bool = True,
     kernel_init: Initializer = default_kernel_init,
     bias_init: Initializer = nn.initializers.zeros,
-) -> nn.DenseGeneral:
+) -> Dense:
     """A linear map from the dimensions `axis` to `features`, its kernel named by `kernel_axes`.
 
     `kernel_axes` lists the logical names of input then output dimensions; the bias takes the names
@@ -34,12 +48,17 @@ def dense(
     """
     n_out = 1 if isinstance(features, int) else len(features)
     bias_axes = tuple("norm" if a == "embed" else a for a in kernel_axes[-n_out:])
-    return nn.DenseGeneral(
+
+    def boxed_kernel(*args: Any) -> int8.Kernel:
+        input_dims = tuple(range(-len(kernel_axes), -n_out))
+        return int8.Kernel(kernel_init(*args), kernel_axes, rules=(), input_dims=input_dims)
+
+    return Dense(
         features=features,
         axis=axis,
         use_bias=use_bias,
         dtype=dtype,
-        kernel_init=with_axes(kernel_init, kernel_axes),
+        kernel_init=boxed_kernel,
         bias_init=with_axes(bias_init, bias_axes),
         name=name,
     )

@@ -1,9 +1,11 @@
 """One transformer stack for every tower: blocks of any class, run by a scan or unrolled."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,8 @@ _POLICIES: dict[str, Policy | None] = {
 }
 
 
-class Layer(NamedTuple):
+@flax.struct.dataclass
+class Layer:
     """What a block is told of its layer.
 
     Attributes:
@@ -137,7 +140,7 @@ def stack(
         for i in range(start, stop):
             weights = params[str(i)] if str(i) in params else _at(params, i)
             rng, layer = _at(layers, i)
-            layer = layer._replace(cache=None if cache is None else cache[i - start])
+            layer = dataclasses.replace(layer, cache=None if cache is None else cache[i - start])
             x, new_cache = forward(weights, rng, x, layer, shared)
             x = _constrain(x)
             caches.append(new_cache)
@@ -165,7 +168,7 @@ def stack(
         return (x, buffer), new_cache
 
     buffer = jnp.zeros((len(hidden_layers), *x.shape), x.dtype)
-    xs = (params, rngs, layer._replace(cache=cache), jnp.asarray(slots[start:stop]))
+    xs = (params, rngs, dataclasses.replace(layer, cache=cache), jnp.asarray(slots[start:stop]))
     (x, buffer), cache = jax.lax.scan(scan_body, (x, buffer), xs)
     return Stacked(x, buffer, cache)
 

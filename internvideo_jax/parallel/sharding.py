@@ -1,7 +1,8 @@
 """From logical axis names to shardings: of parameters at their creation, of ops inside a model."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -34,7 +35,8 @@ def partition_spec(axes: LogicalAxes, rules: Rules) -> PartitionSpec:
     return nn.logical_to_mesh_axes(known, rules) or PartitionSpec()
 
 
-class Split(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Split:
     """How a dimension is cut: over which mesh axes, into how many parts."""
 
     mesh_axes: tuple[str, ...] = ()

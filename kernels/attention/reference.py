@@ -54,8 +54,8 @@ def attend(request: Request, operands: Operands) -> Result:
 
     kept = weights
     if operands.dropout is not None:
-        indices = jnp.ix_(jnp.arange(b), jnp.arange(h), jnp.arange(n))
-        keep = dropout_keep(operands.dropout, *indices, m, request.dropout_rate)
+        examples, heads, rows = jnp.ix_(jnp.arange(b), jnp.arange(h), jnp.arange(n))
+        keep = dropout_keep(operands.dropout, examples, heads, rows, m, request.dropout_rate)
         kept = jnp.where(keep, weights / (1 - request.dropout_rate), 0.0)
     out = jnp.einsum("bkgnm,bmkd->bnkgd", kept.reshape(b, kv_heads, group, n, m), v)
 

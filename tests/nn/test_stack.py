@@ -200,8 +200,8 @@ def test_a_half_precision_block_saves_no_float32_activation(norm, monkeypatch):
     stack = module(Config(norm=norm, dtype="bfloat16"))
     variables = nn.unbox(jax.eval_shape(stack.init, jax.random.key(0), tokens))
     saved = saved_arrays(stack, variables, tokens)
-    activations = [x for x in saved if 37 in x.shape and x.size >= tokens.size]
-    assert {x.dtype for x in activations if x.size >= DEPTH * tokens.size} == {jnp.bfloat16}
+    activations = [x for x in saved if 37 in x.shape and x.size >= DEPTH * tokens.size]
+    assert {x.dtype for x in activations} == {jnp.dtype("bfloat16")}
     # In units of the residual stream: x, norm1, qkv (3), q and k normalised (2), the op's output
     # and its branch, the sum, norm2, the MLP's two (2 each) and its branch.
     per_layer = sum(x.size for x in activations) / tokens.size / DEPTH
