@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -12,6 +12,7 @@ from flax import traverse_util
 from internvideo_jax.config import from_dict
 from internvideo_jax.convert.engine.plan import export_plan
 from internvideo_jax.convert.engine.state_dict import to_state_dict
+from internvideo_jax.convert.engine.transforms import Shape
 from internvideo_jax.convert.engine.upstream import to_upstream
 from internvideo_jax.convert.files.safetensors_file import SafetensorsWriter
 from internvideo_jax.models import ARCHITECTURES
@@ -54,13 +55,10 @@ def export(
         }
         plan = export_plan(config, conversion.get("prefix", ""), names, dtypes)
         declarations = {
-            plan.names[key]: (
-                shape,
-                # Of int8 values and their scale, the scale's.
-                dtypes[assignment.targets[-1]],
-            )
-            for assignment in plan.loaded
-            for key, shape in zip(assignment.keys, assignment.source_shapes, strict=True)
+            # Of int8 values and their scale, the scale's dtype.
+            plan.names[key]: (cast(Shape, shape), dtypes[a.targets[-1]])
+            for a in plan.loaded
+            for key, shape in zip(a.keys, a.source_shapes, strict=True)
         }
         # `conversion.prepare` reads these options of a file, as it does training arguments.
         metadata = {"format": "pt", "config": json.dumps(to_upstream(config))}

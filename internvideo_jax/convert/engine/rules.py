@@ -86,16 +86,18 @@ def rule(
     keys: str,
     transform: Transform = IDENTITY,
     *,
+    initial: InitialValue | None = None,
+    fresh: InitialValue | None = None,
     instead: Mapping[str, Transform] | None = None,
-    **options: InitialValue | None,
 ) -> Rule:
     """A rule for `params/<target>`; targets and keys are separated by spaces."""
     return Rule(
         tuple(f"params/{target}" for target in targets.split()),
         tuple(keys.split()),
         transform,
+        initial,
+        fresh,
         instead=tuple((tuple(k.split()), t) for k, t in (instead or {}).items()),
-        **options,
     )
 
 

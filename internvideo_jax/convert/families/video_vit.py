@@ -13,6 +13,7 @@ from typing import Any
 
 from internvideo_jax.convert.engine.adaptations import (
     Adaptation,
+    Inflation,
     inflate_patch_kernel,
     resize_positions,
     select_outputs,
@@ -131,7 +132,7 @@ def fit(fitting: Fitting) -> Adaptation | None:
     source, target = encoder_config(fitting.source), encoder_config(fitting.target)
     path, shape = fitting.path, fitting.shape
     if path.endswith("patch_embed/kernel") and shape[0] != target.tubelet_size:
-        default = "center" if len(fitting.tensor) == 4 else "mean"
+        default: Inflation = "center" if len(fitting.tensor) == 4 else "mean"
         return inflate_patch_kernel(shape, target.tubelet_size, fitting.inflation or default)
     if match := _TABLE.fullmatch(path):
         return _fit_table(shape, match, source.grid, target.grid)
