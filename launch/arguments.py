@@ -155,7 +155,7 @@ def positive_int(text: str) -> int:
 
 
 def add_annotation_arguments(parser: ArgumentParser) -> None:
-    """Adds what `data.annotations.records.read_annotations` takes to read annotation files:
+    """Adds what `data.annotations.lists.read_annotations` takes to read annotation files:
     `--root`, `--format`, `--separator` and `--frame_pattern`."""
     from internvideo_jax.data.annotations.formats import FORMATS, FRAME_PATTERN
 

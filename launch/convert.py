@@ -92,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
         "--new_head", action="store_true", help="start an untrained head of --num_classes"
     )
 
+    target.add_argument(
+        "--int8",
+        action="store_true",
+        help="keep kernels of linear layers as int8 values with a scale per output",
+    )
+
     reading = parser.add_argument_group("how to read it")
     reading.add_argument("--key", metavar="NAME", help="weights to take, e.g. model_ema")
     reading.add_argument(
@@ -179,15 +185,21 @@ def _convert(args: argparse.Namespace) -> int:
 
 def _convert_with(args: argparse.Namespace, checksums: "Checksums | None") -> int:
     from internvideo_jax.convert.engine.conversion import Request, prepare, write
-    from internvideo_jax.convert.engine.family import Target
 
+    changes = {
+        "num_frames": args.frames,
+        "image_size": args.image_size,
+        "tubelet_size": args.tubelet_size,
+        "num_classes": args.num_classes,
+    }
     request = Request(
         release=args.model,
         architecture=args.architecture,
         options=dict(_parse_option(text) for text in args.option),
-        target=Target(args.frames, args.image_size, args.tubelet_size, args.num_classes),
+        changes={name: value for name, value in changes.items() if value is not None},
         inflation=args.inflation,
         new_head=args.new_head,
+        to_int8=args.int8,
         key=args.key,
         tokenizer=args.tokenizer,
     )

@@ -164,13 +164,14 @@ def _draw_attention(model_dir: Path, videos: Sequence[Path], picture: Path) -> l
 
     from internvideo_jax import models, saved_model
     from internvideo_jax.evaluation.attention_figure import AttendedClip, attention_figure
-    from internvideo_jax.evaluation.features import sample_clip
+    from internvideo_jax.evaluation.features import ClipFeatures, extract_features
     from internvideo_jax.preprocessing import normalize
 
     model = saved_model.load(model_dir)
     preprocessing = model.preprocessing.require_video()
     grid = models.video_encoder(model.module, model.variables)[0].config.grid
-    samples = [sample_clip(v, preprocessing.num_frames, preprocessing.image_size) for v in videos]
+    results = extract_features(videos, model)
+    samples = [result.clip for result in results if isinstance(result, ClipFeatures)]
 
     @jax.jit
     def encode(variables: Any, frames: jax.Array) -> Any:

@@ -45,19 +45,13 @@ def describe(
         abstract_frozen,
         abstract_key,
         abstract_state,
-        split_trained,
+        merge,
     )
     from internvideo_jax.training.step import batch_shardings
 
     check_batch_fits(config, mesh)
     with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
-        state = abstract_state(
-            stage,
-            config.unit_optimizer(),
-            mesh,
-            DEFAULT_RULES,
-            has_ema=config.ema_decay is not None,
-        )
+        state, fixed = abstract_state(stage, config, mesh, DEFAULT_RULES)
         frozen = abstract_frozen(stage, mesh, DEFAULT_RULES)
         with nn.logical_axis_rules(()):
             boxed = [jax.eval_shape(f, abstract_key()) for f in (stage.init, stage.init_frozen)]
@@ -68,13 +62,13 @@ def describe(
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name])
         for name, x in example.items()
     }
-    trained = split_trained(state.params, stage.trainable)
+    params = merge(fixed, state.params)
     memory = {
-        "parameters": state.params,
+        "parameters": params,
         "other collections": state.extra,
         "optimizer": state.opt_state,
         "averaged weights": state.ema,
-        "gradients": trained,
+        "gradients": state.params,
         "frozen models": frozen,
         "batch": batch,
     }
@@ -84,8 +78,8 @@ def describe(
         f"mesh: {axes}, {mesh.size} devices",
         "",
         "parameters:",
-        parameter_overview.get_parameter_overview(state.params, include_stats="sharding"),
-        f"trained: {_count(trained):,} of {_count(state.params):,}",
+        parameter_overview.get_parameter_overview(params, include_stats="sharding"),
+        f"trained: {_count(state.params):,} of {_count(params):,}",
         *(["", "frozen models:"] if jax.tree.leaves(frozen) else []),
     ]
     if jax.tree.leaves(frozen):
@@ -138,7 +132,7 @@ def _schedule_lines(config: "TrainConfig", steps_per_epoch: int | None) -> list[
     else:
         title = f"schedule: {config.epochs or '?'} epochs; set the data to know the steps"
         places = {step: f"epoch {step / per_epoch:.2f}" for step in _milestones(lengths)}
-    return [title, *_rate_lines(schedule, places)]
+    return [title, *_rate_lines(schedule, places, config.rows)]
 
 
 def _milestones(lengths: "Lengths") -> list[int]:
@@ -147,8 +141,13 @@ def _milestones(lengths: "Lengths") -> list[int]:
     return sorted(step for step in steps if step < lengths.total)
 
 
-def _rate_lines(schedule: "optax.Schedule", places: dict[int, str]) -> list[str]:
-    lines = (f"  {place:14} learning rate {float(schedule(s)):.4g}" for s, place in places.items())
+def _rate_lines(schedule: "optax.Schedule", places: dict[int, str], rows: int) -> list[str]:
+    """The rates at some steps, and what they are per 256 rows, as upstream's scripts give them."""
+    rates = ((place, float(schedule(step))) for step, place in places.items())
+    lines = (
+        f"  {place:14} learning rate {rate:.4g}, per 256 rows {rate * 256 / rows:.4g}"
+        for place, rate in rates
+    )
     # In epochs two neighbouring steps read alike.
     return list(dict.fromkeys(lines))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from internvideo_jax.data.decode.paths import VIDEO_EXTENSIONS
 from internvideo_jax.files import write_json
-from internvideo_jax.launch import arguments
+from internvideo_jax.launch import arguments, inference
 from internvideo_jax.launch.feature_files import (
     SUMMARY_FILE,
     Run,
@@ -24,8 +24,7 @@ from internvideo_jax.launch.feature_files import (
 )
 
 if TYPE_CHECKING:
-    from internvideo_jax.evaluation.features import FailedClip
-    from internvideo_jax.saved_model import SavedModel
+    pass
 
 SUMMARY = "compute features of video files with a converted model"
 
@@ -60,15 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _extract(args: argparse.Namespace, targets: dict[str, Path]) -> int:
-    import jax
     from tqdm import tqdm
 
-    from internvideo_jax import saved_model
     from internvideo_jax.evaluation.features import FailedClip, extract_features
 
-    dtype = args.dtype or arguments.default_dtype(jax.devices()[0])
-    model = saved_model.load(args.model, dtype=dtype)
-    num_frames = args.frames or model.preprocessing.require_video().num_frames
+    model, dtype = inference.load_model(args)
+    preprocessing = model.preprocessing.require_video()
+    num_frames = args.frames or preprocessing.num_frames
     run = Run(*_identity(args.model), args.kind, num_frames, dtype)
     run.check_folder(args.output)
     todo = [video for video, target in targets.items() if not run.is_finished(video, target)]
@@ -81,12 +78,15 @@ def _extract(args: argparse.Namespace, targets: dict[str, Path]) -> int:
         num_threads=args.num_threads,
         short=args.short,
     )
-    _announce(model, run, len(targets) - len(todo), len(todo))
+    if len(todo) < len(targets):
+        print(f"{len(targets) - len(todo)} of {len(targets)} videos are finished", file=sys.stderr)
+    inference.announce_frames(model, num_frames)
     summary = Summary.read(args.output, {video: targets[video] for video in todo})
     started = time.perf_counter()
     written = 0
     failed: list[FailedClip] = []
-    with tqdm(total=len(todo), unit="video", disable=None) as bar, _memory_errors(args, num_frames):
+    progress = tqdm(total=len(todo), unit="video", disable=None)
+    with progress as bar, inference.memory_errors(args.batch_size, num_frames):
         for result in results:
             if isinstance(result, FailedClip):
                 failed.append(result)
@@ -97,16 +97,14 @@ def _extract(args: argparse.Namespace, targets: dict[str, Path]) -> int:
                     bar.write(note, file=sys.stderr)
             bar.update()
     seconds = time.perf_counter() - started
-    summary.failed += [{"source": clip.source, "reason": clip.reason} for clip in failed]
+    summary.failed += [dataclasses.asdict(clip) for clip in failed]
     if written or summary.finished_before:
         counts = {"written": written, "seconds": round(seconds, 3)}
-        settings = dataclasses.asdict(run) | {
-            "image_size": model.preprocessing.require_video().image_size
-        }
+        settings = dataclasses.asdict(run) | {"image_size": preprocessing.image_size}
         content = settings | counts | dataclasses.asdict(summary)
         write_json(args.output / SUMMARY_FILE, content)
     print(f"{written} of {len(todo)} videos in {seconds:.1f} s -> {args.output}")
-    _print_failures(failed)
+    inference.print_failures([(clip.source, clip.reason) for clip in failed])
     return 1 if failed else 0
 
 
@@ -128,23 +126,6 @@ def _output_dir(output: Path, resume: bool) -> Iterator[None]:
                 folder.rmdir()
 
 
-@contextlib.contextmanager
-def _memory_errors(args: argparse.Namespace, num_frames: int) -> Iterator[None]:
-    """Says what to lower where a batch does not fit into memory."""
-    import jax
-
-    try:
-        yield
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        reason = next(iter(str(error).splitlines()), "out of memory")
-        raise arguments.UsageError(
-            f"{args.batch_size} clips of {num_frames} frames do not fit into memory ({reason});"
-            " lower --batch_size or --frames, or compute in --dtype=bfloat16"
-        ) from error
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="internvideo-jax extract",
@@ -158,11 +139,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, metavar="MODEL_DIR", help="what `convert` wrote")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
     parser.add_argument(
-        "--frames",
-        type=arguments.positive_int,
-        help="frames per video (default: as the model was made for)",
-    )
-    parser.add_argument(
         "--kind",
         choices=("pooled", "tokens"),
         default="pooled",
@@ -174,17 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         default="repeat",
         help="videos with fewer frames repeat some, or fail (default: %(default)s)",
     )
-    parser.add_argument(
-        "--batch_size", type=arguments.positive_int, default=8, help="(default: %(default)s)"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="what the model computes in (default: what suits the device)",
-    )
-    parser.add_argument(
-        "--num_threads", type=arguments.positive_int, help="decoding threads (default: all cores)"
-    )
+    inference.add_arguments(parser)
     parser.add_argument(
         "--resume", action="store_true", help="keep what an earlier run has finished in --output"
     )
@@ -237,27 +203,6 @@ def _identity(model: str) -> tuple[str, str]:
     description = json.dumps(saved_model.read_description(model), sort_keys=True)
     digest = hashlib.sha256(description.encode()).hexdigest()[:16]
     return os.path.basename(os.path.abspath(model)), digest
-
-
-def _announce(model: "SavedModel", run: Run, num_finished: int, num_todo: int) -> None:
-    if num_finished:
-        print(f"{num_finished} of {num_finished + num_todo} videos are finished", file=sys.stderr)
-    made_for = model.preprocessing.require_video().num_frames
-    if run.frames != made_for:
-        print(
-            f"the model was made for {made_for} frames: its position table is"
-            f" resized to {run.frames}",
-            file=sys.stderr,
-        )
-
-
-def _print_failures(failed: "Sequence[FailedClip]") -> None:
-    if not failed:
-        return
-    width = max(len(clip.source) for clip in failed)
-    print(f"{len(failed)} failed:", file=sys.stderr)
-    for clip in failed:
-        print(f"  {clip.source:{width}}  {clip.reason}", file=sys.stderr)
 
 
 if __name__ == "__main__":

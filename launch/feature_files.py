@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from internvideo_jax.files import atomic_file
 from internvideo_jax.launch import arguments
 
 if TYPE_CHECKING:
@@ -167,15 +168,10 @@ def write_features(target: Path, result: "ClipFeatures", run: Run) -> None:
         "model": run.model,
         "model_digest": run.model_digest,
     }
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with atomic_file(target) as temporary, temporary.open("wb") as file:
             np.savez(file, **fields)
-        os.replace(temporary, target)
     except OSError as error:
         raise arguments.UsageError(
-            f"{target}: cannot write it ({error.strerror}); make room and run again with --resume"
+            f"{target}: {error.strerror}; make room and run again with --resume"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -6,14 +6,15 @@ import functools
 import math
 import os
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-from internvideo_jax.data.annotations.records import (
-    Annotations,
-    ClipRecord,
-    check_annotations,
-)
+import numpy as np
+
+from internvideo_jax.data.annotations.lists import Annotations, check_annotations
+from internvideo_jax.data.annotations.records import ClipRecord
+from internvideo_jax.data.decode.clip_check import ClipCheck, check_clip
+from internvideo_jax.data.decode.video import Limits, VideoError
 from internvideo_jax.environment import usable_cpus
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
@@ -37,7 +38,7 @@ examples:
   internvideo-jax scan train.csv --root=/data/k400 --separator=, --json=report.json
   internvideo-jax scan videos/ more/clip.webm --every_frame
 
-In Python: internvideo_jax.data.annotations.records.check_annotations and .clip_check.check_clip.
+In Python: internvideo_jax.data.annotations.lists.check_annotations and .clip_check.check_clip.
 """
 
 
@@ -50,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path, found in annotations.items():
         print(_annotation_line(path, found), flush=True)
     videos = [path for path in args.inputs if not _is_annotation(path)]
-    clips = _clips(annotations, find_videos(videos) if videos else [])
-    broken, seconds_readable = _scan(clips, args)
+    clips = _Clips(annotations, find_videos(videos) if videos else [])
+    number, broken, seconds_readable = _scan(clips, args)
     seconds = time.perf_counter() - started
     print(
-        f"{len(clips)} clips in {seconds:.1f} s: {len(clips) - len(broken)} readable"
+        f"{number} clips in {seconds:.1f} s: {number - len(broken)} readable"
         f" ({_duration(seconds_readable)}), {len(broken)} not"
     )
     width = max((len(clip.name) for clip in broken[:MAX_SHOWN_CLIPS]), default=0)
@@ -65,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json is not None:
         report = {
             "annotations": [_annotation_report(*item) for item in annotations.items()],
-            "clips": len(clips),
-            "readable": len(clips) - len(broken),
+            "clips": number,
+            "readable": number - len(broken),
             "readable_seconds": round(seconds_readable, 3),
             "unreadable": [dataclasses.asdict(clip) for clip in broken],
             "seconds": round(seconds, 3),
@@ -149,53 +150,79 @@ def _read(path: str, args: argparse.Namespace) -> Annotations:
     )
 
 
-def _clips(
-    annotations: dict[str, Annotations], videos: Sequence[str]
-) -> dict[ClipRecord, tuple[str | None, str | None]]:
-    """Different clips, stripped of all but what is read of them, with who names them first."""
-    clips: dict[ClipRecord, tuple[str | None, str | None]] = {}
-    for path, found in annotations.items():
-        for record in found.records:
-            clip = dataclasses.replace(record, id="", label=None, captions=(), source="")
-            clips.setdefault(clip, (path, record.id))
-    for video in videos:
-        clips.setdefault(ClipRecord(id="", path=video), (None, None))
-    return clips
+class _Clip(NamedTuple):
+    """A clip, stripped of all but what is read of it, and who names it first."""
+
+    record: ClipRecord
+    annotations: str | None = None
+    id: str | None = None
 
 
-def _scan(
-    clips: dict[ClipRecord, tuple[str | None, str | None]], args: argparse.Namespace
-) -> tuple[list[BrokenClip], float]:
-    """The unreadable clips in order, and the seconds that the others last."""
-    if not clips:
-        return [], 0.0
+class _Clips:
+    """The different clips of annotation files and folders; only their hashes are held."""
 
+    def __init__(self, annotations: dict[str, Annotations], videos: Sequence[str]):
+        self._annotations, self._videos = annotations, videos
+        hashes = np.sort(np.fromiter((hash(clip.record) for clip in self._all()), np.int64))
+        repeated = hashes[1:][hashes[1:] == hashes[:-1]]
+        self._repeated = set(repeated.tolist())
+        self.expected_number = len(hashes) - len(repeated)
+
+    def __iter__(self) -> Iterator[_Clip]:
+        seen = set()
+        for clip in self._all():
+            if hash(clip.record) in self._repeated:
+                if clip.record in seen:
+                    continue
+                seen.add(clip.record)
+            yield clip
+
+    def _all(self) -> Iterator[_Clip]:
+        for path, found in self._annotations.items():
+            for record in found.records:
+                read = (record.path, record.start, record.end)
+                images = {"num_frames": record.num_frames, "frame_pattern": record.frame_pattern}
+                yield _Clip(ClipRecord("", *read, **images), path, record.id)
+        yield from (_Clip(ClipRecord("", video)) for video in self._videos)
+
+
+class _Scanned(NamedTuple):
+    """How many clips there are, which are unreadable, and how many seconds the others last."""
+
+    number: int
+    broken: list[BrokenClip]
+    seconds: float
+
+
+def _scan(clips: _Clips, args: argparse.Namespace) -> _Scanned:
     from tqdm import tqdm
 
-    from internvideo_jax.data.decode.clip_check import ClipCheck, check_clip
-    from internvideo_jax.data.decode.video import Limits
     from internvideo_jax.launch.worker_pool import map_in_workers
 
-    # The workers' time limit also holds where a decoder hangs, and for a clip as a whole.
-    check = functools.partial(
-        check_clip, every_frame=args.every_frame, limits=Limits(deadline=math.inf)
-    )
     results = map_in_workers(
-        check, clips, num_workers=min(args.workers, len(clips)), timeout=args.timeout
+        functools.partial(_check, every_frame=args.every_frame),
+        enumerate(clips),
+        num_workers=min(args.workers, max(clips.expected_number, 1)),
+        timeout=args.timeout,
     )
-    records = list(clips)
-    broken: dict[int, BrokenClip] = {}
-    seconds = 0.0
-    with tqdm(total=len(clips), unit="clip", disable=None) as bar:
-        for number, result in results:
+    number, seconds, broken = 0, 0.0, {}
+    with tqdm(total=clips.expected_number, unit="clip", disable=None) as bar:
+        for (place, clip), result in results:
+            number += 1
             if isinstance(result, ClipCheck):
                 seconds += result.num_frames / result.fps if result.fps else 0.0
             else:
-                record = records[number]
-                broken[number] = BrokenClip(_name(record), *clips[record], result.reason)
+                name = _name(clip.record)
+                broken[place] = BrokenClip(name, clip.annotations, clip.id, result.reason)
                 bar.set_postfix(unreadable=len(broken))
             bar.update()
-    return [broken[number] for number in sorted(broken)], seconds
+    return _Scanned(number, [broken[place] for place in sorted(broken)], seconds)
+
+
+def _check(numbered: tuple[int, _Clip], *, every_frame: bool) -> ClipCheck | VideoError:
+    # The workers' time limit also holds where a decoder hangs, and for a clip as a whole.
+    limits = Limits(deadline=math.inf)
+    return check_clip(numbered[1].record, every_frame=every_frame, limits=limits)
 
 
 def _duration(seconds: float) -> str:

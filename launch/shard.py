@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from tqdm import tqdm
 
-    from internvideo_jax.data.annotations.records import read_annotations
+    from internvideo_jax.data.annotations.lists import read_annotations
     from internvideo_jax.data.sources.shard_writer import describe_broken, write_shards
 
     records = read_annotations(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from internvideo_jax.data.config import DataConfig
+    from internvideo_jax.evaluation.runner import Evaluator
     from internvideo_jax.training.config import TrainConfig
     from internvideo_jax.training.stage import Evaluation, HostBatch, Stage
 
@@ -187,6 +188,7 @@ def train(run: Run, workdir: Path) -> bool:
     def batches(step: int) -> "Iterator[HostBatch]":
         return pipeline.train_batches(
             run.data,
+            tuple(run.stage.example_batch(1)),
             batch_size=run.train.batch_size,
             seed=run.train.seed,
             start=step * run.train.batch_size,
@@ -231,27 +233,35 @@ def _evaluations(run: Run) -> "dict[str, Evaluation]":
     import jax
 
     from internvideo_jax.data import pipeline
+    from internvideo_jax.evaluation import runner
 
     data = run.eval_data
     if data is None or not _has_clips(data) or run.train.eval_every is None:
         return {}
-    # Not only after hours of training.
-    pipeline.check_readable(data)
-
-    def batches() -> "Iterator[HostBatch]":
-        return pipeline.eval_batches(
-            data,
-            batch_size=run.train.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-
-    evaluation = run.stage.evaluation(batches)
-    if evaluation is None:
+    evaluators = run.stage.evaluators()
+    if not evaluators:
         raise ValueError(
             "expected no eval_data for a stage without evaluation; unset config.train.eval_every"
         )
-    return {"eval": evaluation}
+
+    for evaluator in evaluators.values():
+        # Not only after hours of training.
+        pipeline.check_readable(data, evaluator.fields)
+
+    def evaluation(evaluator: "Evaluator") -> "Evaluation":
+        return lambda variables: runner.evaluate(
+            evaluator,
+            variables,
+            pipeline.eval_batches(
+                data,
+                evaluator.fields,
+                batch_size=run.train.batch_size,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            ),
+        )
+
+    return {name: evaluation(evaluator) for name, evaluator in evaluators.items()}
 
 
 def _has_clips(data: "DataConfig") -> bool:

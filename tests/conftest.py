@@ -3,6 +3,7 @@
 import os
 
 import hypothesis
+import pytest
 
 # The dev extra's libtpu would look for a TPU in every process of the suite.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -10,3 +11,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A shared two-core machine pauses at will: the same examples every time, and no time limit on each.
 hypothesis.settings.register_profile("internvideo", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("internvideo")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory):
+    """What tests keep for later starts is for this run alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTERNVIDEO_HOME", str(tmp_path_factory.mktemp("home")))
+        yield

@@ -5,7 +5,7 @@ import dataclasses
 from internvideo_jax.configs.stage1.common import choose
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.synthetic.world import WorldConfig
-from internvideo_jax.models import VideoClassifierConfig, VideoViTConfig
+from internvideo_jax.models import VideoClassifierConfig, VideoViTConfig, stage1
 from internvideo_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
 from internvideo_jax.training.mixup import MixConfig
 from internvideo_jax.training.stages.classify import ClassifyConfig
@@ -103,6 +103,11 @@ def image_encoder(size: Size) -> VideoViTConfig:
     return encoder(size, num_frames=1, tubelet_size=1)
 
 
+def aligned_layers(size: Size) -> tuple[int, ...]:
+    """The blocks of the teachers that stage 1 follows."""
+    return stage1.aligned_layers(size.depth, 2)
+
+
 def classifier(model_encoder: VideoViTConfig, num_classes: int) -> ClassifyConfig:
     """Training of a teacher.
 
@@ -118,11 +123,14 @@ def classifier(model_encoder: VideoViTConfig, num_classes: int) -> ClassifyConfi
 
 
 def data(num_classes: int | None, num_frames: int = 8) -> DataConfig:
-    """Frames evenly spaced over a clip, without augmentation: mirrored clips move otherwise."""
+    """Frames without augmentation: mirrored clips move otherwise.
+
+    Clips are spaced evenly, as the cached features of stage 1 are; single frames are drawn.
+    """
     return DataConfig(
         format="jsonl",
         num_classes=num_classes,
-        sampling="sparse",
+        sampling="sparse" if num_frames == 1 else "uniform",
         num_frames=num_frames,
         image_size=32,
         augmentation="none",
@@ -133,15 +141,12 @@ def data(num_classes: int | None, num_frames: int = 8) -> DataConfig:
 def train(steps: int, batch_size: int, seed: int) -> TrainConfig:
     """AdamW with a short warm-up to a learning rate of 1e-3, whatever the batch."""
     lr = 1e-3
-    per_256 = 256 / batch_size
     return TrainConfig(
         batch_size=batch_size,
         steps=steps,
         warmup_steps=steps // 10,
         seed=seed,
-        optimizer=OptimizerConfig(
-            lr=lr * per_256, min_lr=0.01 * lr * per_256, betas=(0.9, 0.98), max_grad_norm=3.0
-        ),
+        optimizer=OptimizerConfig(lr=lr, min_lr=0.01 * lr, betas=(0.9, 0.98), max_grad_norm=3.0),
         checkpoint=CheckpointConfig(every_steps=max(steps // 3, 1), keep=2),
         log_every=10,
     )

@@ -1,7 +1,7 @@
 """The demo's image teacher: a classifier of single frames by colour, shape and size.
 
 `configs/demo/image_teacher.py[:SIZE]` with SIZE full or fast. `internvideo-jax demo` makes the
-clips, decodes them once and normalises them.
+clips.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """The demo's stage 1: a masked student follows the image and the video teacher.
 
-`configs/demo/pretrain.py[:SIZE]` with SIZE full or fast. The teachers' features come with the
-batches (`AlignmentStage.features` says how), as `internvideo-jax demo` prepares them.
+`configs/demo/pretrain.py[:SIZE]` with SIZE full or fast. The teachers' features come from
+`data.features_dir` (`AlignmentStage.features` says which), where `internvideo-jax demo` puts them.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,6 @@ from internvideo_jax.models import (
     VideoMAEConfig,
     VideoMAETeacherConfig,
 )
-from internvideo_jax.models.stage1 import aligned_layers
 from internvideo_jax.training.stages.pretrain import PretrainConfig
 
 
@@ -26,7 +25,7 @@ def get_config(name: str = "full") -> ConfigDict:
     """
     size = common.choose_size(name, "pretrain.py")
     encoder = common.encoder(size)
-    layers = aligned_layers(encoder.depth, 2)
+    layers = common.aligned_layers(size)
     stage = PretrainConfig(
         student=Stage1StudentConfig(
             encoder,

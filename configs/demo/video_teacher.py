@@ -3,7 +3,7 @@
 A self-supervised teacher of a few minutes would know less of motion than random weights do.
 
 `configs/demo/video_teacher.py[:SIZE]` with SIZE full or fast. `internvideo-jax demo` makes the
-clips, decodes them once and normalises them.
+clips.
 """
 
 from ml_collections import ConfigDict

@@ -68,6 +68,16 @@ def encoder(size: str, **changes: Any) -> VideoViTConfig:
     return dataclasses.replace(SIZES[size](), dtype="bfloat16", remat=remat, **changes)
 
 
+def scaled(rate: float, batch_size: int, num_sample: int = 1) -> float:
+    """A learning rate for a global batch, of which upstream's scripts give the rate per 256 rows.
+
+    Upstream scales peak, final and warm-up rates alike. `batch_size` counts what one optimizer step
+    sees (fine-tuning: gradient accumulation included); `num_sample` is the number of augmented
+    copies of each clip.
+    """
+    return rate * batch_size * num_sample / 256
+
+
 def choose(recipes: dict[str, Any], name: str, file: str) -> Any:
     """The recipe of that name.
 

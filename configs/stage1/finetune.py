@@ -131,15 +131,16 @@ def get_config(name: str = "1b,k400") -> ConfigDict:
         # A Kinetics head knows other classes; of K710's, K400, K600 and K700 take their own rows.
         new_head=dataset_name == "mit" and "k400" in recipe.start,
     )
+    rows = recipe.batch_size, recipe.num_sample
     train = TrainConfig(
         batch_size=recipe.batch_size,
         num_sample=recipe.num_sample,
         epochs=recipe.epochs,
         warmup_epochs=recipe.warmup,
         optimizer=OptimizerConfig(
-            lr=recipe.lr,
-            min_lr=recipe.min_lr,
-            warmup_lr=1e-6,
+            lr=common.scaled(recipe.lr, *rows),
+            min_lr=common.scaled(recipe.min_lr, *rows),
+            warmup_lr=common.scaled(1e-6, *rows),
             betas=(0.9, 0.999),
             eps=1e-8,
             weight_decay=recipe.weight_decay,

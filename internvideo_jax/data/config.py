@@ -5,6 +5,7 @@ from typing import Literal
 
 from internvideo_jax.data.annotations.formats import Format
 from internvideo_jax.data.transforms.sampling import Sampling
+from internvideo_jax.preprocessing import AudioPreprocessing
 
 __all__ = ["Augmentation", "ClipSet", "DataConfig", "MixtureMember", "Sampling"]
 
@@ -16,7 +17,7 @@ class ClipSet:
     """Where clips come from: exactly one of `annotations`, `shards` and `tfds`.
 
     Attributes:
-      annotations: a file that `data.annotations.records.read_annotations` reads.
+      annotations: a file that `data.annotations.lists.read_annotations` reads.
       root: the folder that its paths start from; None is the folder of the file.
       format: its format, unless its name ends in .jsonl or .json, which say it themselves.
       separator: between the columns of text formats; None finds out.
@@ -46,16 +47,30 @@ class MixtureMember(ClipSet):
     """One of several sets of clips.
 
     Attributes:
-      weight: its share of the examples, relative to the other members' weights.
+      weight: its share of the examples (or batches), relative to the other members' weights.
+      media: what its clips are taken for, a name that the stage has fields for; members of the same
+        make batches together (`mixture_by="batch"`).
+      batch_size: clips of their batches over all processes, where it is not the run's.
+      num_frames: frames per clip, where they are not those of the config.
+      image_size: likewise.
     """
 
     weight: float = 1.0
+    media: str = "video"
+    batch_size: int | None = None
+    num_frames: int | None = None
+    image_size: int | None = None
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise ValueError(
                 f"{self.name}: expected a weight above 0, found {self.weight}; leave the member out"
             )
+
+    @property
+    def shape(self) -> tuple[str, int | None, int | None, int | None]:
+        """What members whose clips are to lie in one batch must have in common."""
+        return self.media, self.batch_size, self.num_frames, self.image_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +79,7 @@ class DataConfig(ClipSet):
 
     Attributes:
       mixture: several sets of clips, instead of the one that the inherited fields name.
+      mixture_by: whether every batch mixes the sets, or only those of one kind of media.
       num_classes: C; then batches hold labels, and every clip needs one below it. None: no labels.
       multi_label: whether a clip has any number of labels, which become multi-hot rows `[C]`.
       sampling: which frames of a clip are taken (`data.transforms.sampling`).
@@ -78,6 +94,9 @@ class DataConfig(ClipSet):
       num_sample: augmented copies of each clip, all of the same frames, side by side in the batch.
       segments: temporal views in evaluation.
       crops: spatial views in evaluation.
+      audio: what becomes of sound.
+      missing_audio: whether clips without sound are errors, or zeros (with `has_audio`).
+      features_dir: folder of features that were computed beforehand (`data.fields.features`).
       cache_dir: folder in which all frames of all clips are kept decoded, for small clips; made
         on first use, and anew when the clips change.
       workers: processes that decode; 0 uses threads of this one.
@@ -85,6 +104,7 @@ class DataConfig(ClipSet):
     """
 
     mixture: tuple[MixtureMember, ...] = ()
+    mixture_by: Literal["example", "batch"] = "example"
     num_classes: int | None = None
     multi_label: bool = False
     sampling: Sampling = "sparse"
@@ -98,6 +118,9 @@ class DataConfig(ClipSet):
     num_sample: int = 1
     segments: int = 1
     crops: int = 1
+    audio: AudioPreprocessing = dataclasses.field(default_factory=AudioPreprocessing)
+    missing_audio: Literal["error", "zeros"] = "error"
+    features_dir: str | None = None
     cache_dir: str | None = None
     workers: int = 0
     stall_timeout: float = 600.0
@@ -113,6 +136,24 @@ class DataConfig(ClipSet):
             raise ValueError(f"stall_timeout: expected seconds, found {self.stall_timeout}")
         if self.multi_label and not self.num_classes:
             raise ValueError("multi_label: expected num_classes with it; set it")
+        kinds = {member.shape for member in self.mixture}
+        if self.mixture_by == "example" and len(kinds) > 1:
+            raise ValueError(
+                "mixture: expected members of one media, batch_size, num_frames and image_size, as"
+                f" their clips share batches, found {sorted(kinds, key=str)}; set"
+                ' mixture_by="batch"'
+            )
+        if len(kinds) > len({member.media for member in self.mixture}):
+            raise ValueError(
+                "mixture: expected one batch_size, num_frames and image_size for each kind of"
+                f" media, found {sorted(kinds, key=str)}; set them alike"
+            )
+
+    def of_member(self, member: MixtureMember) -> "DataConfig":
+        """The config with what a member of the mixture states for itself."""
+        own = {name: getattr(member, name) for name in ("num_frames", "image_size")}
+        given = {name: value for name, value in own.items() if value is not None}
+        return dataclasses.replace(self, **given)  # type: ignore[arg-type]
 
     @property
     def members(self) -> tuple[MixtureMember, ...]:

@@ -1,52 +1,41 @@
-"""Batches for training and evaluation.
+"""Batches for training and evaluation, made of the fields that a stage declares (`data.fields`).
 
 Training examples are numbered without end: example n is a clip (`examples.ExampleOrder`) and draws
 from (seed, n) alone, and batch k of the run holds the examples k * batch_size and following. So a
 run can begin at any example, with any number of processes and workers, and sees the same bytes.
+With `mixture_by="batch"`, batch k is of one kind of media: which one follows from k and the weights
+alone, and so does how many of its kind came before, which says where its examples begin.
 """
 
+import functools
 import itertools
 import logging
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import grain
 import numpy as np
 from absl import flags
 
-from internvideo_jax.data.config import ClipSet, DataConfig, MixtureMember
+from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.examples import (
     MAX_TRIES,
-    Arrays,
-    BrokenClips,
     Clips,
     EvalExamples,
-    Problem,
+    Example,
     TrainExamples,
     broken_clips,
     join_rows,
 )
-from internvideo_jax.data.sources.clips import reason
-from internvideo_jax.data.watchdog import BackgroundIterator, StalledLoader
+from internvideo_jax.data.sources.clips import ClipSource
+from internvideo_jax.data.watchdog import BackgroundIterator
 from internvideo_jax.environment import usable_cpus
 
-__all__ = [
-    "BrokenClips",
-    "ClipSet",
-    "DataConfig",
-    "MixtureMember",
-    "StalledLoader",
-    "TrainBatches",
-    "clip_ids",
-    "describe",
-    "eval_batches",
-    "steps_per_epoch",
-    "train_batches",
-]
-
 Batch = dict[str, np.ndarray]
+# Names of a batch's fields; by the name of the media for `mixture_by="batch"`.
+Fields = Sequence[str] | Mapping[str, Sequence[str]]
 
 # Examples that a process holds ready, where batches are large; more would be memory for nothing.
 MAX_READY = 64
@@ -61,7 +50,7 @@ class TrainBatches:
       broken: reasons of clips that could not be read so far, by their ids.
     """
 
-    def __init__(self, batches: BackgroundIterator[list[Arrays]]):
+    def __init__(self, batches: BackgroundIterator[list[Example]]):
         self._batches = batches
         self.broken: dict[str, str] = {}
 
@@ -69,12 +58,13 @@ class TrainBatches:
         return self
 
     def __next__(self) -> Batch:
-        examples = next(self._batches)
+        # Batches of several media may be shorter than the longest.
+        examples = [example for example in next(self._batches) if example]
         for example in examples:
-            for problem in example.pop("problems"):
-                if problem.id not in self.broken:
-                    self.broken[problem.id] = problem.reason
-                    _log.warning("replaced by the next clip: %s: %s", problem.id, problem.reason)
+            for name, reason in example.pop("problems").items():
+                if name not in self.broken:
+                    self.broken[name] = reason
+                    _log.warning("replaced by the next clip: %s: %s", name, reason)
         return join_rows(examples)
 
     def close(self) -> None:
@@ -84,6 +74,7 @@ class TrainBatches:
 
 def train_batches(
     config: DataConfig,
+    fields: Fields,
     *,
     batch_size: int,
     seed: int,
@@ -98,94 +89,170 @@ def train_batches(
 
     Args:
       config: which clips, and what becomes of them.
+      fields: names of what batches are made of; see `data.fields`. With `mixture_by="batch"`, they
+        may differ by the name of the media.
       batch_size: examples (clips) in a batch over all processes, augmented copies not counted.
       seed: of the order of the clips and of all draws.
-      start: number of the first example; a run that resumes passes steps * batch_size.
+      start: number of the first example; a run that resumes passes steps * batch_size, whatever the
+        sizes of the batches of single media.
       process_index: p.
       process_count: P; divides batch_size.
 
     Returns:
-      An iterator of dicts with rows b = batch_size / P * num_sample:
-        video: `[b, T, S, S, 3]`; uint8, or float32 and normalised by `augmentation="finetuning"`.
-        label: int32 `[b]` or, for `multi_label`, float32 `[b, C]`; absent without `num_classes`.
-        index: int64 `[b]`, which clip of the config a row is (see `clip_ids`).
+      An iterator of dicts with rows b = batch_size / P * num_sample: the fields' columns, and
+        index: int64 `[b]`, which clip of the config a row is (see `examples.Clips`).
         replaced: bool `[b]`, whether it stands in for one that cannot be read.
+        media: str `[b]`, of the batch; with `mixture_by="batch"`.
 
     Raises:
-      ValueError: the config's clips cannot be used, or batch_size does not divide.
+      ValueError: the config's clips cannot be used, a field is not to be had, or batch_size does
+        not divide.
       BrokenClips: from `next`, no clip can be read any more.
       StalledLoader: from `next`, loading hangs.
     """
-    local = _share(batch_size, process_index, process_count)
     if seed < 0 or start < 0:
         raise ValueError(f"expected a seed and a start of at least 0, found {seed} and {start}")
-    examples = TrainExamples(Clips(config, use_cache=True), config, seed)
+    rows = _TrainRows(config, fields, batch_size, seed, start, process_index, process_count)
 
-    def make(first_batch: int) -> Iterator[list[Arrays]]:
-        begin = start + first_batch * batch_size + process_index * local
-        numbers = _Numbers(begin, local, batch_size)
-        dataset = grain.MapDataset.range(sys.maxsize).map(numbers).map(examples)
-        return _Groups(_load(dataset, config, local), local)
+    def make(first_batch: int) -> Iterator[list[Example]]:
+        numbers = functools.partial(int.__add__, first_batch * rows.per_batch)
+        dataset = grain.MapDataset.range(sys.maxsize).map(numbers).map(rows)
+        return _Groups(_load(dataset, config, rows.per_batch), rows.per_batch)
 
     return TrainBatches(BackgroundIterator(make, timeout=config.stall_timeout))
 
 
+class _TrainRows:
+    """The examples of a process, one batch after the other, by their position.
+
+    Attributes:
+      per_batch: positions that a batch takes up; the last ones of a short batch are empty.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        fields: Fields,
+        batch_size: int,
+        seed: int,
+        start: int,
+        process_index: int,
+        process_count: int,
+    ):
+        clips = Clips(config, use_cache=True)
+        # Sets of clips that share batches, by the name of their media.
+        kinds: dict[str, list[int]] = {}
+        for number, member in enumerate(clips.members):
+            kinds.setdefault(member.media if config.mixture_by == "batch" else "", []).append(
+                number
+            )
+        self._names = list(kinds)
+        self._examples: list[TrainExamples] = []
+        self._sizes: list[int] = []
+        turns, weights = [], []
+        for stream, (media, sets) in enumerate(kinds.items()):
+            names = fields.get(media, ()) if isinstance(fields, Mapping) else fields
+            if not names:
+                raise ValueError(f"expected the fields of media {media!r}, found none; name some")
+            first = clips.members[sets[0]]
+            own = config.of_member(first)
+            self._examples.append(TrainExamples(clips, own, names, seed, sets=sets, stream=stream))
+            self._sizes.append(first.batch_size or batch_size)
+            turns.append(grain.MapDataset.range(sys.maxsize).map(functools.partial(_pair, stream)))
+            weights.append(sum(clips.members[number].weight for number in sets))
+        self._turns = grain.MapDataset.mix(turns, weights) if len(turns) > 1 else turns[0]
+        self._first_batch, self._offset = divmod(start, batch_size)
+        if len(turns) > 1 and self._offset:
+            raise ValueError(
+                f"expected a start at a whole batch of {batch_size}, as each is of one kind of"
+                f" media, found {start}"
+            )
+        self._process, self._count = process_index, process_count
+        self.per_batch = max(_share(size, process_index, process_count) for size in self._sizes)
+
+    def __call__(self, position: int) -> Example:
+        batch, row = divmod(position, self.per_batch)
+        kind, turn = self._turns[self._first_batch + batch]
+        size = self._sizes[kind]
+        local = size // self._count
+        if row >= local:
+            return {}
+        number = self._offset + turn * size + self._process * local + row
+        example = self._examples[kind](number)
+        if self._names[kind]:
+            example["media"] = np.full(len(example["index"]), self._names[kind])
+        return example
+
+
+def _pair(stream: int, turn: int) -> tuple[int, int]:
+    return stream, turn
+
+
 def eval_batches(
-    config: DataConfig, *, batch_size: int, process_index: int = 0, process_count: int = 1
+    config: DataConfig,
+    fields: Sequence[str],
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    source: ClipSource | None = None,
+    num_threads: int | None = None,
 ) -> BackgroundIterator[Batch]:
     """One pass over all views of all clips; every process gets equally many batches.
 
     Args:
       config: which clips; `segments` and `crops` say how often each is shown. One segment and one
         crop are the validation view, more are test views.
+      fields: names of what batches are made of; see `data.fields`.
       batch_size: rows (views) in a batch over all processes.
       process_index: of this process.
       process_count: processes; divides batch_size.
+      source: clips to take instead of the config's own, such as `RecordSource(records)`.
+      num_threads: threads that decode (in each worker); by default one per CPU core.
 
     Returns:
-      An iterator of dicts with rows b = batch_size / process_count, the last ones filled up:
-        video: uint8 `[b, T, S, S, 3]`.
-        label: as in `train_batches`; -1 or zeros where there is no clip.
+      An iterator of dicts with rows b = batch_size / process_count, the last ones filled up: the
+      fields' columns (with `video`, also what is known of its frames), and
         index: int64 `[b]`, which clip a row is; -1 in padding.
         segment: int32 `[b]`; crop: int32 `[b]`.
         valid: bool `[b]`, False in padding and where the clip cannot be read.
         error: str `[b]`, why it cannot be read; else "".
 
     Raises:
-      ValueError: the config's clips cannot be used, or batch_size does not divide.
+      ValueError: the config's clips cannot be used, a field is not to be had, or batch_size does
+        not divide.
       StalledLoader: from `next`, loading hangs.
     """
     local = _share(batch_size, process_index, process_count)
-    crops = config.crops
-    examples = EvalExamples(Clips(config, use_cache=True), config)
+    views = config.segments * config.crops
+    examples = EvalExamples(Clips(config, use_cache=True, source=source), config, fields)
     dataset = grain.MapDataset.range(process_index, len(examples), process_count).map(examples)
-    rows_each = math.ceil(len(examples) / process_count) * crops
+    rows_each = math.ceil(len(examples) / process_count) * views
     num_batches = math.ceil(rows_each / local)
 
     def make(first_batch: int) -> Iterator[Batch]:
-        views, rows = divmod(first_batch * local, crops)
-        return _eval_rows(examples, dataset[views:], config, local, rows, num_batches - first_batch)
+        clips, rows = divmod(first_batch * local, views)
+        loaded = _load(dataset[clips:], config, math.ceil(local / views), num_threads)
+        return _eval_rows(examples, loaded, local, rows, num_batches - first_batch)
 
     return BackgroundIterator(make, timeout=config.stall_timeout)
 
 
 def _eval_rows(
     examples: EvalExamples,
-    dataset: "grain.MapDataset[Arrays]",
-    config: DataConfig,
+    loaded: Iterator[Example],
     local: int,
     skipped: int,
     num_batches: int,
 ) -> Iterator[Batch]:
-    """Batches of `local` rows, but for the first `skipped` ones; filled up where views end."""
-    views = _load(dataset, config, local)
+    """Batches of `local` rows, but for the first `skipped` ones; filled up where clips end."""
     ready = examples.padding(0)
     try:
         for _ in range(num_batches):
             parts = [ready]
             missing = local + skipped - len(ready["index"])
             while missing > 0:
-                part = next(views, None) or examples.padding(missing)
+                part = next(loaded, None) or examples.padding(missing)
                 missing -= len(part["index"])
                 parts.append(part)
             rows = {name: array[skipped:] for name, array in join_rows(parts).items()}
@@ -193,7 +260,7 @@ def _eval_rows(
             yield {name: array[:local] for name, array in rows.items()}
             ready = {name: array[local:] for name, array in rows.items()}
     finally:
-        views.close()  # type: ignore[attr-defined]  # grain's iterators have it
+        loaded.close()  # type: ignore[attr-defined]  # grain's iterators have it
 
 
 def steps_per_epoch(config: DataConfig, batch_size: int) -> int:
@@ -220,7 +287,7 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
     return {"number": len(clips), "sha256": clips.fingerprint()}
 
 
-def check_readable(config: DataConfig) -> None:
+def check_readable(config: DataConfig, fields: Sequence[str]) -> None:
     """Looks for a clip that can be read, so that a wrong path shows before it is needed.
 
     Raises:
@@ -228,65 +295,23 @@ def check_readable(config: DataConfig) -> None:
       BrokenClips: none of the first few can be read.
     """
     clips = Clips(config)
-    problems = []
+    examples = EvalExamples(clips, config, fields)
+    reasons = {}
     for index in range(min(len(clips), MAX_TRIES)):
-        try:
-            with clips[index].open() as reader:
-                reader.read([0])
+        error = str(examples(index)["error"][0])
+        if not error:
             return
-        except (ValueError, OSError) as error:
-            problems.append(Problem(clips.name(index), reason(error)))
-    raise broken_clips(problems)
+        reasons[clips.name(index)] = error
+    raise broken_clips(reasons)
 
 
-def clip_ids(config: DataConfig, indices: np.ndarray) -> list[str]:
-    """Ids of clips by the `index` that batches state.
-
-    Raises:
-      ValueError: the config's clips cannot be used.
-    """
-    clips = Clips(config)
-    return [clips.name(int(index)) for index in indices]
-
-
-def describe(config: DataConfig) -> dict[str, Any]:
-    """What a config amounts to, ready for JSON: sets of clips, and the rows of a training batch.
-
-    Raises:
-      ValueError: the config's clips cannot be used.
-    """
-    clips = Clips(config)
-    sets = [
-        {"name": member.name, "clips": end - first, "weight": member.weight}
-        for number, member in enumerate(config.members)
-        for first, end in [clips.bounds(number)]
-    ]
-    size = config.image_size
-    dtype = "float32" if config.augmentation == "finetuning" else "uint8"
-    row = {"video": f"{dtype} {[config.num_frames, size, size, 3]}"}
-    if config.num_classes is not None:
-        row["label"] = f"float32 {[config.num_classes]}" if config.multi_label else "int32 []"
-    return {"clips": len(clips), "sets": sets, "row": row, "rows_per_clip": config.num_sample}
-
-
-class _Numbers:
-    """Numbers of a process's examples: runs of `local` that begin `step` apart."""
-
-    def __init__(self, begin: int, local: int, step: int):
-        self._begin, self._local, self._step = begin, local, step
-
-    def __call__(self, position: int) -> int:
-        batch, row = divmod(position, self._local)
-        return self._begin + batch * self._step + row
-
-
-class _Groups(Iterator[list[Arrays]]):
+class _Groups(Iterator[list[Example]]):
     """Lists of `size` consecutive items; closes what they come from."""
 
-    def __init__(self, items: Iterator[Arrays], size: int):
+    def __init__(self, items: Iterator[Example], size: int):
         self._items, self._size = items, size
 
-    def __next__(self) -> list[Arrays]:
+    def __next__(self) -> list[Example]:
         return list(itertools.islice(self._items, self._size))
 
     def close(self) -> None:
@@ -294,10 +319,13 @@ class _Groups(Iterator[list[Arrays]]):
 
 
 def _load(
-    dataset: "grain.MapDataset[Arrays]", config: DataConfig, batch_size: int
-) -> Iterator[Arrays]:
+    dataset: "grain.MapDataset[Example]",
+    config: DataConfig,
+    batch_size: int,
+    num_threads: int | None = None,
+) -> Iterator[Example]:
     """The examples in order, made by threads of this process or by processes."""
-    threads = max(1, usable_cpus() // max(config.workers, 1))
+    threads = num_threads or max(1, usable_cpus() // max(config.workers, 1))
     ready = max(2 * threads, min(batch_size, MAX_READY))
     loaded = dataset.to_iter_dataset(grain.ReadOptions(threads, ready))
     if config.workers:

@@ -1,19 +1,60 @@
-"""Results of classification as text and tables, as `internvideo-jax evaluate` gives them."""
+"""Results of classification as text, tables and a picture, as `internvideo-jax evaluate` does."""
 
 import csv
 import json
+import re
+import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from internvideo_jax.data.annotations.records import ClipRecord
-from internvideo_jax.evaluation.classification import ClassRow
-from internvideo_jax.evaluation.classification_run import Predictions
+from internvideo_jax.evaluation.classification import (
+    ClassRow,
+    Predictions,
+    class_table,
+    classification_metrics,
+    confusion_counts,
+    multi_hot,
+)
+from internvideo_jax.evaluation.confusion_figure import MAX_CLASSES, confusion_figure
+from internvideo_jax.evaluation.runner import Rows
 
 # All classes up to this many are printed, of more only the worst; per_class.csv has all.
 MAX_SHOWN_CLASSES = 20
 NUM_WORST_CLASSES = 10
+
+_MISSING_GLYPH = re.compile(r"Glyph \d+ .* missing from font")
+
+
+def write_report(
+    directory: Path, rows: Rows, clips: Sequence[ClipRecord], names: Sequence[str]
+) -> str:
+    """Writes per_class.csv, predictions.jsonl and, with one label per clip, confusion.png.
+
+    Args:
+      directory: where to.
+      rows: of `classification.ClassificationEvaluator`.
+      clips: that were measured, in their order.
+      names: of the classes.
+
+    Returns:
+      The metrics and the classes, or the worst of them, as a table to read.
+    """
+    predictions = Predictions.of(rows)
+    probabilities, labels = predictions.probabilities, predictions.labels
+    table = class_table(probabilities, multi_hot(labels, len(names)), names)
+    frames = rows.columns["frame_indices"][rows.columns["crop"] == 0]
+    frames = frames.reshape(len(clips), -1, frames.shape[-1])
+    write_predictions(directory / "predictions.jsonl", clips, probabilities, frames)
+    write_table(directory / "per_class.csv", table)
+    if labels.ndim == 1 and len(names) <= MAX_CLASSES:
+        counts = confusion_counts(labels, probabilities.argmax(axis=1), len(names))
+        _write_figure(directory / "confusion.png", counts, names)
+    metrics = classification_metrics(probabilities, labels)
+    return format_result(metrics, table, len(clips), len(rows.errors))
 
 
 def format_result(
@@ -47,21 +88,38 @@ def write_table(path: Path, rows: Iterable[ClassRow]) -> None:
 
 
 def write_predictions(
-    path: Path,
-    records: Sequence[ClipRecord],
-    predictions: Predictions,
-    frames: Mapping[int, list[list[int]]],
+    path: Path, clips: Sequence[ClipRecord], probabilities: np.ndarray, frames: np.ndarray
 ) -> None:
-    """Writes a line for each clip, in the order of the annotations."""
+    """Writes a line for each clip.
+
+    Args:
+      path: the file.
+      clips: that were measured.
+      probabilities: of their classes `[N, C]`.
+      frames: that the model saw, by segment, `[N, S, T]`.
+    """
     with path.open("w", encoding="utf-8") as file:
-        for index, probabilities in zip(
-            predictions.index.tolist(), predictions.probabilities, strict=True
-        ):
-            best = np.argsort(-probabilities, kind="stable")[:5]
+        for clip, scores, shown in zip(clips, probabilities, frames, strict=True):
+            best = np.argsort(-scores, kind="stable")[:5]
             line = {
-                "id": records[index].id,
-                "label": records[index].label,
-                "best": [[int(i), round(float(probabilities[i]), 6)] for i in best],
-                "frames": frames[index],
+                "id": clip.id,
+                "label": clip.label,
+                "best": [[int(i), round(float(scores[i]), 6)] for i in best],
+                "frames": shown.tolist(),
             }
             file.write(json.dumps(line) + "\n")
+
+
+def _write_figure(path: Path, counts: np.ndarray, names: Sequence[str]) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        confusion_figure(counts, names).savefig(path, dpi=120)
+    # Matplotlib warns of every character.
+    others = [w for w in caught if not _MISSING_GLYPH.match(str(w.message))]
+    for warning in others:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if len(others) < len(caught):
+        print(
+            f"{path.name}: the font lacks characters of the class names; they show as boxes",
+            file=sys.stderr,
+        )

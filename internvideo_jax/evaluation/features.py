@@ -1,21 +1,19 @@
-"""Features of video files: decode in threads, encode in batches."""
+"""Features of video files."""
 
 import dataclasses
-import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from internvideo_jax.data.decode.video import DEFAULT_LIMITS, Limits, VideoError, VideoReader
-from internvideo_jax.data.transforms.frames import eval_frame
-from internvideo_jax.data.transforms.sampling import uniform_indices
-from internvideo_jax.environment import usable_cpus
-from internvideo_jax.evaluation.ahead import map_ahead
+from internvideo_jax.data import pipeline
+from internvideo_jax.data.annotations.records import ClipRecord
+from internvideo_jax.data.config import DataConfig
+from internvideo_jax.data.sources.clips import RecordSource
+from internvideo_jax.evaluation import runner
 from internvideo_jax.models import encode, video_encoder
 from internvideo_jax.models.video_vit import token_grid
 from internvideo_jax.preprocessing import VideoPreprocessing, normalize
@@ -75,45 +73,11 @@ class FailedClip:
 
     Attributes:
       source: path of the file.
-      error: why; a `VideoError` unless the clip is too short or too elongated.
+      reason: why, without the path.
     """
 
     source: str
-    error: ValueError
-
-    @property
-    def reason(self) -> str:
-        """The error's message without the path."""
-        return self.error.reason if isinstance(self.error, VideoError) else str(self.error)
-
-
-def sample_clip(
-    path: str | os.PathLike[str],
-    num_frames: int,
-    image_size: int,
-    *,
-    short: Short = "repeat",
-    limits: Limits = DEFAULT_LIMITS,
-) -> SampledClip:
-    """Reads the evaluation view of a video file: frames spread evenly, short side resized, centre.
-
-    Args:
-      path: the file.
-      num_frames: T, frames to sample.
-      image_size: S, side of the square in pixels.
-      short: whether a video with fewer frames repeats some or is an error.
-      limits: what reading may cost.
-
-    Raises:
-      ValueError: a `VideoError`, a file too short, or a picture too elongated.
-    """
-    with VideoReader(path, limits=limits) as reader:
-        available = reader.index.num_frames
-        indices = uniform_indices(available, num_frames, short)
-        transform = functools.partial(eval_frame, size=image_size)
-        frames, timestamps = reader.read(indices, transform=transform)
-        damaged = reader.damaged_frames
-    return SampledClip(os.fspath(path), frames, indices, timestamps, available, damaged)
+    reason: str
 
 
 def extract_features(
@@ -125,11 +89,9 @@ def extract_features(
     batch_size: int = 8,
     num_threads: int | None = None,
     short: Short = "repeat",
-    limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[ClipFeatures | FailedClip]:
-    """Encodes video files one by one, as they come out of the batches.
+    """Encodes video files, which are decoded ahead in threads, a bounded number at a time.
 
-    Files are decoded ahead in threads, a bounded number at a time, so that `paths` may be long.
     Neither the batch size nor the number of threads changes the features beyond rounding.
 
     Args:
@@ -141,68 +103,70 @@ def extract_features(
       batch_size: clips per forward pass; the last batch is filled up, so that one program serves.
       num_threads: decoding threads; by default one per CPU core.
       short: whether a video with fewer frames than wanted repeats some or fails.
-      limits: what reading one file may cost.
 
     Returns:
-      Features in the order of `paths`; failures come as soon as they are met.
+      Features or a failure of each file in the order of `paths`, as they come out of the batches.
 
     Raises:
       ValueError: the model has no video encoder, or its tubelets do not divide the frames.
     """
     encoder, _ = video_encoder(model.module, model.variables)
     preprocessing = model.preprocessing.require_video()
-    num_frames = num_frames or preprocessing.num_frames
-    size = preprocessing.image_size
+    num_frames, size = num_frames or preprocessing.num_frames, preprocessing.image_size
     grid = token_grid(
         (num_frames, size, size), encoder.config.tubelet_size, encoder.config.patch_size
     )
-    sample = functools.partial(
-        _try_sample, num_frames=num_frames, image_size=size, short=short, limits=limits
-    )
-    forward = functools.partial(
-        _forward, model.variables, module=model.module, preprocessing=preprocessing, kind=kind
-    )
+    forward = _Encoder(model.module, preprocessing, kind)
+    sources = [os.fspath(path) for path in paths]
 
     def results() -> Iterator[ClipFeatures | FailedClip]:
-        batch: list[SampledClip] = []
-        for clip in map_ahead(sample, paths, num_threads or usable_cpus(), 2 * batch_size):
-            if isinstance(clip, FailedClip):
-                yield clip
-                continue
-            batch.append(clip)
-            if len(batch) == batch_size:
-                yield from _encode(forward, batch, batch_size, grid)
-                batch = []
-        if batch:
-            yield from _encode(forward, batch, batch_size, grid)
+        if not sources:
+            return
+        batches = pipeline.eval_batches(
+            DataConfig(num_frames=num_frames, image_size=size),
+            ("video",),
+            batch_size=batch_size,
+            source=RecordSource([ClipRecord(id=path, path=path) for path in sources]),
+            num_threads=num_threads,
+        )
+        for batch, features in runner.run(forward, model.variables, batches):
+            for row in np.flatnonzero(batch["index"] >= 0).tolist():
+                clip = _clip(sources[batch["index"][row]], batch, row, short)
+                if isinstance(clip, SampledClip):
+                    yield ClipFeatures(clip, features[row], grid)
+                else:
+                    yield clip
 
     return results()
 
 
-@functools.partial(jax.jit, static_argnames=("module", "preprocessing", "kind"))
-def _forward(
-    variables: dict[str, Any],
-    video: jax.Array,
-    *,
-    module: nn.Module,
-    preprocessing: VideoPreprocessing,
-    kind: Kind,
-) -> jax.Array:
-    output = encode(module, variables, normalize(video, preprocessing))
-    return (output.pooled if kind == "pooled" else output.tokens).astype(jnp.float32)
+def _clip(
+    source: str, batch: Mapping[str, np.ndarray], row: int, short: Short
+) -> SampledClip | FailedClip:
+    if not batch["valid"][row]:
+        return FailedClip(source, str(batch["error"][row]))
+    indices, found = batch["frame_indices"][row], int(batch["num_frames"][row])
+    if short == "error" and found < len(indices):
+        return FailedClip(
+            source,
+            f"expected a video with at least {len(indices)} frames, found {found};"
+            ' ask for fewer frames or repeat some (short="repeat")',
+        )
+    damaged = int(batch["damaged_frames"][row])
+    return SampledClip(
+        source, batch["video"][row], indices, batch["timestamps"][row], found, damaged
+    )
 
 
-def _encode(
-    forward: Any, batch: list[SampledClip], batch_size: int, grid: tuple[int, int, int]
-) -> Iterator[ClipFeatures]:
-    padding = [batch[-1].frames] * (batch_size - len(batch))
-    features = np.asarray(forward(np.stack([clip.frames for clip in batch] + padding)))
-    for clip, row in zip(batch, features, strict=False):
-        yield ClipFeatures(clip, row, grid)
+@dataclasses.dataclass(frozen=True)
+class _Encoder(runner.Forward):
+    """Features of uint8 clips `[B, T, S, S, 3]`: pooled `[B, P]` or tokens `[B, N, D]`."""
 
+    module: nn.Module
+    preprocessing: VideoPreprocessing
+    kind: Kind
 
-def _try_sample(path: str | os.PathLike[str], **options: Any) -> SampledClip | FailedClip:
-    try:
-        return sample_clip(path, **options)
-    except ValueError as error:
-        return FailedClip(os.fspath(path), error)
+    def forward(self, variables: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        video = normalize(batch["video"], self.preprocessing)
+        output = encode(self.module, variables, video)
+        return output.pooled if self.kind == "pooled" else output.tokens

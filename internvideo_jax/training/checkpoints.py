@@ -6,7 +6,7 @@ import os
 import re
 import types
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from internvideo_jax.training.orbax_noise import WithoutOrbax, hide_leftovers
 from internvideo_jax.training.state import TrainState
 
 PyTree = Any
+State = TypeVar("State")
 
 # In TensorStore's messages: [name='what a developer wants to know'].
 _DETAIL = re.compile(r" \[(?P<name>[\w \[\]]+)='(?P<value>(?:[^'\\]|\\.)*)'\]")
@@ -32,7 +33,7 @@ _LAYER = re.compile(
 )
 
 
-class CheckpointError(OSError):
+class RunCheckpointError(OSError):
     """A checkpoint that cannot be written, or none that can be read."""
 
 
@@ -81,16 +82,16 @@ class Checkpoints:
         """Steps with a complete checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: TrainState, position: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: State, position: Mapping[str, Any]) -> None:
         """Starts to save; returns when `state` may be donated.
 
         Args:
           step: names the checkpoint.
-          state: what to save.
+          state: what to save, a `TrainState` or a dict of arrays.
           position: further JSON-ready entries for the description, e.g. the data position.
 
         Raises:
-          CheckpointError: this or the previous save cannot be written.
+          RunCheckpointError: this or the previous save cannot be written.
         """
         meta = {**position, "checksums": checksums(state), "config": self._config}
         # Surfaces the previous save's failure under its own name.
@@ -109,7 +110,7 @@ class Checkpoints:
         """Returns when the last save is complete.
 
         Raises:
-          CheckpointError: it cannot be written.
+          RunCheckpointError: it cannot be written.
         """
         try:
             self._manager.wait_until_finished()
@@ -117,7 +118,12 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise self._cannot_write(error) from error
 
-    def restore(self, target: TrainState) -> TrainState | None:
+    def remove_all(self) -> None:
+        """Removes all checkpoints."""
+        for step in self.steps():
+            self._manager.delete(step)
+
+    def restore(self, target: State) -> State | None:
         """The newest checkpoint that can be read, or None if there is none at all.
 
         Newer ones that cannot be read are renamed to `STEP.broken`.
@@ -128,7 +134,7 @@ class Checkpoints:
 
         Raises:
           ConfigMismatchError: the run had another config; all differing fields are listed.
-          CheckpointError: there are checkpoints, but none can be read.
+          RunCheckpointError: there are checkpoints, but none can be read.
         """
         broken: dict[int, str] = {}
         for step in reversed(self.steps()):
@@ -145,13 +151,13 @@ class Checkpoints:
             return state
         if broken:
             reasons = "\n  ".join(f"{step}: {reason}" for step, reason in broken.items())
-            raise CheckpointError(
+            raise RunCheckpointError(
                 f"none of the checkpoints in {self.directory} can be read:\n  {reasons}\n"
                 "restore the directory from a copy, or start anew in another workdir"
             )
         return None
 
-    def _restore(self, step: int, target: TrainState) -> TrainState:
+    def _restore(self, step: int, target: State) -> State:
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         differing = differing_fields(meta["meta"]["config"], self._config)
         if differing:
@@ -163,7 +169,9 @@ class Checkpoints:
         restored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_as_dict(target)))
         )
-        state: TrainState = target.replace(**restored["state"])
+        state = restored["state"]
+        if isinstance(target, TrainState):
+            state = target.replace(**state)
         found, expected = checksums(state), meta["meta"]["checksums"]
         wrong = [name for name, value in found.items() if expected[name] != value]
         if wrong:
@@ -184,7 +192,7 @@ class Checkpoints:
             multihost_utils.sync_global_devices(f"set aside checkpoint {step}")
         self._manager.reload()
 
-    def _cannot_write(self, error: Exception) -> CheckpointError:
+    def _cannot_write(self, error: Exception) -> RunCheckpointError:
         if jax.process_index() == 0:
             # They may be what fills the disk.
             for partial in self.directory.glob("*.orbax-checkpoint-tmp"):
@@ -192,7 +200,7 @@ class Checkpoints:
         # From the disk: the manager forgets what it would have removed after this save.
         self._manager.reload()
         steps = ", ".join(map(str, self.steps())) or "none"
-        return CheckpointError(
+        return RunCheckpointError(
             f"cannot write a checkpoint to {self.directory}: {_reason(error)}; checkpoints that"
             f" are complete: {steps}; make room and start the same command again"
         )
@@ -208,7 +216,7 @@ class Checkpoints:
     ) -> None:
         try:
             self.wait()
-        except CheckpointError as failure:
+        except RunCheckpointError as failure:
             # The run may fail of the same full disk, in fewer words.
             if error is None or getattr(error, "errno", None) == errno.ENOSPC:
                 raise
@@ -257,8 +265,10 @@ def _device_checksum(x: jax.Array) -> jax.Array:
     return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
 
 
-def _as_dict(state: TrainState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
+def _as_dict(state: Any) -> dict[str, Any]:
+    if isinstance(state, TrainState):
+        return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
+    return dict(state)
 
 
 def _reason(error: Exception) -> str:

@@ -1,14 +1,16 @@
 """The `train` part of a run's config, and what may change in a config when a run resumes."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
+import numpy as np
 import optax
 
 from internvideo_jax.parallel.mesh import MeshConfig, default_fsdp
-from internvideo_jax.training.optimizer import adamw
-from internvideo_jax.training.schedules import scale_learning_rate, warmup_cosine
+from internvideo_jax.training.optimizer import PartConfig, adamw, part_of
+from internvideo_jax.training.schedules import warmup_cosine
+from internvideo_jax.training.stage import Stage
 
 # Dotted names (with everything below them) that do not change what a run computes, apart from the
 # order of sums on another mesh. `train.steps` is none of them: the schedule is made for it.
@@ -21,6 +23,7 @@ FREE_FIELDS = (
     "data.root",
     "data.workers",
     "data.cache_dir",
+    "data.features_dir",
     "data.stall_timeout",
     "eval_data",
 )
@@ -37,14 +40,15 @@ class OptimizerConfig:
     """AdamW as the recipes state it.
 
     Attributes:
-      lr: peak learning rate per 256 rows of the global batch.
-      min_lr: rate that the cosine tends to, per 256 rows too.
-      warmup_lr: rate of the first step, per 256 rows too.
+      lr: peak learning rate, for the batch as it is: another batch size does not change it.
+      min_lr: rate that the cosine tends to.
+      warmup_lr: rate of the first step.
       betas: decays of the first and second moment.
       eps: added to the root of the second moment.
       weight_decay: decoupled, on kernels only.
       layer_decay: factor between the rates of neighbouring layers; 1 has none.
       max_grad_norm: bound of the global gradient norm; None does not clip.
+      parts: parameters with a learning rate or weight decay of their own, or frozen ones.
     """
 
     lr: float
@@ -55,6 +59,7 @@ class OptimizerConfig:
     weight_decay: float = 0.05
     layer_decay: float = 1.0
     max_grad_norm: float | None = None
+    parts: tuple[PartConfig, ...] = ()
 
     def __post_init__(self) -> None:
         norm = self.max_grad_norm
@@ -125,6 +130,8 @@ class TrainConfig:
       num_sample: augmented copies of each clip; a step has `rows = batch_size * num_sample`.
       accumulation: micro-batches per step.
       ema_decay: decay of the running average of the weights; None keeps none.
+      frozen_dtype: of the kernels that are not trained. Where the model computes in bfloat16, they
+        are the same numbers in either, in half the memory.
       seed: of initial weights, draws and the order of the data.
       mesh: how the devices are arranged.
       checkpoint: when to write checkpoints.
@@ -142,6 +149,7 @@ class TrainConfig:
     num_sample: int = 1
     accumulation: int = 1
     ema_decay: float | None = None
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
     mesh: MeshAxes = MeshAxes()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -208,15 +216,11 @@ class TrainConfig:
         return Lengths(total, warmup)
 
     def schedule(self, lengths: "Lengths") -> optax.Schedule:
-        """The learning rate of each step, scaled to the rows of the global batch."""
-        rates = self.optimizer
-        peak, final, start = (
-            scale_learning_rate(rate, self.batch_size, self.num_sample)
-            for rate in (rates.lr, rates.min_lr, rates.warmup_lr)
-        )
-        return warmup_cosine(peak, final, lengths.total, lengths.warmup, start)
+        """The learning rate of each step."""
+        o = self.optimizer
+        return warmup_cosine(o.lr, o.min_lr, lengths.total, lengths.warmup, o.warmup_lr)
 
-    def unit_optimizer(self) -> optax.GradientTransformation:
+    def unit_optimizer(self, stage: Stage) -> optax.GradientTransformation:
         """AdamW at learning rate 1; the step multiplies its updates by the schedule's rate.
 
         So the rate follows the number of the step, also past steps that were skipped.
@@ -224,13 +228,21 @@ class TrainConfig:
         o = self.optimizer
         return adamw(
             1.0,
+            is_decayed=stage.is_decayed,
+            layer_of=stage.layer_of,
             b1=o.betas[0],
             b2=o.betas[1],
             eps=o.eps,
             weight_decay=o.weight_decay,
             layer_decay=o.layer_decay,
             max_grad_norm=o.max_grad_norm,
+            parts=o.parts,
         )
+
+    def trainable(self, stage: Stage) -> Callable[[str], bool | np.ndarray]:
+        """By path, whether a parameter is trained, as `Stage.trainable`: by stage and config."""
+        parts = self.optimizer.parts
+        return lambda path: not part_of(path, parts).frozen and stage.trainable(path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import json
 import math
 import shutil
 import time
@@ -16,9 +15,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
+from internvideo_jax.files import write_json
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES, Rules
-from internvideo_jax.training.checkpoints import Checkpoints
+from internvideo_jax.training.checkpoints import Checkpoints, RunCheckpointError
 from internvideo_jax.training.config import TrainConfig
 from internvideo_jax.training.metrics import (
     LOSS_CURVE,
@@ -29,11 +29,20 @@ from internvideo_jax.training.metrics import (
     plot_losses,
 )
 from internvideo_jax.training.process import Preemption, locked
-from internvideo_jax.training.stage import Batch, Evaluation, HostBatch, Stage, Variables
+from internvideo_jax.training.stage import (
+    Batch,
+    Evaluation,
+    HostBatch,
+    PyTree,
+    Stage,
+    Variables,
+)
 from internvideo_jax.training.state import TrainState, abstract_state, create_state, load_frozen
 from internvideo_jax.training.step import batch_shardings, make_train_step
 
 CHECKPOINTS = "checkpoints"
+# Among them, written once: the parameters that are not trained.
+FIXED = "fixed"
 MODEL = "model"
 MODEL_EMA = "model_ema"
 BAD_EXAMPLES = "bad_examples.json"
@@ -89,15 +98,13 @@ def train(
       BlockingIOError: another run is using `workdir`.
       NonFiniteError: `config.max_bad_steps` in a row; `bad_examples.json` lists their rows.
       ConfigMismatchError: the run in `workdir` had another config.
-      CheckpointError: a checkpoint cannot be written, or none of them read.
+      RunCheckpointError: a checkpoint cannot be written, or none of them read.
       ValueError: the config does not fit the mesh, or a batch the stage.
     """
     lengths = config.lengths(steps_per_epoch)
     devices = list(jax.devices() if devices is None else devices)
     mesh = make_mesh(config.mesh.resolve(len(devices)), devices)
     check_batch_fits(config, mesh)
-    optimizer, schedule = config.unit_optimizer(), config.schedule(lengths)
-    has_ema = config.ema_decay is not None
     is_main = jax.process_index() == 0
     workdir = Path(workdir).absolute()
     workdir.mkdir(parents=True, exist_ok=True)
@@ -109,36 +116,37 @@ def train(
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(nn.logical_axis_rules(rules))
 
-        # Where the run stands.
-        target = abstract_state(stage, optimizer, mesh, rules, has_ema=has_ema)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
+        # What a step is, and where the run stands.
+        target, fixed_target = abstract_state(stage, config, mesh, rules)
+        schedule = config.schedule(lengths)
+        train_step = make_train_step(stage, config, schedule, target, mesh, rules)
         checkpoints = stack.enter_context(
             Checkpoints(workdir / CHECKPOINTS, run_config, keep=config.checkpoint.keep)
         )
-        state = checkpoints.restore(target)
-        if state is None:
-            state = create_state(stage, optimizer, mesh, rules, seed=config.seed, has_ema=has_ema)
+        state, fixed = checkpoints.restore(target), fixed_target
+        is_new = state is None
+        if is_new:
+            state, fixed = create_state(stage, config, mesh, rules)
+        if jax.tree.leaves(fixed_target):
+            with Checkpoints(workdir / CHECKPOINTS / FIXED, run_config, keep=1) as once:
+                if is_new:
+                    once.remove_all()
+                    once.save(0, fixed, {})
+                elif (fixed := once.restore(fixed_target)) is None:
+                    raise RunCheckpointError(
+                        f"{once.directory} is gone, which held the parameters that are not"
+                        " trained; restore it from a copy, or start anew in another workdir"
+                    )
         start = saved_step = int(state.step)
         progress = Progress(lengths.total, start, config.rows, visible=is_main)
         stack.callback(progress.close)
-        progress.say(_headline(state, mesh, config, lengths.total))
+        progress.say(_headline(state, fixed, mesh, config, lengths.total))
         if start == lengths.total and (workdir / MODEL).exists():
             progress.say(f"{workdir} holds a complete run: nothing is left to train")
             return True
 
         # What a step needs.
         frozen = load_frozen(stage, mesh, rules)
-        train_step = make_train_step(
-            stage,
-            optimizer,
-            schedule,
-            shardings,
-            mesh,
-            rules,
-            seed=config.seed,
-            accumulation=config.accumulation,
-            ema_decay=config.ema_decay,
-        )
         example = stage.example_batch(config.rows)
         inputs = batch_shardings(example, mesh, rules)
         data = batches(start)
@@ -161,7 +169,7 @@ def train(
             waited = time.perf_counter() - began
             with jax.transfer_guard("disallow"):
                 batch = _to_devices(host_batch, example, inputs)
-                state, metrics = train_step(state, frozen, batch)
+                state, metrics = train_step(state, fixed, frozen, batch)
             if step == start + 1:
                 # The first one compiles.
                 jax.block_until_ready(metrics)
@@ -181,7 +189,7 @@ def train(
                 replaced = 0
 
             if evaluations and config.eval_every and (step % config.eval_every == 0 or is_last):
-                log(step, _evaluate(evaluations, state))
+                log(step, _evaluate(evaluations, state, fixed))
                 progress.restart_clock()
 
             must_stop = preemption.reached(step)
@@ -196,8 +204,8 @@ def train(
                 return False
 
         checkpoints.wait()
-        _save_model(stage, state.variables(), workdir / MODEL)
-        if (averaged := state.averaged_variables()) is not None:
+        _save_model(stage, state.variables(fixed), workdir / MODEL)
+        if (averaged := state.averaged_variables(fixed)) is not None:
             _save_model(stage, averaged, workdir / MODEL_EMA)
         if is_main:
             plot_losses(workdir / METRICS, workdir / LOSS_CURVE)
@@ -261,7 +269,7 @@ class _BadSteps:
                 }
             )
         if jax.process_index() == 0:
-            self._target.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+            write_json(self._target, rows)
         raise NonFiniteError(
             f"the loss or its gradients were not finite in {num_bad} steps in a row, the last of"
             f" them step {self._streak[-1][0]}; {self._target} lists the dataset indices of their"
@@ -295,10 +303,15 @@ def _to_devices(
     return batch
 
 
-def _evaluate(evaluations: Mapping[str, Evaluation], state: TrainState) -> dict[str, float]:
+def _evaluate(
+    evaluations: Mapping[str, Evaluation], state: TrainState, fixed: PyTree
+) -> dict[str, float]:
     results: dict[str, float] = {}
     for name, evaluation in evaluations.items():
-        of_weights = {name: state.variables(), f"{name}_ema": state.averaged_variables()}
+        of_weights = {
+            name: state.variables(fixed),
+            f"{name}_ema": state.averaged_variables(fixed),
+        }
         for prefix, variables in of_weights.items():
             if variables is not None:
                 results |= {f"{prefix}/{k}": v for k, v in evaluation(variables).items()}
@@ -321,8 +334,8 @@ def _save_model(stage: Stage, variables: Variables, target: Path) -> None:
         partial.rename(target)
 
 
-def _headline(state: TrainState, mesh: Mesh, config: TrainConfig, total: int) -> str:
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+def _headline(state: TrainState, fixed: PyTree, mesh: Mesh, config: TrainConfig, total: int) -> str:
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((state.params, fixed)))
     axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     place = "from the start" if int(state.step) == 0 else f"from step {int(state.step)}"
     return (

@@ -9,10 +9,67 @@ and `datasets/masking_generator.py` of upstream. Upstream's stage 1 lacks the cl
 for tube and random masks and fails; here every mask has it.
 """
 
+import dataclasses
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskConfig:
+    """Which tokens a student keeps.
+
+    The methods take `grid`, the student's tokens along (time, height, width), and `per_frame`,
+    whether attention masks are drawn frame by frame or over the whole clip.
+
+    Attributes:
+      kind: drawn in proportion to a teacher's attention, the same places in all frames, or anywhere
+        in the clip.
+      ratio: share of the tokens that are masked.
+    """
+
+    kind: Literal["attention", "tube", "random"] = "attention"
+    ratio: float = 0.8
+
+    def draw(
+        self, key: PRNGKeyArray, batch_size: int, grid: tuple[int, int, int], per_frame: bool
+    ) -> Array:
+        """All the randomness of a batch's masks, one row for each clip.
+
+        Returns:
+          Exp(1) draws `[B, T, h*w]` or `[B, 1, T*h*w]` for attention masks, else the kept tokens
+          `[B, R]`.
+        """
+        t, h, w = grid
+        if self.kind == "tube":
+            return tube_kept(key, batch_size, grid, self.ratio)
+        if self.kind == "random":
+            return random_kept(key, batch_size, t * h * w, self.ratio)
+        rows = (t, h * w) if per_frame else (1, t * h * w)
+        return jax.random.exponential(key, (batch_size, *rows))
+
+    def kept(self, drawn: Array, attention: Float[Array, "rows N"] | None) -> Int[Array, "B R"]:
+        """Ascending indices of the kept tokens, class token first, from what `draw` gave.
+
+        Args:
+          drawn: of `draw`.
+          attention: a teacher's, as in `TeacherOutput.attention`; None without attention masks.
+        """
+        if self.kind != "attention":
+            return drawn
+        assert attention is not None
+        draws = drawn.reshape(attention.shape)
+        return attention_guided_kept(attention, draws, self.ratio, batch_size=drawn.shape[0])
+
+    def num_kept(self, grid: tuple[int, int, int], per_frame: bool) -> int:
+        """Tokens that are kept of a clip, class token included."""
+        t, h, w = grid
+        if self.kind == "tube" or (self.kind == "attention" and per_frame):
+            return 1 + t * num_kept(h * w, self.ratio)
+        return 1 + num_kept(t * h * w, self.ratio)
 
 
 def num_kept(num_tokens: int, mask_ratio: float) -> int:

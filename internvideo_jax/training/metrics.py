@@ -11,9 +11,12 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-from internvideo_jax.training.events import EventWriter
+from internvideo_jax.files import write_text
 
 METRICS = "metrics.jsonl"
 LOSS_CURVE = "loss.png"
@@ -23,25 +26,41 @@ class MetricsWriter:
     """Appends one JSON object per log to `WORKDIR/metrics.jsonl`, and the same to TensorBoard.
 
     Each line has `step` and the metrics' numbers; a non-finite one is null. On a resumed run the
-    lines of steps that are done again are removed, and a line that a kill cut off.
+    lines of steps that are done again are removed, and a line that a kill cut off; TensorBoard
+    drops what earlier event files have of these steps.
     """
 
     def __init__(self, workdir: Path, start_step: int) -> None:
         """Opens the files for a run that has done `start_step` steps."""
-        self.path = workdir / METRICS
-        kept = [line for line in read_metrics(self.path) if line["step"] <= start_step]
-        partial = self.path.with_name(f".{METRICS}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, self.path)
-        self._file = self.path.open("a", encoding="utf-8")
-        self._events = EventWriter(workdir / "tensorboard", start_step)
+        path = workdir / METRICS
+        kept = [line for line in read_metrics(path) if line["step"] <= start_step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
+        events = workdir / "tensorboard"
+        events.mkdir(exist_ok=True)
+        # Besides the second and the host, which the library puts there: names must be new.
+        suffix = f".{os.getpid()}.{start_step}"
+        self._events = EventsWriter(str(events / "events"), suffix)
+        if start_step:
+            start = SessionLog(status=SessionLog.START)
+            self._events.write_event(
+                Event(wall_time=time.time(), step=start_step + 1, session_log=start)
+            )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the metrics of a step."""
         finite = {name: float(v) if math.isfinite(v) else None for name, v in values.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        self._events.write(step, {name: v for name, v in finite.items() if v is not None})
+        scalars = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in finite.items()
+            if value is not None
+        ]
+        self._events.write_event(
+            Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
+        )
+        self._events.flush()
 
     def close(self) -> None:
         """Closes the files."""

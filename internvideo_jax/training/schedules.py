@@ -1,23 +1,12 @@
 """Learning-rate schedules of the released recipes.
 
-Source: `cosine_scheduler` of upstream `InternVideo2/single_modality/utils.py` and the scaling rule
-of its runners.
+Source: `cosine_scheduler` of upstream `InternVideo2/single_modality/utils.py`.
 """
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
-
-
-def scale_learning_rate(rate: float, batch_size: int, num_sample: int = 1) -> float:
-    """Rate for a global batch, given the rate per 256 clips.
-
-    Upstream scales peak, final and warm-up rates alike. `batch_size` counts what one optimizer step
-    sees (fine-tuning: gradient accumulation included); `num_sample` is the number of augmented
-    copies of each clip.
-    """
-    return rate * batch_size * num_sample / 256
 
 
 def warmup_cosine(

@@ -1,13 +1,15 @@
 """What the training loop asks of a stage: weights, teachers, targets, a loss, a saved model."""
 
-from collections.abc import Callable, Iterator
+import abc
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from internvideo_jax.evaluation.runner import Evaluator
 from internvideo_jax.parallel.rules import Rules
 
 PyTree = Any
@@ -17,45 +19,46 @@ HostBatch = dict[str, np.ndarray]
 # Makes metrics from variables `{"params": ..., ...}` that live on the mesh.
 Evaluation = Callable[[Variables], dict[str, float]]
 
+# The name among a stage's frozen variables of the trained model with averaged weights.
+AVERAGED = "averaged"
 
-class Stage(Protocol):
-    """A kind of training, as pure functions of arrays; subclass it for the defaults.
+
+class Stage(abc.ABC):
+    """A kind of training, as pure functions of arrays.
 
     Everything that the loop jits (`init`, `init_frozen`, `targets`, `loss`) is traced under the
     current mesh and logical axis rules. Randomness comes from the given keys alone: draw over the
     whole (global) batch at once, then values do not depend on the mesh.
+
+    Attributes:
+      loss_is_mean_over_rows: whether the mean of micro-batches' losses is the loss of the batch. A
+        loss over the global batch, as contrastive ones are, says False and is not split.
+      targets_see_averages: whether `targets` finds the model's variables with averaged weights
+        under `AVERAGED` in `frozen`, for self-distillation; needs `train.ema_decay`.
     """
 
-    def example_batch(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of the arrays that a step takes, by name.
+    loss_is_mean_over_rows: ClassVar[bool] = True
+    targets_see_averages: ClassVar[bool] = False
 
-        The data may have more fields (`index`, `replaced`): they stay on the host. A uint8 array
-        may come as float32 and the other way round: clips travel as bytes or normalised already.
+    @abc.abstractmethod
+    def example_batch(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the arrays that a step takes, by name: the fields that the data must have.
+
+        The data may have more (`index`, `replaced`): they stay on the host. A uint8 array may come
+        as float32 and the other way round: clips travel as bytes or normalised already.
 
         Args:
           batch_size: rows of the global batch, all augmented copies counted.
         """
-        ...
 
+    @abc.abstractmethod
     def init(self, key: jax.Array) -> Variables:
         """The trained model's variables `{"params": ..., ["batch_stats": ...]}`, float32.
 
         Leaves are boxed with their logical axis names, as `module.init` gives them.
         """
-        ...
 
-    def targets(self, frozen: PyTree, batch: Batch, key: jax.Array) -> PyTree:
-        """What needs no gradient: teachers' features, masks, mixed labels.
-
-        Called once per micro-batch, so that only one micro-batch's features are alive.
-
-        Args:
-          frozen: the frozen variables.
-          batch: arrays of `example_batch`, one micro-batch of them.
-          key: for this micro-batch's draws.
-        """
-        ...
-
+    @abc.abstractmethod
     def loss(
         self, params: PyTree, extra: PyTree, batch: Batch, targets: PyTree, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
@@ -69,10 +72,10 @@ class Stage(Protocol):
           key: for dropout and drop path; independent of that of `targets`.
 
         Returns:
-          A scalar, the mean over the batch; then scalar metrics by name and the new `extra`.
+          A scalar; then scalar metrics by name and the new `extra`.
         """
-        ...
 
+    @abc.abstractmethod
     def save(self, variables: Variables, directory: Path) -> None:
         """Writes a self-describing model (`internvideo_jax.saved_model.save`) to `directory`.
 
@@ -80,7 +83,18 @@ class Stage(Protocol):
           variables: unboxed variables on the mesh. With several processes all call it.
           directory: does not exist yet.
         """
-        ...
+
+    def targets(self, frozen: PyTree, batch: Batch, key: jax.Array) -> PyTree:
+        """What needs no gradient: teachers' features, masks, mixed labels; nothing by default.
+
+        Called once per micro-batch, so that only one micro-batch's features are alive.
+
+        Args:
+          frozen: the frozen variables.
+          batch: arrays of `example_batch`, one micro-batch of them.
+          key: for this micro-batch's draws.
+        """
+        return {}
 
     def trainable(self, path: str) -> bool | np.ndarray:
         """Whether the parameter at a "/"-joined path below `params` is trained; all are by default.
@@ -89,13 +103,24 @@ class Stage(Protocol):
         """
         return True
 
+    def is_decayed(self, path: str) -> bool:
+        """Whether weight decay applies to the parameter at such a path; by default to kernels."""
+        return path.rpartition("/")[2] == "kernel"
+
+    def layer_of(self, path: str) -> int | np.ndarray:
+        """The layer of the parameter at such a path, for layer decay, as `optimizer.LayerOf`."""
+        raise ValueError(
+            "expected a model with layers for train.optimizer.layer_decay below 1, found"
+            f" {type(self).__name__}, which has none; set it to 1"
+        )
+
     @property
     def num_classes(self) -> int | None:
         """Classes that the labels of a batch may have; None if it needs no labels."""
         return None
 
     def init_frozen(self, key: jax.Array) -> PyTree:
-        """Boxed variables of the frozen teachers, in their dtypes; `{}` without teachers.
+        """Boxed variables of the frozen teachers by name, in their dtypes; `{}` without teachers.
 
         Used for shapes and shardings only.
         """
@@ -125,11 +150,6 @@ class Stage(Protocol):
         """
         return {}
 
-    def evaluation(self, batches: Callable[[], Iterator[HostBatch]]) -> Evaluation | None:
-        """The evaluation to run during training, or None if the stage has none.
-
-        Args:
-          batches: starts a pass over this process's share of the evaluation data
-            (`data.pipeline.eval_batches`).
-        """
-        return None
+    def evaluators(self) -> dict[str, Evaluator]:
+        """What can be measured of the model during training, by name; nothing by default."""
+        return {}

@@ -1,5 +1,6 @@
 """The state of a training run, created in its sharding."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from jax.sharding import Mesh
 
 from internvideo_jax.parallel.rules import Rules
 from internvideo_jax.parallel.sharding import abstract_params, init_sharded
+from internvideo_jax.training.config import TrainConfig
+from internvideo_jax.training.optimizer import map_paths, part_of
 from internvideo_jax.training.stage import Stage, Variables
 
 PyTree = Any
@@ -21,12 +24,14 @@ PyTree = Any
 class TrainState(flax.struct.PyTreeNode):
     """What changes from step to step; the position in the data and all draws follow from `step`.
 
+    Parameters that are not trained lie beside it, in a tree that is called `fixed`.
+
     Attributes:
       step: steps done, int32 `[]`; skipped ones count.
-      params: all parameters of the model, float32.
-      opt_state: the optimizer's state for the trained parameters.
+      params: the trained parameters, float32.
+      opt_state: the optimizer's state for them.
       extra: the model's other collections, e.g. `{"batch_stats": ...}`.
-      ema: running average of the trained parameters, or None.
+      ema: their running average, or None.
       bad_steps: skipped steps in a row up to now, int32 `[]`.
     """
 
@@ -37,19 +42,19 @@ class TrainState(flax.struct.PyTreeNode):
     ema: PyTree | None
     bad_steps: jax.Array
 
-    def variables(self) -> Variables:
+    def variables(self, fixed: PyTree) -> Variables:
         """The model's variables."""
-        return {"params": self.params, **self.extra}
+        return {"params": merge(fixed, self.params), **self.extra}
 
-    def averaged_variables(self) -> Variables | None:
+    def averaged_variables(self, fixed: PyTree) -> Variables | None:
         """The variables with averaged weights; None without averages."""
         if self.ema is None:
             return None
-        return {"params": merge(self.params, self.ema), **self.extra}
+        return {"params": merge(fixed, self.ema), **self.extra}
 
 
-def split_trained(params: PyTree, trainable: Callable[[str], Any]) -> PyTree:
-    """The trained parameters, a part of the tree `params` (boxed or not).
+def split_trained(params: PyTree, trainable: Callable[[str], Any]) -> tuple[PyTree, PyTree]:
+    """The trained parameters and the others, two parts of the tree `params` (boxed or not).
 
     Raises:
       ValueError: none is trained.
@@ -59,38 +64,47 @@ def split_trained(params: PyTree, trainable: Callable[[str], Any]) -> PyTree:
     if not trained:
         raise ValueError(
             f"expected parameters to train, found none among the {len(flat)} of the model;"
-            " correct the stage's `trainable`"
+            " correct the stage's `trainable` or train.optimizer.parts"
         )
-    return traverse_util.unflatten_dict(trained, sep="/")
+    fixed = {path: leaf for path, leaf in flat.items() if path not in trained}
+    unflatten = functools.partial(traverse_util.unflatten_dict, sep="/")
+    return unflatten(trained), unflatten(fixed)
 
 
-def merge(params: PyTree, part: PyTree) -> PyTree:
-    """`params` with the leaves of its part-tree replaced."""
-    flat = traverse_util.flatten_dict(params, sep="/")
-    return traverse_util.unflatten_dict(flat | traverse_util.flatten_dict(part, sep="/"), sep="/")
+def merge(fixed: PyTree, trained: PyTree) -> PyTree:
+    """The tree of which `split_trained` made two."""
+    flat = [traverse_util.flatten_dict(part, sep="/") for part in (fixed, trained)]
+    return traverse_util.unflatten_dict(flat[0] | flat[1], sep="/")
 
 
 def abstract_state(
-    stage: Stage,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    rules: Rules,
-    *,
-    has_ema: bool = False,
-) -> TrainState:
-    """Shapes, dtypes and shardings of the state; nothing is allocated.
+    stage: Stage, config: TrainConfig, mesh: Mesh, rules: Rules
+) -> tuple[TrainState, PyTree]:
+    """Shapes, dtypes and shardings of the state and of `fixed`; nothing is allocated.
 
     The optimizer's moments and the averages are sharded as their parameters are.
 
     Returns:
-      `TrainState` of `jax.ShapeDtypeStruct`.
+      Trees of `jax.ShapeDtypeStruct`.
+
+    Raises:
+      ValueError: nothing is trained, or a part of the config that no parameter belongs to.
     """
 
-    def init(key: jax.Array) -> TrainState:
-        return _assemble(stage.init(key), stage, optimizer, has_ema)
+    def init(key: jax.Array) -> tuple[TrainState, PyTree]:
+        return _assemble(_initial_variables(stage, config, key), stage, config)
 
-    shapes: TrainState = abstract_params(init, mesh, rules, abstract_key())[0]
-    return shapes
+    state, fixed = abstract_params(init, mesh, rules, abstract_key())[0]
+    paths = traverse_util.flatten_dict(merge(fixed, state.params), sep="/")
+    parts = config.optimizer.parts
+    unused = {part.pattern for part in parts} - {part_of(path, parts).pattern for path in paths}
+    if unused:
+        raise ValueError(
+            "train.optimizer.parts: expected patterns of parameters' whole paths, found"
+            f" {', '.join(sorted(unused))}, which no parameter has or an earlier part takes;"
+            " `internvideo-jax train --dry_run` without it shows all paths"
+        )
+    return state, fixed
 
 
 def abstract_frozen(stage: Stage, mesh: Mesh, rules: Rules) -> PyTree:
@@ -105,36 +119,31 @@ def abstract_key() -> jax.ShapeDtypeStruct:
 
 
 def create_state(
-    stage: Stage,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    rules: Rules,
-    *,
-    seed: int,
-    has_ema: bool = False,
-) -> TrainState:
-    """The state at step 0: initial weights, or those that `stage.load_initial` puts in their place.
+    stage: Stage, config: TrainConfig, mesh: Mesh, rules: Rules
+) -> tuple[TrainState, PyTree]:
+    """The state at step 0 and `fixed`: initial weights, or those of `stage.load_initial`.
 
     Raises:
       ValueError: what `stage.load_initial` returns has another structure or other shapes.
     """
-    target = abstract_state(stage, optimizer, mesh, rules, has_ema=has_ema)
+    target = abstract_state(stage, config, mesh, rules)
     # The steps fold their number into the same key; init's draws are folded apart from them.
-    key = jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1))
-    initial, shardings = init_sharded(stage.init, mesh, rules, key)
+    key = jax.random.fold_in(jax.random.key(config.seed), np.uint32(2**32 - 1))
+    init = functools.partial(_initial_variables, stage, config)
+    initial, shardings = init_sharded(init, mesh, rules, key)
     loaded = stage.load_initial(initial)
     _check_fits(initial, loaded)
     # Orbax and converted files may give other shardings; a no-op otherwise.
     loaded = jax.device_put(loaded, shardings)
 
-    def finish(variables: Variables) -> TrainState:
+    def finish(variables: Variables) -> tuple[TrainState, PyTree]:
         variables = jax.tree.map(lambda x, like: x.astype(like.dtype), variables, initial_shapes)
-        return _assemble(variables, stage, optimizer, has_ema)
+        return _assemble(variables, stage, config)
 
     initial_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), initial)
     out_shardings = jax.tree.map(lambda x: x.sharding, target)
-    state: TrainState = jax.jit(finish, out_shardings=out_shardings)(loaded)
-    return state
+    made: tuple[TrainState, PyTree] = jax.jit(finish, out_shardings=out_shardings)(loaded)
+    return made
 
 
 def load_frozen(stage: Stage, mesh: Mesh, rules: Rules) -> PyTree:
@@ -149,20 +158,32 @@ def load_frozen(stage: Stage, mesh: Mesh, rules: Rules) -> PyTree:
     return frozen
 
 
-def _assemble(
-    variables: Variables, stage: Stage, optimizer: optax.GradientTransformation, has_ema: bool
-) -> TrainState:
-    extra = {name: value for name, value in variables.items() if name != "params"}
-    trained = split_trained(variables["params"], stage.trainable)
-    return TrainState(
+def _initial_variables(stage: Stage, config: TrainConfig, key: jax.Array) -> Variables:
+    """`stage.init` with the kernels that are not trained in their own dtype."""
+    variables = stage.init(key)
+    if config.frozen_dtype == "float32":
+        return variables
+    trainable = config.trainable(stage)
+
+    def cast(path: str, leaf: jax.Array) -> jax.Array:
+        is_kept = np.any(trainable(path)) or not path.endswith(("kernel", "embedding"))
+        return leaf if is_kept else leaf.astype(config.frozen_dtype)
+
+    return {**variables, "params": map_paths(cast, variables["params"])}
+
+
+def _assemble(variables: Variables, stage: Stage, config: TrainConfig) -> tuple[TrainState, PyTree]:
+    trained, fixed = split_trained(variables["params"], config.trainable(stage))
+    state = TrainState(
         step=jnp.int32(0),
-        params=variables["params"],
-        opt_state=optimizer.init(trained),
-        extra=extra,
+        params=trained,
+        opt_state=config.unit_optimizer(stage).init(trained),
+        extra={name: value for name, value in variables.items() if name != "params"},
         # Copies: a donated buffer may not belong to two arrays.
-        ema=jax.tree.map(jnp.copy, trained) if has_ema else None,
+        ema=None if config.ema_decay is None else jax.tree.map(jnp.copy, trained),
         bad_steps=jnp.int32(0),
     )
+    return state, fixed
 
 
 def _check_fits(expected: PyTree, found: PyTree) -> None:

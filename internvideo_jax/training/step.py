@@ -7,77 +7,98 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from internvideo_jax.parallel.rules import Rules
 from internvideo_jax.parallel.sharding import partition_spec
-from internvideo_jax.training.stage import Batch, Stage
-from internvideo_jax.training.state import TrainState, merge, split_trained
+from internvideo_jax.training.config import TrainConfig
+from internvideo_jax.training.optimizer import map_paths
+from internvideo_jax.training.stage import AVERAGED, Batch, Stage
+from internvideo_jax.training.state import TrainState, merge
 
 PyTree = Any
 Metrics = dict[str, jax.Array]
-TrainStep = Callable[[TrainState, PyTree, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, PyTree, PyTree, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
     stage: Stage,
-    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
     schedule: optax.Schedule,
-    shardings: TrainState,
+    target: TrainState,
     mesh: Mesh,
     rules: Rules,
-    *,
-    seed: int,
-    accumulation: int = 1,
-    ema_decay: float | None = None,
 ) -> TrainStep:
-    """Builds the jitted step `(state, frozen, batch) -> (state, metrics)`, which donates `state`.
+    """Builds the jitted step `(state, fixed, frozen, batch) -> (state, metrics)`.
+
+    It donates `state`; `fixed` are the model's parameters that are not trained, `frozen` the
+    teachers' variables.
 
     Call it under `jax.set_mesh(mesh)` and `nn.logical_axis_rules(rules)`. A non-finite loss or
     gradient leaves parameters, optimizer, averages and `extra` as they are; the step counts.
 
+    The draws of step s come from `fold_in(key(seed), s)`. Losses and gradients of the
+    `accumulation` micro-batches of a step are averaged; micro-batch i holds the rows i,
+    i + accumulation, ... so that no row changes its device. Averaged weights follow the update:
+    `ema = ema_decay * ema + (1 - ema_decay) * params`.
+
     Args:
       stage: gives targets and loss.
-      optimizer: at learning rate 1 (`TrainConfig.unit_optimizer`).
+      config: how to train.
       schedule: learning rate by step.
-      shardings: of the state, a `TrainState` of shardings.
+      target: shapes and shardings of the state (`state.abstract_state`).
       mesh: the mesh.
       rules: logical to mesh axes.
-      seed: the draws of step s come from `fold_in(key(seed), s)`.
-      accumulation: micro-batches of a step; their losses and gradients are averaged. Micro-batch i
-        holds the rows i, i + accumulation, ... so that no row changes its device.
-      ema_decay: `ema = decay * ema + (1 - decay) * params` after the update.
 
     Returns:
       The step. Its metrics are float32 scalars: `loss`, the stage's, `grad_norm` (before clipping),
       `learning_rate`, `skipped` (0 or 1) and `bad_steps` (skipped in a row).
+
+    Raises:
+      ValueError: the stage needs averaged weights or one loss over the batch, which the config has
+        not.
     """
-    trained_shardings = split_trained(shardings.params, stage.trainable)
+    accumulation, ema_decay = config.accumulation, config.ema_decay
+    if accumulation > 1 and not stage.loss_is_mean_over_rows:
+        raise ValueError(
+            f"train.accumulation: expected 1, as the loss of {type(stage).__name__} is over the"
+            f" whole batch and no mean of its micro-batches' losses, found {accumulation}; use more"
+            " devices or a smaller batch"
+        )
+    if ema_decay is None and stage.targets_see_averages:
+        raise ValueError(
+            f"train.ema_decay: expected a decay, as the targets of {type(stage).__name__} come from"
+            " averaged weights, found none"
+        )
+    optimizer, trainable = config.unit_optimizer(stage), config.trainable(stage)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
 
     def micro_step(
-        trained: PyTree, state: TrainState, frozen: PyTree, extra: PyTree, batch: Batch, key: Any
+        state: TrainState, fixed: PyTree, frozen: PyTree, extra: PyTree, batch: Batch, key: Any
     ) -> tuple[PyTree, Metrics, PyTree]:
         """Gradients, metrics with the loss, and the new collections of one micro-batch."""
         targets_key, loss_key = jax.random.split(key)
+        if stage.targets_see_averages:
+            frozen = {**frozen, AVERAGED: state.averaged_variables(fixed)}
         targets = jax.lax.stop_gradient(stage.targets(frozen, batch, targets_key))
 
         def loss_fn(trained: PyTree) -> tuple[jax.Array, tuple[Metrics, PyTree]]:
-            return stage.loss(merge(state.params, trained), extra, batch, targets, loss_key)
+            return stage.loss(merge(fixed, trained), extra, batch, targets, loss_key)
 
-        (loss, (metrics, extra)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (metrics, extra)), gradients = gradient(state.params)
         # Left to itself, the compiler may replicate the gradient of a sharded parameter.
-        gradients = jax.lax.with_sharding_constraint(gradients, trained_shardings)
+        gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)
         metrics = {name: jnp.float32(value) for name, value in metrics.items()}
         return gradients, {"loss": jnp.float32(loss), **metrics}, extra
 
     def accumulate(
-        trained: PyTree, state: TrainState, frozen: PyTree, batch: Batch, key: Any
+        state: TrainState, fixed: PyTree, frozen: PyTree, batch: Batch, key: Any
     ) -> tuple[PyTree, Metrics, PyTree]:
         """Means of gradients and metrics over the micro-batches; collections pass from one on."""
         if accumulation == 1:
             key = jax.random.fold_in(key, 0)
-            return micro_step(trained, state, frozen, state.extra, batch, key)
+            return micro_step(state, fixed, frozen, state.extra, batch, key)
         micro_batches = jax.tree.map(lambda x: _split_rows(x, accumulation, mesh, rules), batch)
 
         def body(carry: Any, inputs: Any) -> tuple[Any, Metrics]:
@@ -85,37 +106,36 @@ def make_train_step(
             index, micro_batch = inputs
             micro_key = jax.random.fold_in(key, index)
             gradients, metrics, extra = micro_step(
-                trained, state, frozen, extra, micro_batch, micro_key
+                state, fixed, frozen, extra, micro_batch, micro_key
             )
             return (jax.tree.map(jnp.add, total, gradients), extra), metrics
 
-        zeros = jax.tree.map(jnp.zeros_like, trained)
-        zeros = jax.lax.with_sharding_constraint(zeros, trained_shardings)
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        zeros = jax.lax.with_sharding_constraint(zeros, shardings.params)
         (total, extra), metrics = jax.lax.scan(
             body, (zeros, state.extra), (jnp.arange(accumulation), micro_batches)
         )
         gradients = jax.tree.map(lambda g: g / accumulation, total)
         return gradients, jax.tree.map(lambda m: m.mean(0), metrics), extra
 
-    def step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        trained = split_trained(state.params, stage.trainable)
-        gradients, metrics, extra = accumulate(trained, state, frozen, batch, key)
+    def step(
+        state: TrainState, fixed: PyTree, frozen: PyTree, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        gradients, metrics, extra = accumulate(state, fixed, frozen, batch, key)
         # Masked twice: frozen layers neither count in the norm nor decay.
-        gradients = _mask_layers(gradients, stage.trainable)
+        gradients = _mask_layers(gradients, trainable)
         grad_norm = optax.tree.norm(gradients)
         is_finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
 
         rate = schedule(state.step)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
-        updates = _mask_layers(updates, stage.trainable)
-        new = jax.tree.map(lambda p, u: p + rate * u, trained, updates)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates = _mask_layers(updates, trainable)
+        params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
         ema = state.ema
         if ema_decay is not None:
-            ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, new)
-        updated = state.replace(
-            params=merge(state.params, new), opt_state=opt_state, extra=extra, ema=ema
-        )
+            ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params)
+        updated = state.replace(params=params, opt_state=opt_state, extra=extra, ema=ema)
         kept = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), updated, state)
         bad_steps = jnp.where(is_finite, 0, state.bad_steps + 1)
         metrics |= {
@@ -152,8 +172,6 @@ def _mask_layers(tree: PyTree, trainable: Callable[[str], Any]) -> PyTree:
         is_trained = np.asarray(trainable(path))
         if is_trained.all():
             return leaf
-        is_trained = is_trained.reshape(-1, *[1] * (leaf.ndim - 1))
-        return jnp.where(is_trained, leaf, 0)
+        return jnp.where(is_trained.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0)
 
-    flat = traverse_util.flatten_dict(tree, sep="/")
-    return traverse_util.unflatten_dict({p: mask(p, x) for p, x in flat.items()}, sep="/")
+    return map_paths(mask, tree)

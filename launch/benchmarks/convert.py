@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from internvideo_jax.convert.engine.plan import export_plan
-from internvideo_jax.convert.engine.upstream import architecture_of
 from internvideo_jax.convert.files.safetensors_file import SafetensorsWriter
 from internvideo_jax.launch.arguments import UsageError
 from internvideo_jax.launch.benchmarks.processes import Say, interleave, run_command
@@ -78,7 +77,7 @@ def benchmark_convert(name: str, config: Any, *, workdir: Path, repeats: int, sa
 
 def checkpoint_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor, by its PyTorch key, of a checkpoint that holds exactly this model."""
-    plan = export_plan(architecture_of(config), config)
+    plan = export_plan(config)
     return {
         key: shape
         for assignment in plan.loaded

@@ -48,14 +48,14 @@ def _training_report(config: ConfigDict, topology_name: str) -> dict[str, Any]:
     mesh = make_mesh(run.train.mesh.resolve(len(topology.devices)), topology.devices)
     with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
         task = tasks.train_step_task(run.stage, run.train, mesh)
-    state, frozen, batch = task.arguments
+    state, fixed, frozen, batch = task.arguments
     parts = run.stage.flops()
     work = {"train step": (task, sum(parts.values()))}
     accumulation = run.train.accumulation
     return {
         **_header(topology, mesh),
         "model": {"architecture": f"{config.stage.kind} stage", "config": config.stage.to_dict()},
-        **_sizes(state.params),
+        **_sizes((state.params, fixed)),
         "frozen_parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(frozen)),
         "kept_whole": [
             note

@@ -95,28 +95,18 @@ def gradient_task(module: nn.Module, mesh: Mesh, batch_size: int) -> Task:
 
 def train_step_task(stage: Stage, config: TrainConfig, mesh: Mesh) -> Task:
     """The step that the training loop runs, frozen teachers included."""
-    optimizer = config.unit_optimizer()
-    has_ema = config.ema_decay is not None
-    state = abstract_state(stage, optimizer, mesh, DEFAULT_RULES, has_ema=has_ema)
+    state, fixed = abstract_state(stage, config, mesh, DEFAULT_RULES)
     example = stage.example_batch(config.rows)
     shardings = batch_shardings(example, mesh, DEFAULT_RULES)
     batch = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name])
         for name, x in example.items()
     }
-    step = make_train_step(
-        stage,
-        optimizer,
-        # The program is the same for any number of steps in an epoch.
-        config.schedule(config.lengths(steps_per_epoch=1000)),
-        jax.tree.map(lambda x: x.sharding, state),
-        mesh,
-        DEFAULT_RULES,
-        seed=config.seed,
-        accumulation=config.accumulation,
-        ema_decay=config.ema_decay,
-    )
-    return Task(step, (state, abstract_frozen(stage, mesh, DEFAULT_RULES), batch), None)
+    # The program is the same for any number of steps in an epoch.
+    schedule = config.schedule(config.lengths(steps_per_epoch=1000))
+    step = make_train_step(stage, config, schedule, state, mesh, DEFAULT_RULES)
+    frozen = abstract_frozen(stage, mesh, DEFAULT_RULES)
+    return Task(step, (state, fixed, frozen, batch), None)
 
 
 def _abstract_variables(module: nn.Module, mesh: Mesh) -> tuple[Any, Any]:

@@ -1,6 +1,6 @@
 """What a loss is worth: the best that a predictor reaches which never looks at the clips."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from itertools import islice
 
 import jax
@@ -11,7 +11,7 @@ from internvideo_jax.training.stages.pretrain import PretrainStage
 
 
 def constant_losses(
-    stage: PretrainStage, batches: Iterator[HostBatch], count: int
+    stage: PretrainStage, batches: Iterable[HostBatch], count: int
 ) -> dict[str, float]:
     """Losses of the best constant for each layer and place: by term, and their sum as `loss`.
 

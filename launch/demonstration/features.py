@@ -1,8 +1,7 @@
-"""Features of decoded clips: what stage 1 aligns with, and what probes read."""
+"""Features of clips: what stage 1 aligns with, and what probes read."""
 
-import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,60 +11,47 @@ import jax.numpy as jnp
 import numpy as np
 
 from internvideo_jax import models, saved_model
-from internvideo_jax.models import Teacher, TeacherConfig, VideoViT
+from internvideo_jax.configs.demo import common
+from internvideo_jax.models import Teacher, TeacherConfig
 from internvideo_jax.preprocessing import VideoPreprocessing, normalize
-from internvideo_jax.training.stages.pretrain import PretrainStage
 
 _BATCH = 50
 
 
 def teacher_features(
-    stage: PretrainStage, image_teacher: Path, video_teacher: Path, video: np.ndarray
+    size: common.Size, image_teacher: Path, video_teacher: Path, video: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The fields of a batch that `PretrainStage` takes from a cache, for all clips.
+    """What stage 1 takes as `targets/NAME`, for all clips.
 
     The image teacher sees the first frame of each tubelet, which gives it the student's tokens. Of
     each token's feature its mean over the clips is taken away before it is normalised: small
     teachers' features have so much in common that a constant would come close to all of them.
 
     Args:
-      stage: that takes them.
+      size: of the demo.
       image_teacher: saved model of the one.
       video_teacher: saved model of the other, which takes the place of a VideoMAE.
       video: uint8 `[N, T, S, S, 3]`.
     """
-    student, videomae = stage.config.encoder, stage.videomae
-    assert videomae is not None
-    image_config = dataclasses.replace(stage.video_vit, normalization="none")
-    video_config = TeacherConfig(student, videomae.layers, normalization="none")
+    encoder, layers = common.encoder(size), common.aligned_layers(size)
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def encode(teacher: nn.Module, variables: Any, frames: jax.Array) -> Any:
-        return teacher.apply(variables, normalize(frames, VideoPreprocessing()))
+    def run(config: TeacherConfig, path: Path, video: np.ndarray) -> dict[str, np.ndarray]:
+        _, variables = models.video_encoder(*_load(path))
+        variables = {"params": {"encoder": variables["params"]}}
+        return _by_parts(_targets, Teacher(config), variables, video)
 
-    def run(teacher_config: TeacherConfig, path: Path, stride: int) -> dict[str, np.ndarray]:
-        _, params = models.video_encoder(*_load(path))
-        variables = {"params": {"encoder": params["params"]}}
-        rows = []
-        for clips in _parts(video[:, ::stride]):
-            output = encode(Teacher(teacher_config), variables, clips)
-            attention = output.attention.reshape(len(clips), -1, output.attention.shape[-1])
-            rows.append(
-                {
-                    "middle": output.middle.swapaxes(0, 1),
-                    "final": output.final,
-                    "attention": attention,
-                }
-            )
-        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-
-    image = run(image_config, image_teacher, student.tubelet_size)
+    image = run(
+        TeacherConfig(common.image_encoder(size), layers, per_frame=True, normalization="none"),
+        image_teacher,
+        video[:, :: encoder.tubelet_size],
+    )
+    clip = run(TeacherConfig(encoder, layers, normalization="none"), video_teacher, video)
     return {
-        "targets/clip_middle": _centred(image["middle"]),
-        "targets/clip_final": _centred(image["final"]),
-        "targets/attention": image["attention"],
+        "clip_middle": _centred(image["middle"]),
+        "clip_final": _centred(image["final"]),
+        "attention": image["attention"],
         # A VideoMAE has no class token.
-        "targets/mae": _centred(run(video_config, video_teacher, 1)["middle"][:, :, 1:]),
+        "mae": _centred(clip["middle"][:, :, 1:]),
     }
 
 
@@ -82,13 +68,42 @@ def probe_features(path: Path, video: np.ndarray) -> np.ndarray:
       float32 `[N, F]`.
     """
     encoder, variables = models.video_encoder(*_load(path))
-    return np.concatenate([np.asarray(_read(encoder, variables, v)) for v in _parts(video)])
+    return _by_parts(_probed, encoder, variables, video)  # type: ignore[no-any-return]
 
 
 def class_scores(path: Path, video: np.ndarray) -> np.ndarray:
     """Logits `[N, C]` of a saved classifier, averaged over the frames by one of single frames."""
-    module, variables = _load(path)
-    return np.concatenate([np.asarray(_logits(module, variables, v)) for v in _parts(video)])
+    return _by_parts(_logits, *_load(path), video)  # type: ignore[no-any-return]
+
+
+def _targets(teacher: nn.Module, variables: Any, video: jax.Array) -> dict[str, jax.Array]:
+    output: Any = teacher.apply(variables, video)
+    attention = output.attention.reshape(len(video), -1, output.attention.shape[-1])
+    return {
+        "middle": output.middle.swapaxes(0, 1),
+        "final": output.final,
+        "attention": attention,
+    }
+
+
+def _probed(encoder: Any, variables: Any, video: jax.Array) -> jax.Array:
+    output = encoder.apply(variables, _of_length(video, encoder.config.num_frames))
+    parts = [output.tokens[:, 0], output.tokens[:, 1:].mean(1), output.pooled]
+    return _mean_of_clips(jnp.concatenate(parts, axis=-1), len(video))
+
+
+def _logits(classifier: Any, variables: Any, video: jax.Array) -> jax.Array:
+    frames = _of_length(video, classifier.config.encoder.num_frames)
+    return _mean_of_clips(classifier.apply(variables, frames).logits, len(video))
+
+
+def _of_length(video: jax.Array, num_frames: int) -> jax.Array:
+    """Clips cut into as many frames as the model takes."""
+    return video.reshape(-1, num_frames, *video.shape[2:])
+
+
+def _mean_of_clips(rows: jax.Array, clips: int) -> jax.Array:
+    return rows.reshape(clips, -1, rows.shape[-1]).mean(1)
 
 
 def _centred(features: np.ndarray) -> np.ndarray:
@@ -102,27 +117,15 @@ def _load(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     return model.module, model.variables
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _read(encoder: VideoViT, variables: Any, video: jax.Array) -> jax.Array:
-    output: Any = encoder.apply(variables, _inputs(video, encoder.config.num_frames))
-    features = jnp.concatenate(
-        [output.tokens[:, 0], output.tokens[:, 1:].mean(1), output.pooled], axis=-1
-    )
-    return features.reshape(len(video), -1, features.shape[-1]).mean(1)
+def _by_parts(
+    function: Callable[..., Any], module: nn.Module, variables: Any, video: np.ndarray
+) -> Any:
+    """What a function of module, variables and normalised clips gives, some clips at a time."""
+    parts = (video[start : start + _BATCH] for start in range(0, len(video), _BATCH))
+    rows = [jax.device_get(_run(function, module, variables, part)) for part in parts]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *rows)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(classifier: Any, variables: Any, video: jax.Array) -> jax.Array:
-    inputs = _inputs(video, classifier.config.encoder.num_frames)
-    logits: jax.Array = classifier.apply(variables, inputs).logits
-    return logits.reshape(len(video), -1, logits.shape[-1]).mean(1)
-
-
-def _inputs(video: jax.Array, num_frames: int) -> jax.Array:
-    """Normalised clips of as many frames as the model takes."""
-    video = normalize(video, VideoPreprocessing())
-    return video.reshape(-1, num_frames, *video.shape[2:])
-
-
-def _parts(video: np.ndarray) -> Iterator[np.ndarray]:
-    return (video[start : start + _BATCH] for start in range(0, len(video), _BATCH))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(function: Callable[..., Any], module: nn.Module, variables: Any, video: jax.Array) -> Any:
+    return function(module, variables, normalize(video, VideoPreprocessing()))

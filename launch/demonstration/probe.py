@@ -36,6 +36,10 @@ class ProbeResult:
         """Standard deviation of the accuracy between draws of labels."""
         return float(np.std(self.accuracies))
 
+    def as_json(self) -> dict[str, Any]:
+        """The accuracies with their mean and deviation."""
+        return {"mean": self.mean, "deviation": self.deviation, "accuracies": self.accuracies}
+
 
 def draw_labels(count: int, labels: int, draws: int, seed: int) -> np.ndarray:
     """Which of `count` clips each probe learns from: `[draws, labels]`, none twice.

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,18 @@ import numpy as np
 
 from internvideo_jax.configs.demo import common, image_teacher, pretrain, video_teacher
 from internvideo_jax.launch import arguments
-from internvideo_jax.launch.demonstration.batches import Batches
+from internvideo_jax.launch import train as command
 from internvideo_jax.launch.demonstration.meter import Part
 from internvideo_jax.launch.demonstration.weights import save_untrained
-from internvideo_jax.launch.train import Run as Recipe
-from internvideo_jax.launch.train import parse_run
-from internvideo_jax.training import loop
+from internvideo_jax.training.loop import MODEL
 from internvideo_jax.training.metrics import METRICS, read_metrics
-from internvideo_jax.training.stages.classify import ClassifyStage
-from internvideo_jax.training.stages.pretrain import PretrainStage
 
 CONFIGS = {
     "image teacher": image_teacher.get_config,
     "video teacher": video_teacher.get_config,
     "stage 1": pretrain.get_config,
 }
+UNTRAINED = "untrained"
 # In the folder of the runs, once all is done: the next demo starts anew.
 _FINISHED = "finished"
 
@@ -48,12 +44,12 @@ class TrainedModel:
     @property
     def model(self) -> Path:
         """The saved model."""
-        return self.directory / loop.MODEL
+        return self.directory / MODEL
 
     @property
     def untrained(self) -> Path:
         """The saved model that training started from."""
-        return _untrained(self.directory)
+        return self.directory / UNTRAINED
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of its metrics file."""
@@ -64,18 +60,20 @@ class TrainedModel:
         return float(np.mean([x["data_wait"] for x in self.metrics() if "data_wait" in x] or [0.0]))
 
 
-def recipe(name: str, size: str, initial: Path | None = None) -> Recipe:
+def recipe(name: str, size: str, initial: Path | None = None, **data: str) -> command.Run:
     """A run's parts.
 
     Args:
       name: key of `CONFIGS`.
       size: key of `configs.demo.common.SIZES`.
       initial: saved model to start from.
+      **data: fields of the `DataConfig` that only this machine knows.
     """
     config = CONFIGS[name](size)
     if initial is not None:
         config.stage.initial = str(initial)
-    return parse_run(config)
+    config.data.update(data)
+    return command.parse_run(config)
 
 
 def open_folder(size: str, folder: Path) -> Path:
@@ -98,34 +96,25 @@ def close_folder(directory: Path) -> None:
     (directory / _FINISHED).touch()
 
 
-def train(
-    name: str, size: str, folder: Path, make_batches: Callable[[int, int], Batches], part: Part
-) -> TrainedModel:
+def train(name: str, size: str, folder: Path, part: Part, **data: str) -> TrainedModel:
     """Trains from random weights, or goes on from the newest checkpoint.
 
     Args:
       name: key of `CONFIGS`.
       size: key of `configs.demo.common.SIZES`.
       folder: of `open_folder`.
-      make_batches: gives the batches from their size and a seed.
       part: where the FLOPs of the whole run are noted.
+      **data: as in `recipe`.
 
     Raises:
       arguments.Terminated: SIGTERM, after a checkpoint.
       OSError, ValueError: as `training.loop.train`.
     """
     directory = folder / name.replace(" ", "_")
-    plan = recipe(name, size, _untrained(directory))
-    stage, config = plan.stage, plan.train
-    assert isinstance(stage, ClassifyStage | PretrainStage)
-    assert config.steps is not None
-    save_untrained(_untrained(directory), stage, config.seed)
-    part.flops = sum(stage.flops().values()) * float(config.rows * config.steps)
-    batches = make_batches(config.batch_size, config.seed)
-    if not loop.train(stage, config, batches, directory, run_config=plan.as_json):
+    run = recipe(name, size, directory / UNTRAINED, **data)
+    assert run.train.steps is not None
+    save_untrained(directory / UNTRAINED, run.stage, run.train.seed)
+    part.flops = sum(run.stage.flops().values()) * float(run.train.rows * run.train.steps)
+    if not command.train(run, directory):
         raise arguments.Terminated
-    return TrainedModel(name, directory, config.steps)
-
-
-def _untrained(directory: Path) -> Path:
-    return directory / "untrained"
+    return TrainedModel(name, directory, run.train.steps)

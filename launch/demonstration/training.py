@@ -10,7 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from internvideo_jax.configs.demo import common
-from internvideo_jax.data.annotations.records import read_annotations
+from internvideo_jax.data import pipeline
+from internvideo_jax.data.annotations.lists import read_annotations
 from internvideo_jax.data.synthetic.world import MOTIONS, SPLITS, Split, World, make_world
 from internvideo_jax.environment import usable_cpus
 from internvideo_jax.evaluation.classification import confusion_counts, top_k_accuracy
@@ -18,12 +19,7 @@ from internvideo_jax.evaluation.confusion_figure import confusion_figure
 from internvideo_jax.files import write_json
 from internvideo_jax.launch.demonstration import features, runs
 from internvideo_jax.launch.demonstration.baseline import constant_losses
-from internvideo_jax.launch.demonstration.batches import (
-    cached_batches,
-    image_batches,
-    motion_batches,
-)
-from internvideo_jax.launch.demonstration.clips import Clips, read_clips
+from internvideo_jax.launch.demonstration.clips import Clips, cache_dir, read_clips
 from internvideo_jax.launch.demonstration.figures import (
     LossCurve,
     loss_figure,
@@ -40,6 +36,7 @@ from internvideo_jax.launch.demonstration.report import (
     as_json,
 )
 from internvideo_jax.launch.demonstration.runs import TrainedModel
+from internvideo_jax.launch.train import Run as Recipe
 from internvideo_jax.training.masking import attention_guided_kept, kept_to_mask
 from internvideo_jax.training.stages.pretrain import PretrainStage
 
@@ -73,7 +70,6 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
     """
     size = common.choose_size(size_name, "common.py")
     folder = runs.open_folder(size_name, output / "training")
-    train = functools.partial(runs.train, size=size_name, folder=folder)
     meter = Meter()
 
     say("Make a world: mp4 files with sound, captions and labels; decode them once")
@@ -82,43 +78,43 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
         world, clips = _make_clips(size, home)
     print(f"{sum(map(len, clips.values()))} clips in {world.directory}")
     seen = clips["train"]
+    motions, looks = (str(f("train")) for f in (world.annotations, world.look_annotations))
+    cache = str(cache_dir(world))
+    train = functools.partial(runs.train, size=size_name, folder=folder, cache_dir=cache)
 
     say("Train an image teacher: single frames, labelled with colour, shape and size")
     with meter.part("image teacher") as part:
-        image_teacher = train(
-            "image teacher", make_batches=functools.partial(image_batches, seen), part=part
-        )
+        image_teacher = train("image teacher", part=part, annotations=looks)
 
     say("Train a video teacher: clips, labelled with their motion")
     with meter.part("video teacher") as part:
-        video_teacher = train(
-            "video teacher", make_batches=functools.partial(motion_batches, seen), part=part
-        )
+        video_teacher = train("video teacher", part=part, annotations=motions)
 
     say("Stage 1: a masked student follows both teachers, without labels")
-    stage = runs.recipe("stage 1", size_name).stage
-    assert isinstance(stage, PretrainStage)
     with meter.part("teachers' features"):
         targets = features.teacher_features(
-            stage, image_teacher.model, video_teacher.model, seen.video
+            size, image_teacher.model, video_teacher.model, seen.video
         )
+        features_dir = folder / "features"
+        features_dir.mkdir(exist_ok=True)
+        for name, array in targets.items():
+            np.save(features_dir / f"{name}.npy", array)
+    data = {"annotations": motions, "features_dir": str(features_dir)}
     with meter.part("stage 1") as part:
-        make_batches = functools.partial(cached_batches, seen, targets)
-        student = train("stage 1", make_batches=make_batches, part=part)
+        student = train("stage 1", part=part, **data)
 
     say("Probe the frozen encoders on held-out clips")
     with meter.part("probes and report"):
         rows = _probe_all(size, clips, student, video_teacher, image_teacher)
-        sample = make_batches(size.batch_size, seed=0)(0)
-        constants = constant_losses(stage, sample, _BASELINE_BATCHES)
+        stage1 = runs.recipe("stage 1", size_name, cache_dir=cache, **data)
         results = [
             _result(image_teacher, _constant(seen.looks), clips["test"], "looks"),
             _result(video_teacher, _constant(seen.motions), clips["test"], "motions"),
-            _result(student, constants),
+            _result(student, _constants(stage1)),
         ]
         pictures = {
             "losses.png": _draw_losses([image_teacher, video_teacher, student], results),
-            "masks.png": _draw_masks(stage, seen, targets["targets/attention"]),
+            "masks.png": _draw_masks(stage1.stage, seen, targets["attention"]),
             "confusion.png": _draw_confusion(rows[0], clips["test"].motions),
             "world.png": _draw_world(world, seen),
         }
@@ -133,9 +129,7 @@ def _make_clips(size: common.Size, home: Path) -> tuple[World, dict[Split, Clips
     count = sum(getattr(size.world, split) for split in SPLITS)
     with tqdm(total=count, desc="write", unit="clip", disable=None) as bar:
         world = make_world(size.world, home, report=bar.update)
-    with tqdm(total=count, desc="decode", unit="clip", disable=None) as bar:
-        clips = {s: read_clips(world, s, common.data(None), report=bar.update) for s in SPLITS}
-    return world, clips
+    return world, {split: read_clips(world, split, common.data(None)) for split in SPLITS}
 
 
 def _probe_all(
@@ -199,6 +193,17 @@ def _constant(labels: np.ndarray) -> dict[str, float]:
     """Cross-entropy of always stating the shares of the classes."""
     shares = np.bincount(labels) / len(labels)
     return {"loss": float(-np.sum(shares[shares > 0] * np.log(shares[shares > 0])))}
+
+
+def _constants(run: Recipe) -> dict[str, float]:
+    """The same of stage 1's losses: those of the best constant features."""
+    batches = pipeline.train_batches(
+        run.data, tuple(run.stage.example_batch(1)), batch_size=run.train.batch_size, seed=0
+    )
+    try:
+        return constant_losses(run.stage, batches, _BASELINE_BATCHES)
+    finally:
+        batches.close()
 
 
 def _draw_losses(trained: Sequence[TrainedModel], results: Sequence[Run]) -> "Figure":

@@ -1,37 +1,34 @@
 """Untrained models that a few minutes can train."""
 
-import shutil
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 from flax import traverse_util
 
+from internvideo_jax.files import atomic_directory
 from internvideo_jax.models.video_vit import VideoViTConfig
 from internvideo_jax.training.stage import Variables
-from internvideo_jax.training.stages.classify import ClassifyStage
-from internvideo_jax.training.stages.pretrain import PretrainStage
 
 # Of all linear layers of the family (`nn.linear.default_kernel_init`).
 _RELEASED_STD = 0.02
 
 
-def save_untrained(directory: Path, stage: ClassifyStage | PretrainStage, seed: int) -> None:
+def save_untrained(directory: Path, stage: Any, seed: int) -> None:
     """Writes a stage's model with random weights, unless it is there.
 
     Args:
       directory: of the saved model.
-      stage: whose model.
+      stage: whose model; its module has an encoder.
       seed: of the weights.
     """
     if directory.exists():
         return
     variables = nn.unbox(jax.jit(stage.init)(jax.random.key(seed)))
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    stage.save(fan_in(variables, stage.module.config.encoder), partial)
-    partial.rename(directory)
+    with atomic_directory(directory) as partial:
+        stage.save(fan_in(variables, stage.module.config.encoder), partial)
 
 
 def fan_in(variables: Variables, encoder: VideoViTConfig) -> Variables:

@@ -61,6 +61,7 @@ def test_unlisted_differences_and_stale_entries_are_reported(checker):
     ("script", "field", "value", "flag"),
     [
         ("pretraining/1B_pt.sh", "train.optimizer.min_lr", 0.0, "min_lr"),
+        ("pretraining/1B_pt.sh", "train.optimizer.lr", 1.5e-4, "lr"),
         ("pretraining/1B_pt.sh", "stage.clip_teacher.layers", [1, 2, 3, 4, 5, 6], "interval"),
         ("pretraining/1B_pt.sh", "stage.mask.kind", "tube", "clip_return_attn"),
         ("pretraining/6B_pt.sh", "data.num_frames", 8, "num_segments"),
@@ -147,3 +148,11 @@ def test_empty_fields_can_be_set_and_only_to_their_type():
 
 def test_large_encoders_recompute_their_blocks():
     assert [common.encoder(size).remat for size in common.SIZES] == ["none"] * 3 + ["full"] * 2
+
+
+def test_rates_are_those_of_upstreams_batches():
+    # 1B pre-training and the distillation of L14.
+    assert pretrain.get_config("1b").train.optimizer.lr == pytest.approx(2.4e-3)
+    assert distill.get_config("l14").train.optimizer.lr == pytest.approx(8e-3)
+    # Fine-tuning of 1B on K710: 32 x 8 clips, two augmented copies each.
+    assert finetune.get_config("1b,k710").train.optimizer.lr == pytest.approx(1e-4)

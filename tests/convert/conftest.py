@@ -269,7 +269,7 @@ def shapes_of() -> Callable[..., dict[str, tuple[int, ...]]]:
     """Makes the keys and shapes of a model's checkpoint: `shapes_of(config)`."""
 
     def make(config: Any, prefix: str = "") -> Any:
-        made = export_plan(architecture_of(config), config, prefix)
+        made = export_plan(config, prefix)
         return {
             made.names[key]: shape
             for assignment in made.loaded

@@ -12,7 +12,6 @@ from internvideo_jax.evaluation.classification_report import (
     write_predictions,
     write_table,
 )
-from internvideo_jax.evaluation.classification_run import Predictions
 
 SCORES = np.array([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2]], np.float32)
 TARGETS = np.array([[0, 1, 0], [0, 1, 0]])
@@ -32,7 +31,9 @@ def test_a_short_table_has_every_class_that_has_clips():
 def test_a_long_table_has_the_worst():
     scores = np.eye(30)
     scores[7, 8] = 2
-    text = format_result({"top1": 0.0}, class_table(scores, np.eye(30)), 30, 0)
+    text = format_result(
+        {"top1": 0.0}, class_table(scores, np.eye(30), list(map(str, range(30)))), 30, 0
+    )
     assert "worst 10 of 30 classes" in text
     assert text.splitlines()[4].split() == ["8", "1", "100.00%", "50.0%"]
     assert len(text.splitlines()) == 4 + 10
@@ -48,11 +49,9 @@ def test_the_csv_table(tmp_path):
 
 
 def test_predictions_by_clip(tmp_path):
-    records = [ClipRecord(id=name, path=f"/{name}", label=1) for name in ("x", "y", "z")]
-    views = np.array([1, 1])
-    predictions = Predictions(np.array([0, 2]), SCORES, views, None, np.array([1]))
-    frames = {0: [[1, 2]], 2: [[3, 4]]}
-    write_predictions(tmp_path / "p.jsonl", records, predictions, frames)
+    clips = [ClipRecord(id=name, path=f"/{name}", label=1) for name in ("x", "z")]
+    frames = np.array([[[1, 2]], [[3, 4]]])
+    write_predictions(tmp_path / "p.jsonl", clips, SCORES, frames)
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["x", "z"]
     assert lines[1] == {

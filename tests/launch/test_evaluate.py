@@ -232,3 +232,55 @@ def test_an_encoder_is_no_classifier(videos, tmp_path, capsys):
     argv = [f"--model={model}", f"--annotations={tmp_path / 'clips.csv'}", f"--root={videos}"]
     assert evaluate.main([*argv, f"--output={tmp_path / 'out'}"]) == 2
     assert "expected a video classifier, found VideoViT" in capsys.readouterr().err
+
+
+CONFIG = """
+from ml_collections import ConfigDict
+from internvideo_jax.config import to_dict
+from internvideo_jax.data.config import DataConfig
+from internvideo_jax.models.video_classifier import VideoClassifierConfig
+from internvideo_jax.models.video_vit import VideoViTConfig
+from internvideo_jax.training.stages import ClassifyConfig
+
+
+def get_config(classes="3"):
+    encoder = VideoViTConfig(
+        width=16, depth=1, num_heads=2, mlp_dim=16, patch_size=16, image_size=32, num_frames=4,
+        pooled_dim=8, pooler_heads=2, drop_path_rate=0.1,
+    )
+    classes = int(classes)
+    stage = to_dict(ClassifyConfig(model=VideoClassifierConfig(encoder, classes)))
+    train = {"batch_size": 4, "steps": 4, "optimizer": {"lr": 0.002}}
+    data = DataConfig(num_classes=classes, num_frames=4, image_size=32, segments=2, crops=1)
+    return ConfigDict({
+        "stage": {"kind": "classify", **stage}, "train": train,
+        "data": to_dict(data), "eval_data": to_dict(data),
+    })
+"""
+
+
+def test_the_evaluation_of_a_training_config(run, model_dir, videos, tmp_path, capsys):
+    assert run(CLIPS, "--segments=2", "--crops=1") == 0
+    expected = json.loads((run.output / "result.json").read_text())
+    predictions = (run.output / "predictions.jsonl").read_text()
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    again = tmp_path / "again"
+    overrides = [
+        f"--config.eval_data.annotations={tmp_path / 'clips.jsonl'}",
+        f"--config.eval_data.root={videos}",
+    ]
+    argv = [f"--model={model_dir}", f"--config={tmp_path / 'tiny.py'}", f"--output={again}"]
+    assert evaluate.main([*argv, *overrides]) == 0
+    card = json.loads((again / "result.json").read_text())
+    for name in ("task", "metrics", "views", "annotations", "model"):
+        assert card[name] == expected[name]
+    assert card["config"]["overrides"] == overrides
+    assert (again / "predictions.jsonl").read_text() == predictions
+
+    argv[-1] = f"--output={tmp_path / 'third'}"
+    assert evaluate.main([*argv, *overrides, "--segments=3"]) == 2
+    assert "--config.eval_data" in capsys.readouterr().err
+    argv[1] += ":4"
+    assert evaluate.main([*argv, *overrides]) == 2
+    assert "expected a model of 4 classes, found 3" in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()

@@ -10,7 +10,7 @@ import pytest
 
 from internvideo_jax import saved_model
 from internvideo_jax.data.synthetic import scenes as synthetic
-from internvideo_jax.evaluation import features
+from internvideo_jax.evaluation import runner
 from internvideo_jax.launch import extract, feature_files
 from internvideo_jax.models import VideoViT, VideoViTConfig, abstract_variables
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
@@ -221,7 +221,7 @@ def test_what_does_not_fit_into_memory_says_what_to_lower(run, videos, monkeypat
     def exhausted(*_args, **_options):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
-    monkeypatch.setattr(features, "_encode", exhausted)
+    monkeypatch.setattr(runner, "_forward", exhausted)
     assert run(videos) == 2
     error = capsys.readouterr().err
     assert "8 clips of 4 frames do not fit into memory (RESOURCE_EXHAUSTED" in error

@@ -63,9 +63,7 @@ def test_state_and_optimizer_are_sharded(toy, tmp_path):
     from internvideo_jax.training.state import abstract_state
 
     mesh = make_mesh(config.mesh.resolve(8))
-    state = abstract_state(
-        toy.ToyStage(), config.unit_optimizer(), mesh, DEFAULT_RULES, has_ema=True
-    )
+    state, _ = abstract_state(toy.ToyStage(), config, mesh, DEFAULT_RULES)
     specs = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.sharding.spec
         for path, leaf in jax.tree.leaves_with_path(state)

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from internvideo_jax import models
+from internvideo_jax.evaluation import runner
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import variable_shardings
+from internvideo_jax.training.masking import MaskConfig
 from internvideo_jax.training.stages.classify import ClassifyConfig, ClassifyStage
 from internvideo_jax.training.stages.pretrain import PretrainConfig, PretrainStage
-from internvideo_jax.training.stages.teachers import MaskConfig
 from internvideo_jax.training.step import batch_shardings
 
 SMALL = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 16, "image_size": 8}
@@ -88,8 +89,7 @@ def test_starting_weights_keep_the_sharding_and_uneven_views_are_filled_up(mesh,
         video = np.random.default_rng(2).normal(size=(3, 2, 8, 8, 3)).astype(np.float32)
         views = {"video": video, "index": np.arange(3), "valid": np.ones(3, bool)}
         views |= {name: np.zeros(3, np.int64) for name in ("segment", "crop", "label")}
-        found = stage.evaluation(lambda: iter([views]))(loaded)
+        (evaluator,) = stage.evaluators().values()
+        found = runner.evaluate(evaluator, loaded, [views])
     assert found["clips"] == 3
-    assert found == stage.evaluation(lambda: iter([views]))(
-        jax.device_put(loaded, jax.devices()[0])
-    )
+    assert found == runner.evaluate(evaluator, jax.device_put(loaded, jax.devices()[0]), [views])

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from internvideo_jax.training.checkpoints import (
-    CheckpointError,
     Checkpoints,
     ConfigMismatchError,
+    RunCheckpointError,
     _device_checksums,
     _host_checksum,
     checksums,
@@ -131,7 +131,7 @@ def test_if_all_are_broken_nothing_is_moved(saved):
     for step in "234":
         truncate(largest(saved / step / "state"))
     for _ in range(2):
-        with opened(saved) as checkpoints, pytest.raises(CheckpointError) as caught:
+        with opened(saved) as checkpoints, pytest.raises(RunCheckpointError) as caught:
             checkpoints.restore(abstract(state(0)))
         lines = str(caught.value).splitlines()
         assert [line.split(":")[0].strip() for line in lines[1:4]] == ["4", "3", "2"]
@@ -182,7 +182,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(saved, large):
     with opened(saved) as checkpoints:
         with full_disk():
             checkpoints.save(5, large, {})
-            with pytest.raises(CheckpointError, match=message):
+            with pytest.raises(RunCheckpointError, match=message):
                 checkpoints.wait()
         assert not list(saved.glob("*tmp*"))
         assert_is(checkpoints.restore(abstract(state(0))), 4)
@@ -207,7 +207,7 @@ def test_a_full_disk_that_stops_the_run_too_is_one_error(saved, large):
             checkpoints.save(5, large, {})
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with full_disk(), pytest.raises(CheckpointError, match="cannot write a checkpoint"):
+    with full_disk(), pytest.raises(RunCheckpointError, match="cannot write a checkpoint"):
         run()
 
 

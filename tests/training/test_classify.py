@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from internvideo_jax import models, saved_model
+from internvideo_jax.evaluation import runner
 from internvideo_jax.models import VideoClassifierConfig
 from internvideo_jax.objectives.classification import smooth_one_hot, soft_cross_entropy
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
@@ -247,21 +248,24 @@ def test_saved_classifiers_run_in_float32_anywhere(tmp_path):
 
 def test_evaluation_takes_views_from_batches_and_variables_from_the_mesh():
     stage = ClassifyStage(CONFIG)
-    clips = example(stage, 3)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, stage.example_batch(3)["video"].shape, np.uint8
+    )
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     whole = NamedSharding(mesh, PartitionSpec())
     variables = jax.device_put(noise(stage.init, 0), whole)
-    best = np.asarray(jax.jit(stage.logits)(variables, clips["video"])).argmax(-1)
+    best = np.asarray(jax.jit(stage.logits)(variables, pixels)).argmax(-1)
     views = {
-        "video": np.asarray(clips["video"])[[0, 0, 1, 1, 2, 0]],
+        "video": pixels[[0, 0, 1, 1, 2, 0]],
         "label": np.repeat([best[0], (best[1] + 1) % 5, 0], 2).astype(np.int32),
         "index": np.array([0, 0, 1, 1, 2, -1]),
         "segment": np.array([0, 1, 0, 1, 0, 0]),
         "crop": np.zeros(6, np.int64),
         "valid": np.array([True, True, True, True, False, False]),
+        "error": np.array(["", "", "", "", "no picture", ""]),
     }
     halves = [{k: v[i : i + 3] for k, v in views.items()} for i in (0, 3)]
-    evaluate = stage.evaluation(lambda: iter(halves))
+    (evaluator,) = stage.evaluators().values()
     for given in (variables, jax.device_put(variables, jax.devices()[0])):
-        found = evaluate(given)
+        found = runner.evaluate(evaluator, given, halves)
         assert (found["top1"], found["mean_class_accuracy"], found["failed"]) == (50, 50, 1)

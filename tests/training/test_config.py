@@ -56,11 +56,12 @@ def test_epochs_become_steps_as_upstream_counts_them():
         config(warmup_epochs=5.0).lengths(25)
 
 
-def test_all_rates_are_scaled_to_the_rows_of_the_batch():
-    rates = {"lr": 1e-3, "min_lr": 1e-4, "warmup_lr": 1e-5}
-    train = config(batch_size=512, num_sample=2, optimizer=rates, warmup_steps=10)
-    values = tabulate(train.schedule(train.lengths()), 101)
-    np.testing.assert_allclose(values[[0, 9, 10, 100]], [4e-5, 4e-3, 4e-3, 4e-4], rtol=1e-5)
+def test_rates_are_what_the_config_says_whatever_the_batch():
+    rates = {"lr": 4e-3, "min_lr": 4e-4, "warmup_lr": 4e-5}
+    for batch_size in (64, 512):
+        train = config(batch_size=batch_size, num_sample=2, optimizer=rates, warmup_steps=10)
+        values = tabulate(train.schedule(train.lengths()), 101)
+        np.testing.assert_allclose(values[[0, 9, 10, 100]], [4e-5, 4e-3, 4e-3, 4e-4], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from internvideo_jax import models, saved_model
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
+from internvideo_jax.training.masking import MaskConfig
 from internvideo_jax.training.stages.distill import DistillConfig, DistillStage
-from internvideo_jax.training.stages.teachers import MaskConfig
 
 STUDENT = models.VideoViTConfig(
     width=32,
@@ -103,7 +103,7 @@ def test_the_teacher_may_be_the_encoder_of_a_student_for_fewer_frames(parts, tmp
 
 def test_frames_must_match():
     teacher = models.TeacherConfig(dataclasses.replace(TEACHER, num_frames=4), (0, 2))
-    with pytest.raises(ValueError, match="frames of the teacher: expected 2, found 4"):
+    with pytest.raises(ValueError, match="frames of teacher: expected 2, found 4"):
         dataclasses.replace(CONFIG, teacher=teacher)
 
 

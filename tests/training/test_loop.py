@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from internvideo_jax.training.checkpoints import RunCheckpointError
 from internvideo_jax.training.config import CheckpointConfig
 from internvideo_jax.training.loop import NonFiniteError, train
 from internvideo_jax.training.metrics import read_metrics
@@ -91,7 +92,8 @@ def test_what_a_run_leaves(toy, reference):
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert lines[0]["replaced"] == 2
     assert {"loss", "magnitude", "grad_norm", "learning_rate", "seconds_per_step"} <= set(lines[-1])
-    assert sorted(int(p.name) for p in (reference / "checkpoints").iterdir()) == [8, 12]
+    names = sorted(p.name for p in (reference / "checkpoints").iterdir())
+    assert names == ["12", "8", "fixed"]
     meta = json.loads((reference / "checkpoints" / "8" / "meta" / "metadata").read_text())
     assert (meta["step"], meta["examples"], meta["seed"]) == (8, 64, 0)
     assert meta["config"] == toy.run_config(toy.make_config())
@@ -139,10 +141,21 @@ def test_sigterm_ends_in_a_checkpoint_and_a_later_run_goes_on(toy, reference, tm
     assert run(toy, tmp_path, config, data=with_signal) is False
     assert signal.getsignal(signal.SIGTERM) is before
     # Step 4 was due anyway, step 6 is the notice's.
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "6"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "6", "fixed"]
     assert not (tmp_path / "model").exists()
     assert run(toy, tmp_path, config)
     assert_same_models(tmp_path, reference)
+
+
+def test_what_is_not_trained_is_kept_once_and_needed(toy, tmp_path):
+    config = toy.make_config()
+    with pytest.raises(Stop):
+        run(toy, tmp_path, config, data=broken_off(toy.batches(config), 7))
+    state = tmp_path / "checkpoints" / "4" / "state"
+    assert b"fixed" not in (state / "_METADATA").read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints" / "fixed")
+    with pytest.raises(RunCheckpointError, match="checkpoints/fixed is gone"):
+        run(toy, tmp_path, config)
 
 
 def test_too_many_bad_steps_in_a_row_stop_the_run(toy, tmp_path):
@@ -156,7 +169,7 @@ def test_too_many_bad_steps_in_a_row_stop_the_run(toy, tmp_path):
     assert [row["first_example"] for row in rows] == [40, 48]
     assert rows[0]["index"] == list(range(6 * 16, 7 * 16))
     # Nothing of the bad steps is in the last checkpoint.
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "fixed"]
 
 
 def test_a_streak_goes_on_over_a_restart(toy, tmp_path):

@@ -4,8 +4,8 @@ import struct
 
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from internvideo_jax.training.events import EventWriter
 from internvideo_jax.training.metrics import (
     MetricsWriter,
     Progress,
@@ -51,85 +51,28 @@ def test_averages_of_a_window():
     assert math.isnan(average(window[1:2])["loss"])
 
 
-def records(path):
-    """Payloads of a file of records; checks lengths and checksums with a CRC of its own."""
-
-    def crc(data):
-        value = 0xFFFFFFFF
-        for byte in data:
-            value ^= byte
-            for _ in range(8):
-                value = (value >> 1) ^ (0x82F63B78 * (value & 1))
-        value ^= 0xFFFFFFFF
-        return ((value >> 15) | (value << 17)) + 0xA282EAD8 & 0xFFFFFFFF
-
-    assert (crc(b"123456789") - 0xA282EAD8) & 0xFFFFFFFF == (
-        (0xE3069283 >> 15) | (0xE3069283 << 17)
-    ) & 0xFFFFFFFF
-    data, payloads = path.read_bytes(), []
+def events(path):
+    """The events of a file, read by the format: length, its CRC, payload, its CRC."""
+    data, found = path.read_bytes(), []
     while data:
-        (length, length_crc) = struct.unpack("<QI", data[:12])
-        payload = data[12 : 12 + length]
-        (payload_crc,) = struct.unpack("<I", data[12 + length : 16 + length])
-        assert length_crc == crc(data[:8])
-        assert payload_crc == crc(payload)
-        payloads.append(payload)
+        (length,) = struct.unpack("<Q", data[:8])
+        found.append(Event.FromString(data[12 : 12 + length]))
         data = data[16 + length :]
-    return payloads
-
-
-def fields(message):
-    """(number, value) of a protocol-buffer message; nested ones stay bytes."""
-    found, position = [], 0
-
-    def varint():
-        nonlocal position
-        value, shift = 0, 0
-        while True:
-            byte = message[position]
-            position += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-
-    while position < len(message):
-        key = varint()
-        if key & 7 == 0:
-            value = varint()
-        elif key & 7 == 2:
-            length = varint()
-            value = message[position : position + length]
-            position += length
-        else:
-            width, form = {1: (8, "<d"), 5: (4, "<f")}[key & 7]
-            value = struct.unpack(form, message[position : position + width])[0]
-            position += width
-        found.append((key >> 3, value))
     return found
 
 
-def test_event_files_are_as_tensorboard_reads_them(tmp_path):
-    writer = EventWriter(tmp_path, 0)
-    writer.write(300, {"loss": 0.25, "eval/top1": 62.5})
-    writer.close()
-    [path] = tmp_path.iterdir()
-    assert path.name.startswith("events.out.tfevents.")
-    first, second = (fields(payload) for payload in records(path))
-    assert dict(first)[3] == b"brain.Event:2"
-    event = dict(second)
-    assert event[2] == 300
-    values = [dict(fields(value)) for number, value in fields(event[5]) if number == 1]
-    assert values == [{1: b"loss", 2: 0.25}, {1: b"eval/top1", 2: 62.5}]
-
-
-def test_a_resumed_event_file_marks_where_the_old_one_ends(tmp_path):
-    writer = EventWriter(tmp_path, 5)
-    writer.close()
-    [path] = tmp_path.iterdir()
-    _, mark = (dict(fields(payload)) for payload in records(path))
-    assert mark[2] == 6
-    assert fields(mark[7]) == [(1, 1)]
+def test_tensorboard_gets_the_same_and_is_told_where_a_resumed_run_goes_on(tmp_path):
+    for start in (0, 5):
+        with MetricsWriter(tmp_path, start) as writer:
+            writer.write(300, {"loss": 0.25, "eval/top1": 62.5, "grad_norm": math.nan})
+    first, second = (events(path) for path in sorted((tmp_path / "tensorboard").iterdir()))
+    assert first[0].file_version == "brain.Event:2"
+    assert first[-1].step == 300
+    scalars = [(value.tag, value.simple_value) for value in first[-1].summary.value]
+    assert scalars == [("loss", 0.25), ("eval/top1", 62.5)]
+    # What earlier files have from this step on is dropped.
+    assert (second[1].step, second[1].session_log.status) == (6, SessionLog.START)
+    assert [len(first), len(second)] == [2, 3]
 
 
 @pytest.fixture

@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -5,14 +7,22 @@ import numpy as np
 import optax
 import pytest
 
-from internvideo_jax.training.optimizer import (
-    adamw,
-    layer_ids,
-    layer_scales,
-    weight_decay_mask,
-)
+from internvideo_jax.training.optimizer import PartConfig, adamw, layer_ids, layer_scales, part_of
 
 DEPTH = 3
+
+
+def is_decayed(path):
+    return path.endswith("kernel")
+
+
+def layer_of(path):
+    if path.startswith("encoder/blocks"):
+        return np.arange(1, DEPTH + 1)
+    return 0 if path.startswith(("encoder/cls_token", "encoder/patch_embed")) else DEPTH + 1
+
+
+make = functools.partial(adamw, is_decayed=is_decayed, layer_of=layer_of)
 
 
 def parameters() -> dict:
@@ -21,20 +31,15 @@ def parameters() -> dict:
     return {
         "encoder": {
             "cls_token": ones((1, 1, 4)),
-            "pos_embed": ones((1, 5, 4)),
             "patch_embed": {"kernel": ones((1, 2, 2, 3, 4)), "bias": ones(4)},
             "blocks": {
-                "norm1": {"scale": ones((DEPTH, 4))},
                 "attn": {
                     "qkv": {"kernel": ones((DEPTH, 4, 3, 2, 2)), "bias": ones((DEPTH, 3, 2, 2))},
-                    "q_norm": {"scale": ones((DEPTH, 2, 2))},
                 },
                 "ls1": {"gamma": ones((DEPTH, 4))},
             },
             "pooler": {"q": {"kernel": ones((4, 2, 2)), "bias": ones((2, 2))}},
         },
-        "clip_pos_embed": ones((1, 5, 4)),
-        "mae_pos_embed_temporal": ones((1, 2, 4)),
         "head": {"kernel": ones((4, 2)), "bias": ones(2)},
     }
 
@@ -44,77 +49,66 @@ def flat(tree) -> dict:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def test_only_kernels_decay_whatever_their_rank() -> None:
-    decayed = {name for name, decays in flat(weight_decay_mask(parameters())).items() if decays}
-    assert decayed == {
-        "encoder/patch_embed/kernel",
-        "encoder/blocks/attn/qkv/kernel",
-        "encoder/pooler/q/kernel",
-        "head/kernel",
-    }
-
-
-def test_a_parameter_without_a_rule_is_named() -> None:
-    with pytest.raises(ValueError, match=r"head/temperature.*training/optimizer\.py"):
-        weight_decay_mask({"head": {"temperature": jnp.ones(()), "bias": jnp.ones(2)}})
-
-
-def test_layers_are_numbered_from_input_to_head() -> None:
-    ids = flat(layer_ids(parameters()))
-    for name in ("cls_token", "pos_embed", "patch_embed/kernel", "patch_embed/bias"):
-        assert ids[f"encoder/{name}"] == 0
+def test_layers_broadcast_against_their_parameters() -> None:
+    ids = flat(layer_ids(parameters(), layer_of))
     np.testing.assert_array_equal(ids["encoder/blocks/attn/qkv/kernel"].ravel(), [1, 2, 3])
     assert ids["encoder/blocks/attn/qkv/kernel"].shape == (DEPTH, 1, 1, 1, 1)
-    for name in (
-        "encoder/pooler/q/kernel",
-        "head/bias",
-        "clip_pos_embed",
-        "mae_pos_embed_temporal",
-    ):
-        assert ids[name] == DEPTH + 1
-
-
-def test_separable_position_tables_are_left_at_the_full_rate_as_upstream() -> None:
-    params = {"blocks": {"bias": jnp.ones((2, 3))}, "pos_embed_spatial": jnp.ones((1, 4, 3))}
-    assert layer_scales(params, 0.5)["pos_embed_spatial"] == 1
+    assert (ids["encoder/cls_token"], ids["head/bias"]) == (0, DEPTH + 1)
 
 
 def test_scales_are_powers_of_the_decay() -> None:
-    scales = flat(layer_scales(parameters(), 0.5))
-    assert scales["encoder/pos_embed"] == 0.5**4
+    scales = flat(layer_scales(parameters(), layer_of, 0.5))
+    assert scales["encoder/cls_token"] == 0.5**4
     np.testing.assert_array_equal(scales["encoder/blocks/ls1/gamma"].ravel(), [1 / 8, 1 / 4, 1 / 2])
     assert scales["head/kernel"] == 1
 
 
-def test_layer_decay_needs_one_stack_of_layers() -> None:
-    with pytest.raises(ValueError, match="found none"):
-        layer_ids({"head": {"bias": jnp.ones(2)}})
-    uneven = {"blocks": {"a": {"bias": jnp.ones((2, 3))}, "b": {"bias": jnp.ones((3, 3))}}}
-    with pytest.raises(ValueError, match=r"found \[2, 3\]"):
-        layer_ids(uneven)
+PARTS = (
+    PartConfig("head/kernel", lr_factor=0.1, weight_decay=0.5),
+    PartConfig("head/.*", lr_factor=2.0),
+)
 
 
-def test_one_step_is_the_decoupled_formula() -> None:
+@pytest.mark.parametrize("parts", [(), PARTS])
+def test_one_step_is_the_decoupled_formula(parts) -> None:
     params = parameters()
     gradients = jax.tree.map(lambda p: jnp.full_like(p, 0.5), params)
-    optimizer = adamw(lambda step: 0.1 / (1 + step), eps=1e-3, weight_decay=0.2, layer_decay=0.5)
+    optimizer = make(
+        lambda step: 0.1 / (1 + step), eps=1e-3, weight_decay=0.2, layer_decay=0.5, parts=parts
+    )
     state = jax.jit(optimizer.init)(params)
     expected = {name: np.asarray(leaf) for name, leaf in flat(params).items()}
-    decays, scales = flat(weight_decay_mask(params)), flat(layer_scales(params, 0.5))
+    decays = {name: 0.2 if is_decayed(name) else 0.0 for name in expected}
+    scales = flat(layer_scales(params, layer_of, 0.5))
+    if parts:
+        decays["head/kernel"] = 0.5
+        scales |= {"head/kernel": 0.1, "head/bias": 2.0}
     for step in range(2):
         updates, state = jax.jit(optimizer.update)(gradients, state, params)
         params = jax.tree.map(np.add, params, updates)
         for name, leaf in expected.items():
             # A constant gradient leaves both bias-corrected moments at its own value.
-            direction = 0.5 / (0.5 + 1e-3) + 0.2 * decays[name] * leaf
+            direction = 0.5 / (0.5 + 1e-3) + decays[name] * leaf
             expected[name] = leaf - 0.1 / (1 + step) * scales[name] * direction
         for name, leaf in flat(params).items():
             np.testing.assert_allclose(leaf, expected[name], rtol=1e-5, err_msg=name)
 
 
-def test_without_layer_decay_all_layers_step_alike() -> None:
+def test_parts_are_found_by_whole_paths_the_first_one_counts() -> None:
+    assert [part_of(path, PARTS).lr_factor for path in ("head/kernel", "head/bias", "ahead/x")] == [
+        0.1,
+        2.0,
+        1.0,
+    ]
+    with pytest.raises(ValueError, match="expected a regular expression, found '\\['"):
+        PartConfig("[")
+    with pytest.raises(ValueError, match="at least 0, found -1.0 and None"):
+        PartConfig("head/.*", lr_factor=-1.0)
+
+
+def test_without_layer_decay_no_layers_are_asked_for() -> None:
     params = {"head": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
-    optimizer = adamw(0.1, weight_decay=0.0)
+    optimizer = adamw(0.1, is_decayed=is_decayed, layer_of=lambda path: 1 / 0, weight_decay=0.0)
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     for update in jax.tree.leaves(updates):
         np.testing.assert_allclose(update, -0.1, rtol=1e-5)
@@ -123,7 +117,7 @@ def test_without_layer_decay_all_layers_step_alike() -> None:
 def test_gradients_are_clipped_by_their_global_norm() -> None:
     params = {"head": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
     # With a huge epsilon the step is the first moment itself, that is, the clipped gradient.
-    optimizer = adamw(1.0, b1=0.0, eps=1e6, weight_decay=0.0, max_grad_norm=3.0)
+    optimizer = make(1.0, b1=0.0, eps=1e6, weight_decay=0.0, max_grad_norm=3.0)
     gradients = jax.tree.map(lambda p: 100 * p, params)
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     np.testing.assert_allclose(optax.tree.norm(updates) * 1e6, 3.0, rtol=1e-3)
@@ -134,8 +128,10 @@ def test_groups_are_found_through_boxes_of_logical_axes() -> None:
         return nn.LogicallyPartitioned(leaf, names=(None,) * leaf.ndim)
 
     params = jax.tree.map(boxed, parameters())
-    plain = jax.tree.leaves(weight_decay_mask(parameters()))
-    assert jax.tree.leaves(weight_decay_mask(params)) == plain
-    optimizer = adamw(0.1, layer_decay=0.5)
+    plain = jax.tree.leaves(layer_ids(parameters(), layer_of))
+    assert jax.tree.map(np.shape, jax.tree.leaves(layer_ids(params, layer_of))) == jax.tree.map(
+        np.shape, plain
+    )
+    optimizer = make(0.1, layer_decay=0.5)
     updates, _ = jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)

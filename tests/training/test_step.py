@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
+from internvideo_jax.training.optimizer import PartConfig
+from internvideo_jax.training.stage import Stage
 from internvideo_jax.training.state import abstract_state, create_state, load_frozen
 from internvideo_jax.training.step import batch_shardings, make_train_step
 
@@ -24,23 +28,13 @@ class Run:
         self.stage, self.config = stage, config
         devices = devices or jax.devices()[:1]
         self.mesh = make_mesh(config.mesh.resolve(len(devices)), devices)
-        optimizer = config.unit_optimizer()
-        has_ema = config.ema_decay is not None
         with self.context():
             place = (self.mesh, DEFAULT_RULES)
-            self.target = abstract_state(stage, optimizer, *place, has_ema=has_ema)
-            self.state = create_state(stage, optimizer, *place, seed=config.seed, has_ema=has_ema)
+            self.target, _ = abstract_state(stage, config, *place)
+            self.state, self.fixed = create_state(stage, config, *place)
             self.frozen = load_frozen(stage, *place)
-            self.step = make_train_step(
-                stage,
-                optimizer,
-                config.schedule(config.lengths()),
-                jax.tree.map(lambda leaf: leaf.sharding, self.target),
-                *place,
-                seed=config.seed,
-                accumulation=config.accumulation,
-                ema_decay=config.ema_decay,
-            )
+            schedule = config.schedule(config.lengths())
+            self.step = make_train_step(stage, config, schedule, self.target, *place)
 
     def context(self):
         stack = contextlib.ExitStack()
@@ -53,8 +47,11 @@ class Run:
         shardings = batch_shardings(example, self.mesh, DEFAULT_RULES)
         batch = {name: jax.device_put(host_batch[name], shardings[name]) for name in example}
         with self.context():
-            self.state, metrics = self.step(self.state, self.frozen, batch)
+            self.state, metrics = self.step(self.state, self.fixed, self.frozen, batch)
         return jax.device_get(metrics)
+
+    def params(self):
+        return host(self.state.variables(self.fixed)["params"])
 
 
 def run(stage, config, host_batches):
@@ -73,7 +70,7 @@ def test_a_step_is_adamw_on_the_mean_gradient(toy):
     stage = toy.ToyStage()
     schedule = config.schedule(config.lengths())
     made = Run(stage, config)
-    variables = host(made.state.variables())
+    variables = host(made.state.variables(made.fixed))
     params, extra = variables["params"], {"batch_stats": variables["batch_stats"]}
     ema = params
     optimizer = optax.chain(
@@ -112,9 +109,9 @@ def test_a_step_is_adamw_on_the_mean_gradient(toy):
     def close(a, b):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
 
-    jax.tree.map(close, made.state.params, {**trained, **fixed})
+    jax.tree.map(close, made.params(), {**trained, **fixed})
     jax.tree.map(close, made.state.extra, extra)
-    jax.tree.map(close, made.state.averaged_variables()["params"], ema)
+    jax.tree.map(close, made.state.averaged_variables(made.fixed)["params"], ema)
     assert int(made.state.step) == 3
 
 
@@ -200,10 +197,10 @@ def test_frozen_parameters_and_layers_stay_and_need_no_optimizer_state(toy):
     stage = toy.ToyStage(frozen_layers=(0,))
     config = toy.make_config(steps=4)
     made = Run(stage, config)
-    before = host(made.state.params)
+    before = made.params()
     data = toy.batches(config)(0)
     norms = [made(next(data))["grad_norm"] for _ in range(4)]
-    after = host(made.state.params)
+    after = made.params()
     np.testing.assert_array_equal(before["fixed"]["kernel"], after["fixed"]["kernel"])
     np.testing.assert_array_equal(before["blocks"]["kernel"][0], after["blocks"]["kernel"][0])
     assert (before["blocks"]["kernel"][1] != after["blocks"]["kernel"][1]).mean() > 0.9
@@ -217,6 +214,74 @@ def test_frozen_parameters_and_layers_stay_and_need_no_optimizer_state(toy):
     # Frozen layers do not count in the norm that clips.
     _, everything = run(toy.ToyStage(), config, toy.batches(config)(0))
     assert norms[0] < everything[0]["grad_norm"]
+
+
+def test_parts_have_rates_of_their_own_or_stay_frozen_in_bfloat16(toy):
+    parts = (
+        PartConfig("blocks/.*", frozen=True),
+        PartConfig("head/bias", lr_factor=0.0),
+    )
+    config = toy.make_config(steps=3)
+    optimizer = dataclasses.replace(config.optimizer, parts=parts)
+    config = dataclasses.replace(config, optimizer=optimizer, frozen_dtype="bfloat16")
+    made = Run(toy.ToyStage(), config)
+    before = made.params()
+    data = toy.batches(config)(0)
+    for _ in range(3):
+        made(next(data))
+    after = made.params()
+    jax.tree.map(np.testing.assert_array_equal, before["blocks"], after["blocks"])
+    np.testing.assert_array_equal(after["head"]["bias"], 0)
+    assert (before["head"]["kernel"] != after["head"]["kernel"]).mean() > 0.9
+    dtypes = {path: x.dtype.name for path, x in flatten_dict(after, sep="/").items()}
+    assert dtypes == {
+        "blocks/kernel": "bfloat16",
+        "fixed/kernel": "bfloat16",
+        "head/kernel": "float32",
+        "head/bias": "float32",
+    }
+    assert set(made.state.ema) == {"head"}
+    unused = dataclasses.replace(optimizer, parts=(PartConfig("head"),))
+    with pytest.raises(ValueError, match="parts: .* found head, which no parameter has"):
+        Run(toy.ToyStage(), dataclasses.replace(config, optimizer=unused))
+
+
+def test_a_loss_over_the_whole_batch_is_not_split(toy):
+    class Contrastive(toy.ToyStage):
+        loss_is_mean_over_rows = False
+
+    Run(Contrastive(), toy.make_config())
+    with pytest.raises(ValueError, match="train.accumulation: expected 1, .* Contrastive"):
+        Run(Contrastive(), toy.make_config(accumulation=2))
+
+
+def test_targets_may_come_from_averaged_weights(toy):
+    class Own(toy.ToyStage):
+        targets_see_averages = True
+
+        def targets(self, frozen, batch, key):
+            averaged = frozen["averaged"]["params"]["head"]["kernel"]
+            return super().targets({**frozen, "teacher": averaged}, batch, key)
+
+    made = Run(Own(draws=False), toy.make_config())
+    before, params = host(made.state), made.params()
+    np.testing.assert_array_equal(before.ema["head"]["kernel"], before.params["head"]["kernel"])
+    batch = next(toy.batches(made.config)(0))
+    metrics = made(batch)
+    stage = toy.ToyStage(draws=False)
+    targets = stage.targets({"teacher": before.ema["head"]["kernel"]}, batch, jax.random.key(0))
+    loss, _ = stage.loss(params, before.extra, batch, targets, jax.random.key(0))
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    with pytest.raises(ValueError, match="train.ema_decay: expected a decay"):
+        Run(Own(), toy.make_config(ema_decay=None))
+
+
+def test_a_stage_without_a_loss_cannot_be_made(toy):
+    class Forgetful(Stage):
+        example_batch = init = save = toy.ToyStage.save
+
+    with pytest.raises(TypeError, match="loss"):
+        Forgetful()
 
 
 def test_nothing_to_train_is_an_error(toy):
@@ -234,7 +299,7 @@ def test_initial_weights_replace_those_of_init(toy):
         return {**variables, "params": half}
 
     made = Run(toy.ToyStage(initial=initial), toy.make_config())
-    for leaf in jax.tree.leaves((made.state.params, made.state.ema)):
+    for leaf in jax.tree.leaves((made.params(), made.state.ema)):
         assert leaf.dtype == jnp.float32
         np.testing.assert_array_equal(leaf, 0.5)
 

@@ -112,7 +112,7 @@ def batches(config, *, bad=(), width=WIDTH):
 def make_config(**changes):
     fields = {
         "batch_size": 8,
-        "optimizer": OptimizerConfig(lr=0.3, weight_decay=0.05, max_grad_norm=3.0),
+        "optimizer": OptimizerConfig(lr=0.3 * 16 / 256, weight_decay=0.05, max_grad_norm=3.0),
         "steps": 12,
         "warmup_steps": 2,
         "num_sample": 2,

@@ -14,7 +14,7 @@ import numpy as np
 from internvideo_jax import __version__
 from internvideo_jax.convert.engine import registry
 from internvideo_jax.convert.engine.adaptations import Inflation
-from internvideo_jax.convert.engine.family import NO_TARGET, Family, Target
+from internvideo_jax.convert.engine.family import Family
 from internvideo_jax.convert.engine.plan import Plan, plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import parameters, target_dtypes
@@ -38,9 +38,11 @@ class Request:
       release: name of one of the `registry.releases`, which the checkpoint must then fit.
       architecture: what to make of it, e.g. the encoder of a classifier alone.
       options: constructor options of the original model that its tensors do not show.
-      target: clips and classes that the model is to take.
+      changes: clips and classes that the model is to take: num_frames, image_size, tubelet_size,
+        num_classes.
       inflation: how a patch kernel is spread over a longer tubelet.
-      new_head: whether to start an untrained head of `target.num_classes`.
+      new_head: whether to start an untrained head of as many classes.
+      to_int8: whether kernels of linear layers become int8 values with scales.
       key: place in a PyTorch file to take the weights from, e.g. "model_ema".
       tokenizer: folder of the tokenizer's files, if they do not lie beside the checkpoint.
     """
@@ -48,9 +50,10 @@ class Request:
     release: str | None = None
     architecture: str | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    target: Target = NO_TARGET
+    changes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     inflation: Inflation | None = None
     new_head: bool = False
+    to_int8: bool = False
     key: str | None = None
     tokenizer: Path | None = None
 
@@ -95,7 +98,7 @@ class Conversion:
         described = self.family.describe(made.config)
         lines = [f"{names[0]}: {made.architecture}, {described}", made.summary()]
         if len(names) > 1:
-            of_file = [made.origins[key] for key in made.loaded_keys]
+            of_file = [made.sources[key][0] for key in made.loaded_keys]
             lines += [f"{name}: {of_file.count(i)} tensors" for i, name in enumerate(names)]
         return lines
 
@@ -124,13 +127,14 @@ def prepare(sources: Sequence[str | Path], request: Request) -> Conversion:
     stored: dict[str, Any] = {}
     for checkpoint in checkpoints:
         stored |= _stored_options(checkpoint.metadata)
-    found = recognize(*files, architecture=request.architecture)
+    architecture = request.architecture or (release.architecture if release else None)
+    found = recognize(*files, architecture=architecture)
     given = dict(request.options)
     if request.new_head:
-        if request.target.num_classes is None:
+        if "num_classes" not in request.changes:
             raise ValueError("expected the number of classes of the new head; pass --num_classes=N")
-        given["num_classes"] = request.target.num_classes
-        if request.architecture is None and found.family.new_head is not None:
+        given["num_classes"] = request.changes["num_classes"]
+        if architecture is None and found.family.new_head is not None:
             found = recognize(*files, architecture=found.family.new_head)
     source = infer_config(found, given, stored)
     if release is not None and (wrong := release.mismatches(source)):
@@ -141,12 +145,13 @@ def prepare(sources: Sequence[str | Path], request: Request) -> Conversion:
     made = plan(
         found,
         source,
-        target=found.family.retarget(source, request.target),
+        target=found.family.retarget(source, request.changes),
         inflation=request.inflation,
         new_head=request.new_head,
+        to_int8=request.to_int8,
     )
     tensors = {
-        found.names[key]: checkpoints[number][name] for key, (number, name) in found.keys.items()
+        made.names[key]: checkpoints[number][name] for key, (number, name) in made.sources.items()
     }
     dtypes = target_dtypes(made, {name: tensor.dtype for name, tensor in tensors.items()})
     tokenizer = _tokenizer_files(found.family.preprocessing(made.config), checkpoints, request)

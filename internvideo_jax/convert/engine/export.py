@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -12,6 +12,7 @@ from flax import traverse_util
 from internvideo_jax.config import from_dict
 from internvideo_jax.convert.engine.plan import export_plan
 from internvideo_jax.convert.engine.state_dict import to_state_dict
+from internvideo_jax.convert.engine.transforms import Shape
 from internvideo_jax.convert.engine.upstream import to_upstream
 from internvideo_jax.convert.files.safetensors_file import SafetensorsWriter
 from internvideo_jax.models import ARCHITECTURES
@@ -24,8 +25,8 @@ def export(
     """Writes a saved model's variables under the keys of the checkpoint that it came from.
 
     One parameter is in memory at a time (of a stacked one, all its layers). Values are those of the
-    checkpoint to the bit, in the saved model's dtype. The file's metadata tell what tensors do not
-    show of the model, so that converting it needs no options.
+    checkpoint to the bit, in the saved model's dtype; int8 kernels become float32 again. The file's
+    metadata tell what tensors do not show of the model, so that converting it needs no options.
 
     Args:
       model_dir: what `conversion.write` or `saved_model.save` made.
@@ -42,27 +43,22 @@ def export(
     """
     model_dir = Path(model_dir).expanduser().resolve()
     description = read_description(model_dir)
-    architecture = description["architecture"]
-    config: Any = from_dict(ARCHITECTURES[architecture].config_cls, description["config"])
+    config_cls = ARCHITECTURES[description["architecture"]].config_cls
+    config: Any = from_dict(config_cls, description["config"])
     conversion = description.get("conversion", {})
     names = conversion.get("names", {})
-    plan = export_plan(architecture, config, conversion.get("prefix", ""), names)
     with ocp.PyTreeCheckpointer() as checkpointer:
         stored = checkpointer.metadata(model_dir / ARRAYS).item_metadata.tree
         dtypes = {
             path: np.dtype(leaf.dtype)
             for path, leaf in traverse_util.flatten_dict(stored, sep="/").items()
         }
+        plan = export_plan(config, conversion.get("prefix", ""), names, dtypes)
         declarations = {
-            plan.names[key]: (
-                shape,
-                # Quantised values come back as float32.
-                np.dtype("float32")
-                if assignment.transform.dtypes
-                else dtypes[assignment.targets[0]],
-            )
-            for assignment in plan.loaded
-            for key, shape in zip(assignment.keys, assignment.source_shapes, strict=True)
+            # Of int8 values and their scale, the scale's dtype.
+            plan.names[key]: (cast(Shape, shape), dtypes[a.targets[-1]])
+            for a in plan.loaded
+            for key, shape in zip(a.keys, a.source_shapes, strict=True)
         }
         # `conversion.prepare` reads these options of a file, as it does training arguments.
         metadata = {"format": "pt", "config": json.dumps(to_upstream(config))}

@@ -55,36 +55,12 @@ class Part:
     source: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """What a model is to become; None leaves a choice as it is.
-
-    Attributes:
-      num_frames: frames per clip.
-      image_size: side of its frames in pixels.
-      tubelet_size: frames per token.
-      num_classes: size of a classifier's head.
-    """
-
-    num_frames: int | None = None
-    image_size: int | None = None
-    tubelet_size: int | None = None
-    num_classes: int | None = None
-
-    def asked(self) -> dict[str, int]:
-        """What is not None."""
-        return {n: value for n, value in vars(self).items() if value is not None}
-
-
-NO_TARGET = Target()
-
-
-def keep(config: Any, target: Target) -> Any:
+def keep(config: Any, changes: Mapping[str, int]) -> Any:
     """The `retarget` of families whose models are what their files make them."""
-    if asked := target.asked():
+    if changes:
         raise ValueError(
             f"expected nothing to change of {type(config).__name__.removesuffix('Config')}, found"
-            f" {', '.join(asked)}; leave that out"
+            f" {', '.join(changes)}; leave that out"
         )
     return config
 
@@ -131,7 +107,7 @@ class Family:
       describe: a config in a few words.
       neutral: options without effect here.
       spellings: (pattern, replacement) for keys that files write in several ways.
-      retarget: the config for what is asked.
+      retarget: the config with changes such as num_frames, image_size, tubelet_size, num_classes.
       fit: the change that makes a parameter fit another config; None where it fits as it is.
         Raises ValueError where nothing makes it fit.
       new_head: architecture that is made of a file for which a new head is asked.
@@ -154,7 +130,7 @@ class Family:
     prefixes: tuple[str, ...] = ("", "module.")
     neutral: frozenset[str] = frozenset()
     spellings: tuple[tuple[str, str], ...] = ()
-    retarget: Callable[[Any, Target], Any] = keep
+    retarget: Callable[[Any, Mapping[str, int]], Any] = keep
     fit: Callable[[Fitting], Adaptation | None] = lambda fitting: None
     new_head: str | None = None
     parts: tuple[Part, ...] = ()

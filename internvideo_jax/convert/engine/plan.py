@@ -4,52 +4,24 @@ import dataclasses
 import functools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 from flax import traverse_util
 
 from internvideo_jax.convert.engine.adaptations import Adaptation, Inflation
 from internvideo_jax.convert.engine.family import Fitting, family_of
+from internvideo_jax.convert.engine.misfit import CheckpointMisfit
 from internvideo_jax.convert.engine.recognition import Recognized
 from internvideo_jax.convert.engine.rules import Assignment, InitialValue, Table, assignments
-from internvideo_jax.convert.engine.transforms import Pattern, Shape
+from internvideo_jax.convert.engine.transforms import Pattern, Shape, quantize
 from internvideo_jax.convert.engine.upstream import architecture_of
-from internvideo_jax.models import ARCHITECTURES, abstract_variables
+from internvideo_jax.models import abstract_variables, build
+from internvideo_jax.nn import int8
 
 # Changes of which there are more are summed up.
 _MAX_LISTED = 4
-
-
-class CheckpointMisfit(ValueError):
-    """A checkpoint that is not wholly and exactly what a model needs.
-
-    Attributes:
-      missing: shapes of the keys that the model needs and the checkpoint lacks.
-      extra: shapes of the keys that no rule uses or ignores.
-      misshapen: (expected, found) shapes of the keys that have another shape.
-    """
-
-    def __init__(
-        self,
-        description: str,
-        missing: Mapping[str, Pattern],
-        extra: Mapping[str, Shape],
-        misshapen: Mapping[str, tuple[Pattern, Shape]],
-    ) -> None:
-        self.missing, self.extra, self.misshapen = dict(missing), dict(extra), dict(misshapen)
-        lines = [
-            f"the checkpoint does not fit {description}: {len(missing)} keys missing,"
-            f" {len(extra)} extra, {len(misshapen)} misshapen"
-        ]
-        lines += _listing("missing", {k: f"expected {list(v)}" for k, v in missing.items()})
-        lines += _listing("extra", {k: f"found {list(v)}" for k, v in extra.items()})
-        lines += _listing(
-            "misshapen",
-            {k: f"expected {list(s)}, found {list(f)}" for k, (s, f) in misshapen.items()},
-        )
-        lines.append("check that this is the right file, and the options that describe its model")
-        super().__init__("\n".join(lines))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +38,7 @@ class Plan:
       ignored: reason why a key is not read, by canonical key.
       tied: the key that a key repeats, by canonical key.
       adaptations: changes to parameters after their transform, by path.
-      origins: number of the file that a key comes from, by canonical key.
+      sources: number of the file that a key comes from and the key in it, by canonical key.
     """
 
     architecture: str
@@ -78,7 +50,7 @@ class Plan:
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
     adaptations: Mapping[str, Adaptation] = dataclasses.field(default_factory=dict)
-    origins: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
 
     @property
     def loaded_keys(self) -> list[str]:
@@ -143,7 +115,7 @@ class Plan:
             report["names"] = spelled
         if len(files) > 1:
             report["sources"] = {
-                name: [key for key in loaded if self.origins[key] == number]
+                name: [key for key in loaded if self.sources[key][0] == number]
                 for number, name in enumerate(files)
             }
         return report
@@ -167,6 +139,7 @@ def plan(
     target: Any = None,
     inflation: Inflation | None = None,
     new_head: bool = False,
+    to_int8: bool = False,
 ) -> Plan:
     """Plans the conversion of a checkpoint; allocates nothing.
 
@@ -176,6 +149,8 @@ def plan(
       target: of the same model for other clips or classes, to which parameters are fitted.
       inflation: how a kernel is spread over more frames.
       new_head: leave a classifier's last layer in the checkpoint, if any, and start a new one.
+      to_int8: whether the kernels of linear layers, but for those that are fitted, become int8
+        values with scales (`nn.int8`).
 
     Raises:
       CheckpointMisfit: a key is missing, extra or misshapen; all of them are listed.
@@ -184,13 +159,14 @@ def plan(
     target = config if target is None else target
     architecture = architecture_of(config)
     table = found.family.table(architecture, config)
-    names, shapes = _with_substitutes(table, found)
+    found = _with_substitutes(table, found)
+    names, shapes = found.names, found.shapes
     ignored: dict[str, str] = {}
     loaded: list[Assignment] = []
     initial: list[tuple[Assignment, InitialValue]] = []
     missing: dict[str, Pattern] = {}
     misshapen: dict[str, tuple[Pattern, Shape]] = {}
-    for assignment in assignments(table, target_shapes(architecture, config)):
+    for assignment in assignments(table, target_shapes(config)):
         if new_head and assignment.fresh is not None:
             initial.append((assignment, assignment.fresh))
             ignored |= {k: "head replaced by a new one" for k in assignment.keys if k in shapes}
@@ -223,7 +199,10 @@ def plan(
     if missing or extra or misshapen:
         raise CheckpointMisfit(f"architecture {architecture!r}", missing, extra, misshapen)
     position = {key: i for i, key in enumerate(names)}
-    targets = target_shapes(architecture, target)
+    targets = target_shapes(target)
+    adaptations = _adaptations(loaded, found, config, target, inflation)
+    if to_int8:
+        loaded = _quantized(loaded, targets, target, adaptations)
     return Plan(
         architecture,
         target,
@@ -233,53 +212,80 @@ def plan(
         tuple((_reshaped(a, targets), value) for a, value in initial),
         {key: ignored[key] for key in names if key in ignored},
         {key: tied[key] for key in names if key in tied},
-        _adaptations(loaded, found, config, target, inflation),
-        {key: number for key, (number, _) in found.keys.items()},
+        adaptations,
+        found.keys,
     )
 
 
 def export_plan(
-    architecture: str,
     config: Any,
     prefix: str = "",
     names: Mapping[str, str] | None = None,
+    stored: Collection[str] = (),
 ) -> Plan:
     """The plan of a checkpoint that holds exactly what a model has.
 
     Args:
-      architecture: name in `models.ARCHITECTURES`.
-      config: config of that architecture.
+      config: of the model.
       prefix: what precedes its canonical keys.
       names: keys for which this is not all.
+      stored: paths of the model's parameters; kernels that have a scale beside them are int8.
     """
-    targets = target_shapes(architecture, config)
+    architecture = architecture_of(config)
+    targets = target_shapes(config)
     loaded = assignments(family_of(architecture).table(architecture, config), targets)
+    if any(path.endswith(int8.SUFFIX) for path in stored):
+        wide = [path for path in targets if path + int8.SUFFIX not in stored]
+        loaded = tuple(_quantized(loaded, targets, config, wide))
     named = {key: (names or {}).get(key, prefix + key) for a in loaded for key in a.keys}
     return Plan(architecture, config, targets, named, loaded)
 
 
-def target_shapes(architecture: str, config: Any) -> dict[str, Shape]:
+def target_shapes(config: Any) -> dict[str, Shape]:
     """Shape of every variable of a model by its path, e.g. "params/encoder/cls_token"."""
-    return dict(_target_shapes(architecture, config))
+    return {path: tuple(nn.unbox(leaf).shape) for path, leaf in _boxed(config).items()}
 
 
 @functools.lru_cache(maxsize=64)
-def _target_shapes(architecture: str, config: Any) -> tuple[tuple[str, Shape], ...]:
+def _boxed(config: Any) -> Mapping[str, Any]:
+    """Every variable of a model with its logical axes."""
     # Tracing a model's initialisation takes a good part of a second.
-    variables = abstract_variables(ARCHITECTURES[architecture].module_cls(config))
-    flat = traverse_util.flatten_dict(variables, sep="/")
-    return tuple((path, tuple(leaf.shape)) for path, leaf in flat.items())
+    return traverse_util.flatten_dict(abstract_variables(build(config), boxed=True), sep="/")
 
 
-def _with_substitutes(table: Table, found: Recognized) -> tuple[dict[str, str], dict[str, Shape]]:
-    """Names and shapes by canonical key, a tied tensor standing in for one that is not there."""
-    names, shapes = found.names, dict(found.shapes)
+def _quantized(
+    loaded: Iterable[Assignment],
+    targets: dict[str, Shape],
+    config: Any,
+    wide: Collection[str],
+) -> list[Assignment]:
+    """The same with linear kernels in int8, whose scales join the targets, but for the `wide`."""
+    made = []
+    for a in loaded:
+        path = a.targets[0]
+        kernel = _boxed(config)[path]
+        if isinstance(kernel, int8.Kernel) and path not in wide:
+            shapes = int8.quantized_shapes({path: kernel})
+            scale = path + int8.SUFFIX
+            targets[scale] = tuple(shapes[scale].value.shape)
+            a = dataclasses.replace(
+                a,
+                targets=(path, scale),
+                shapes=(*a.shapes, targets[scale][a.index is not None :]),
+                transform=quantize(a.transform, kernel.input_dims),
+            )
+        made.append(a)
+    return made
+
+
+def _with_substitutes(table: Table, found: Recognized) -> Recognized:
+    """The same, a tied tensor standing in for one that is not there."""
+    shapes, keys = dict(found.shapes), dict(found.keys)
     for tie in table.tied:
-        if tie.key not in shapes:
-            key = next((k for k in shapes if re.fullmatch(tie.pattern, k)), None)
-            if key is not None:
-                names[tie.key], shapes[tie.key] = names.pop(key), shapes.pop(key)
-    return names, shapes
+        other = next((key for key in shapes if re.fullmatch(tie.pattern, key)), None)
+        if tie.key not in shapes and other is not None:
+            shapes[tie.key], keys[tie.key] = shapes.pop(other), keys.pop(other)
+    return dataclasses.replace(found, shapes=shapes, keys=keys)
 
 
 def _is_there(form: Assignment, shapes: Mapping[str, Shape]) -> bool:
@@ -326,29 +332,3 @@ def _reshaped(a: Assignment, targets: Mapping[str, Shape]) -> Assignment:
     if a.index is not None:
         return a
     return dataclasses.replace(a, shapes=tuple(targets[t] for t in a.targets))
-
-
-def _listing(title: str, messages: Mapping[str, str]) -> list[str]:
-    """Lines for keys and messages, one for all layers of which the same is said."""
-    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for key, message in messages.items():
-        head, *rest = re.split(r"(?<=\.)(\d+)(?=\.)", key, maxsplit=1)
-        number, tail = rest or ("-1", "")
-        groups[head, tail, message].append(int(number))
-    lines = []
-    for (head, tail, message), numbers in groups.items():
-        span = _ranges(numbers) if tail else ""
-        lines.append(f"  {title:<10}{head}{span}{tail}  {message}")
-    return lines
-
-
-def _ranges(numbers: list[int]) -> str:
-    """`7`, or `{0-3,5}`."""
-    runs: list[list[int]] = []
-    for n in sorted(numbers):
-        if runs and n == runs[-1][1] + 1:
-            runs[-1][1] = n
-        else:
-            runs.append([n, n])
-    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
-    return text if len(numbers) == 1 else f"{{{text}}}"

@@ -86,16 +86,18 @@ def rule(
     keys: str,
     transform: Transform = IDENTITY,
     *,
+    initial: InitialValue | None = None,
+    fresh: InitialValue | None = None,
     instead: Mapping[str, Transform] | None = None,
-    **options: InitialValue | None,
 ) -> Rule:
     """A rule for `params/<target>`; targets and keys are separated by spaces."""
     return Rule(
         tuple(f"params/{target}" for target in targets.split()),
         tuple(keys.split()),
         transform,
+        initial,
+        fresh,
         instead=tuple((tuple(k.split()), t) for k, t in (instead or {}).items()),
-        **options,
     )
 
 
@@ -130,7 +132,10 @@ def from_layer(rules: Iterable[Rule], first: int) -> tuple[Rule, ...]:
 
 
 def under(table: Table, prefix: str, module: str) -> Table:
-    """The table of a model that is the submodule `module` of another, with `prefix` in its keys."""
+    """The table of a model that is the submodule `module` of another, with `prefix` in its keys.
+
+    What it ignores may also lie outside of its tower in the tower's file.
+    """
 
     def prefixed(keys: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(prefix + key for key in keys)
@@ -146,7 +151,7 @@ def under(table: Table, prefix: str, module: str) -> Table:
     )
     return Table(
         tuple(rules),
-        tuple(Ignore(f"{literal}(?:{i.pattern})", i.reason) for i in table.ignored),
+        tuple(Ignore(f"(?:{literal})?(?:{i.pattern})", i.reason) for i in table.ignored),
         tuple(Tie(f"{literal}(?:{t.pattern})", prefix + t.key) for t in table.tied),
     )
 

@@ -123,6 +123,11 @@ def to_state_dict(variables: Mapping[str, Any], plan: Plan) -> dict[str, np.ndar
     for a in (*plan.loaded, *(assignment for assignment, _ in plan.initial)):
         if not all(target in flat for target in a.targets):
             continue
+        if a.transform.inverse is None:
+            raise ValueError(
+                f"{a.keys[0]} was changed ({a.transform.name}) and does not come back; use the plan"
+                " that `plan.export_plan` makes"
+            )
         arrays = [flat[target] for target in a.targets]
         if a.index is not None:
             arrays = [array[a.index] for array in arrays]

@@ -2,7 +2,7 @@
 
 Those of a table's own rules are linear and only move numbers (the one that joins q and v biases
 also adds zeros), so that the same functions carry gradients and a round trip is exact to the bit.
-Those that compute (fold LoRA, normalise weights, quantise) serve other forms of a file. Results are
+Those that compute (fold LoRA, normalise weights) serve other forms of a file, or int8. Results are
 views where numpy can make them: whoever stores one also copies it.
 """
 
@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from internvideo_jax.nn import int8
 
 Shape = tuple[int, ...]
 # None stands for any size.
@@ -26,7 +28,7 @@ class Transform:
       name: how reports call it.
       source_shapes: shapes of the PyTorch tensors that make parameters of given shapes.
       forward: the parameters of given shapes, from those tensors in order.
-      inverse: those tensors, from the parameters.
+      inverse: those tensors, from the parameters; None if nothing gives them back.
       dtypes: dtypes of the parameters by name where they are not the tensors' own; None for those
         that are.
       computes: whether numbers change, so that the tensors may differ in dtype (the first one's
@@ -36,7 +38,7 @@ class Transform:
     name: str
     source_shapes: Callable[[Sequence[Shape]], tuple[Pattern, ...]]
     forward: Callable[[Arrays, Sequence[Shape]], Arrays]
-    inverse: Callable[[Arrays], Arrays]
+    inverse: Callable[[Arrays], Arrays] | None
     dtypes: tuple[str | None, ...] | None = None
     computes: bool = False
 
@@ -114,21 +116,10 @@ JOIN_QV_BIAS = Transform(
 )
 
 
-def _norm_over_channels(weight: np.ndarray) -> np.ndarray:
-    """Length `[k]` of each tap of a 1-D convolution's weight `[out, in, k]`."""
-    return np.sqrt(np.square(weight.astype(np.float32)).sum((0, 1)))
-
-
 def _split_weight(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
     (weight,) = arrays
-    return weight.transpose(2, 1, 0), _norm_over_channels(weight).astype(weight.dtype)
-
-
-def _multiply_weight(arrays: Arrays) -> Arrays:
-    direction, length = arrays
-    weight = direction.transpose(2, 1, 0).astype(np.float32)
-    weight *= length.astype(np.float32) / _norm_over_channels(weight)
-    return (weight.astype(direction.dtype),)
+    length = np.sqrt(np.square(weight.astype(np.float32)).sum((0, 1)))
+    return weight.transpose(2, 1, 0), length.astype(weight.dtype)
 
 
 # Parameters: direction `[k, in, out]` and length `[k]` of a 1-D convolution with weight norm over
@@ -145,7 +136,7 @@ TO_WEIGHT_NORM = Transform(
     "1-D convolution given weight norm",
     lambda shapes: (shapes[0][::-1],),
     _split_weight,
-    _multiply_weight,
+    inverse=None,
     computes=True,
 )
 
@@ -167,32 +158,24 @@ def fold_lora(base: Transform, alpha: float) -> Transform:
         folded = weight + alpha / len(a) * (b @ a)
         return base.forward((folded.astype(arrays[0].dtype),), shapes)
 
-    def inverse(arrays: Arrays) -> Arrays:
-        raise ValueError("a weight that LoRA was folded into does not come apart again")
-
-    return Transform("LoRA folded into it", source_shapes, forward, inverse, computes=True)
+    return Transform("LoRA folded into it", source_shapes, forward, None, computes=True)
 
 
-def quantize(base: Transform, inputs: int) -> Transform:
-    """A kernel as int8 values and a float32 scale per output, in place of the kernel that `base`
-    makes.
+def quantize(base: Transform, input_dims: tuple[int, ...]) -> Transform:
+    """A kernel as int8 values and float32 scales, in place of the kernel that `base` makes.
 
     Args:
-      base: what makes the kernel of one tensor.
-      inputs: leading axes of the kernel over which a product sums; the scale has the others.
+      base: what makes the kernel.
+      input_dims: the kernel's dimensions that a product sums over, counted from the end.
     """
-    axes = tuple(range(inputs))
 
     def forward(arrays: Arrays, shapes: Sequence[Shape]) -> Arrays:
-        kernel = base.forward(arrays, shapes[:1])[0].astype(np.float32)
-        scale = np.abs(kernel).max(axes) / np.float32(127)
-        # A kernel of zeros stays one.
-        scale = np.where(scale == 0, np.float32(1), scale)
-        return np.rint(kernel / scale).astype(np.int8), scale
+        return int8.quantize(base.forward(arrays, shapes[:1])[0], input_dims)
 
     def inverse(arrays: Arrays) -> Arrays:
+        assert base.inverse is not None
         values, scale = arrays
-        return base.inverse((values.astype(np.float32) * scale,))
+        return base.inverse((int8.dequantize(values, scale, input_dims),))
 
     return Transform(
         f"{base.name}, int8",

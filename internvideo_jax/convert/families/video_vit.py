@@ -13,11 +13,12 @@ from typing import Any
 
 from internvideo_jax.convert.engine.adaptations import (
     Adaptation,
+    Inflation,
     inflate_patch_kernel,
     resize_positions,
     select_outputs,
 )
-from internvideo_jax.convert.engine.family import Fitting, Shapes, Target
+from internvideo_jax.convert.engine.family import Fitting, Shapes
 from internvideo_jax.convert.engine.options import Options
 from internvideo_jax.convert.engine.rules import Rule, layer, rule
 from internvideo_jax.convert.engine.transforms import (
@@ -99,15 +100,15 @@ def preprocessing(config: Any) -> Preprocessing:
     )
 
 
-def retarget(config: Any, target: Target) -> Any:
+def retarget(config: Any, changes: Mapping[str, int]) -> Any:
     """The same model for clips of another length or size, or for other classes.
 
     Raises:
       ValueError: classes are asked of a model that has none.
     """
-    changes = target.asked()
-    num_classes = changes.pop("num_classes", None)
-    encoder = dataclasses.replace(encoder_config(config), **changes)
+    num_classes = changes.get("num_classes")
+    of_clips = {name: value for name, value in changes.items() if name != "num_classes"}
+    encoder = dataclasses.replace(encoder_config(config), **of_clips)
     if encoder_config(config) is config:
         config = encoder
     else:
@@ -131,7 +132,7 @@ def fit(fitting: Fitting) -> Adaptation | None:
     source, target = encoder_config(fitting.source), encoder_config(fitting.target)
     path, shape = fitting.path, fitting.shape
     if path.endswith("patch_embed/kernel") and shape[0] != target.tubelet_size:
-        default = "center" if len(fitting.tensor) == 4 else "mean"
+        default: Inflation = "center" if len(fitting.tensor) == 4 else "mean"
         return inflate_patch_kernel(shape, target.tubelet_size, fitting.inflation or default)
     if match := _TABLE.fullmatch(path):
         return _fit_table(shape, match, source.grid, target.grid)

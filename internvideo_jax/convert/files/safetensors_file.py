@@ -3,6 +3,7 @@
 Source: the format's specification, https://huggingface.co/docs/safetensors (layout, limits).
 """
 
+import contextlib
 import json
 import math
 import struct
@@ -13,11 +14,16 @@ from typing import Any, Self
 
 import ml_dtypes
 import numpy as np
+import safetensors
 
 from internvideo_jax.convert.files.checkpoint import Checkpoint, CheckpointError, LazyTensor
 from internvideo_jax.convert.files.copying import contiguous
+from internvideo_jax.files import atomic_file
 
+# What the library reads at most.
 _MAX_HEADER_BYTES = 100_000_000
+# What NumPy has at least.
+_MAX_AXES = 32
 _LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
 
@@ -56,94 +62,35 @@ def open_safetensors_file(path: Path) -> Checkpoint:
       CheckpointError: truncated, damaged, or breaking the format's rules.
     """
     try:
-        with open(path, "rb") as file:
-            file_size = file.seek(0, 2)
-            file.seek(0)
-            header, data_start = _read_header(file.read(_LENGTH.size), file, file_size)
-        metadata = header.pop(_METADATA, {})
-        if not isinstance(metadata, dict):
-            raise CheckpointError("its metadata is not a dictionary")
-        entries = {name: _parse_entry(name, entry) for name, entry in header.items()}
-        _check_layout(entries, file_size - data_start)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
-    in_order = sorted(entries.items(), key=lambda item: item[1][2])
-    tensors = {
-        name: LazyTensor(path, data_start + begin, shape, dtype)
-        for name, (dtype, shape, begin, _) in in_order
-    }
-    return Checkpoint(path=path, tensors=tensors, metadata=metadata)
-
-
-_Entry = tuple[np.dtype, tuple[int, ...], int, int]
-
-
-def _read_header(prefix: bytes, file: Any, file_size: int) -> tuple[dict[str, Any], int]:
-    if len(prefix) < _LENGTH.size:
-        raise CheckpointError(f"it has only {file_size} bytes; the download is not complete")
-    (length,) = _LENGTH.unpack(prefix)
-    if length > _MAX_HEADER_BYTES:
-        raise CheckpointError(f"its header claims {length} bytes of at most {_MAX_HEADER_BYTES}")
-    text = file.read(length)
-    if len(text) < length:
+        with open(path, "rb") as raw:
+            (length,) = _LENGTH.unpack(raw.read(_LENGTH.size).ljust(_LENGTH.size, b"\0"))
+        # The library checks the header, and that the tensors cover the data without holes.
+        with safetensors.safe_open(path, framework="numpy") as file:
+            position = _LENGTH.size + length
+            tensors = {}
+            for name in file.offset_keys():
+                part = file.get_slice(name)
+                tensors[name] = _tensor(path, name, part.get_dtype(), part.get_shape(), position)
+                position += tensors[name].nbytes
+            return Checkpoint(path=path, tensors=tensors, metadata=file.metadata() or {})
+    except (CheckpointError, safetensors.SafetensorError) as error:
+        advice = "; fetch it again if the download was not complete"
         raise CheckpointError(
-            f"it has {file_size} bytes, fewer than its header of {length}: the download is not "
-            "complete; fetch it again"
-        )
-    try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"its header is damaged: {error}") from None
-    if not isinstance(header, dict):
-        raise CheckpointError("its header is not a dictionary")
-    return header, _LENGTH.size + length
+            f"{path} ({path.stat().st_size} bytes) is not a readable safetensors file: {error}"
+            + advice * (not isinstance(error, CheckpointError))
+        ) from None
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) < len(pairs):
-        raise CheckpointError("a key occurs twice in its header")
-    return mapping
-
-
-def _parse_entry(name: str, entry: Any) -> _Entry:
-    try:
-        dtype_name, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        numbers = [*shape, begin, end]
-    except (TypeError, KeyError, ValueError):
-        raise CheckpointError(f"tensor {name!r} lacks dtype, shape or data_offsets") from None
-    if any(type(number) is not int or not 0 <= number < 1 << 62 for number in numbers):
-        raise CheckpointError(f"tensor {name!r} has a size or offset that is not a number >= 0")
-    if len(shape) > 32:
-        raise CheckpointError(f"tensor {name!r} has {len(shape)} axes; at most 32 are read")
-    dtype = _DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
-    if dtype is None:
+def _tensor(path: Path, name: str, dtype: str, shape: list[int], offset: int) -> LazyTensor:
+    if dtype not in _DTYPES:
         raise CheckpointError(
-            f"tensor {name!r} has dtype {dtype_name!r}; supported are {', '.join(_DTYPES)}"
+            f"tensor {name!r} has dtype {dtype!r}; supported are {', '.join(_DTYPES)}"
         )
-    needed = math.prod(shape) * dtype.itemsize
-    if end - begin != needed:
+    if len(shape) > _MAX_AXES:
         raise CheckpointError(
-            f"tensor {name!r} of shape {shape} and dtype {dtype_name} takes {needed} bytes; "
-            f"its offsets span {end - begin}"
+            f"tensor {name!r} has {len(shape)} axes; at most {_MAX_AXES} are read"
         )
-    return dtype, tuple(shape), begin, end
-
-
-def _check_layout(entries: Mapping[str, _Entry], data_size: int) -> None:
-    """The tensors must cover the data exactly: no hole, no overlap, nothing beyond the end."""
-    position = 0
-    for name, (_, _, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
-        if begin != position:
-            raise CheckpointError(f"tensor {name!r} starts at {begin} instead of {position}")
-        position = end
-    if position > data_size:
-        raise CheckpointError(
-            f"its tensors take {position} bytes and only {data_size} are there: the download is "
-            "not complete; fetch it again"
-        )
-    if position < data_size:
-        raise CheckpointError(f"{data_size - position} bytes follow its last tensor")
+    return LazyTensor(path, offset, tuple(shape), _DTYPES[dtype])
 
 
 class SafetensorsWriter:
@@ -183,7 +130,6 @@ class SafetensorsWriter:
         self._offsets: dict[str, int] = {}
         self._header = self._make_header(metadata or {})
         self._missing = set(self._declared)
-        self._partial = self._path.with_name(f".{self._path.name}.partial")
 
     def _make_header(self, metadata: Mapping[str, str]) -> bytes:
         header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
@@ -204,13 +150,11 @@ class SafetensorsWriter:
         return _LENGTH.pack(len(text)) + text
 
     def __enter__(self) -> Self:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._partial, "wb")
-        try:
+        with contextlib.ExitStack() as stack:
+            partial = stack.enter_context(atomic_file(self._path))
+            self._file = stack.enter_context(open(partial, "wb"))
             self._file.write(self._header)
-        except BaseException:
-            self._discard()
-            raise
+            self._cleanup = stack.pop_all()
         return self
 
     def write(self, name: str, array: np.ndarray) -> None:
@@ -234,17 +178,8 @@ class SafetensorsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            if kind is None:
-                if self._missing:
-                    raise ValueError(f"tensors never written: {', '.join(sorted(self._missing))}")
-                self._file.close()
-                self._partial.rename(self._path)
-        finally:
-            self._discard()
-
-    def _discard(self) -> None:
-        try:
-            self._file.close()
-        finally:
-            self._partial.unlink(missing_ok=True)
+        if kind is None and self._missing:
+            error = ValueError(f"tensors never written: {', '.join(sorted(self._missing))}")
+        with self._cleanup:
+            if error is not None:
+                raise error

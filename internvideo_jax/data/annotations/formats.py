@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 from internvideo_jax.config import nearest_name
 from internvideo_jax.data.annotations.lines import (
@@ -19,7 +19,7 @@ from internvideo_jax.data.annotations.lines import (
     read_items,
     read_lines,
 )
-from internvideo_jax.data.decode.paths import VIDEO_EXTENSIONS
+from internvideo_jax.data.decode.paths import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
 
 Format = Literal["jsonl", "csv", "interval", "frames", "pretrain", "json"]
 FORMATS: tuple[Format, ...] = ("jsonl", "csv", "interval", "frames", "pretrain", "json")
@@ -31,8 +31,6 @@ SEPARATORS = (",", "\t", " ")
 NUM_SAMPLED_LINES = 50
 # A file name with one place for a number: what else `str.format` can do is not for data to ask.
 _FRAME_PATTERN = re.compile(r"[^/\\{}\x00]*\{(:0?\d{0,2}d?)?\}[^/\\{}\x00]*")
-
-Raw = TypeVar("Raw")
 
 
 class Entry(NamedTuple):
@@ -49,29 +47,37 @@ class Entry(NamedTuple):
     source: str = ""
 
 
-Entries = Iterator[tuple[int, Entry | EntryError]]
+class Layout(NamedTuple):
+    """How an annotation file is written.
 
-
-def read_entries(path: str, format: Format, separator: str | None, frame_pattern: str) -> Entries:
-    """The entries of an annotation file with the lines that they begin on.
-
-    Args:
-      path: a local file.
-      format: its format, as `tell_format` gives it.
-      separator: between the columns of text formats.
+    Attributes:
+      format: one of `FORMATS`.
+      separator: between the columns of text formats; else None.
       frame_pattern: names of the images, for `frames`.
     """
-    if format == "json":
-        return _each(read_items(path), _stage2_entry)
-    if format == "jsonl":
-        return _each(read_lines(path), lambda line: _jsonl_entry(parse_json(line)))
-    split = _splitter(separator or " ")
-    parse = TEXT_FORMATS[format].parse
-    if format == "frames":
-        return _each(
-            read_lines(path), lambda line: parse(split(line))._replace(frame_pattern=frame_pattern)
-        )
-    return _each(read_lines(path), lambda line: parse(split(line)))
+
+    format: Format
+    separator: str | None = None
+    frame_pattern: str = FRAME_PATTERN
+
+
+def line_parser(layout: Layout) -> Callable[[str], Entry]:
+    """What makes an entry of a line, in all formats but `json`; raises `EntryError`."""
+    if layout.format == "jsonl":
+        return lambda line: _jsonl_entry(parse_json(line))
+    split, parse = splitter(layout.separator or " "), TEXT_FORMATS[layout.format].parse
+    if layout.format == "frames":
+        return lambda line: parse(split(line))._replace(frame_pattern=layout.frame_pattern)
+    return lambda line: parse(split(line))
+
+
+def read_list(path: str) -> Iterator[tuple[int, Entry | EntryError]]:
+    """The entries of a file in the format `json`, with the lines that they begin on."""
+    for number, item in read_items(path):
+        try:
+            yield number, item if isinstance(item, EntryError) else _stage2_entry(item)
+        except EntryError as error:
+            yield number, error
 
 
 def tell_format(
@@ -104,7 +110,7 @@ def tell_format(
         return formats[0], separators[0]
     counts = {
         (name, mark): sum(
-            TEXT_FORMATS[name].fits(columns) for columns in map(_splitter(mark), lines)
+            TEXT_FORMATS[name].fits(columns) for columns in map(splitter(mark), lines)
         )
         for name in formats
         for mark in separators
@@ -122,7 +128,7 @@ def tell_format(
         line
         for line in lines
         for name, mark in counts
-        if TEXT_FORMATS[name].fits(_splitter(mark)(line))
+        if TEXT_FORMATS[name].fits(splitter(mark)(line))
     }
     example = next((line for line in lines if line not in fitting), first)
     raise EntryError(
@@ -131,31 +137,25 @@ def tell_format(
     )
 
 
+def is_frame_pattern(pattern: str) -> bool:
+    """Whether these are names of images with one place for their number."""
+    return _FRAME_PATTERN.fullmatch(pattern) is not None
+
+
 def check_frame_pattern(pattern: str) -> None:
     """Refuses what is no name of images with one place for their number.
 
     Raises:
       EntryError: such a pattern.
     """
-    if not _FRAME_PATTERN.fullmatch(pattern):
+    if not is_frame_pattern(pattern):
         raise EntryError(
             f'names of images such as "{FRAME_PATTERN}", with one place for the number',
             quote(pattern),
         )
 
 
-def _each(raws: Iterator[tuple[int, Raw | EntryError]], parse: Callable[[Raw], Entry]) -> Entries:
-    for number, raw in raws:
-        if isinstance(raw, EntryError):
-            yield number, raw
-            continue
-        try:
-            yield number, parse(raw)
-        except EntryError as error:
-            yield number, error
-
-
-def _splitter(separator: str) -> Callable[[str], list[str]]:
+def splitter(separator: str) -> Callable[[str], list[str]]:
     """Splits a line into columns: as CSV where there are quotes, several spaces count as one."""
 
     def split(line: str) -> list[str]:
@@ -246,8 +246,8 @@ def _is_index(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
-def _is_video(text: str) -> bool:
-    return text.lower().endswith(VIDEO_EXTENSIONS)
+def _is_media(text: str) -> bool:
+    return text.lower().endswith((*VIDEO_EXTENSIONS, *AUDIO_EXTENSIONS))
 
 
 class _TextFormat(NamedTuple):
@@ -259,19 +259,22 @@ class _TextFormat(NamedTuple):
 TEXT_FORMATS: dict[Format, _TextFormat] = {
     "csv": _TextFormat(_csv_entry, lambda c: len(c) == 2 and _is_index(c[1])),
     "interval": _TextFormat(
-        _interval_entry, lambda c: len(c) == 5 and _is_video(c[0]) and all(map(_is_number, c[1:]))
+        _interval_entry, lambda c: len(c) == 5 and _is_media(c[0]) and all(map(_is_number, c[1:]))
     ),
     "frames": _TextFormat(
         _frames_entry,
-        lambda c: len(c) > 2 and not _is_video(c[0]) and _is_index(c[1]) and _is_index(c[-1]),
+        lambda c: len(c) > 2 and not _is_media(c[0]) and _is_index(c[1]) and _is_index(c[-1]),
     ),
     "pretrain": _TextFormat(
-        _pretrain_entry, lambda c: len(c) == 6 and _is_video(c[1]) and all(map(_is_number, c[2:]))
+        _pretrain_entry, lambda c: len(c) == 6 and _is_media(c[1]) and all(map(_is_number, c[2:]))
     ),
 }
 
 _JSONL_KEYS = frozenset(
-    ("video", "label", "caption", "start", "end", "id", "num_frames", "frame_pattern", "source")
+    (
+        *("video", "audio", "label", "caption", "start", "end", "id"),
+        *("num_frames", "frame_pattern", "source"),
+    )
 )
 
 
@@ -292,7 +295,7 @@ def _jsonl_entry(value: Any) -> Entry:
     if num_frames is not None and pattern is None:
         pattern = FRAME_PATTERN
     return Entry(
-        path=_text(fields, "video", None),
+        path=_json_path(fields, ("video", "audio")),
         label=_json_label(fields.get("label")),
         start=_json_seconds(fields, "start"),
         end=_json_seconds(fields, "end"),
@@ -306,20 +309,27 @@ def _jsonl_entry(value: Any) -> Entry:
 
 def _stage2_entry(value: Any) -> Entry:
     fields = _object(value)
-    keys = [key for key in ("video", "image") if key in fields]
-    if len(keys) != 1:
-        raise EntryError('a key "video" or "image"', f"the keys {quote(list(fields))}")
+    path = _json_path(fields, ("video", "image", "audio"))
     if numbers := [key for key in ("video_start_frame", "video_end_frame") if key in fields]:
         raise EntryError('"start" and "end" in seconds, as jsonl has them', quote(numbers[0]))
-    return Entry(
-        path=_text(fields, keys[0], None), captions=_json_captions(fields, ("caption", "captions"))
-    )
+    return Entry(path, captions=_json_captions(fields, ("caption", "captions")))
 
 
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise EntryError("a JSON object", quote(value))
     return value
+
+
+def _json_path(fields: dict[str, Any], keys: Sequence[str]) -> str:
+    found = [key for key in keys if key in fields]
+    if len(found) != 1:
+        expected = " or ".join(f'"{key}"' for key in keys)
+        raise EntryError(f"a key {expected}", f"the keys {quote(list(fields))}")
+    path = _text(fields, found[0], None)
+    if found == ["audio"] and not path.lower().endswith(AUDIO_EXTENSIONS):
+        raise EntryError(f'"audio": a file of sound ({", ".join(AUDIO_EXTENSIONS)})', quote(path))
+    return path
 
 
 def _text(fields: dict[str, Any], key: str, default: str | None) -> str:

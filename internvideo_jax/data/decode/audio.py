@@ -1,9 +1,10 @@
 """The sound of video and audio files as one waveform."""
 
 import contextlib
+import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import av
 import numpy as np
@@ -12,6 +13,8 @@ from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 
+from internvideo_jax.data.annotations.records import ClipRecord
+from internvideo_jax.data.decode.clips import image_names
 from internvideo_jax.data.decode.video_file import (
     DEFAULT_LIMITS,
     Limits,
@@ -22,12 +25,45 @@ from internvideo_jax.data.decode.video_file import (
 
 # Containers round timestamps to milliseconds or to the video's ticks: only longer gaps are meant.
 GAP_TOLERANCE = 0.05
+# Decoders need what precedes: AAC the frame before, MP3 up to nine (a third of a second at 16 kHz).
+_LEAD = 1.0
+
+
+class SoundError(VideoError):
+    """A clip without sound."""
+
+
+def clip_sound(
+    record: ClipRecord,
+    sample_rate: int,
+    *,
+    data: bytes | Sequence[bytes] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> np.ndarray:
+    """The sound of a clip between its start and its end; arguments and errors as `read_audio`.
+
+    Args:
+      record: the clip.
+      sample_rate: samples per second.
+      data: the bytes of its file or images, if they are not to be read from `record.path`.
+      limits: what reading may cost.
+
+    Raises:
+      SoundError: it has none.
+      VideoError: it cannot be read.
+    """
+    if not isinstance(data, bytes | None) or image_names(record, limits=limits):
+        raise SoundError(record.path, "sound", "images", "leave it out, or set missing_audio")
+    start, end = record.start or 0.0, record.end
+    return read_audio(record.path, sample_rate, start=start, end=end, data=data, limits=limits)
 
 
 def read_audio(
     path: str | os.PathLike[str],
     sample_rate: int = 16_000,
     *,
+    start: float = 0.0,
+    end: float | None = None,
     data: bytes | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> np.ndarray:
@@ -41,6 +77,8 @@ def read_audio(
     Args:
       path: the file; where `data` is given, what errors call it.
       sample_rate: samples per second of the result, whatever the file has.
+      start: seconds after the file's start where the result begins.
+      end: seconds after the file's start where it ends at the latest; None is the file's end.
       data: the bytes of a file that is not on disk.
       limits: what reading may cost.
 
@@ -48,7 +86,8 @@ def read_audio(
       float32 `[S]` in [-1, 1].
 
     Raises:
-      VideoError: not a local, complete media file with a decodable audio stream within the limits.
+      SoundError: a media file without an audio stream.
+      VideoError: not a local, complete media file with decodable sound there within the limits.
       ValueError: a useless sample rate.
     """
     path = os.fspath(path)
@@ -56,26 +95,40 @@ def read_audio(
         raise ValueError(f"expected at least 1 sample per second, found {sample_rate}")
     with open_container(path, limits, data) as container:
         stream = _audio_stream(path, container)
-        source = _Source(path, stream, limits, sample_rate)
+        source = _Source(path, stream, limits, sample_rate, start, end)
         pieces = list(source.resampled(container))
     if not pieces:
         raise VideoError(
-            path, "sound", "an audio stream that cannot be decoded", "convert it or leave it out"
+            path,
+            f"sound from {start:g} s on",
+            "an audio stream that cannot be decoded, or ends before it",
+            "correct the annotation, convert the file or leave it out",
         )
+    length = None if end is None else max(round((end - start) * sample_rate), 1)
     # Floating-point files may hold anything.
-    return np.clip(np.nan_to_num(np.concatenate(pieces), nan=0.0), -1, 1)
+    return np.clip(np.nan_to_num(np.concatenate(pieces)[:length], nan=0.0), -1, 1)
 
 
 class _Source:
     """An audio stream on its way to a waveform."""
 
-    def __init__(self, path: str, stream: AudioStream, limits: Limits, sample_rate: int):
+    def __init__(
+        self,
+        path: str,
+        stream: AudioStream,
+        limits: Limits,
+        sample_rate: int,
+        start: float,
+        end: float | None,
+    ):
+        self._start = start
+        self._length = math.inf if end is None else end - start
         self._path = path
         self._stream = stream
         self._limits = limits
         self._sample_rate = sample_rate
         self._end = time.monotonic() + limits.deadline
-        # Seconds of sound so far.
+        # Seconds of sound so far, from `start` on.
         self._position = 0.0
 
     def resampled(self, container: InputContainer) -> Iterator[np.ndarray]:
@@ -91,15 +144,21 @@ class _Source:
         yield from _push(resampler, rate, None)
 
     def _aligned(self, container: InputContainer) -> Iterator[tuple[int, np.ndarray]]:
-        """Sample rates and mono samples of all frames, gaps filled, from the file's start on."""
-        start = container.start_time
-        zero = None if start is None else max(start / av.time_base, 0.0)
+        """Sample rates and mono samples of all frames, gaps filled, from `start` on."""
+        began = container.start_time
+        zero = None if began is None else max(began / av.time_base, 0.0)
+        if zero is not None and self._start > _LEAD:
+            # Where the format cannot seek, everything before is decoded and left out.
+            with contextlib.suppress(av.error.FFmpegError):
+                container.seek(round((zero + self._start - _LEAD) * av.time_base))
         for frame in self._frames(container):
+            if self._position >= self._length:
+                return
             rate, samples = frame.sample_rate, _mono(frame)
             if frame.pts is not None and frame.time_base is not None:
                 seconds = float(frame.pts * frame.time_base)
                 zero = seconds if zero is None else zero
-                late = seconds - zero - self._position
+                late = seconds - zero - self._start - self._position
                 if late < 0 and self._position == 0:
                     samples = samples[round(-late * rate) :]
                 elif late > GAP_TOLERANCE:
@@ -146,7 +205,7 @@ def _audio_stream(path: str, container: InputContainer) -> AudioStream:
     streams = container.streams.audio
     if not streams:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise VideoError(
+        raise SoundError(
             path, "an audio stream", f"no audio stream (only {kinds})", "pass a file with sound"
         )
     decodable = [stream for stream in streams if stream.codec_context is not None]

@@ -33,6 +33,7 @@ class ClipReader(Protocol):
     Attributes:
       num_frames: frames of the clip, at least 1.
       fps: mean frames per second; None where the clip has no times.
+      damaged_frames: frames and packets that the decoder called damaged in the last `read`.
     """
 
     @property
@@ -40,6 +41,12 @@ class ClipReader(Protocol):
 
     @property
     def fps(self) -> float | None: ...
+
+    @property
+    def damaged_frames(self) -> int: ...
+
+    def timestamps(self, indices: np.ndarray) -> np.ndarray:
+        """Seconds of chosen frames after the file's start, float64 `[T]`; NaN without times."""
 
     def read(
         self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
@@ -129,7 +136,13 @@ def image_names(record: ClipRecord, *, limits: Limits = DEFAULT_LIMITS) -> list[
 
 
 class OpenClip:
-    """What makes a clip reader with `close` a context manager."""
+    """What clip readers have in common; those of images have neither times nor damage."""
+
+    damaged_frames: int = 0
+
+    def timestamps(self, indices: np.ndarray) -> np.ndarray:
+        """See `ClipReader`."""
+        return np.full(len(indices), np.nan)
 
     def close(self) -> None:
         """Closes the files."""
@@ -161,6 +174,13 @@ class _VideoClip(OpenClip):
     def fps(self) -> float | None:
         index = self._reader.index
         return index.num_frames / index.duration if index.duration > 0 else None
+
+    @property
+    def damaged_frames(self) -> int:  # type: ignore[override]
+        return self._reader.damaged_frames
+
+    def timestamps(self, indices: np.ndarray) -> np.ndarray:
+        return self._reader.index.timestamps[indices + self._first]
 
     def read(
         self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None

@@ -8,6 +8,8 @@ VIDEO_EXTENSIONS = (
     *(".mts", ".m2ts", ".flv", ".wmv", ".asf", ".ogv"),
 )
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png")
+# Clips without pictures.
+AUDIO_EXTENSIONS = (".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus")
 
 
 def join_inside(root: str, path: str) -> str | None:

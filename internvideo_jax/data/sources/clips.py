@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from internvideo_jax.data.annotations.formats import FRAME_PATTERN
-from internvideo_jax.data.annotations.records import AnnotationError, ClipRecord, read_annotations
+from internvideo_jax.data.annotations.lists import ClipList, read_annotations
+from internvideo_jax.data.annotations.records import AnnotationError, ClipRecord
 from internvideo_jax.data.config import ClipSet
 from internvideo_jax.data.decode.clips import ClipReader, open_clip
 from internvideo_jax.data.decode.decoded import DecodedClip
@@ -91,11 +92,11 @@ def open_source(clips: ClipSet, *, num_classes: int | None = None) -> ClipSource
     return TfdsSource(clips.tfds, clips.tfds_split)
 
 
-def _read_annotations(clips: ClipSet, num_classes: int | None) -> list[ClipRecord]:
+def _read_annotations(clips: ClipSet, num_classes: int | None) -> Sequence[ClipRecord]:
     """The records of an annotation file, in the format of the config or else in its own."""
     path = str(clips.annotations)
 
-    def read(format: str, separator: str | None) -> list[ClipRecord]:
+    def read(format: str, separator: str | None) -> Sequence[ClipRecord]:
         return read_annotations(
             path,
             root=clips.root,
@@ -123,11 +124,11 @@ class RecordSource:
     """Clips that are files or folders of images on disk.
 
     Attributes:
-      records: what is known of them, in order.
+      records: what is known of them, in order; any sequence that does not change.
     """
 
     def __init__(self, records: Sequence[ClipRecord]):
-        self.records = tuple(records)
+        self.records = records
 
     def __len__(self) -> int:
         return len(self.records)
@@ -136,7 +137,7 @@ class RecordSource:
         return SourceClip(self.records[index])
 
     def digest(self) -> str:
-        """Of the records, and of their files' sizes and times."""
+        """Of what decides the frames: which of which files, and their sizes and times."""
         digest = hashlib.sha256()
         for record in self.records:
             try:
@@ -144,15 +145,29 @@ class RecordSource:
                 state = (status.st_size, status.st_mtime_ns)
             except OSError:
                 state = (-1, -1)
-            digest.update(repr((record, state)).encode())
+            cut = (record.start, record.end, record.num_frames, record.frame_pattern)
+            digest.update(repr((record.path, cut, state)).encode())
         return digest.hexdigest()
 
     def fingerprint(self) -> str:
         """Of the records without their paths."""
+        if isinstance(self.records, ClipList):
+            return self.records.fingerprint
         digest = hashlib.sha256()
         for record in self.records:
             digest.update(repr(dataclasses.replace(record, path="")).encode())
         return digest.hexdigest()
+
+    def first_of_many_labels(self) -> int | None:
+        """Index of the first clip whose labels are a list, and not of one; None if none is."""
+        if isinstance(self.records, ClipList):
+            return self.records.summary.first_of_many_labels
+        many = (
+            index
+            for index, record in enumerate(self.records)
+            if isinstance(record.label, tuple) and len(record.label) != 1
+        )
+        return next(many, None)
 
 
 class ShardSource:

@@ -2,10 +2,12 @@
 
 A cache is a folder with `frames.bin`, uint8 pixels of one clip after the other, and `clips.json`,
 where each clip's pixels lie and what is known of it, or why it cannot be read. Frames are as they
-were decoded, so whatever is made of them is the same with and without the cache.
+were decoded, or scaled already as whatever comes next would scale them: so what is made of them is
+the same with and without the cache.
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -19,9 +21,10 @@ import grain
 import numpy as np
 
 from internvideo_jax.data.annotations.records import ClipRecord
-from internvideo_jax.data.decode.video import VideoError
-from internvideo_jax.data.sources.clips import ClipSource, SourceClip
+from internvideo_jax.data.decode.video import Transform, VideoError
+from internvideo_jax.data.sources.clips import ClipSource, RecordSource, SourceClip
 from internvideo_jax.data.sources.shards import record_from_json
+from internvideo_jax.data.transforms.frames import resize_short_side
 
 MAX_CLIP_BYTES = 2**30
 
@@ -35,18 +38,29 @@ class CachedSource:
       source: the clips.
       cache_dir: folder for caches of any number of sources, which are told apart by their digests.
       num_threads: threads for decoding.
+      short_side: of frames as they are kept, in pixels; None keeps their size.
 
     Raises:
       ValueError: a clip with too many pixels to keep.
       OSError: the cache cannot be written.
     """
 
-    def __init__(self, source: ClipSource, cache_dir: str | os.PathLike[str], *, num_threads: int):
+    def __init__(
+        self,
+        source: ClipSource,
+        cache_dir: str | os.PathLike[str],
+        *,
+        num_threads: int,
+        short_side: int | None = None,
+    ):
         self._digest = source.digest()
         self._fingerprint = source.fingerprint()
-        folder = Path(cache_dir).absolute() / self._digest[:16]
+        # Records may change (labels, captions) where the pixels do not.
+        self._records = source.records if isinstance(source, RecordSource) else None
+        size = f"-{short_side}" if short_side else ""
+        folder = Path(cache_dir).absolute() / f"{self._digest[:16]}{size}"
         if not folder.is_dir():
-            _write(source, folder, num_threads)
+            _write(source, folder, num_threads, short_side)
         self._pixels = folder / "frames.bin"
         self._clips: list[dict[str, Any]] = json.loads((folder / "clips.json").read_text("utf-8"))
         self._lock = threading.Lock()
@@ -67,6 +81,8 @@ class CachedSource:
             raise VideoError(*clip["error"])
         start, shape = clip["start"], clip["shape"]
         frames = self._map()[start : start + math.prod(shape)].reshape(shape)
+        if self._records is not None:
+            return SourceClip(self._records[index], frames=frames)
         return SourceClip(record_from_json(clip["record"]), frames=frames)
 
     def digest(self) -> str:
@@ -87,13 +103,13 @@ class CachedSource:
             return self._mapped
 
 
-def _write(source: ClipSource, folder: Path, num_threads: int) -> None:
+def _write(source: ClipSource, folder: Path, num_threads: int, short_side: int | None) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     _log.info("decoding %d clips into %s", len(source), folder)
     decoded = (
         grain.MapDataset.range(len(source))
-        .map(_Decoder(source))
+        .map(_Decoder(source, short_side))
         .to_iter_dataset(grain.ReadOptions(num_threads, prefetch_buffer_size=2 * num_threads))
     )
     try:
@@ -123,18 +139,21 @@ def _write(source: ClipSource, folder: Path, num_threads: int) -> None:
 class _Decoder:
     """All frames of a clip by number, with what the cache states about it."""
 
-    def __init__(self, source: ClipSource):
+    def __init__(self, source: ClipSource, short_side: int | None):
         self._source = source
+        self._scale: Transform | None = None
+        if short_side is not None:
+            self._scale = functools.partial(resize_short_side, size=short_side)
 
     def __call__(self, index: int) -> tuple[dict[str, Any], np.ndarray | None]:
         try:
             clip = self._source[index]
             with clip.open() as reader:
-                count, shape = reader.num_frames, reader.read([0]).shape[1:]
+                count, shape = reader.num_frames, reader.read([0], transform=self._scale).shape[1:]
                 size = count * math.prod(shape)
                 if size > MAX_CLIP_BYTES:
                     raise _TooLarge(clip.record, count, shape)
-                frames = np.ascontiguousarray(reader.read(range(count)))
+                frames = np.ascontiguousarray(reader.read(range(count), transform=self._scale))
         except VideoError as error:
             return {"error": error.args}, None
         return {"record": dataclasses.asdict(clip.record)}, frames

@@ -4,10 +4,11 @@ import dataclasses
 import functools
 import os
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
+from internvideo_jax.files import atomic_file
 
 Shape = Literal["circle", "square", "cross", "ring"]
 Motion = Literal[
@@ -130,33 +131,27 @@ def write_video(
     """
     import av
 
-    path = Path(path)
     # Two processes that write the same clip must not share a half-written file.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with av.open(partial, "w", format="mp4") as container:
-            video = container.add_stream("libx264", rate=Fraction(fps))
-            video.height, video.width = frames.shape[1:3]
-            video.pix_fmt = "yuv420p"
-            video.options = {"preset": "ultrafast", "crf": "20", "threads": "1"}
-            audio: Any = None
-            if sound is not None:
-                audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
-                # The default search costs more than all the rest of the file.
-                audio.options = {"aac_coder": "fast"}
-            for image in frames:
-                container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            container.mux(video.encode())
-            if sound is not None:
-                samples = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
-                samples.sample_rate = SAMPLE_RATE
-                # Without it, the encoder's priming samples would count as sound.
-                samples.pts = 0
-                container.mux(audio.encode(samples))
-                container.mux(audio.encode())
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path) as partial, av.open(partial, "w", format="mp4") as container:
+        video = container.add_stream("libx264", rate=Fraction(fps))
+        video.height, video.width = frames.shape[1:3]
+        video.pix_fmt = "yuv420p"
+        video.options = {"preset": "ultrafast", "crf": "20", "threads": "1"}
+        audio: Any = None
+        if sound is not None:
+            audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+            # The default search costs more than all the rest of the file.
+            audio.options = {"aac_coder": "fast"}
+        for image in frames:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(video.encode())
+        if sound is not None:
+            samples = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
+            samples.sample_rate = SAMPLE_RATE
+            # Without it, the encoder's priming samples would count as sound.
+            samples.pts = 0
+            container.mux(audio.encode(samples))
+            container.mux(audio.encode())
 
 
 def _poses(scene: Scene, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -30,6 +30,7 @@ from internvideo_jax.data.synthetic.scenes import (
     soundtrack,
     write_video,
 )
+from internvideo_jax.files import write_json, write_text
 
 Size = Literal["small", "large"]
 Split = Literal["train", "probe", "test"]
@@ -248,7 +249,7 @@ def make_world(
     for written in _map(_write_clips, tasks, processes):
         report(written)
     # Written last: a folder without it is not complete.
-    _write_text(world.directory / _DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    write_json(world.directory / _DESCRIPTION, description)
     return world
 
 
@@ -308,13 +309,7 @@ def _write_lists(
         (world.look_annotations(split), looks),
         (world.directory / f"{split}_contents.jsonl", attributes),
     ):
-        _write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(path)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _map(function: Callable[[Any], int], tasks: Sequence[Any], processes: int) -> Iterable[int]:

@@ -8,7 +8,8 @@ one fixed choice for validation, and S different ones for a test with several vi
   tsn      Something-Something, HMDB51: one frame of each segment, with other rounding; image
            folders ("tsn_frames") again with their own
 
-"pretraining" is the draw of stage 1. Source: `InternVideo2/single_modality/datasets` of upstream
+"pretraining" is the draw of stage 1; "uniform" is "sparse" that never draws: cached features are
+of the frames that come again. Source: `InternVideo2/single_modality/datasets` of upstream
 (`kinetics_sparse.py`, `kinetics.py`, `ssv2.py`, `mae_multi.py`).
 """
 
@@ -16,7 +17,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-Sampling = Literal["sparse", "dense", "tsn", "tsn_frames", "pretraining"]
+Sampling = Literal["sparse", "dense", "tsn", "tsn_frames", "pretraining", "uniform"]
 View = tuple[int, int]
 
 
@@ -53,6 +54,8 @@ def sample_indices(
     match sampling:
         case "sparse":
             return sparse_indices(num_frames, wanted, rng, view=view)
+        case "uniform":
+            return sparse_indices(num_frames, wanted, view=view)
         case "dense":
             return dense_indices(num_frames, wanted, rate, rng, view=view)
         case "tsn":

@@ -1,16 +1,16 @@
 """Views of a clip in evaluation: which frames (segments) and which squares of them (crops).
 
 A test shows a model every clip several times: S segments, each a choice of frames over the whole
-clip, times K crops along the longer side; `internvideo_jax.evaluation.views` merges what it says.
-View s * K + k is segment s, crop k. A single view is the one of validation during training, which
-upstream rounds differently.
+clip, times K crops along the longer side; an evaluator merges what it says. View s * K + k is
+segment s, crop k. A single view is the one of validation during training, which upstream rounds
+differently.
 """
 
 import dataclasses
 
 import numpy as np
 
-from internvideo_jax.data.transforms.frames import eval_frame, long_side_crops, resize_short_side
+from internvideo_jax.data.transforms.frames import center_crop, long_side_crops, resize_short_side
 from internvideo_jax.data.transforms.sampling import Sampling, sample_indices
 
 
@@ -68,29 +68,22 @@ class EvalViews:
             ]
         )
 
+    def resize(self, frame: np.ndarray) -> np.ndarray:
+        """A decoded frame, uint8 `[H, W, 3]`, as `cut` takes it."""
+        return resize_short_side(frame, self.image_size)
 
-def eval_view(frames: np.ndarray, size: int) -> np.ndarray:
-    """The validation view: short side resized, centre cropped.
+    def cut(self, frames: np.ndarray) -> np.ndarray:
+        """The views of a clip.
 
-    Args:
-      frames: uint8 `[T, H, W, 3]`.
-      size: side of the square in pixels.
+        Args:
+          frames: of all segments, resized, uint8 `[S * T, H, W, 3]`.
 
-    Returns:
-      uint8 `[T, size, size, 3]`.
-    """
-    return np.stack([eval_frame(frame, size) for frame in frames])
-
-
-def test_views(frames: np.ndarray, size: int, crops: int) -> np.ndarray:
-    """The test views of one segment: short side resized, squares along the long side.
-
-    Args:
-      frames: uint8 `[T, H, W, 3]`; a short side of `size` already is left as it is.
-      size: side of the squares in pixels.
-      crops: K, how many.
-
-    Returns:
-      uint8 `[K, T, size, size, 3]`.
-    """
-    return long_side_crops(np.stack([resize_short_side(frame, size) for frame in frames]), crops)
+        Returns:
+          uint8 `[S * K, T, size, size, 3]`.
+        """
+        if self.is_validation:
+            return center_crop(frames, self.image_size)[None]
+        squares = long_side_crops(frames, self.crops)
+        by_segment = squares.reshape(self.crops, self.segments, -1, *squares.shape[2:])
+        views = by_segment.swapaxes(0, 1)
+        return views.reshape(len(self), *views.shape[2:])

@@ -5,9 +5,6 @@ upstream `InternVideo2/single_modality`.
 """
 
 import dataclasses
-import logging
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,19 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from internvideo_jax import saved_model
-from internvideo_jax.evaluation.classification_run import classification_metrics
+from internvideo_jax.evaluation.classification import ClassificationEvaluator
+from internvideo_jax.evaluation.runner import Evaluator
 from internvideo_jax.models import VideoClassifier, VideoClassifierConfig, gradient_flops
 from internvideo_jax.objectives.classification import soft_cross_entropy
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.mixup import MixConfig, draw_mix, mix_targets, mix_video
-from internvideo_jax.training.stage import Batch, Evaluation, HostBatch, PyTree, Stage, Variables
-from internvideo_jax.training.stages.alignment import portable
+from internvideo_jax.training.stage import Batch, PyTree, Variables
 from internvideo_jax.training.stages.clips import normalized
-from internvideo_jax.training.stages.forward import local_forward
-from internvideo_jax.training.stages.weights import load_weights
-
-log = logging.getLogger(__name__)
+from internvideo_jax.training.stages.model import ModelStage
 
 _INPUT = ("patch_embed", "pos_embed", "cls_token")
 
@@ -82,19 +75,22 @@ class ClassifyConfig:
             )
 
 
-class ClassifyStage(Stage):
+class ClassifyStage(ModelStage):
     """Classification as the loop wants it.
 
     A batch holds `video` `[B, T, S, S, 3]`, normalised floats (or uint8 pixels), and `label` `[B]`.
     """
 
     def __init__(self, config: ClassifyConfig) -> None:
-        self.config = config
-        self.module = VideoClassifier(config.model)
         encoder = config.model.encoder
-        self.preprocessing = VideoPreprocessing(
-            image_size=encoder.image_size, num_frames=encoder.num_frames
+        video = VideoPreprocessing(image_size=encoder.image_size, num_frames=encoder.num_frames)
+        super().__init__(
+            VideoClassifier(config.model),
+            Preprocessing(video),
+            initial=config.initial,
+            new_head=config.new_head,
         )
+        self.config = config
 
     def example_batch(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         (video,) = self.module.example_inputs(batch_size)
@@ -104,10 +100,6 @@ class ClassifyStage(Stage):
     def num_classes(self) -> int:
         """Of the head."""
         return self.config.model.num_classes
-
-    def init(self, key: jax.Array) -> Variables:
-        inputs = (jnp.zeros(x.shape, x.dtype) for x in self.module.example_inputs())
-        return dict(self.module.init(key, *inputs))
 
     def trainable(self, path: str) -> bool | np.ndarray:
         """Upstream's rule for probes, with the last blocks counted as numbers.
@@ -128,29 +120,17 @@ class ClassifyStage(Stage):
         return not names[1].startswith(_INPUT)
 
     def load_initial(self, variables: Variables) -> Variables:
-        c = self.config
-        if c.initial is None:
-            if c.starts_from:
-                raise ValueError(
-                    f"expected a saved model in stage.initial, found none: this recipe starts from"
-                    f" {c.starts_from} (docs/stage1.md names the checkpoints); convert it with"
-                    " `internvideo-jax convert`, or clear stage.starts_from to start from nothing"
-                )
-            return variables
-        loaded = load_weights(
-            c.initial,
-            c.model,
-            variables,
-            dtype="float32",
-            may_start_afresh=lambda path: not path.startswith("params/encoder/"),
-            new_head=c.new_head,
-        )
-        log.info("classifier: %s", loaded.summary)
-        return loaded.variables
+        if self.initial is None and self.config.starts_from:
+            raise ValueError(
+                "expected a saved model in stage.initial, found none: this recipe starts from"
+                f" {self.config.starts_from} (docs/stage1.md names the checkpoints); convert it"
+                " with `internvideo-jax convert`, or clear stage.starts_from to start from nothing"
+            )
+        return super().load_initial(variables)
 
     def targets(self, frozen: PyTree, batch: Batch, key: jax.Array) -> PyTree:
         """Mixed clips `video` `[B, T, S, S, 3]` and soft labels `label` `[B, C]`."""
-        video = normalized(batch["video"], self.preprocessing)
+        video = normalized(batch["video"], self.preprocessing.video)
         rows = video.shape[0]
         group = min(self.config.mix_group or rows, rows)
         if rows % group:
@@ -192,18 +172,12 @@ class ClassifyStage(Stage):
 
     def logits(self, variables: Variables, video: Array) -> Float[Array, "B C"]:
         """Logits of clips `[B, T, S, S, 3]` (uint8, or normalised floats), float32."""
-        output: Any = self.module.apply(variables, normalized(video, self.preprocessing))
+        output: Any = self.module.apply(variables, normalized(video, self.preprocessing.video))
         return output.logits
 
-    def evaluation(self, batches: Callable[[], Iterator[HostBatch]]) -> Evaluation:
-        """`evaluation.classification_run.classification_metrics` of the clips' merged views."""
-        # Compiled once for all evaluations of a run.
-        logits = jax.jit(self.logits)
-
-        def evaluate(variables: Variables) -> dict[str, float]:
-            return classification_metrics(local_forward(logits, variables), batches())
-
-        return evaluate
+    def evaluators(self) -> dict[str, Evaluator]:
+        """Accuracy of probabilities averaged over the views of clips."""
+        return {"eval": ClassificationEvaluator(self.module, self.preprocessing.require_video())}
 
     def flops(self) -> dict[str, int]:
         """FLOPs of a training step per clip, by part; frozen blocks have no backward pass."""
@@ -216,10 +190,3 @@ class ClassifyStage(Stage):
             return {n: gradient_flops(x) if n != "patch_embed" else x for n, x in parts.items()}
         trained = {"head"} | ({"pooler"} if probe.open_clip_projector else set())
         return {n: gradient_flops(x) if n in trained else x for n, x in parts.items()}
-
-    def save(self, variables: Variables, directory: Path) -> None:
-        model = self.config.model
-        config = dataclasses.replace(model, encoder=portable(model.encoder))
-        saved_model.save(
-            directory, "video_classifier", config, Preprocessing(self.preprocessing), variables
-        )

@@ -5,16 +5,19 @@ Source: `run_pretraining.py` and `engines/engine_for_pretraining.py` of upstream
 """
 
 import dataclasses
-from typing import Literal
 
 from internvideo_jax.models import Stage1Student, Stage1StudentConfig
 from internvideo_jax.models.teacher import TeacherConfig, VideoMAETeacherConfig
-from internvideo_jax.training.stages.alignment import AlignmentStage, check_matches
-from internvideo_jax.training.stages.teachers import MaskConfig
+from internvideo_jax.training.stages.alignment import (
+    AlignmentConfig,
+    AlignmentStage,
+    check_matches,
+)
+from internvideo_jax.training.stages.teachers import FrozenTeacher
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(AlignmentConfig):
     """Pre-training with two teachers.
 
     Attributes:
@@ -24,14 +27,7 @@ class PretrainConfig:
       mae_teacher: the video teacher, which sees all frames.
       clip_teacher_path: saved model of the one.
       mae_teacher_path: saved model of the other.
-      teachers: "cached" takes their features from the batch (see `AlignmentStage.features`).
-      teacher_batch: clips, over all devices, of one pass of the teachers; None: a whole
-        micro-batch. Full-token features live for one pass only.
-      mask: which tokens the student keeps.
-      clip_middle_weight: weight of the alignment with the image tower's layers.
-      clip_final_weight: weight of that with its pooled feature.
-      mae_weight: weight of that with the video teacher's layers.
-      initial: saved model that the student starts from; None starts from nothing.
+      mae_weight: weight of the alignment with the video teacher's layers.
     """
 
     student: Stage1StudentConfig
@@ -39,38 +35,38 @@ class PretrainConfig:
     mae_teacher: VideoMAETeacherConfig
     clip_teacher_path: str | None = None
     mae_teacher_path: str | None = None
-    teachers: Literal["frozen", "cached"] = "frozen"
-    teacher_batch: int | None = None
-    mask: MaskConfig = dataclasses.field(default_factory=MaskConfig)
-    clip_middle_weight: float = 1.0
-    clip_final_weight: float = 1.0
     mae_weight: float = 1.0
-    initial: str | None = None
 
     @property
     def stride(self) -> int:
         """The student sees every `stride`-th frame, so that the teachers' tokens lie as its own."""
-        return self.mae_teacher.encoder.tubelet_size // self.student.encoder.tubelet_size
+        own = self.student.encoder.tubelet_size
+        return max(self.mae_teacher.encoder.tubelet_size // own, 1)
+
+    def frozen_teachers(self) -> tuple[FrozenTeacher, FrozenTeacher]:
+        """The teachers as the stage runs them."""
+        # An image tower takes one frame of each of the student's tubelets.
+        per_token = self.student.encoder.tubelet_size if self.clip_teacher.per_frame else 1
+        return (
+            FrozenTeacher(
+                "clip_teacher",
+                self.clip_teacher,
+                self.clip_teacher_path,
+                self.stride * per_token,
+                "clip_middle",
+                "clip_final",
+            ),
+            FrozenTeacher("mae_teacher", self.mae_teacher, self.mae_teacher_path, 1, "mae"),
+        )
 
     def __post_init__(self) -> None:
-        student, clip, mae = self.student, self.clip_teacher, self.mae_teacher
-        encoder = student.encoder
-        # The image tower sees one frame of each of the student's tubelets.
-        clip_grid = (encoder.grid[0] * clip.encoder.grid[0], *clip.encoder.grid[1:])
+        s = self.student
+        clip, mae = self.frozen_teachers()
         check_matches(
-            ("clip_teacher.per_frame", True, clip.per_frame),
-            ("layers of clip_teacher", len(student.clip_layers), len(clip.layers)),
-            ("width of clip_teacher", student.clip_target_dim, clip.encoder.width),
-            (
-                "pooled_dim of clip_teacher",
-                student.clip_final_dim or clip.encoder.pooled_dim,
-                clip.encoder.pooled_dim,
-            ),
-            ("token grid of clip_teacher", encoder.grid, clip_grid),
-            ("layers of mae_teacher", len(student.mae_layers), len(mae.layers)),
-            ("width of mae_teacher", student.mae_target_dim, mae.encoder.width),
-            ("token grid of mae_teacher", encoder.grid, mae.encoder.grid),
-            ("frames of mae_teacher", encoder.num_frames * self.stride, mae.encoder.num_frames),
+            s.encoder,
+            s.encoder.num_frames * self.stride,
+            (clip, s.clip_layers, s.clip_target_dim, s.clip_final_dim),
+            (mae, s.mae_layers, s.mae_target_dim, 0),
         )
 
 
@@ -80,22 +76,8 @@ class PretrainStage(AlignmentStage):
     def __init__(self, config: PretrainConfig) -> None:
         weights = {
             "clip_middle": config.clip_middle_weight,
-            # A student without final decoder has nothing to align with the pooled feature.
-            "clip_final": config.clip_final_weight if config.student.clip_final_dim else 0.0,
+            "clip_final": config.clip_final_weight,
             "mae": config.mae_weight,
         }
-        super().__init__(
-            Stage1Student(config.student),
-            ("clip_teacher", config.clip_teacher),
-            ("mae_teacher", config.mae_teacher),
-            mask=config.mask,
-            weights=weights,
-            stride=config.stride,
-            teacher_batch=config.teacher_batch,
-            teacher_paths={
-                "clip_teacher": config.clip_teacher_path,
-                "mae_teacher": config.mae_teacher_path,
-            },
-            is_cached=config.teachers == "cached",
-            initial=config.initial,
-        )
+        student, teachers = Stage1Student(config.student), config.frozen_teachers()
+        super().__init__(config, student, teachers, weights, stride=config.stride)

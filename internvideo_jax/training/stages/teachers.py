@@ -1,4 +1,4 @@
-"""Frozen teachers of stage 1: their masks and features, and their weights in half precision.
+"""Frozen teachers: what a student aligns with, at the tokens that it keeps.
 
 The teacher pass is the larger part of a step. Of the target layers' tokens only those rows that the
 student keeps are normalised and stay; the full layers live in the compute dtype until the mask is
@@ -10,211 +10,235 @@ Source: `engines/engine_for_pretraining.py` and `engine_for_distill.py` of upstr
 
 import dataclasses
 import logging
-from collections.abc import Mapping
-from typing import Any, Literal
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from internvideo_jax.models import Teacher, VideoMAE, VideoMAETeacher, VideoViT
+from internvideo_jax.models import build
 from internvideo_jax.models.teacher import TeacherConfig, VideoMAETeacherConfig
-from internvideo_jax.models.video_vit import VideoViTOutput
 from internvideo_jax.nn.normalization import l2_normalize
 from internvideo_jax.parallel.rules import Rules
 from internvideo_jax.parallel.sharding import abstract_params
-from internvideo_jax.training.masking import attention_guided_kept, num_kept, random_kept, tube_kept
+from internvideo_jax.preprocessing import VideoPreprocessing
+from internvideo_jax.training.masking import MaskConfig
+from internvideo_jax.training.optimizer import map_paths
+from internvideo_jax.training.stages.clips import map_clips, normalized, resized
 from internvideo_jax.training.stages.weights import load_weights
 
 log = logging.getLogger(__name__)
 
 PyTree = Any
-Mask = Literal["attention", "tube", "random"]
-AnyTeacherConfig = TeacherConfig | VideoMAETeacherConfig
+
+# Where a batch holds teachers' features that were computed beforehand.
+CACHE = "targets/"
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskConfig:
-    """Which tokens a student keeps.
+class FrozenTeacher:
+    """A frozen encoder whose tokens, and perhaps pooled feature, are targets.
 
     Attributes:
-      kind: drawn in proportion to the teacher's attention, the same places in all frames, or
-        anywhere in the clip.
-      ratio: share of the tokens that are masked.
+      name: of its variables; its saved model is the field `NAME_path` of the stage's config.
+      config: of its model: a video ViT, which has class token, pooled feature and attention, or a
+        VideoMAE, which has none of them.
+      path: its saved model.
+      stride: it sees every `stride`-th frame of a batch's clips.
+      middle: the term of the loss, and field of the student's output, of its layers.
+      final: that of its pooled feature; None leaves it out.
     """
 
-    kind: Mask = "attention"
-    ratio: float = 0.8
+    name: str
+    config: TeacherConfig | VideoMAETeacherConfig
+    path: str | None
+    stride: int
+    middle: str
+    final: str | None = None
+
+    @property
+    def is_vit(self) -> bool:
+        """Whether it is a video ViT."""
+        return isinstance(self.config, TeacherConfig)
+
+    @property
+    def per_frame(self) -> bool:
+        """Whether it encodes each frame by itself."""
+        return isinstance(self.config, TeacherConfig) and self.config.per_frame
+
+    def encode(self, variables: PyTree, video: Float[Array, "B T H W 3"]) -> Any:
+        """Its encoder's output on normalised clips, the target layers as hidden states."""
+        frames = resized(video[:, :: self.stride], self.config.encoder.image_size)
+        options: dict[str, Any] = {"hidden_layers": self.config.layers}
+        if self.per_frame:
+            frames = frames.reshape(-1, 1, *frames.shape[2:])
+        if self.is_vit:
+            options["return_pooler_attention"] = True
+        encoder: Any = build(self.config.encoder)
+        return encoder.apply({"params": variables["params"]["encoder"]}, frames, **options)
+
+    def rows(self, encoded: Any, kept: Int[Array, "B R"]) -> dict[str, Array]:
+        """Targets at the kept rows.
+
+        Equal to the rows of the output of `models.Teacher` or `models.VideoMAETeacher`; there the
+        full-token layers are copied and normalised first.
+
+        Args:
+          encoded: what `encode` gave.
+          kept: kept tokens, class token first.
+
+        Returns:
+          By term, of the layers `[B, K, R, D]` (`R - 1` without a class token) and of the pooled
+          feature `[B, P]`, float32.
+        """
+        hidden, batch = encoded.hidden_states, kept.shape[0]
+        frames = hidden.shape[1] // batch
+        if self.per_frame:
+            layers, _, tokens, width = hidden.shape
+            # Every frame has a class token of its own.
+            patches = tokens - 1
+            index = kept[:, 1:] - 1
+            rows = index // patches * tokens + index % patches + 1
+            hidden = hidden.reshape(layers, batch, frames * tokens, width)
+            cls = hidden[:, :, ::tokens].astype(jnp.float32).mean(2)[:, :, None]
+            middle = jnp.take_along_axis(hidden, rows[None, :, :, None], axis=2)
+            middle = jnp.concatenate([cls, middle.astype(jnp.float32)], axis=2)
+        else:
+            rows = kept if self.is_vit else kept[:, 1:] - 1
+            middle = jnp.take_along_axis(hidden, rows[None, :, :, None], axis=2)
+            middle = middle.astype(jnp.float32)
+        features = {self.middle: middle}
+        if self.final is not None:
+            final = encoded.pooled.astype(jnp.float32)
+            features[self.final] = (
+                final.reshape(batch, frames, -1).mean(1) if self.per_frame else final
+            )
+        if self.config.normalization == "l2":
+            features = {name: l2_normalize(x) for name, x in features.items()}
+        return features | {self.middle: features[self.middle].swapaxes(0, 1)}
+
+    def features(
+        self, variables: PyTree, video: Array, grid: tuple[int, int, int]
+    ) -> dict[str, Array]:
+        """What `feature_shapes` says, of normalised clips, float32: targets at all tokens."""
+        encoded = self.encode(variables, video)
+        tokens = jnp.arange(1 + math.prod(grid))
+        features = self.rows(encoded, jnp.broadcast_to(tokens, (len(video), len(tokens))))
+        if not self.is_vit:
+            return features
+        attention = encoded.pooler_attention[:, 1:]
+        return features | {"attention": attention.reshape(len(video), -1, attention.shape[-1])}
+
+    def feature_shapes(self, grid: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+        """Shapes of what a cache holds of one clip, by name, for a student's token grid.
+
+        By term, the layers `[K, 1 + N, D]` (`N` without a class token) and the pooled feature
+        `[P]`; the `attention` `[T, N / T]` of an encoder of single frames, or `[1, N]`.
+        """
+        t, h, w = grid
+        tokens = int(self.is_vit) + t * h * w
+        shapes = {self.middle: (len(self.config.layers), tokens, self.config.encoder.width)}
+        if not isinstance(self.config, TeacherConfig):
+            return shapes
+        final = {self.final: (self.config.encoder.pooled_dim,)} if self.final else {}
+        return {**shapes, **final, "attention": (t, h * w) if self.per_frame else (1, t * h * w)}
+
+    def cached_rows(self, batch: Mapping[str, Array], kept: Int[Array, "B R"]) -> dict[str, Array]:
+        """As `rows`, from what a batch holds of `features`."""
+        rows = (kept if self.is_vit else kept[:, 1:] - 1)[:, None, :, None]
+        middle = batch[f"{CACHE}{self.middle}"].astype(jnp.float32)
+        features = {self.middle: jnp.take_along_axis(middle, rows, axis=2)}
+        if self.final is not None:
+            features[self.final] = batch[f"{CACHE}{self.final}"].astype(jnp.float32)
+        return features
+
+    def flops(self, grid: tuple[int, int, int]) -> int:
+        """FLOPs of its forward pass on a clip."""
+        return (grid[0] if self.per_frame else 1) * sum(build(self.config).flops().values())
+
+    def init(self, key: jax.Array) -> PyTree:
+        """Boxed untrained variables: kernels in the compute dtype, all else float32."""
+        dtype = jnp.dtype(self.config.encoder.dtype)
+        module = build(self.config)
+        inputs = (jnp.zeros(x.shape, x.dtype) for x in module.example_inputs())
+        return map_paths(
+            lambda path, leaf: leaf.astype(dtype) if path.endswith("kernel") else leaf,
+            module.init(key, *inputs),
+        )
 
 
-def draw_mask(
-    mask: MaskConfig, key: jax.Array, batch_size: int, grid: tuple[int, int, int], per_frame: bool
-) -> Array:
-    """All the randomness of a batch's masks, one row for each clip.
+def masked_targets(
+    teachers: Sequence[FrozenTeacher],
+    mask: MaskConfig,
+    frozen: PyTree,
+    video: Array,
+    drawn: Array,
+    clips_per_pass: int | None = None,
+) -> dict[str, Array]:
+    """Targets of clips at the tokens of a mask, which the first teacher's attention may guide.
 
     Args:
+      teachers: any number of them.
       mask: kind and ratio.
-      key: random key.
-      batch_size: B.
-      grid: the student's tokens along (time, height, width).
-      per_frame: whether attention masks are drawn frame by frame or over the whole clip.
+      frozen: their variables by name.
+      video: clips `[B, T, S, S, 3]`, uint8 pixels or normalised floats.
+      drawn: the masks' randomness (`mask.draw`).
+      clips_per_pass: clips, over all devices, of one pass; None: all.
 
     Returns:
-      Exp(1) draws `[B, T, h*w]` or `[B, 1, T*h*w]` for attention masks, else the kept tokens
-      `[B, R]`.
+      `kept` `[B, R]`, and by term what `FrozenTeacher.rows` gives.
     """
-    t, h, w = grid
-    if mask.kind == "tube":
-        return tube_kept(key, batch_size, grid, mask.ratio)
-    if mask.kind == "random":
-        return random_kept(key, batch_size, t * h * w, mask.ratio)
-    rows = (t, h * w) if per_frame else (1, t * h * w)
-    return jax.random.exponential(key, (batch_size, *rows))
+
+    def one_pass(clips: dict[str, Array]) -> dict[str, Array]:
+        video = normalized(clips["video"], VideoPreprocessing())
+        kept, targets = None, {}
+        for teacher in teachers:
+            encoded = teacher.encode(frozen[teacher.name], video)
+            if kept is None:
+                attention = encoded.pooler_attention[:, 1:] if teacher.is_vit else None
+                kept = mask.kept(clips["drawn"], attention)
+            targets |= teacher.rows(encoded, kept)
+        return {"kept": mask.kept(clips["drawn"], None) if kept is None else kept, **targets}
+
+    return map_clips(one_pass, {"video": video, "drawn": drawn}, clips_per_pass)
 
 
-def num_kept_tokens(mask: MaskConfig, grid: tuple[int, int, int], per_frame: bool) -> int:
-    """Tokens that such a mask keeps of a clip, class token included; arguments as `draw_mask`."""
-    t, h, w = grid
-    if mask.kind == "tube" or (mask.kind == "attention" and per_frame):
-        return 1 + t * num_kept(h * w, mask.ratio)
-    return 1 + num_kept(t * h * w, mask.ratio)
-
-
-def kept_tokens(
-    mask: MaskConfig, drawn: Array, attention: Float[Array, "rows N"]
-) -> Int[Array, "B R"]:
-    """Ascending indices of the kept tokens, class token first, from what `draw_mask` gave.
-
-    Args:
-      mask: kind and ratio.
-      drawn: of `draw_mask`.
-      attention: the teacher's, as in `TeacherOutput.attention`.
-    """
-    if mask.kind != "attention":
-        return drawn
-    return attention_guided_kept(
-        attention, drawn.reshape(attention.shape), mask.ratio, batch_size=drawn.shape[0]
-    )
-
-
-def video_vit_features(
-    config: TeacherConfig, encoded: VideoViTOutput, kept: Int[Array, "B R"]
+def cached_targets(
+    teachers: Sequence[FrozenTeacher], mask: MaskConfig, batch: Mapping[str, Array], drawn: Array
 ) -> dict[str, Array]:
-    """Targets of a video-ViT teacher at the kept rows.
-
-    Equal to the rows of `models.Teacher`'s output; there the full-token layers are copied and
-    normalised first.
-
-    Args:
-      config: the teacher.
-      encoded: its encoder's output with the target layers as hidden states.
-      kept: kept tokens, class token first.
-
-    Returns:
-      `clip_middle` `[B, K, R, D]` and `clip_final` `[B, P]`, float32.
-    """
-    batch = kept.shape[0]
-    layers, _, tokens, width = encoded.hidden_states.shape
-    if config.per_frame:
-        frames = encoded.hidden_states.shape[1] // batch
-        # Every frame has a class token of its own.
-        patches = tokens - 1
-        index = kept[:, 1:] - 1
-        rows = index // patches * tokens + index % patches + 1
-        hidden = encoded.hidden_states.reshape(layers, batch, frames * tokens, width)
-        cls = hidden[:, :, ::tokens].astype(jnp.float32).mean(2)[:, :, None]
-        middle = jnp.take_along_axis(hidden, rows[None, :, :, None], axis=2)
-        middle = jnp.concatenate([cls, middle.astype(jnp.float32)], axis=2)
-        final = encoded.pooled.astype(jnp.float32).reshape(batch, frames, -1).mean(1)
-    else:
-        middle = jnp.take_along_axis(encoded.hidden_states, kept[None, :, :, None], axis=2)
-        middle, final = middle.astype(jnp.float32), encoded.pooled.astype(jnp.float32)
-    if config.normalization == "l2":
-        middle, final = l2_normalize(middle), l2_normalize(final)
-    return {"clip_middle": middle.swapaxes(0, 1), "clip_final": final}
+    """As `masked_targets`, of clips whose features come with them."""
+    attention = None
+    if mask.kind == "attention":
+        attention = batch[f"{CACHE}attention"].astype(jnp.float32)
+        attention = attention.reshape(-1, attention.shape[-1])
+    targets = {"kept": mask.kept(drawn, attention)}
+    for teacher in teachers:
+        targets |= teacher.cached_rows(batch, targets["kept"])
+    return targets
 
 
-def encode_clips(config: TeacherConfig, variables: PyTree, video: Array) -> VideoViTOutput:
-    """A video-ViT teacher's encoder on clips, or on all their frames one by one."""
-    if config.per_frame:
-        video = video.reshape(-1, 1, *video.shape[2:])
-    params = variables["params"]["encoder"]
-    output: Any = VideoViT(config.encoder).apply(
-        {"params": params}, video, hidden_layers=config.layers, return_pooler_attention=True
-    )
-    encoded: VideoViTOutput = output
-    return encoded
-
-
-def videomae_features(
-    config: VideoMAETeacherConfig, variables: PyTree, video: Array, kept: Int[Array, "B R"]
-) -> dict[str, Array]:
-    """Targets `mae` `[B, K, R - 1, D]` of a VideoMAE teacher at the kept patch tokens, float32."""
-    params = variables["params"]["encoder"]
-    encoded: Any = VideoMAE(config.encoder).apply(
-        {"params": params}, video, hidden_layers=config.layers
-    )
-    rows = kept[None, :, 1:, None] - 1
-    features = jnp.take_along_axis(encoded.hidden_states, rows, axis=2).astype(jnp.float32)
-    if config.normalization == "l2":
-        features = l2_normalize(features)
-    return {"mae": features.swapaxes(0, 1)}
-
-
-def teacher_module(config: AnyTeacherConfig) -> Teacher | VideoMAETeacher:
-    """The module of a teacher's config."""
-    if isinstance(config, TeacherConfig):
-        return Teacher(config)
-    return VideoMAETeacher(config)
-
-
-def init_teacher(config: AnyTeacherConfig, key: jax.Array) -> PyTree:
-    """Boxed variables of an untrained teacher: kernels in the compute dtype, all else float32."""
-    module = teacher_module(config)
-    dtype = jnp.dtype(config.encoder.dtype)
-
-    def cast(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-        return leaf.astype(dtype) if names[-1] == "kernel" else leaf
-
-    inputs = (jnp.zeros(x.shape, x.dtype) for x in module.example_inputs())
-    return jax.tree_util.tree_map_with_path(cast, module.init(key, *inputs))
-
-
-def load_teachers(
-    teachers: Mapping[str, AnyTeacherConfig],
-    paths: Mapping[str, str | None],
-    mesh: Mesh,
-    rules: Rules,
-) -> PyTree:
-    """Teachers' variables from saved models, sharded like those of `init_teacher`.
-
-    Args:
-      teachers: config by name.
-      paths: directory of a saved model by the same names.
-      mesh: where the variables are to live.
-      rules: logical to mesh axes.
+def load_teachers(teachers: Sequence[FrozenTeacher], mesh: Mesh, rules: Rules) -> PyTree:
+    """Teachers' variables by name from their saved models, sharded like those of `init`.
 
     Raises:
       ValueError: a path is not set, or a saved model does not fit its config (all misfits are
         listed).
     """
-    unset = [name for name in teachers if not paths[name]]
+    unset = [f"stage.{teacher.name}_path" for teacher in teachers if not teacher.path]
     if unset:
         raise ValueError(
             "expected the folders of the frozen teachers' saved models in"
-            f" {' and '.join(f'stage.{name}_path' for name in unset)}, found none; make them with"
+            f" {' and '.join(unset)}, found none; make them with"
             " `internvideo-jax convert` (docs/stage1.md names the checkpoints)"
         )
     loaded = {}
-    for name, config in teachers.items():
-        shapes, _ = abstract_params(
-            lambda key, config=config: init_teacher(config, key), mesh, rules, jax.random.key(0)
-        )
-        path = paths[name]
-        assert path is not None
-        weights = load_weights(path, config, shapes, dtype=config.encoder.dtype)
-        log.info("%s: %s", name, weights.summary)
-        loaded[name] = weights.variables
+    for teacher in teachers:
+        shapes, _ = abstract_params(teacher.init, mesh, rules, jax.random.key(0))
+        dtype = teacher.config.encoder.dtype
+        weights = load_weights(str(teacher.path), teacher.config, shapes, dtype=dtype)
+        log.info("%s: %s", teacher.name, weights.summary)
+        loaded[teacher.name] = weights.variables
     return loaded

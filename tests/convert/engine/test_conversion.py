@@ -12,8 +12,7 @@ from flax import traverse_util
 
 from internvideo_jax.convert.engine import conversion
 from internvideo_jax.convert.engine.conversion import Request, convert, prepare
-from internvideo_jax.convert.engine.family import Target
-from internvideo_jax.convert.engine.plan import CheckpointMisfit
+from internvideo_jax.convert.engine.misfit import CheckpointMisfit
 from internvideo_jax.convert.engine.state_dict import to_tree
 from internvideo_jax.saved_model import load, read_description
 
@@ -57,7 +56,7 @@ def test_what_is_loaded_is_what_the_checkpoint_holds(
 def test_the_model_describes_itself(configs, checkpoint, options, tmp_path):
     architecture, config = configs["linear"]
     file, _ = checkpoint(architecture, config)
-    request = Request(options=options, target=Target(num_frames=8))
+    request = Request(options=options, changes={"num_frames": 8})
     convert([file], tmp_path / "model", request, sha256=True)
     description = read_description(tmp_path / "model")
     assert description["preprocessing"]["video"]["num_frames"] == 8
@@ -135,7 +134,7 @@ def test_later_sources_replace_tensors_of_earlier_ones(
 
 def test_a_new_head_on_a_model_without_one(configs, checkpoint, options, tmp_path):
     file, _ = checkpoint(*configs["pretrain"])
-    request = Request(options=options, target=Target(num_classes=9), new_head=True)
+    request = Request(options=options, changes={"num_classes": 9}, new_head=True)
     done = convert([file], tmp_path / "model", request)
     assert done.plan.architecture == "video_classifier"
     params = load(tmp_path / "model").variables["params"]

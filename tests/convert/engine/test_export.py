@@ -7,11 +7,10 @@ import safetensors.numpy
 
 from internvideo_jax.convert.engine.conversion import Request, convert
 from internvideo_jax.convert.engine.export import export, stored_bytes
-from internvideo_jax.convert.engine.family import Target
 from internvideo_jax.convert.engine.state_dict import to_tree
 from internvideo_jax.convert.files.sources import open_checkpoint
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
-from internvideo_jax.saved_model import SavedModelError, save
+from internvideo_jax.saved_model import SavedModelError, load, save
 
 
 def _read(file):
@@ -37,6 +36,25 @@ def test_a_round_trip_is_exact(name, dtype, configs, make_state, options, tmp_pa
     _assert_equal(_read(tmp_path / "back.safetensors"), state)
 
 
+def test_int8_kernels_come_back_in_float32(configs, make_state, options, tmp_path):
+    state = make_state(*configs["linear"], dtype=ml_dtypes.bfloat16)
+    safetensors.numpy.save_file(state, tmp_path / "tiny.safetensors")
+    request = Request(options=options, to_int8=True)
+    convert([tmp_path / "tiny.safetensors"], tmp_path / "model", request)
+    params = load(tmp_path / "model").variables["params"]
+    fc1 = params["encoder"]["blocks"]["mlp"]["fc1"]
+    assert (fc1["kernel"].dtype, fc1["kernel_scale"].shape) == (np.int8, (3, 80))
+    export(tmp_path / "model", tmp_path / "back.safetensors")
+    back = _read(tmp_path / "back.safetensors")
+    assert back.keys() == state.keys()
+    assert back["blocks.2.attn.proj.weight"].dtype == np.float32
+    assert back["pos_embed"].dtype == ml_dtypes.bfloat16
+    for name, array in state.items():
+        wide = array.astype(np.float32)
+        atol = np.abs(wide).max() / 250
+        np.testing.assert_allclose(back[name].astype(np.float32), wide, atol=atol, err_msg=name)
+
+
 def test_keys_get_the_prefix_of_their_file_back(configs, make_state, tmp_path):
     state = make_state(*configs["videomae_teacher"], prefix="encoder.")
     extra = {"decoder.norm.weight": np.ones(3, np.float32)}
@@ -53,7 +71,7 @@ def test_what_is_not_restored_is_listed(configs, make_state, options, tmp_path):
     del state["fc_norm.weight"], state["fc_norm.bias"]
     state["clip_pos_embed"] = np.zeros((1, 65, 48), np.float32)
     safetensors.numpy.save_file(state, tmp_path / "tiny.safetensors")
-    request = Request(options=options, target=Target(num_frames=8))
+    request = Request(options=options, changes={"num_frames": 8})
     convert([tmp_path / "tiny.safetensors"], tmp_path / "model", request)
     report = export(tmp_path / "model", tmp_path / "back.safetensors")
     (ignored,) = report["ignored"].values()

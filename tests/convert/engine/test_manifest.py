@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from internvideo_jax.convert.engine.family import Target
 from internvideo_jax.convert.engine.manifest import Manifest, describe, plan_manifest, read_manifest
-from internvideo_jax.convert.engine.plan import CheckpointMisfit, plan
+from internvideo_jax.convert.engine.misfit import CheckpointMisfit
+from internvideo_jax.convert.engine.plan import plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.upstream import infer_config
 
@@ -149,7 +149,7 @@ def test_a_stage_2_file_holds_a_teacher_of_distillation(name):
     found = recognize(read_manifest(path).shapes, architecture="teacher")
     source = infer_config(found)
     assert source.encoder.grid == (4, 16, 16)
-    target = found.family.retarget(source, Target(num_frames=8))
+    target = found.family.retarget(source, {"num_frames": 8})
     made = plan(found, source, target=target)
     assert made.changes == {"pos_embed": "positions resized 4x16x16 -> 8x16x16"}
     assert made.targets["params/encoder/pos_embed"] == (1, 2049, target.encoder.width)
@@ -157,8 +157,14 @@ def test_a_stage_2_file_holds_a_teacher_of_distillation(name):
 
 @needs_shared
 def test_manifests_of_other_models_are_refused():
-    others = set(_shared("*.json")) - set(STAGE1)
+    towers = {
+        "BEATs_iter3_plus_AS2M",
+        "InternVideo2-Stage2-6B-Audio_audio_6b",
+        "internvl_c_13b_224px.text",
+        "xbert-large-fusion19-enc1408",
+    }
+    others = {p for p in _shared("*.json") if p.stem not in towers} - set(STAGE1)
     assert len(others) > 60
     for path in sorted(others):
         with pytest.raises(ValueError, match="expected|unknown|does not fit"):
-            plan_manifest(read_manifest(path))
+            pytest.fail(f"{path.name} is total: {plan_manifest(read_manifest(path)).summary()}")

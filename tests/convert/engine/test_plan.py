@@ -1,11 +1,16 @@
 """Totality: a checkpoint fits wholly, or everything that does not is listed."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from internvideo_jax.convert.engine.plan import CheckpointMisfit, export_plan, target_shapes
+from internvideo_jax.convert.engine.misfit import CheckpointMisfit
+from internvideo_jax.convert.engine.plan import export_plan, plan, target_shapes
+from internvideo_jax.convert.engine.recognition import recognize
+from internvideo_jax.convert.engine.rules import Tie
+from internvideo_jax.convert.engine.state_dict import to_tree
 
 
 def _shapes(state):
@@ -17,7 +22,7 @@ def test_a_fitting_checkpoint_fills_every_parameter(tiny, make_state, plan_of):
     shapes = _shapes(make_state(architecture, config))
     made = plan_of(shapes, config)
     loaded = {target for a in made.loaded for target in a.targets}
-    assert loaded == set(target_shapes(architecture, config))
+    assert loaded == set(target_shapes(config))
     assert sorted(made.loaded_names) == sorted(shapes)
     assert not made.ignored
     assert not made.initial
@@ -29,7 +34,7 @@ def test_nothing_is_allocated():
 
     config = models.VideoClassifierConfig(models.video_vit.internvideo2_6b(), num_classes=400)
     # 24 GB of parameters.
-    assert len(export_plan("video_classifier", config).loaded_names) == 646
+    assert len(export_plan(config).loaded_names) == 646
 
 
 def test_all_misfits_are_listed_at_once(configs, make_state, plan_of):
@@ -126,3 +131,55 @@ def test_the_report_is_json_and_uses_the_names_of_the_file(configs, make_state, 
     ignored = [key for keys in report["ignored"].values() for key in keys]
     assert "module.clip_pos_embed" in ignored
     assert report["tensors_loaded"] + len(ignored) == len(shapes)
+
+
+@pytest.fixture
+def tied(configs, shapes_of):
+    """A file whose class token is repeated, and its config."""
+    _, config = configs["encoder"]
+    copies = {"copy.0.token": (1, 1, 48), "copy.1.token": (1, 1, 48)}
+    found = recognize(shapes_of(config, "module.") | copies)
+    table = found.family.tables["video_vit"]
+    table = dataclasses.replace(table, tied=(Tie(r"copy\.\d\.token", "cls_token"),))
+    family = dataclasses.replace(found.family, tables={"video_vit": table})
+    return dataclasses.replace(found, family=family), config
+
+
+def _state(made, shapes):
+    rng = np.random.default_rng(0)
+    state = {made.names[k]: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()}
+    return state | dict.fromkeys(("copy.0.token", "copy.1.token"), state["module.cls_token"])
+
+
+def test_tied_keys_are_told_and_compared_when_they_are_read(tied):
+    found, config = tied
+    made = plan(found, config)
+    assert made.tied == dict.fromkeys(("copy.0.token", "copy.1.token"), "cls_token")
+    assert "2 the same as cls_token" in made.summary()
+    assert made.report()["tied"]["copy.0.token"] == "module.cls_token"
+    state = _state(made, found.shapes)
+    to_tree(state, made)
+    with pytest.raises(ValueError, match=r"copy\.1\.token and module\.cls_token"):
+        to_tree(state | {"copy.1.token": state["module.cls_token"] + 1}, made)
+
+
+def test_a_tied_tensor_stands_in_for_the_one_that_is_not_there(tied):
+    found, config = tied
+    shapes = {k: s for k, s in found.shapes.items() if k != "cls_token"}
+    keys = {k: number for k, number in found.keys.items() if k != "cls_token"}
+    made = plan(dataclasses.replace(found, shapes=shapes, keys=keys), config)
+    assert made.names["cls_token"] == "copy.0.token"
+    assert made.tied == {"copy.1.token": "cls_token"}
+    # An export gives every key its name back.
+    report = made.report()
+    names = export_plan(config, report["prefix"], report["names"]).names
+    assert names["cls_token"] == "copy.0.token"
+    assert names["pos_embed"] == "module.pos_embed"
+
+
+def test_tied_tensors_have_one_shape(tied):
+    found, config = tied
+    shapes = found.shapes | {"copy.1.token": (1, 48)}
+    with pytest.raises(CheckpointMisfit) as caught:
+        plan(dataclasses.replace(found, shapes=shapes), config)
+    assert caught.value.misshapen == {"copy.1.token": ((1, 1, 48), (1, 48))}

@@ -95,9 +95,6 @@ def test_a_plain_weight_is_its_own_direction_and_its_taps_lengths():
     direction, length = transforms.TO_WEIGHT_NORM.forward([weight], shapes)
     np.testing.assert_array_equal(direction, weight.T)
     np.testing.assert_allclose(length, np.linalg.norm(weight.reshape(18, 4), axis=0), rtol=1e-6)
-    # What the convolution multiplies with is the plain weight.
-    (back,) = transforms.TO_WEIGHT_NORM.inverse([3 * direction, length])
-    np.testing.assert_allclose(back, weight, rtol=1e-6)
 
 
 def test_lora_is_added_to_its_weight():
@@ -109,12 +106,10 @@ def test_lora_is_added_to_its_weight():
     assert kernel.dtype == np.float16
     expected = weight + 4 * b.astype(np.float32) @ a
     np.testing.assert_allclose(kernel.reshape(6, 8).T, expected, rtol=1e-3)
-    with pytest.raises(ValueError, match="come apart"):
-        fold.inverse([kernel])
 
 
 def test_int8_values_and_their_scales():
-    int8 = transforms.quantize(transforms.LINEAR_FROM_HEADS, 2)
+    int8 = transforms.quantize(transforms.LINEAR_FROM_HEADS, (-3, -2))
     shapes = [(2, 4, 7), (7,)]
     (weight,) = _tensors(int8, *shapes)
     weight[3] = 0

@@ -1,12 +1,13 @@
 """Models for other clips and classes than the checkpoint's."""
 
+import dataclasses
+
 import ml_dtypes
 import numpy as np
 import pytest
 
-from internvideo_jax.convert.engine import family
 from internvideo_jax.convert.engine.adaptations import inflate_patch_kernel
-from internvideo_jax.convert.engine.plan import CheckpointMisfit
+from internvideo_jax.convert.engine.misfit import CheckpointMisfit
 from internvideo_jax.convert.engine.state_dict import to_tree
 from internvideo_jax.convert.families import video_vit
 from internvideo_jax.convert.families.head_maps import K710_ROWS
@@ -15,7 +16,7 @@ from internvideo_jax.nn.position_embedding import resize_position_table
 
 
 def retarget(config, **changes):
-    return video_vit.retarget(config, family.Target(**changes))
+    return video_vit.retarget(config, changes)
 
 
 @pytest.fixture
@@ -178,6 +179,15 @@ def test_a_kernel_of_several_frames_is_averaged_to_one(configs, make_state, fitt
     _, params = fitted(state, config, target)
     expected = state["patch_embed.proj.weight"].mean(2).transpose(2, 3, 1, 0)
     np.testing.assert_allclose(params["patch_embed"]["kernel"][0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("positions", ["joint", "separable"])
+def test_a_width_that_sines_do_not_divide_is_no_obstacle(positions, configs, make_state, fitted):
+    _, config = configs["encoder"]
+    config = dataclasses.replace(config, width=21, pooler_heads=3, position_embedding=positions)
+    state = make_state("video_vit", config)
+    made, _ = fitted(state, config, config)
+    assert len(made.loaded_keys) == len(state)
 
 
 def test_tubelets_that_no_rule_connects_are_an_error():

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from internvideo_jax.data.annotations.records import read_annotations
+from internvideo_jax.data.annotations.lists import read_annotations
 from internvideo_jax.data.decode.audio import read_audio
 from internvideo_jax.data.decode.clips import open_clip
 from internvideo_jax.data.synthetic import scenes as synthetic

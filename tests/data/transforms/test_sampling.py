@@ -194,7 +194,7 @@ def test_impossible_intervals(times):
     [
         (("sparse", 10, 4), {"view": (4, 4)}, r"0 <= c < S, found \(4, 4\)"),
         (("sparse", 10, 4), {"view": (0, 1), "rng": 0}, "found both"),
-        (("uniform", 10, 4), {}, "sampling of sparse, .*, found 'uniform'"),
+        (("evenly", 10, 4), {}, "sampling of sparse, .*, found 'evenly'"),
         (("pretraining", 10, 4), {}, "pass rng"),
         (("dense", 10, 4), {"rate": 0}, "rate of at least 1"),
         *(((rule, 0, 4), {}, "at least 1 frame, found 0") for rule in RULES),

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from internvideo_jax.data.transforms import views
 from internvideo_jax.data.transforms.frames import eval_frame
 from internvideo_jax.data.transforms.sampling import sample_indices
 from internvideo_jax.data.transforms.views import EvalViews
@@ -13,24 +12,30 @@ def clip(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (4, height, width, 3), np.uint8)
 
 
+def views_of(frames: np.ndarray, **options: int) -> np.ndarray:
+    plan = EvalViews(num_frames=2, image_size=14, **options)
+    return plan.cut(np.stack([plan.resize(frame) for frame in frames]))
+
+
 @pytest.mark.parametrize(("height", "width"), [(20, 33), (33, 20), (14, 14)])
 def test_the_crops_of_a_clip(height, width):
     frames = clip(height, width)
-    three = views.test_views(frames, 14, 3)
-    assert three.shape == (3, 4, 14, 14, 3)
+    three = views_of(frames, segments=2, crops=3)
+    assert three.shape == (6, 2, 14, 14, 3)
     assert three.dtype == np.uint8
-    (center,) = views.test_views(frames, 14, 1)
-    assert np.array_equal(three[1], center)
+    assert np.array_equal(three[3:], views_of(frames[2:], segments=1, crops=3))
+    center = views_of(frames, segments=2, crops=1)
+    assert np.array_equal(three[1::3], center)
     assert np.array_equal(
-        views.test_views(frames[:, ::-1, ::-1], 14, 2)[0], three[2, :, ::-1, ::-1]
+        views_of(frames[:, ::-1, ::-1], segments=2, crops=2)[::2], three[2::3, :, ::-1, ::-1]
     )
 
 
 def test_the_validation_view():
-    frames = clip(20, 33)
-    view = views.eval_view(frames, 14)
-    assert view.shape == (4, 14, 14, 3)
-    assert np.array_equal(view[2], eval_frame(frames[2], 14))
+    frames = clip(20, 33)[:2]
+    (view,) = views_of(frames, segments=1, crops=1)
+    assert view.shape == (2, 14, 14, 3)
+    assert np.array_equal(view[1], eval_frame(frames[1], 14))
 
 
 def test_indices_of_the_segments():

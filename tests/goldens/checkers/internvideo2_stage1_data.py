@@ -20,8 +20,8 @@ from internvideo_jax.data.transforms.randaugment import (
     operation_at,
     parse_policy,
 )
-from internvideo_jax.evaluation.classification import top_k_accuracy
-from internvideo_jax.evaluation.views import merge_views
+from internvideo_jax.evaluation.classification import merge_views, top_k_accuracy
+from internvideo_jax.evaluation.runner import distinct_views
 from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
 
@@ -255,13 +255,10 @@ def check_eval_views(golden: Golden) -> None:
     c = golden.config
     video, short_side = golden["in/video"], c["short_side"]
     plan = views.EvalViews(c["frames"], short_side, c["test_num_segment"], c["test_num_crop"])
-    segments = [
-        views.test_views(video[indices], short_side, plan.crops)
-        for indices in plan.indices(len(video))
-    ]
+    frames = np.stack([plan.resize(frame) for frame in video[plan.indices(len(video)).ravel()]])
     order = [[segment, crop] for segment in range(plan.segments) for crop in range(plan.crops)]
     assert [row[:2] for row in c["view_order_chunk_split_id_label"]] == order
-    ours = {f"test_view{i}": segments[s][k] for i, (s, k) in enumerate(order)}
+    ours = {f"test_view{i}": view for i, view in enumerate(plan.cut(frames))}
     resized = np.stack(
         [
             transforms.resize_short_side(frame, short_side)
@@ -279,11 +276,14 @@ def check_eval_views(golden: Golden) -> None:
 @checker("internvideo2_stage1.merge_views")
 def check_merge_views(golden: Golden) -> None:
     records = golden.table["records"]
-    ids, logits, segments, crops = (
-        [record[key] for record in records] for key in ("id", "logits", "chunk", "split")
+    ids, logits, segments, crops, labels = (
+        np.array([record[key] for record in records])
+        for key in ("id", "logits", "chunk", "split", "label")
     )
-    merged = merge_views(ids, np.asarray(logits, np.float32), segments, crops)
-    labels = {record["id"]: record["label"] for record in records}
-    truth = np.array([labels[clip] for clip in merged.ids])
-    ours = {f"top{k}": top_k_accuracy(merged.probabilities, truth, k) for k in (1, 5)}
+    _, clips = np.unique(ids, return_inverse=True)
+    views = distinct_views(clips, segments, crops)
+    probabilities = merge_views(clips[views], logits[views].astype(np.float32))
+    _, first = np.unique(clips, return_index=True)
+    truth = labels[first]
+    ours = {f"top{k}": top_k_accuracy(probabilities, truth, k) for k in (1, 5)}
     assert_table_close(ours, {key: golden.table[key] for key in ours})

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,12 +33,7 @@ from internvideo_jax.nn.position_embedding import (
 from internvideo_jax.objectives.classification import soft_cross_entropy
 from internvideo_jax.training.masking import attention_guided_kept, importance_order, kept_to_mask
 from internvideo_jax.training.mixup import MixDraw, cutmix_box, mix_targets, mix_video
-from internvideo_jax.training.optimizer import (
-    adamw,
-    layer_ids,
-    layer_scales,
-    weight_decay_mask,
-)
+from internvideo_jax.training.optimizer import adamw, layer_ids, layer_scales
 from internvideo_jax.training.schedules import tabulate, warmup_cosine
 
 
@@ -154,14 +148,9 @@ def check_layer_decay(golden: Golden) -> None:
         expected = table["params"]
         module, plan = _tiny_model(expected)
         params = abstract_variables(module)["params"]
-        decayed, layers, scales = (
-            flatten_dict(tree, sep="/")
-            for tree in (
-                weight_decay_mask(params),
-                layer_ids(params),
-                layer_scales(params, table["layer_decay"]),
-            )
-        )
+        layers = flatten_dict(layer_ids(params, module.layer_of), sep="/")
+        scales = layer_scales(params, module.layer_of, table["layer_decay"])
+        scales = flatten_dict(scales, sep="/")
         ours = {}
         for part in plan.loaded:
             path = part.targets[0].removeprefix("params/")
@@ -171,7 +160,7 @@ def check_layer_decay(golden: Golden) -> None:
             )
             for key in part.keys:
                 ours[key] = {
-                    "weight_decay": table["weight_decay"] if decayed[path] else 0.0,
+                    "weight_decay": table["weight_decay"] if module.is_decayed(path) else 0.0,
                     "lr_scale": scale,
                     # Upstream assigns no layers where layer decay is off.
                     "layer_id": layer if table["layer_decay"] < 1 else None,
@@ -179,7 +168,7 @@ def check_layer_decay(golden: Golden) -> None:
         assert_table_close(ours, expected, where=case)
 
 
-def _tiny_model(keys: Iterable[str]) -> tuple[nn.Module, Plan]:
+def _tiny_model(keys: Iterable[str]) -> tuple[Any, Plan]:
     """A small classifier or pre-training student with these PyTorch keys, and its plan."""
 
     def count(stack: str) -> int:
@@ -197,7 +186,7 @@ def _tiny_model(keys: Iterable[str]) -> tuple[nn.Module, Plan]:
         config = VideoClassifierConfig(encoder, num_classes=2)
     architecture = architecture_of(config)
     module = ARCHITECTURES[architecture].module_cls(config)
-    return module, export_plan(architecture, config)
+    return module, export_plan(config)
 
 
 # Shifts of all keys of the pooler by one vector, which its softmax does not feel: the gradients are
@@ -217,6 +206,8 @@ def check_train_steps(golden: Golden) -> None:
     rates = jnp.asarray(golden["in/lr"], jnp.float32)
     optimizer = adamw(
         lambda step: rates[step],
+        is_decayed=model.is_decayed,
+        layer_of=model.layer_of,
         b1=c["betas"][0],
         b2=c["betas"][1],
         eps=c["eps"],

@@ -258,6 +258,16 @@ def _encoder(config: ConfigDict) -> ConfigDict:
     return stage.model.encoder if stage.kind == "classify" else stage.student.encoder
 
 
+def _per_256_rows(name: str) -> Callable[[ConfigDict, Flags], float]:
+    """Upstream's runners scale the rate that they are given; all batches are powers of two."""
+
+    def rate(config: ConfigDict, flags: Flags) -> float:
+        rows = config.train.batch_size * config.train.num_sample
+        return config.train.optimizer[name] * 256 / rows
+
+    return rate
+
+
 def _merge(name: str, names: Mapping[str, str]) -> Callable[[ConfigDict, Flags], str]:
     def find(config: ConfigDict, flags: Flags) -> str:
         assert config.stage.model.head == "concat"
@@ -313,7 +323,7 @@ AS_FLAG: dict[str, Callable[[ConfigDict, Flags], Any]] = {
     "layer_decay": lambda c, f: c.train.optimizer.layer_decay,
     "layer_scale_init_value": lambda c, f: _encoder(c).layer_scale_init,
     "loads_stage2_extra": lambda c, f: c.stage.starts_from.endswith("+stage2"),
-    "lr": lambda c, f: c.train.optimizer.lr,
+    "lr": _per_256_rows("lr"),
     "mae_loss_ratio": lambda c, f: c.stage.mae_weight,
     "mae_norm_type": lambda c, f: _same(
         c.stage.student.normalization, c.stage.mae_teacher.normalization
@@ -338,7 +348,7 @@ AS_FLAG: dict[str, Callable[[ConfigDict, Flags], Any]] = {
     "mask_type": lambda c, f: c.stage.mask.kind,
     "merge_method": _merge("merge_method", {"cls_avgN_proj": "cls_avgN_proj"}),
     "merge_norm": _merge("merge_norm", {"ln": "LN", "bn": "BN", "kaiming_bn": "kaiming_BN"}),
-    "min_lr": lambda c, f: c.train.optimizer.min_lr,
+    "min_lr": _per_256_rows("min_lr"),
     "mixup": lambda c, f: c.stage.mix.mixup_alpha,
     "mixup_prob": lambda c, f: c.stage.mix.probability,
     "mixup_switch_prob": lambda c, f: c.stage.mix.switch_probability,
@@ -362,7 +372,7 @@ AS_FLAG: dict[str, Callable[[ConfigDict, Flags], Any]] = {
     "test_num_segment": lambda c, f: c.eval_data.segments,
     "tubelet_size": lambda c, f: _encoder(c).tubelet_size,
     "warmup_epochs": lambda c, f: c.train.warmup_epochs,
-    "warmup_lr": lambda c, f: c.train.optimizer.warmup_lr,
+    "warmup_lr": _per_256_rows("warmup_lr"),
     "weight_decay": lambda c, f: c.train.optimizer.weight_decay,
 }
 

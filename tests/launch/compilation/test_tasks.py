@@ -103,7 +103,8 @@ def test_the_training_step_takes_state_teachers_and_a_batch_of_all_rows(mesh):
     )
     config = TrainConfig(4, OptimizerConfig(1e-3), epochs=2, num_sample=2, ema_decay=0.9)
     task = train_step_task(stage, config, mesh)
-    state, frozen, batch = task.arguments
+    state, fixed, frozen, batch = task.arguments
+    assert fixed == {}
     assert frozen.keys() == {"teacher"}
     assert batch["video"].shape == (8, 2, 28, 28, 3)
     assert state.ema.keys() == state.params.keys()

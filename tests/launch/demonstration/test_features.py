@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from internvideo_jax import models
+from internvideo_jax.configs.demo import common
 from internvideo_jax.launch.demonstration import baseline, features, runs, weights
 from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
@@ -24,10 +25,12 @@ def stage():
 
 
 @pytest.fixture(scope="module")
-def targets(untrained, stage):
-    return features.teacher_features(
-        stage, untrained / "image teacher", untrained / "video teacher", VIDEO
+def targets(untrained):
+    size = common.choose_size("fast", "common.py")
+    found = features.teacher_features(
+        size, untrained / "image teacher", untrained / "video teacher", VIDEO
     )
+    return {f"targets/{name}": array for name, array in found.items()}
 
 
 def test_cached_features_are_what_the_stage_takes(stage, targets):
@@ -40,7 +43,7 @@ def test_cached_features_are_what_the_stage_takes(stage, targets):
         np.testing.assert_allclose(lengths, 1, atol=1e-5)
 
 
-def test_image_features_are_those_of_the_first_frame_of_each_tubelet(stage, targets, untrained):
+def test_image_features_are_those_of_the_first_frame_of_each_tubelet(targets, untrained):
     module, variables = features._load(untrained / "image teacher")
     frames = normalize(VIDEO[:, ::2].reshape(24, 1, 32, 32, 3), VideoPreprocessing())
     encoder, variables = models.video_encoder(module, variables)
@@ -58,8 +61,8 @@ def test_frozen_image_towers_see_one_frame_of_each_tubelet(stage):
     assert stage.teacher_stride == 2
     rng = np.random.default_rng(0)
     modules = {
-        "clip_teacher": models.Teacher(stage.video_vit),
-        "mae_teacher": models.VideoMAETeacher(stage.videomae),
+        "clip_teacher": models.Teacher(stage.teachers[0].config),
+        "mae_teacher": models.VideoMAETeacher(stage.teachers[1].config),
     }
     variables = {
         name: jax.tree.map(

@@ -13,12 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from internvideo_jax.data.annotations.lines import MAX_ENTRY_BYTES
-from internvideo_jax.data.annotations.records import (
-    AnnotationError,
-    ClipRecord,
-    check_annotations,
-    read_annotations,
-)
+from internvideo_jax.data.annotations.lists import check_annotations, read_annotations
+from internvideo_jax.data.annotations.records import AnnotationError, ClipRecord
 
 VIDEO = ClipRecord(id="a/x.mp4", path="/data/a/x.mp4")
 
@@ -123,7 +119,7 @@ def test_formats(tmp_path, name, is_named):
         )
         for clip, label in expected
     ]
-    assert found.records == records
+    assert list(found.records) == records
 
 
 def test_json_lines_are_recognised_by_their_contents(tmp_path):
@@ -138,7 +134,9 @@ def test_json_lines_are_recognised_by_their_contents(tmp_path):
 def test_paths_start_in_the_folder_of_the_file(tmp_path, monkeypatch):
     write(tmp_path / "a.csv", "x/y.mp4,1\n")
     monkeypatch.chdir(tmp_path)
-    assert read_annotations("a.csv") == [ClipRecord("x/y.mp4", f"{tmp_path}/x/y.mp4", label=1)]
+    assert list(read_annotations("a.csv")) == [
+        ClipRecord("x/y.mp4", f"{tmp_path}/x/y.mp4", label=1)
+    ]
 
 
 def test_the_pattern_of_frames_can_be_chosen(tmp_path):
@@ -218,7 +216,7 @@ def repeated(name: str, line: int) -> str:
     [
         ("[1]", "expected a JSON object, found [1]"),
         ('{"video": "a"', "expected JSON, found Expecting ',' delimiter near '{\"video\": \"a\"'"),
-        ('{"label": 1}', "expected a key \"video\", found the keys ['label']"),
+        ('{"label": 1}', 'expected a key "video" or "audio", found the keys [\'label\']'),
         ('{"video": 1}', 'expected "video": a string of Unicode text, found 1'),
         ('{"video": "\\ud800"}', "expected \"video\": a string of Unicode text, found '\\ud800'"),
         ('{"video": "a\\u0000"}', "expected the path of a local file, found 'a\\x00'"),
@@ -439,7 +437,11 @@ def test_ids_that_repeated_paths_get_are_unique(tmp_path):
 @pytest.mark.parametrize(
     ("text", "records", "expected"),
     [
-        ('[{"video": "a"}, 3, {"audio": "b"}, {"video": "c"}]', 2, ["a JSON object", '"video" or']),
+        (
+            '[{"video": "a"}, 3, {"sound": "b"}, {"video": "c"}, {"audio": "a.mp4"}]',
+            2,
+            ["a JSON object", '"image" or "audio"', "a file of sound (.wav"],
+        ),
         (
             '[{"video": "a", "video": "b"}, {"video": "c"}]',
             1,

@@ -1,6 +1,6 @@
 """Makes torch_sample.pth with PyTorch, which the tests read without it.
 
-python tests/convert/data/make_torch_sample.py
+python tests/convert/files/data/make_torch_sample.py
 """
 
 import argparse

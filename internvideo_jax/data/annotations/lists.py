@@ -1,0 +1,343 @@
+"""Annotation files: which clips a data set has, and what is known of each.
+
+A file is read once: its clips are kept in an Arrow file, which every later start and every process
+maps into memory. It lies in the folder `lists` of `environment.home()`, under a name that goes by
+the annotation file's content; whoever needs the room may delete it.
+"""
+
+import bisect
+import contextlib
+import copy
+import hashlib
+import itertools
+import logging
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import pyarrow as pa
+
+from internvideo_jax import environment
+from internvideo_jax.data.annotations.building import PARTIAL, build, open_batches
+from internvideo_jax.data.annotations.formats import (
+    FORMATS,
+    FRAME_PATTERN,
+    Format,
+    Layout,
+    check_frame_pattern,
+    tell_format,
+)
+from internvideo_jax.data.annotations.lines import EntryError
+from internvideo_jax.data.annotations.records import (
+    AnnotationError,
+    ClipRecord,
+    Context,
+    Problem,
+    default_id,
+)
+from internvideo_jax.data.decode.paths import join_inside
+from internvideo_jax.files import write_text
+
+# Changes with what Arrow files hold, and with what entries mean.
+_VERSION = "internvideo_jax list 1"
+# A file that was changed so lately may change again without its time showing it.
+_SETTLING_SECONDS = 2.0
+_ABANDONED_SECONDS = 86400.0
+
+_log = logging.getLogger(__name__)
+
+
+class ClipList(Sequence[ClipRecord]):
+    """The clips of an annotation file; pickled, it is the name of the Arrow file that holds them.
+
+    Args:
+      file: the Arrow file.
+      root: absolute folder of the clips.
+      rows: which of its clips; None is all.
+
+    Attributes:
+      summary: what all clips of the file amount to.
+    """
+
+    def __init__(self, file: str, root: str, rows: range | None = None):
+        self._file, self._root = file, root
+        self._reader, self.summary = open_batches(file)
+        self._ends = list(itertools.accumulate(self.summary.rows))
+        self._rows = range(self._ends[-1] if self._ends else 0) if rows is None else rows
+        self._columns: dict[int, list[pa.Array | None]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ClipList, (self._file, self._root, self._rows)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} clips in {self._file}>"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> ClipRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> "ClipList": ...
+    def __getitem__(self, index: int | slice) -> "ClipRecord | ClipList":
+        rows = self._rows[index]
+        if isinstance(rows, range):
+            some = copy.copy(self)
+            some._rows = rows
+            return some
+        number = bisect.bisect_right(self._ends, rows)
+        if number not in self._columns:
+            # Of the line, nobody asks any more.
+            self._columns[number] = [
+                None if column.null_count == len(column) else column
+                for column in self._reader.get_batch(number).columns[1:]
+            ]
+        row = rows - self._ends[number]
+        values = (column and column[row].as_py() for column in self._columns[number])
+        return self._record(*values)
+
+    def __iter__(self) -> Iterator[ClipRecord]:
+        if self._rows.step != 1:
+            yield from map(self.__getitem__, range(len(self)))
+            return
+        begin, end = self._rows.start, self._rows.stop
+        for number, last in enumerate(self._ends):
+            first = last - self.summary.rows[number]
+            if first < end and begin < last:
+                batch = self._reader.get_batch(number)
+                some = batch.slice(max(begin - first, 0), min(end, last) - max(begin, first))
+                rows = zip(*(column.to_pylist() for column in some.columns[1:]), strict=True)
+                yield from itertools.starmap(self._record, rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the clips and their order, but not with where they lie."""
+        return f"{self.summary.fingerprint} {self._rows}"
+
+    def fits(self, context: Context) -> bool:
+        """Whether it is beyond doubt that all clips fit."""
+        known, prefix = self.summary, context.root.rstrip(os.sep) + os.sep
+        if known.climbs or not all(path.startswith(prefix) for path in known.absolute or ()):
+            return False
+        return context.num_classes is None or (
+            not known.has_unlabelled and known.max_label < context.num_classes
+        )
+
+    def _record(
+        self,
+        path: str,
+        id: str | None,
+        start: float | None,
+        end: float | None,
+        label: int | None,
+        labels: list[int] | None,
+        captions: list[str],
+        num_frames: int | None,
+        frame_pattern: str | None,
+        source: str,
+    ) -> ClipRecord:
+        full = join_inside(self._root, path)
+        assert full is not None
+        return ClipRecord(
+            default_id(path, start, end) if id is None else id,
+            full,
+            start,
+            end,
+            label if labels is None else tuple(labels),
+            tuple(captions),
+            num_frames,
+            frame_pattern,
+            source,
+        )
+
+
+class Annotations(NamedTuple):
+    """A checked annotation file.
+
+    Attributes:
+      format: the format that it is in.
+      records: its good entries. If there are bad ones, they are on disk only as long as this
+        process uses them.
+      error: its bad ones; None if there are none.
+    """
+
+    format: Format | None
+    records: Sequence[ClipRecord]
+    error: AnnotationError | None
+
+
+def read_annotations(
+    path: str | os.PathLike[str],
+    *,
+    root: str | os.PathLike[str] | None = None,
+    format: str = "auto",
+    num_classes: int | None = None,
+    separator: str | None = None,
+    frame_pattern: str = FRAME_PATTERN,
+    check_files: bool = False,
+) -> Sequence[ClipRecord]:
+    """Reads the clips of an annotation file.
+
+    Paths in the file are relative to `root` and lie in it, absolute ones too; symbolic links in
+    `root` may lead anywhere, since only its owner can make them.
+
+    Args:
+      path: the file, UTF-8.
+      root: folder of the clips; by default the file's own. "/" admits any absolute path.
+      format: "jsonl", "csv", "interval", "frames", "pretrain" or "json" (see docs/data.md); "auto"
+        goes by the file's name and first lines.
+      num_classes: C, so that every clip needs a label and every label is below C; None admits all.
+      separator: character between columns of the text formats; None goes by the first lines.
+      frame_pattern: names of images by number, from 1, in the folders of `frames`.
+      check_files: whether to look for each clip on disk; reads the file anew.
+
+    Returns:
+      At least one record, in the file's order, with unique ids; a `ClipList`.
+
+    Raises:
+      AnnotationError: anything is wrong, and then everything that is.
+      ValueError: no such format, or a useless separator or pattern.
+    """
+    annotations = check_annotations(
+        path,
+        root=root,
+        format=format,
+        num_classes=num_classes,
+        separator=separator,
+        frame_pattern=frame_pattern,
+        check_files=check_files,
+    )
+    if annotations.error is not None:
+        raise annotations.error
+    return annotations.records
+
+
+def check_annotations(
+    path: str | os.PathLike[str],
+    *,
+    root: str | os.PathLike[str] | None = None,
+    format: str = "auto",
+    num_classes: int | None = None,
+    separator: str | None = None,
+    frame_pattern: str = FRAME_PATTERN,
+    check_files: bool = False,
+) -> Annotations:
+    """Reads an annotation file as `read_annotations` does, but gives errors beside good entries.
+
+    Raises:
+      ValueError: no such format, or a useless separator or pattern.
+    """
+    path = os.fspath(path)
+    _check_arguments(format, separator, frame_pattern)
+    known = None if format == "auto" else next(f for f in FORMATS if f == format)
+    folder = os.path.dirname(os.path.abspath(path)) if root is None else os.path.abspath(root)
+    try:
+        _check_is_file(path)
+        layout = Layout(*tell_format(path, known, separator), frame_pattern)
+    except EntryError as error:
+        problem = Problem(None, error.expected, error.found)
+        return Annotations(known, [], AnnotationError(path, [problem], 1, 0))
+    context = Context(folder, num_classes, check_files)
+    name = _name(path, layout)
+    if not check_files:
+        for place in _places():
+            if (place / name).is_file():
+                records = ClipList(str(place / name), folder)
+                if records.fits(context):
+                    return Annotations(layout.format, records, None)
+    return _read(path, layout, context, name)
+
+
+def _read(path: str, layout: Layout, context: Context, name: str) -> Annotations:
+    """Makes the Arrow file of an annotation file; keeps it if all entries are good."""
+    place = _writable_place()
+    for left in place.glob(f"*{PARTIAL}"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                left.unlink()
+    _log.info("reading %s into %s", path, place / name)
+    built = build(path, layout, context, place, Path(name).stem)
+    problems, num_problems = built.problems, built.num_problems
+    if not built.num_entries:
+        problems, num_problems = [Problem(None, "at least one clip", "none")], 1
+    elif _name(path, layout) != name:
+        expected = "a file that nobody changes while it is read"
+        problems, num_problems = [Problem(None, expected, "a changed one")], 1
+    try:
+        if problems:
+            error = AnnotationError(path, problems, num_problems, built.num_entries)
+            return Annotations(layout.format, ClipList(str(built.file), context.root), error)
+        os.replace(built.file, place / name)
+        return Annotations(layout.format, ClipList(str(place / name), context.root), None)
+    finally:
+        built.file.unlink(missing_ok=True)
+
+
+def _name(path: str, layout: Layout) -> str:
+    """The name of an annotation file's Arrow file."""
+    pattern = layout.frame_pattern if layout.format == "frames" else None
+    parts = (_VERSION, _content(path), layout.format, layout.separator, pattern)
+    return f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.arrow"
+
+
+def _content(path: str) -> str:
+    """Checksum of a file; remembered as long as the file shows no change."""
+    status = os.stat(path)
+    state = (os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ino)
+    note = f"{hashlib.sha256(repr(state).encode()).hexdigest()[:32]}.sha256"
+    for place in _places():
+        with contextlib.suppress(OSError):
+            return (place / note).read_text("utf-8")
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if time.time() - status.st_mtime > _SETTLING_SECONDS:
+        with contextlib.suppress(OSError):
+            write_text(_writable_place() / note, digest)
+    return digest
+
+
+def _places() -> tuple[Path, Path]:
+    """Where Arrow files may lie: at home, or where that may not be written, in a folder apart."""
+    apart = Path(tempfile.gettempdir()) / f"internvideo_jax-{os.getuid()}"
+    with contextlib.suppress(FileNotFoundError):
+        if apart.lstat().st_uid != os.getuid():
+            raise PermissionError(f"{apart} is another user's: set INTERNVIDEO_HOME, or TMPDIR")
+    return environment.home() / "lists", apart
+
+
+def _writable_place() -> Path:
+    home, apart = _places()
+    with contextlib.suppress(OSError):
+        home.mkdir(parents=True, exist_ok=True)
+    if os.access(home, os.W_OK):
+        return home
+    _log.warning("%s cannot be written: what is read of annotations is kept in %s", home, apart)
+    apart.mkdir(mode=0o700, exist_ok=True)
+    return apart
+
+
+def _check_arguments(format: str, separator: str | None, frame_pattern: str) -> None:
+    if format not in ("auto", *FORMATS):
+        raise ValueError(
+            f"expected a format of annotations (auto, {', '.join(FORMATS)}), found {format!r}"
+        )
+    if separator is not None and (len(separator) != 1 or separator in '"\r\n'):
+        raise ValueError(f"expected one character as the separator, found {separator!r}")
+    try:
+        check_frame_pattern(frame_pattern)
+    except EntryError as error:
+        raise ValueError(f"expected {error.expected}, found {error.found}") from None
+
+
+def _check_is_file(path: str) -> None:
+    expected = "an annotation file"
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise EntryError(expected, error.strerror or str(error)) from None
+    if not stat.S_ISREG(mode):
+        raise EntryError(expected, "a folder" if stat.S_ISDIR(mode) else "a device or pipe")

@@ -1,0 +1,125 @@
+"""Pixels: a clip's frames, or one of them."""
+
+import dataclasses
+import functools
+from typing import ClassVar
+
+import numpy as np
+
+from internvideo_jax.data.config import DataConfig
+from internvideo_jax.data.fields.field import Columns, Field, LazyClip
+from internvideo_jax.data.transforms.augmentation import (
+    FinetuneAugmentation,
+    finetuning_augment,
+    pretraining_augment,
+)
+from internvideo_jax.data.transforms.frames import eval_frame
+from internvideo_jax.data.transforms.sampling import sample_indices
+from internvideo_jax.data.transforms.views import EvalViews
+
+# Left and right are part of what its labels say.
+NEVER_FLIPPED = "ssv2"
+
+
+class VideoField(Field):
+    """`video`, `[b, T, S, S, 3]`: uint8, or float32 and normalised by fine-tuning's augmentation.
+
+    In evaluation, uint8 always, and about each row:
+      frame_indices: int64 `[b, T]`, numbers of its frames in the clip; -1 where there is no clip.
+      timestamps: float64 `[b, T]`, their seconds after the file's start; NaN where unknown.
+      num_frames: int64 `[b]`, frames of the clip.
+      damaged_frames: int64 `[b]`, frames and packets that the decoder called damaged on the way.
+    """
+
+    name = "video"
+
+    def __init__(self, config: DataConfig):
+        self._config = config
+        self._finetuning = {
+            flip: FinetuneAugmentation(
+                config.image_size,
+                rand_augment=config.rand_augment,
+                flip=flip,
+                erase_probability=config.erase_probability,
+            )
+            for flip in (False, True)
+        }
+
+    def train(self, clip: LazyClip, rng: np.random.Generator) -> Columns:
+        config, reader = self._config, clip.reader
+        size, copies = config.image_size, config.num_sample
+        indices = sample_indices(
+            config.sampling,
+            reader.num_frames,
+            config.num_frames,
+            rate=config.sampling_rate,
+            rng=rng,
+        )
+        if config.augmentation == "none":
+            return {"video": reader.read(indices, transform=lambda f: eval_frame(f, size))[None]}
+        frames = reader.read(indices)
+        flip = config.flip and clip.record.source != NEVER_FLIPPED
+        if config.augmentation == "pretraining":
+            views = [pretraining_augment(frames, rng, size, flip) for _ in range(copies)]
+        else:
+            finetuning = self._finetuning[flip]
+            views = [finetuning_augment(frames, rng, finetuning) for _ in range(copies)]
+        return {"video": np.stack(views)}
+
+    @functools.cached_property
+    def _views(self) -> EvalViews:
+        config = self._config
+        return EvalViews(
+            num_frames=config.num_frames,
+            image_size=config.image_size,
+            segments=config.segments,
+            crops=config.crops,
+            sampling=config.sampling,
+            rate=config.sampling_rate,
+        )
+
+    def evaluate(self, clip: LazyClip) -> Columns:
+        reader, views = clip.reader, self._views
+        indices = views.indices(reader.num_frames)
+        # All at once, so that no frame is decoded twice.
+        frames = reader.read(indices.ravel(), transform=views.resize)
+        times = reader.timestamps(indices.ravel()).reshape(indices.shape)
+        return {
+            "video": views.cut(frames),
+            "frame_indices": np.repeat(indices, views.crops, axis=0),
+            "timestamps": np.repeat(times, views.crops, axis=0),
+            "num_frames": np.array([reader.num_frames]),
+            "damaged_frames": np.array([reader.damaged_frames]),
+        }
+
+    def blank(self) -> Columns:
+        frames, size = self._config.num_frames, self._config.image_size
+        return {
+            "video": np.zeros((1, frames, size, size, 3), np.uint8),
+            "frame_indices": np.full((1, frames), -1),
+            "timestamps": np.full((1, frames), np.nan),
+            "num_frames": np.zeros(1, np.int64),
+            "damaged_frames": np.zeros(1, np.int64),
+        }
+
+    def generator(self, *numbers: int) -> np.random.Generator:
+        """Without a name, as before there were other fields: runs go on with the same draws."""
+        return np.random.default_rng(numbers)
+
+
+class ImageField(Field):
+    """`image`, `[b, 1, S, S, 3]`: one frame of an image or of a video, as `video` has it."""
+
+    name: ClassVar[str] = "image"
+
+    def __init__(self, config: DataConfig):
+        self._video = VideoField(dataclasses.replace(config, num_frames=1))
+
+    def train(self, clip: LazyClip, rng: np.random.Generator) -> Columns:
+        return {"image": self._video.train(clip, rng)["video"]}
+
+    def evaluate(self, clip: LazyClip) -> Columns:
+        return {"image": self._video.evaluate(clip)["video"]}
+
+    def blank(self) -> Columns:
+        return {"image": self._video.blank()["video"]}

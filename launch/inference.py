@@ -1,0 +1,83 @@
+"""What the commands share that run a saved model over clips."""
+
+import contextlib
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from internvideo_jax.launch import arguments
+
+if TYPE_CHECKING:
+    from internvideo_jax.saved_model import SavedModel
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds `--frames`, `--batch_size`, `--dtype` and `--num_threads`."""
+    parser.add_argument(
+        "--frames",
+        type=arguments.positive_int,
+        help="per clip or view (default: as the model was made for)",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=arguments.positive_int,
+        default=8,
+        help="clips or views per forward pass (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="what the model computes in (default: what suits the device)",
+    )
+    parser.add_argument(
+        "--num_threads", type=arguments.positive_int, help="decoding threads (default: all cores)"
+    )
+
+
+def load_model(args: Namespace) -> "tuple[SavedModel, str]":
+    """The model of `--model`, and the dtype that it computes in."""
+    import jax
+
+    from internvideo_jax import saved_model
+
+    dtype = args.dtype or arguments.default_dtype(jax.devices()[0])
+    return saved_model.load(args.model, dtype=dtype), dtype
+
+
+def announce_frames(model: "SavedModel", num_frames: int) -> None:
+    """Says so where clips have other lengths than those that the model was made for."""
+    made_for = model.preprocessing.require_video().num_frames
+    if num_frames != made_for:
+        print(
+            f"the model was made for {made_for} frames: its position table is resized to"
+            f" {num_frames}",
+            file=sys.stderr,
+        )
+
+
+def print_failures(failed: Sequence[tuple[str, str]]) -> None:
+    """Lists the paths of clips that cannot be read, and why."""
+    if not failed:
+        return
+    width = max(len(path) for path, _ in failed)
+    print(f"{len(failed)} failed:", file=sys.stderr)
+    for path, reason in failed:
+        print(f"  {path:{width}}  {reason}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def memory_errors(batch_size: int, num_frames: int) -> Iterator[None]:
+    """Says what to lower where a batch does not fit into memory."""
+    import jax
+
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = next(iter(str(error).splitlines()), "out of memory")
+        raise arguments.UsageError(
+            f"{batch_size} clips of {num_frames} frames do not fit into memory ({reason});"
+            " lower --batch_size or --frames, or compute in --dtype=bfloat16"
+        ) from error
