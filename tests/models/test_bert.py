@@ -44,7 +44,7 @@ def test_what_masks_hide_does_not_matter(variables, run):
     tokens = run(Bert(CONFIG), variables, *both).tokens * both[1][..., None]
     np.testing.assert_allclose(tokens[:2], tokens[2:], rtol=1e-5, atol=1e-6)
     unmasked = run(Bert(CONFIG), variables, both[0], None, both[2]).tokens
-    assert np.abs(unmasked[:2] - unmasked[2:])[:, 0].min() > 1e-3
+    assert np.abs(unmasked[:2] - unmasked[2:])[:, 0].max(-1).min() > 1e-2
 
 
 @pytest.mark.parametrize("fusion_layer", [0, 3])

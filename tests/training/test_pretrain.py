@@ -22,11 +22,10 @@ from internvideo_jax.convert.engine.upstream import architecture_of, config_from
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing, normalize
-from internvideo_jax.training.masking import num_kept
+from internvideo_jax.training.masking import MaskConfig, num_kept
 from internvideo_jax.training.stages import STAGES, make_stage
 from internvideo_jax.training.stages.clips import normalized, resized
 from internvideo_jax.training.stages.pretrain import PretrainConfig, PretrainStage
-from internvideo_jax.training.stages.teachers import MaskConfig, draw_mask
 
 GOLDEN = Path(__file__).parents[1] / "goldens/data/internvideo2_stage1/stage1_full_step.safetensors"
 ENCODER = models.VideoViTConfig(
@@ -197,7 +196,7 @@ def test_other_masks(parts, kind):
     stage = PretrainStage(dataclasses.replace(CONFIG, mask=MaskConfig(kind, 0.5)))
     shapes = jax.eval_shape(stage.targets, frozen, batch, jax.random.key(2))
     assert shapes["clip_middle"].shape == (4, 2, 5, 16)
-    kept = draw_mask(stage.mask, jax.random.key(2), 4, ENCODER.grid, per_frame=True)
+    kept = stage.mask.draw(jax.random.key(2), 4, ENCODER.grid, per_frame=True)
     assert (np.diff(kept, axis=1) > 0).all()
     if kind == "tube":
         np.testing.assert_array_equal(kept[:, 1:3] + 4, kept[:, 3:])
@@ -222,9 +221,9 @@ def test_a_student_without_final_decoder_has_no_such_term():
 
 def test_normalised_floats_serve_as_well_as_pixels(parts):
     stage, _, _, batch = parts
-    video = normalize(batch["video"], stage.preprocessing)
-    np.testing.assert_array_equal(normalized(batch["video"], stage.preprocessing), video)
-    assert normalized(video, stage.preprocessing) is video
+    video = normalize(batch["video"], stage.preprocessing.video)
+    np.testing.assert_array_equal(normalized(batch["video"], stage.preprocessing.video), video)
+    assert normalized(video, stage.preprocessing.video) is video
 
 
 def test_frames_are_resized_as_torch_does():
@@ -239,15 +238,15 @@ def test_frames_are_resized_as_torch_does():
 def test_flops_count_every_frame_of_the_image_tower():
     flops = PretrainStage(CONFIG).flops()
     assert flops.keys() == {"student", "clip_teacher", "mae_teacher"}
-    assert flops["clip_teacher"] == 2 * sum(models.build(IMAGE).flops().values())
+    assert flops["clip_teacher"] == 2 * sum(models.VideoViT(IMAGE).flops().values())
     kept = 1 + 2 * num_kept(4, 0.5)
-    assert flops["student"] == 3 * sum(models.build(CONFIG.student).flops(kept).values())
+    assert flops["student"] == 3 * sum(models.Stage1Student(CONFIG.student).flops(kept).values())
 
 
 def test_all_that_does_not_match_is_named():
     teacher = dataclasses.replace(CONFIG.clip_teacher, layers=(1,), per_frame=False)
     with pytest.raises(
-        ValueError, match="per_frame: .*layers of clip_teacher: expected 2, found 1"
+        ValueError, match="layers of clip_teacher: expected 2, found 1; token grid of clip_teacher"
     ):
         dataclasses.replace(CONFIG, clip_teacher=teacher)
     mae = dataclasses.replace(CONFIG.mae_teacher, encoder=dataclasses.replace(MAE, image_size=32))

@@ -54,13 +54,10 @@ def export(
         }
         plan = export_plan(config, conversion.get("prefix", ""), names, dtypes)
         declarations = {
-            plan.names[key]: (
-                shape,
-                # Of int8 values and their scale, the scale's.
-                dtypes[assignment.targets[-1]],
-            )
-            for assignment in plan.loaded
-            for key, shape in zip(assignment.keys, assignment.written_shapes, strict=True)
+            # Of int8 values and their scale, the scale's dtype.
+            plan.names[key]: (shape, dtypes[a.targets[-1]])
+            for a in plan.loaded
+            for key, shape in zip(a.keys, a.written_shapes, strict=True)
         }
         # `conversion.prepare` reads these options of a file, as it does training arguments.
         metadata = {"format": "pt", "config": json.dumps(to_upstream(config))}

@@ -86,9 +86,9 @@ def rule(
     keys: str,
     transform: Transform = IDENTITY,
     *,
-    instead: Mapping[str, Transform] | None = None,
     initial: InitialValue | None = None,
     fresh: InitialValue | None = None,
+    instead: Mapping[str, Transform] | None = None,
 ) -> Rule:
     """A rule for `params/<target>`; targets and keys are separated by spaces."""
     return Rule(
