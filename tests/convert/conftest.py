@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -62,13 +61,6 @@ class Persistent:
     identity: tuple
 
 
-@dataclasses.dataclass(frozen=True)
-class Raw:
-    """Opcodes as they are."""
-
-    data: bytes
-
-
 def pickled(value):
     """Encodes a value by pickle protocol 2, calls of anything included."""
     return b"\x80\x02" + _encode(value) + b"."
@@ -108,15 +100,13 @@ def _encode(value):
             return _encode(value.kind) + b")\x81" + items + state
         case Persistent():
             return _encode(value.identity) + b"Q"
-        case Raw():
-            return value.data
     raise TypeError(type(value))
 
 
 class TorchFile:
     """Builds a file as `torch.save` would: `save(path, {"model": {"w": file.tensor(array)}})`."""
 
-    Name, Call, New, Persistent, Raw = Name, Call, New, Persistent, Raw
+    Name, Call, New, Persistent = Name, Call, New, Persistent
 
     def __init__(self):
         self.storages = []
@@ -157,25 +147,9 @@ def torch_file():
     return TorchFile()
 
 
-@pytest.fixture(name="pickled")
-def pickled_fixture():
-    return pickled
-
-
-@pytest.fixture
-def names():
-    """The building blocks of hostile pickles."""
-    return TorchFile
-
-
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
-
-
-@pytest.fixture
-def bfloat16():
-    return np.dtype(ml_dtypes.bfloat16)
 
 
 _ENCODER = models.VideoViTConfig(

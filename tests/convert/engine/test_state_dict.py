@@ -17,7 +17,7 @@ def test_a_round_trip_is_exact_for_every_model(tiny, make_state, plan_of):
     variables = to_tree(state, made)
     flat = traverse_util.flatten_dict(variables, sep="/")
     assert {path: x.shape for path, x in flat.items()} == target_shapes(config)
-    back = to_state_dict(variables, made)
+    back = to_state_dict(jax.tree.map(jax.numpy.asarray, variables), made)
     assert back.keys() == state.keys()
     for key, array in state.items():
         np.testing.assert_array_equal(back[key], array, err_msg=key)
@@ -34,13 +34,6 @@ def test_half_precision_stays_what_it_is(configs, make_state, plan_of):
         np.testing.assert_array_equal(array, state[key])
 
 
-def test_names_keep_the_prefix_of_the_file(configs, make_state, plan_of):
-    architecture, config = configs["videomae"]
-    state = make_state(architecture, config, "encoder.")
-    made = plan_of(state, config)
-    assert to_state_dict(to_tree(state, made), made).keys() == state.keys()
-
-
 def test_a_tree_of_some_gradients_maps_alike(configs):
     _, config = configs["linear"]
     made = export_plan(config)
@@ -48,15 +41,6 @@ def test_a_tree_of_some_gradients_maps_alike(configs):
     state = to_state_dict(gradients, made)
     assert state.keys() == {"head.weight"}
     np.testing.assert_array_equal(state["head.weight"], np.arange(140).reshape(20, 7).T)
-
-
-def test_jax_arrays_are_taken(configs, make_state, plan_of):
-    architecture, config = configs["encoder"]
-    state = make_state(architecture, config)
-    made = plan_of(state, config)
-    on_device = jax.tree.map(jax.numpy.asarray, to_tree(state, made))
-    for key, array in to_state_dict(on_device, made).items():
-        np.testing.assert_array_equal(array, state[key])
 
 
 def test_initial_values_take_the_commonest_dtype(configs, make_state, plan_of):
