@@ -41,7 +41,7 @@ def random_model(configs, make_state):
 
     def make(name):
         architecture, config = configs[name]
-        variables = to_tree(make_state(architecture, config), export_plan(config))
+        variables = to_tree(make_state(config), export_plan(config))
         module = models.ARCHITECTURES[architecture].module_cls(config)
         return SavedModel(module, variables, config, Preprocessing(VideoPreprocessing()), {})
 
