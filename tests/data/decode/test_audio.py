@@ -1,6 +1,5 @@
 """Waveforms of audio and video files."""
 
-import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,8 +9,6 @@ import pytest
 
 from internvideo_jax.data.decode.audio import read_audio
 from internvideo_jax.data.decode.video import Limits, VideoError, index_video
-
-SHARED = os.environ.get("INTERNVIDEO_SHARED")
 
 FREQUENCY, ONSET, AMPLITUDE = 440.0, 0.25, 0.5
 
@@ -237,13 +234,3 @@ def test_sound_that_cannot_be_decoded(tmp_path, overwritten):
     data = overwritten(path, list, "audio", b"\xff")
     with pytest.raises(VideoError, match="an audio stream that cannot be decoded"):
         read_audio(path, data=data)
-
-
-@pytest.mark.skipif(not SHARED, reason="INTERNVIDEO_SHARED (real clips) is not set")
-@pytest.mark.parametrize(
-    ("name", "seconds"), [("dinosaur_with_audio.mp4", 5.0), ("speech.flac", 2.5)]
-)
-def test_real_sound(name, seconds):
-    samples = read_audio(Path(SHARED) / "clips" / name)
-    assert len(samples) == pytest.approx(16_000 * seconds, rel=0.01)
-    assert 0.1 < np.abs(samples).max() < 1
