@@ -6,7 +6,6 @@ import re
 import resource
 import threading
 
-import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -103,16 +102,6 @@ def test_layers_and_row_groups_have_files_of_their_own(tmp_path, rng, small_chun
     assert files["params.embedding"] == ["0.0", "1.0"]
     assert files["params.position"] == ["0.0.0", "0.1.0"]
     assert files["batch_stats.count"] == ["0"]
-
-
-def test_dtype_and_sharding_can_be_chosen_at_restoring(tmp_path, rng):
-    array = rng.standard_normal((4, 6), dtype=np.float32)
-    write(tmp_path / "out", {"w": array})
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = {"w": jax.ShapeDtypeStruct(array.shape, jnp.bfloat16, sharding=sharding)}
-    restored = ocp.StandardCheckpointer().restore(tmp_path / "out", target)
-    assert isinstance(restored["w"], jax.Array)
-    np.testing.assert_array_equal(restored["w"], array.astype(jnp.bfloat16))
 
 
 def test_a_lost_chunk_is_noticed(tmp_path, rng, small_chunks):
