@@ -35,16 +35,12 @@ def index(folder, weight_map, name="model.safetensors.index.json"):
     return folder / name
 
 
-@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.bin", "a.ckpt", "anything"])
-def test_torch_files_by_content(tmp_path, save_torch, name):
-    checkpoint = open_checkpoint(save_torch(tmp_path / name))
-    assert (checkpoint.key, checkpoint["w"].read()[1]) == ("module", 1)
-
-
-@pytest.mark.parametrize("name", ["a.safetensors", "anything"])
-def test_safetensors_files_by_content(tmp_path, name):
-    checkpoint = open_checkpoint(str(safetensors(tmp_path / name, w=np.ones(2))))
-    assert checkpoint["w"].read()[1] == 1
+@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.bin", "a.ckpt", "a.safetensors", "anything"])
+@pytest.mark.parametrize("is_torch", [False, True])
+def test_files_are_told_by_content(tmp_path, save_torch, name, is_torch):
+    path = save_torch(tmp_path / name) if is_torch else safetensors(tmp_path / name, w=np.ones(2))
+    checkpoint = open_checkpoint(str(path))
+    assert (checkpoint.key, checkpoint["w"].read()[1]) == ("module" if is_torch else None, 1)
 
 
 def test_a_folder_with_one_checkpoint(tmp_path, save_torch):
