@@ -29,7 +29,8 @@ def annotations(tmp_path, render):
 
 
 def test_annotations_and_their_shards_give_the_same_clips(tmp_path, annotations):
-    files = open_source(ClipSet(annotations=str(annotations)), num_classes=3)
+    # A recipe for lists takes jsonl files as well.
+    files = open_source(ClipSet(annotations=str(annotations), format="csv"), num_classes=3)
     assert isinstance(files, RecordSource)
     write_shards(files.records, tmp_path / "shards", num_shards=2)
     packed = open_source(ClipSet(shards=str(tmp_path / "shards")))
@@ -40,11 +41,6 @@ def test_annotations_and_their_shards_give_the_same_clips(tmp_path, annotations)
         with files[i].open() as clip, packed[i].open() as other:
             assert clip.num_frames == other.num_frames == 6
             assert np.array_equal(clip.read([0, 3]), other.read([0, 3]))
-
-
-def test_a_recipe_for_lists_takes_jsonl_files_as_well(annotations):
-    source = open_source(ClipSet(annotations=str(annotations), format="csv"), num_classes=3)
-    assert [source[i].record.label for i in range(3)] == [0, 1, 2]
 
 
 def test_labels_of_annotations_are_checked(annotations):
