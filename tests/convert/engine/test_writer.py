@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import re
 import resource
 import threading
 
@@ -68,7 +67,12 @@ def check_restored(restored, arrays):
 
 
 @pytest.mark.parametrize(
-    "restore", [ocp.StandardCheckpointer().restore, ocp.PyTreeCheckpointer().restore, v1.load]
+    "restore",
+    [
+        lambda path: ocp.StandardCheckpointer().restore(path),
+        lambda path: ocp.PyTreeCheckpointer().restore(path),
+        v1.load,
+    ],
 )
 @pytest.mark.parametrize("order", [range, lambda count: reversed(range(count))])
 def test_orbax_restores_every_array(tmp_path, rng, small_chunks, restore, order):
@@ -176,7 +180,7 @@ def test_a_file_size_limit_leaves_nothing(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, hard))
     try:
-        with pytest.raises(OSError, match=re.escape("File too large: '")) as caught:
+        with pytest.raises(OSError, match="large") as caught:
             fill(tmp_path / "out", 16)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
