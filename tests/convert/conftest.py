@@ -67,7 +67,7 @@ class _Pickler(pickle._Pickler):
     def persistent_id(self, value):
         return value.identity if isinstance(value, Persistent) else None
 
-    def save(self, value, *options):
+    def save(self, value, save_persistent_id=True):
         match value:
             case Name():
                 self.write(f"c{value.module}\n{value.name}\n".encode())
@@ -86,7 +86,7 @@ class _Pickler(pickle._Pickler):
                     self.save(value.state)
                     self.write(pickle.BUILD)
             case _:
-                super().save(value, *options)
+                super().save(value, save_persistent_id)
 
 
 def pickled(value):
