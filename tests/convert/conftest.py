@@ -1,13 +1,12 @@
 """Checkpoint files in PyTorch's format, made without it; tiny models and their state dicts."""
 
-import argparse
 import dataclasses
-import struct
+import io
+import pickle
 import zipfile
 from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -62,61 +61,45 @@ class Persistent:
     identity: tuple
 
 
-@dataclasses.dataclass(frozen=True)
-class Raw:
-    """Opcodes as they are."""
+class _Pickler(pickle._Pickler):
+    """Python's pickler, for classes and functions that are not there."""
 
-    data: bytes
+    def persistent_id(self, value):
+        return value.identity if isinstance(value, Persistent) else None
+
+    def save(self, value, save_persistent_id=True):
+        match value:
+            case Name():
+                self.write(f"c{value.module}\n{value.name}\n".encode())
+            case Call():
+                self.save(value.callee)
+                self.save(value.args)
+                self.write(pickle.REDUCE)
+            case New():
+                self.save(value.kind)
+                self.write(pickle.EMPTY_TUPLE + pickle.NEWOBJ)
+                for pair in value.items.items():
+                    self.save(pair[0])
+                    self.save(pair[1])
+                    self.write(pickle.SETITEM)
+                if value.state is not None:
+                    self.save(value.state)
+                    self.write(pickle.BUILD)
+            case _:
+                super().save(value, save_persistent_id)
 
 
 def pickled(value):
     """Encodes a value by pickle protocol 2, calls of anything included."""
-    return b"\x80\x02" + _encode(value) + b"."
-
-
-def _encode(value):
-    match value:
-        case None:
-            return b"N"
-        case bool():
-            return b"\x88" if value else b"\x89"
-        case int():
-            size = value.bit_length() // 8 + 1
-            return b"\x8b" + struct.pack("<i", size) + value.to_bytes(size, "little", signed=True)
-        case float():
-            return b"G" + struct.pack(">d", value)
-        case str():
-            data = value.encode()
-            return b"X" + struct.pack("<I", len(data)) + data
-        case bytes():
-            return b"B" + struct.pack("<I", len(value)) + value
-        case tuple():
-            return b"(" + b"".join(map(_encode, value)) + b"t"
-        case list():
-            return b"](" + b"".join(map(_encode, value)) + b"e"
-        case dict():
-            return b"}(" + b"".join(_encode(k) + _encode(v) for k, v in value.items()) + b"u"
-        case argparse.Namespace():
-            return _encode(New(Name("argparse", "Namespace"), vars(value)))
-        case Name():
-            return f"c{value.module}\n{value.name}\n".encode()
-        case Call():
-            return _encode(value.callee) + _encode(value.args) + b"R"
-        case New():
-            items = _encode(value.items)[1:] if value.items else b""
-            state = _encode(value.state) + b"b" if value.state is not None else b""
-            return _encode(value.kind) + b")\x81" + items + state
-        case Persistent():
-            return _encode(value.identity) + b"Q"
-        case Raw():
-            return value.data
-    raise TypeError(type(value))
+    file = io.BytesIO()
+    _Pickler(file, 2).dump(value)
+    return file.getvalue()
 
 
 class TorchFile:
     """Builds a file as `torch.save` would: `save(path, {"model": {"w": file.tensor(array)}})`."""
 
-    Name, Call, New, Persistent, Raw = Name, Call, New, Persistent, Raw
+    Name, Call, New, Persistent = Name, Call, New, Persistent
 
     def __init__(self):
         self.storages = []
@@ -157,25 +140,9 @@ def torch_file():
     return TorchFile()
 
 
-@pytest.fixture(name="pickled")
-def pickled_fixture():
-    return pickled
-
-
-@pytest.fixture
-def names():
-    """The building blocks of hostile pickles."""
-    return TorchFile
-
-
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
-
-
-@pytest.fixture
-def bfloat16():
-    return np.dtype(ml_dtypes.bfloat16)
 
 
 _ENCODER = models.VideoViTConfig(
@@ -281,12 +248,23 @@ def shapes_of() -> Callable[..., dict[str, tuple[int, ...]]]:
 
 @pytest.fixture
 def make_state(shapes_of) -> Callable[..., dict[str, np.ndarray]]:
-    """Makes the state dict of a model with random values: `make_state(architecture, config)`."""
+    """Makes the state dict of a model with random values: `make_state(config)`."""
 
     def make(architecture: str, config: Any, prefix: str = "", dtype: Any = np.float32) -> Any:
         rng = np.random.default_rng(0)
         shapes = shapes_of(config, prefix)
         return {key: rng.normal(size=shape).astype(dtype) for key, shape in shapes.items()}
+
+    return make
+
+
+@pytest.fixture
+def tiny_state(make_state) -> Callable[..., tuple[Any, dict[str, np.ndarray]]]:
+    """Makes the config and the state dict of a tiny model: `tiny_state(name)`."""
+
+    def make(name: str, **options: Any) -> Any:
+        config = _CONFIGS[name][1]
+        return config, make_state(config, **options)
 
     return make
 

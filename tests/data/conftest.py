@@ -96,6 +96,26 @@ def remux() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def overwritten() -> Callable[..., bytes]:
+    """The bytes of a file with those of some of its packets overwritten."""
+
+    def damage(
+        path: Path,
+        choose: Callable[[list[av.Packet]], Sequence[av.Packet]],
+        stream: str = "video",
+        byte: bytes = b"\0",
+    ) -> bytes:
+        with av.open(path) as container:
+            packets = [p for p in container.demux(**{stream: 0}) if p.size]
+        data = bytearray(path.read_bytes())
+        for packet in choose(packets):
+            data[packet.pos : packet.pos + packet.size] = byte * packet.size
+        return bytes(data)
+
+    return damage
+
+
+@pytest.fixture(scope="session")
 def h264(tmp_path_factory: pytest.TempPathFactory, render: Callable[..., Path]) -> Path:
     """mp4 with B-frames that serve as references, and open groups of pictures."""
     options = {"bf": "3", "g": "8", "x264-params": "open-gop=1:b-pyramid=normal:scenecut=0"}

@@ -26,8 +26,8 @@ def _assert_equal(found, expected):
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("name", ["concat_bn", "distill"])
-def test_a_round_trip_is_exact(name, dtype, configs, make_state, options, tmp_path):
-    state = make_state(*configs[name], dtype=dtype)
+def test_a_round_trip_is_exact(tiny_state, name, dtype, options, tmp_path):
+    _, state = tiny_state(name, dtype=dtype)
     safetensors.numpy.save_file(state, tmp_path / "tiny.safetensors")
     convert([tmp_path / "tiny.safetensors"], tmp_path / "model", Request(options=options))
     report = export(tmp_path / "model", tmp_path / "back.safetensors")
@@ -36,8 +36,8 @@ def test_a_round_trip_is_exact(name, dtype, configs, make_state, options, tmp_pa
     _assert_equal(_read(tmp_path / "back.safetensors"), state)
 
 
-def test_int8_kernels_come_back_in_float32(configs, make_state, options, tmp_path):
-    state = make_state(*configs["linear"], dtype=ml_dtypes.bfloat16)
+def test_int8_kernels_come_back_in_float32(tiny_state, options, tmp_path):
+    _, state = tiny_state("linear", dtype=ml_dtypes.bfloat16)
     safetensors.numpy.save_file(state, tmp_path / "tiny.safetensors")
     request = Request(options=options, to_int8=True)
     convert([tmp_path / "tiny.safetensors"], tmp_path / "model", request)
@@ -55,8 +55,8 @@ def test_int8_kernels_come_back_in_float32(configs, make_state, options, tmp_pat
         np.testing.assert_allclose(back[name].astype(np.float32), wide, atol=atol, err_msg=name)
 
 
-def test_keys_get_the_prefix_of_their_file_back(configs, make_state, tmp_path):
-    state = make_state(*configs["videomae_teacher"], prefix="encoder.")
+def test_keys_get_the_prefix_of_their_file_back(tiny_state, tmp_path):
+    _, state = tiny_state("videomae_teacher", prefix="encoder.")
     extra = {"decoder.norm.weight": np.ones(3, np.float32)}
     safetensors.numpy.save_file(state | extra, tmp_path / "tiny.safetensors")
     options = {"num_heads": 2, "all_frames": 4}
@@ -66,8 +66,8 @@ def test_keys_get_the_prefix_of_their_file_back(configs, make_state, tmp_path):
     assert report["ignored"] == {"VideoMAE pre-training decoder": ["decoder.norm.weight"]}
 
 
-def test_what_is_not_restored_is_listed(configs, make_state, options, tmp_path):
-    state = make_state(*configs["linear"])
+def test_what_is_not_restored_is_listed(tiny_state, options, tmp_path):
+    _, state = tiny_state("linear")
     del state["fc_norm.weight"], state["fc_norm.bias"]
     state["clip_pos_embed"] = np.zeros((1, 65, 48), np.float32)
     safetensors.numpy.save_file(state, tmp_path / "tiny.safetensors")
@@ -85,12 +85,11 @@ def test_what_is_not_restored_is_listed(configs, make_state, options, tmp_path):
     _assert_equal({k: back[k] for k in untouched}, {k: state[k] for k in untouched})
 
 
-def test_models_that_were_trained_here_can_be_exported(configs, make_state, plan_of, tmp_path):
-    architecture, config = configs["linear"]
-    state = make_state(architecture, config)
+def test_models_that_were_trained_here_can_be_exported(tiny_state, plan_of, tmp_path):
+    config, state = tiny_state("linear")
     save(
         tmp_path / "model",
-        architecture,
+        "video_classifier",
         config,
         Preprocessing(VideoPreprocessing()),
         to_tree(state, plan_of(state, config)),

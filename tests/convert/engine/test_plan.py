@@ -13,13 +13,9 @@ from internvideo_jax.convert.engine.rules import Tie
 from internvideo_jax.convert.engine.state_dict import to_tree
 
 
-def _shapes(state):
-    return {key: array.shape for key, array in state.items()}
-
-
-def test_a_fitting_checkpoint_fills_every_parameter(tiny, make_state, plan_of):
-    architecture, config = tiny
-    shapes = _shapes(make_state(architecture, config))
+def test_a_fitting_checkpoint_fills_every_parameter(tiny, shapes_of, plan_of):
+    _, config = tiny
+    shapes = shapes_of(config)
     made = plan_of(shapes, config)
     loaded = {target for a in made.loaded for target in a.targets}
     assert loaded == set(target_shapes(config))
@@ -37,9 +33,9 @@ def test_nothing_is_allocated():
     assert len(export_plan(config).loaded_names) == 646
 
 
-def test_all_misfits_are_listed_at_once(configs, make_state, plan_of):
-    architecture, config = configs["linear"]
-    shapes = _shapes(make_state(architecture, config))
+def test_all_misfits_are_listed_at_once(shapes_of, configs, plan_of):
+    _, config = configs["linear"]
+    shapes = shapes_of(config)
     for layer in (0, 1):
         del shapes[f"blocks.{layer}.attn.proj.bias"]
     del shapes["clip_projector.norm1_q.bias"]
@@ -68,9 +64,9 @@ def test_all_misfits_are_listed_at_once(configs, make_state, plan_of):
     assert "  misshapen head.weight  expected [7, 20], found [9, 20]" in lines
 
 
-def test_keys_that_a_rule_ignores_are_reported_with_its_reason(configs, make_state, plan_of):
+def test_keys_that_a_rule_ignores_are_reported_with_its_reason(shapes_of, configs, plan_of):
     _, student = configs["pretrain"]
-    shapes = _shapes(make_state("stage1_student", student))
+    shapes = shapes_of(student)
     made = plan_of(shapes, student.encoder)
     assert set(made.ignored.values()) == {
         "stage-1 decoders, unused downstream",
@@ -82,17 +78,17 @@ def test_keys_that_a_rule_ignores_are_reported_with_its_reason(configs, make_sta
     )
 
 
-def test_a_student_ignores_nothing(configs, make_state, plan_of):
+def test_a_student_ignores_nothing(shapes_of, configs, plan_of):
     _, distill = configs["distill"]
-    shapes = _shapes(make_state("distill_student", distill))
+    shapes = shapes_of(distill)
     shapes["head.weight"] = (7, 20)
     with pytest.raises(CheckpointMisfit, match=r"head\.weight"):
         plan_of(shapes, distill)
 
 
-def test_fc_norm_may_be_absent_and_starts_as_the_identity(configs, make_state, plan_of):
-    architecture, config = configs["linear"]
-    shapes = _shapes(make_state(architecture, config))
+def test_fc_norm_may_be_absent_and_starts_as_the_identity(shapes_of, configs, plan_of):
+    _, config = configs["linear"]
+    shapes = shapes_of(config)
     del shapes["fc_norm.weight"], shapes["fc_norm.bias"]
     made = plan_of(shapes, config)
     values = {a.targets[0]: (v.name, v.make(a.shapes[0])) for a, v in made.initial}
@@ -101,9 +97,9 @@ def test_fc_norm_may_be_absent_and_starts_as_the_identity(configs, make_state, p
     assert made.summary().endswith("0 missing, fc_norm/bias: zeros, fc_norm/scale: ones")
 
 
-def test_a_head_may_be_absent_only_on_request(configs, make_state, plan_of):
-    architecture, config = configs["linear"]
-    shapes = _shapes(make_state(architecture, config))
+def test_a_head_may_be_absent_only_on_request(shapes_of, configs, plan_of):
+    _, config = configs["linear"]
+    shapes = shapes_of(config)
     del shapes["head.weight"], shapes["head.bias"]
     with pytest.raises(CheckpointMisfit, match="head"):
         plan_of(shapes, config)
@@ -112,9 +108,9 @@ def test_a_head_may_be_absent_only_on_request(configs, make_state, plan_of):
     assert fresh == {"params/head/kernel", "params/head/bias"}
 
 
-def test_a_new_head_replaces_the_old_one(configs, make_state, plan_of):
-    architecture, config = configs["linear"]
-    shapes = _shapes(make_state(architecture, config)) | {"head.weight": (99, 20)}
+def test_a_new_head_replaces_the_old_one(shapes_of, configs, plan_of):
+    _, config = configs["linear"]
+    shapes = shapes_of(config) | {"head.weight": (99, 20)}
     made = plan_of(shapes, config, new_head=True)
     assert made.ignored == dict.fromkeys(("head.weight", "head.bias"), "head replaced by a new one")
     kernel = next(v.make(a.shapes[0]) for a, v in made.initial if "kernel" in a.targets[0])
@@ -122,9 +118,9 @@ def test_a_new_head_replaces_the_old_one(configs, make_state, plan_of):
     assert 1e-5 < kernel.std() < 3e-5
 
 
-def test_the_report_is_json_and_uses_the_names_of_the_file(configs, make_state, plan_of):
+def test_the_report_is_json_and_uses_the_names_of_the_file(shapes_of, configs, plan_of):
     _, student = configs["pretrain"]
-    shapes = _shapes(make_state("stage1_student", student, "module."))
+    shapes = shapes_of(student, "module.")
     report = plan_of(shapes, student.encoder).report()
     assert json.loads(json.dumps(report)) == report
     assert report["prefix"] == "module."

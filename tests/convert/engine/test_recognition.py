@@ -128,9 +128,9 @@ def pair(configs, make_state, monkeypatch, options):
     monkeypatch.setattr(recognition, "all_families", lambda: known)
     monkeypatch.setattr(upstream, "all_families", lambda: known)
     monkeypatch.setitem(models.ARCHITECTURES, "pair", models.Architecture(PairConfig, Pair))
-    clips = make_state(*configs["encoder"], prefix="vision_encoder.")
+    clips = make_state(configs["encoder"][1], prefix="vision_encoder.")
     clips["text_encoder.word"] = np.zeros((2, 2), np.float32)
-    frames = make_state(*configs["videomae"], prefix="encoder.")
+    frames = make_state(configs["videomae"][1], prefix="encoder.")
     frames["mask_token"] = np.zeros(2, np.float32)
     pooler = {
         k.replace("vision_encoder.", "vision."): v + 1

@@ -41,7 +41,7 @@ def random_model(configs, make_state):
 
     def make(name):
         architecture, config = configs[name]
-        variables = to_tree(make_state(architecture, config), export_plan(config))
+        variables = to_tree(make_state(config), export_plan(config))
         module = models.ARCHITECTURES[architecture].module_cls(config)
         return SavedModel(module, variables, config, Preprocessing(VideoPreprocessing()), {})
 
@@ -143,34 +143,37 @@ def test_a_reference_of_another_model_is_refused(random_model):
         run_reference(random_model("videomae"), Reference({"video": _random(1)}, outputs))
 
 
-def _compare(ours, theirs, **options):
-    (row,) = compare({"x": np.asarray(ours)}, Reference({}, {"x": np.asarray(theirs)}), **options)
-    return row
+@pytest.mark.parametrize(
+    ("ours", "theirs", "ok"),
+    [
+        # Errors are relative to the largest value, by default 1e-5 of it.
+        ([100 + 9e-4, 9e-4], [100.0, 0.0], True),
+        ([100 + 2e-3, 2e-3], [100.0, 0.0], False),
+        ([1, 2], [1, 2], True),
+        ([1, 3], [1, 2], False),
+        # Other shapes and NaNs never agree, and nothing but zeros with zeros.
+        ([1.0], [1.0, 2.0], False),
+        ([1.0, np.nan], [1.0, 2.0], False),
+        ([1.0, np.inf], [1.0, 2.0], False),
+        ([0.0, 0.0], [0.0, 0.0], True),
+        ([0.0, 1e-30], [0.0, 0.0], False),
+    ],
+)
+def test_what_counts_as_agreement(ours, theirs, ok):
+    def narrow(values):
+        return np.asarray(values, np.int32 if isinstance(values[-1], int) else np.float32)
+
+    reference = Reference({}, {"x": narrow(theirs)})
+    (row,) = compare({"x": narrow(ours)}, reference)
+    assert row.ok == ok
+    if np.shape(ours) != np.shape(theirs) or not np.isfinite(ours).all():
+        assert row.max_error == np.inf
 
 
-def test_errors_are_relative_to_the_largest_value():
-    theirs = np.array([100.0, 0.0], np.float32)
-    assert _compare(theirs + np.float32(9e-4), theirs).ok
-    assert not _compare(theirs + np.float32(2e-3), theirs).ok
-    assert _compare(theirs + np.float32(2e-3), theirs, tolerance=1e-4).ok
-
-
-def test_integers_must_be_equal():
-    assert _compare(np.array([1, 2]), np.array([1, 2])).ok
-    assert not _compare(np.array([1, 3]), np.array([1, 2])).ok
-
-
-@pytest.mark.parametrize("ours", [[1.0], [1.0, np.nan], [1.0, np.inf]])
-def test_other_shapes_and_nans_never_agree(ours):
-    row = _compare(np.array(ours, np.float32), np.array([1.0, 2.0], np.float32))
-    assert row.max_error == np.inf
-    assert not row.ok
-
-
-def test_nothing_but_zeros_agrees_with_zeros():
-    zeros = np.zeros(3, np.float32)
-    assert _compare(zeros, zeros).ok
-    assert not _compare(zeros + 1e-30, zeros).ok
+def test_the_tolerance_can_be_chosen():
+    ours, theirs = np.float32([100 + 2e-3, 0]), np.float32([100, 0])
+    (row,) = compare({"x": ours}, Reference({}, {"x": theirs}), tolerance=1e-4)
+    assert row.ok
 
 
 def test_the_table_says_what_failed_and_what_was_not_checked():

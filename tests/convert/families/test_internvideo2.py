@@ -13,21 +13,16 @@ from internvideo_jax.models.stage1 import distill_student, stage1_student
 from internvideo_jax.models.teacher import internvl_teacher, videomae_teacher
 from internvideo_jax.models.video_vit import internvideo2_1b, internvideo2_l14, internvideo2_s14
 
-
-def _replaced(config, **changes):
-    return dataclasses.replace(config, **changes)
-
-
 S14 = internvideo2_s14()
 RELEASED = {
     "encoder": S14,
-    "16 frames": _replaced(internvideo2_l14(), num_frames=16),
-    "stage-2 frames": _replaced(internvideo2_1b(), num_frames=4),
+    "16 frames": dataclasses.replace(internvideo2_l14(), num_frames=16),
+    "stage-2 frames": dataclasses.replace(internvideo2_1b(), num_frames=4),
     "classifier": models.VideoClassifierConfig(S14, 400),
     "attentive": models.VideoClassifierConfig(S14, 174, head="attentive"),
     **{
         f"{method} {norm} {positions}": models.VideoClassifierConfig(
-            _replaced(S14, position_embedding=positions),
+            dataclasses.replace(S14, position_embedding=positions),
             5,
             head="concat",
             merge_method=method,
@@ -42,10 +37,10 @@ RELEASED = {
     },
     "pretrain": stage1_student(S14),
     "distill": distill_student(S14),
-    "distill, linear decoders": _replaced(distill_student(S14), decoder="linear"),
-    "no final decoder": _replaced(distill_student(S14), clip_final_dim=0),
-    "separable": _replaced(S14, position_embedding="separable", image_size=196),
-    "without options": _replaced(
+    "distill, linear decoders": dataclasses.replace(distill_student(S14), decoder="linear"),
+    "no final decoder": dataclasses.replace(distill_student(S14), clip_final_dim=0),
+    "separable": dataclasses.replace(S14, position_embedding="separable", image_size=196),
+    "without options": dataclasses.replace(
         S14, qkv_bias=True, qk_norm=False, layer_scale_init=None, tubelet_size=2
     ),
     "InternVL": internvl_teacher(),
@@ -77,6 +72,9 @@ def test_what_tensors_do_not_show_can_be_given_or_stored(configs, options, shape
     # The user wins over the file.
     wrong = options | {"num_heads": 6}
     assert infer(shapes, given={"num_heads": 3}, stored=wrong) == config
+    # Stored arguments do not overrule tensors.
+    more = {"depth": 99, "num_classes": 1000, "lr": 1e-3, "clip_return_layer": 2}
+    assert infer(shapes, stored=options | more) == config
 
 
 def test_the_options_of_a_config_are_what_its_tensors_do_not_show(tiny, infer):
@@ -86,12 +84,6 @@ def test_the_options_of_a_config_are_what_its_tensors_do_not_show(tiny, infer):
         config = dataclasses.replace(config, encoder=encoder)
     stored = json.loads(json.dumps(to_upstream(config)))
     assert infer(config, architecture, stored=stored) == config
-
-
-def test_stored_arguments_do_not_overrule_tensors(configs, options, infer):
-    _, config = configs["linear"]
-    stored = options | {"depth": 99, "num_classes": 1000, "lr": 1e-3, "clip_return_layer": 2}
-    assert infer(config, stored=stored) == config
 
 
 def test_stored_frames_that_do_not_fit_the_table_are_passed_over(infer):

@@ -50,9 +50,8 @@ def test_nothing_changes_where_nothing_is_asked(tiny, shapes_of, plan_of):
     assert plan_of(shapes_of(config), config, target=retarget(config)).adaptations == {}
 
 
-def test_joint_tables_are_resized_in_time_then_space(configs, make_state, fitted):
-    architecture, config = configs["pretrain"]
-    state = make_state(architecture, config)
+def test_joint_tables_are_resized_in_time_then_space(tiny_state, fitted):
+    config, state = tiny_state("pretrain")
     target = retarget(config, num_frames=6, image_size=12)
     made, params = fitted(state, config, target)
     expected = resize_position_table(state["pos_embed"], (4, 4, 4), (6, 6, 6), 1)
@@ -65,9 +64,8 @@ def test_joint_tables_are_resized_in_time_then_space(configs, make_state, fitted
     assert "pos_embed: positions resized 4x4x4 -> 6x6x6" in made.summary()
 
 
-def test_separable_tables_are_resized_each_by_itself(configs, make_state, fitted):
-    architecture, config = configs["separable"]
-    state = make_state(architecture, config)
+def test_separable_tables_are_resized_each_by_itself(tiny_state, fitted):
+    config, state = tiny_state("separable")
     target = retarget(config, num_frames=2, image_size=12)
     made, params = fitted(state, config, target)
     # Half-pixel linear resampling of 4 steps to 2 averages neighbours.
@@ -79,24 +77,21 @@ def test_separable_tables_are_resized_each_by_itself(configs, make_state, fitted
     assert made.changes.keys() == {"pos_embed_temporal", "pos_embed_spatial"}
 
 
-def test_tables_in_half_precision_stay_in_it(configs, make_state, fitted):
-    architecture, config = configs["encoder"]
-    state = make_state(architecture, config, dtype=ml_dtypes.bfloat16)
+def test_tables_in_half_precision_stay_in_it(tiny_state, fitted):
+    config, state = tiny_state("encoder", dtype=ml_dtypes.bfloat16)
     _, params = fitted(state, config, retarget(config, num_frames=8))
     assert params["pos_embed"].dtype == ml_dtypes.bfloat16
 
 
-def test_videomae_tables_have_no_class_token(configs, make_state, fitted):
-    architecture, config = configs["videomae_teacher"]
-    state = make_state(architecture, config)
+def test_videomae_tables_have_no_class_token(tiny_state, fitted):
+    config, state = tiny_state("videomae_teacher")
     made, params = fitted(state, config, retarget(config, num_frames=8))
     assert params["encoder"]["pos_embed"].shape == (1, 64, 32)
     assert made.changes.keys() == {"pos_embed"}
 
 
-def test_a_table_of_another_size_is_a_misfit_and_not_resized(configs, make_state, fitted):
-    architecture, config = configs["encoder"]
-    state = make_state(architecture, config)
+def test_a_table_of_another_size_is_a_misfit_and_not_resized(tiny_state, fitted):
+    config, state = tiny_state("encoder")
     state["pos_embed"] = state["pos_embed"][:, :-1]
     with pytest.raises(CheckpointMisfit, match="pos_embed"):
         fitted(state, config, retarget(config, num_frames=8))
@@ -104,7 +99,7 @@ def test_a_table_of_another_size_is_a_misfit_and_not_resized(configs, make_state
 
 def test_tables_of_decoders_left_out_are_not_resized(configs, make_state, fitted):
     _, student = configs["pretrain"]
-    state = make_state("stage1_student", student)
+    state = make_state(student)
     target = retarget(student.encoder, num_frames=8)
     made, _ = fitted(state, student.encoder, target)
     assert made.changes.keys() == {"pos_embed"}
@@ -114,9 +109,9 @@ def test_tables_of_decoders_left_out_are_not_resized(configs, make_state, fitted
     ("num_classes", "rows"), [(400, (0, 1, 2)), (600, (121, 562, 518)), (700, None)]
 )
 def test_a_k710_head_becomes_that_of_one_kinetics(num_classes, rows, configs, make_state, fitted):
-    architecture, config = configs["linear"]
+    _, config = configs["linear"]
     source = retarget(config, num_classes=710)
-    state = make_state(architecture, source)
+    state = make_state(source)
     target = retarget(config, num_classes=num_classes)
     made, params = fitted(state, source, target)
     rows = rows or K710_ROWS[num_classes][:3]
@@ -138,14 +133,13 @@ def test_the_head_maps_are_complete(num_classes):
 
 
 def test_other_heads_are_not_guessed(configs, make_state, fitted):
-    architecture, config = configs["linear"]
+    _, config = configs["linear"]
     with pytest.raises(ValueError, match="5 classes, found 7.*--new_head"):
-        fitted(make_state(architecture, config), config, retarget(config, num_classes=5))
+        fitted(make_state(config), config, retarget(config, num_classes=5))
 
 
-def test_an_image_kernel_is_put_in_the_middle_frame(configs, make_state, fitted):
-    architecture, config = configs["encoder"]
-    state = make_state(architecture, config)
+def test_an_image_kernel_is_put_in_the_middle_frame(tiny_state, fitted):
+    config, state = tiny_state("encoder")
     image = state["patch_embed.proj.weight"][:, :, 0]
     state["patch_embed.proj.weight"] = image
     made, params = fitted(state, config, config)
@@ -160,9 +154,8 @@ def test_an_image_kernel_is_put_in_the_middle_frame(configs, make_state, fitted)
     assert not kernel[[0, 2]].any()
 
 
-def test_a_video_kernel_is_spread_evenly_unless_told_otherwise(configs, make_state, fitted):
-    architecture, config = configs["encoder"]
-    state = make_state(architecture, config)
+def test_a_video_kernel_is_spread_evenly_unless_told_otherwise(tiny_state, fitted):
+    config, state = tiny_state("encoder")
     kernel = state["patch_embed.proj.weight"].transpose(2, 3, 4, 1, 0)
     target = retarget(config, tubelet_size=2, num_frames=8)
     _, params = fitted(state, config, target)
@@ -172,9 +165,8 @@ def test_a_video_kernel_is_spread_evenly_unless_told_otherwise(configs, make_sta
     np.testing.assert_array_equal(params["patch_embed"]["kernel"][1], kernel[0])
 
 
-def test_a_kernel_of_several_frames_is_averaged_to_one(configs, make_state, fitted):
-    architecture, config = configs["videomae"]
-    state = make_state(architecture, config)
+def test_a_kernel_of_several_frames_is_averaged_to_one(tiny_state, fitted):
+    config, state = tiny_state("videomae")
     target = retarget(config, tubelet_size=1, num_frames=2)
     _, params = fitted(state, config, target)
     expected = state["patch_embed.proj.weight"].mean(2).transpose(2, 3, 1, 0)
@@ -185,7 +177,7 @@ def test_a_kernel_of_several_frames_is_averaged_to_one(configs, make_state, fitt
 def test_a_width_that_sines_do_not_divide_is_no_obstacle(positions, configs, make_state, fitted):
     _, config = configs["encoder"]
     config = dataclasses.replace(config, width=21, pooler_heads=3, position_embedding=positions)
-    state = make_state("video_vit", config)
+    state = make_state(config)
     made, _ = fitted(state, config, config)
     assert len(made.loaded_keys) == len(state)
 

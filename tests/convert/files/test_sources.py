@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from internvideo_jax.convert.files.checkpoint import CheckpointError
-from internvideo_jax.convert.files.safetensors_file import SafetensorsWriter
 from internvideo_jax.convert.files.sources import open_checkpoint
 
 
@@ -16,10 +16,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def safetensors(path, **arrays):
-    declared = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-    with SafetensorsWriter(path, declared) as writer:
-        for name, array in arrays.items():
-            writer.write(name, array)
+    save_file(arrays, path)
     return path
 
 
@@ -38,27 +35,17 @@ def index(folder, weight_map, name="model.safetensors.index.json"):
     return folder / name
 
 
-@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.bin", "a.ckpt", "anything"])
-def test_torch_files_by_content(tmp_path, save_torch, name):
-    checkpoint = open_checkpoint(save_torch(tmp_path / name))
-    assert (checkpoint.key, checkpoint["w"].read()[1]) == ("module", 1)
-
-
-@pytest.mark.parametrize("name", ["a.safetensors", "anything"])
-def test_safetensors_files_by_content(tmp_path, name):
-    checkpoint = open_checkpoint(str(safetensors(tmp_path / name, w=np.ones(2))))
-    assert checkpoint["w"].read()[1] == 1
+@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.bin", "a.ckpt", "a.safetensors", "anything"])
+@pytest.mark.parametrize("is_torch", [False, True])
+def test_files_are_told_by_content(tmp_path, save_torch, name, is_torch):
+    path = save_torch(tmp_path / name) if is_torch else safetensors(tmp_path / name, w=np.ones(2))
+    checkpoint = open_checkpoint(str(path))
+    assert (checkpoint.key, checkpoint["w"].read()[1]) == ("module" if is_torch else None, 1)
 
 
 def test_a_folder_with_one_checkpoint(tmp_path, save_torch):
     save_torch(tmp_path / "run" / "best.pth", 3)
-    for other in (
-        "optimizer.pt",
-        "scheduler.pt",
-        "training_args.bin",
-        "rng_state_0.pth",
-        "log.txt",
-    ):
+    for other in ("optimizer.pt", "training_args.bin", "rng_state_0.pth", "log.txt"):
         (tmp_path / "run" / other).write_bytes(b"other")
     assert open_checkpoint(tmp_path / "run")["w"].read()[0] == 3
 
@@ -151,12 +138,12 @@ def test_all_faults_of_an_index_are_listed(tmp_path):
         "../a.safetensors",
         "/etc/passwd",
         "a/../../b.bin",
-        "..\\a.bin",
+        r"..\a.bin",
         "C:a.bin",
-        "",
         ".",
-        3,
         "a//b",
+        "",
+        3,
     ],
 )
 def test_shards_outside_of_the_folder_are_refused(tmp_path, shard):
@@ -167,19 +154,11 @@ def test_shards_outside_of_the_folder_are_refused(tmp_path, shard):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("{", "not an index of shards"),
-        ("[]", "not an index of shards"),
-        ('{"weight_map": 3}', "not an index of shards"),
-        ('{"weight_map": {"a": []}}', "not an index of shards"),
-        ('{"weight_map": {}}', "names no shards"),
-        ("[" * 100_000, "not an index of shards"),
-    ],
+    "text", ["{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": []}}', "[" * 100_000]
 )
-def test_damaged_indices(tmp_path, text, reason):
+def test_damaged_indices(tmp_path, text):
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(CheckpointError, match=reason):
+    with pytest.raises(CheckpointError, match="not an index of shards"):
         open_checkpoint(tmp_path)
 
 
@@ -227,8 +206,3 @@ def test_a_key_is_for_files_that_have_places(tmp_path):
     path = safetensors(tmp_path / "a.safetensors", w=np.ones(1))
     with pytest.raises(CheckpointError, match="no places inside it to choose from"):
         open_checkpoint(path, key="model")
-
-
-def test_a_folder_without_a_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        open_checkpoint(tmp_path)

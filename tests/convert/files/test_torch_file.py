@@ -1,7 +1,6 @@
 """State dicts out of PyTorch files: a real one, many made here, and damaged or hostile ones."""
 
 import argparse
-import importlib.util
 import struct
 import zipfile
 from pathlib import Path
@@ -60,17 +59,6 @@ def test_a_file_made_by_torch():
     check_sample(open_torch_file(SAMPLE))
 
 
-def test_a_file_made_by_the_installed_torch(tmp_path):
-    torch = pytest.importorskip("torch")
-    spec = importlib.util.spec_from_file_location(
-        "sample", SAMPLE.with_name("make_torch_sample.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    torch.save(module.sample(), tmp_path / "sample.pth")
-    check_sample(open_torch_file(tmp_path / "sample.pth"))
-
-
 def test_another_place_can_be_chosen():
     checkpoint = open_torch_file(SAMPLE, key="model_ema")
     assert checkpoint["running_var"].read() == pytest.approx(np.full(3, 0.9), abs=1e-6)
@@ -88,7 +76,8 @@ def test_another_place_can_be_chosen():
         (lambda state: {"model": {"module": state}}, "model.module"),
         (lambda state: {"model_state": state, "epoch": 1}, "model_state"),
         (lambda state: {"model": None, "module": state}, "module"),
-        (lambda state: {"module": state, "model": state}, "model"),
+        (lambda state: {"module": {"b": state["w"]}, "model": state}, "model"),
+        (lambda state: {"state_dict": {"c": state["w"]}, "module": state}, "module"),
     ],
 )
 def test_wrappers(tmp_path, torch_file, wrap, key):
@@ -98,26 +87,16 @@ def test_wrappers(tmp_path, torch_file, wrap, key):
     assert list(checkpoint) == ["w"]
 
 
-def test_the_released_precedence_is_model_then_module(tmp_path, torch_file):
-    value = {
-        "state_dict": {"c": torch_file.tensor(np.ones(1))},
-        "module": {"b": torch_file.tensor(np.ones(1))},
-        "model": {"a": torch_file.tensor(np.ones(1))},
-    }
-    checkpoint = open_torch_file(torch_file.save(tmp_path / "a.pth", value))
-    assert list(checkpoint) == ["a"]
-    assert checkpoint.wrapper_keys == ("state_dict", "module", "model")
-
-
-def test_objects_of_unknown_classes_are_tolerated(tmp_path, torch_file, names):
-    state = names.New(
-        names.Name("easydict", "EasyDict"), items={"w": torch_file.tensor(np.ones(2, np.float32))}
+def test_objects_of_unknown_classes_are_tolerated(tmp_path, torch_file):
+    state = torch_file.New(
+        torch_file.Name("easydict", "EasyDict"),
+        items={"w": torch_file.tensor(np.ones(2, np.float32))},
     )
     value = {
         "module": state,
         "args": argparse.Namespace(lr=0.1, model=argparse.Namespace(depth=2)),
-        "loss_scaler": names.New(
-            names.Name("deepspeed.runtime.fp16.loss_scaler", "LossScaler"), {"cur_scale": 1}
+        "loss_scaler": torch_file.New(
+            torch_file.Name("deepspeed.runtime.fp16.loss_scaler", "LossScaler"), {"cur_scale": 1}
         ),
     }
     checkpoint = open_torch_file(torch_file.save(tmp_path / "a.pth", value))
@@ -177,28 +156,23 @@ def test_strided_views_equal_numpys(tmp_path, torch_file, data):
     ],
 )
 def test_tensors_outside_of_their_data_are_refused(tmp_path, torch_file, change, reason):
-    change = {
-        "offset": 0,
-        "shape": [2, 3],
-        "strides": [3, 1],
-        "dtype": None,
-        "length": None,
-    } | change
     block = np.zeros(6, np.float32)
-    storage = torch_file.storage(block, change["dtype"], change["length"])
-    tensor = torch_file.view(storage, change["offset"], change["shape"], change["strides"])
+    storage = torch_file.storage(block, change.pop("dtype", None), change.pop("length", None))
+    place = {"offset": 0, "shape": [2, 3], "strides": [3, 1]}
+    tensor = torch_file.view(storage, **(place | change))
     path = torch_file.save(tmp_path / "a.pth", {"w": tensor})
     with pytest.raises(CheckpointError, match=reason):
         open_torch_file(path)
 
 
-def test_all_unreadable_entries_are_listed(tmp_path, torch_file, names):
+def test_all_unreadable_entries_are_listed(tmp_path, torch_file):
+    kind = torch_file.Name("torch", "FloatStorage")
     value = {
         "good": torch_file.tensor(np.ones(2)),
         "complex": torch_file.tensor(np.ones(2, np.complex64)),
-        "sparse": names.Call(names.Name("torch._utils", "_rebuild_sparse_tensor"), ()),
+        "sparse": torch_file.Call(torch_file.Name("torch._utils", "_rebuild_sparse_tensor"), ()),
         "lost": torch_file.view(
-            names.Persistent(("storage", names.Name("torch", "FloatStorage"), "99", "cpu", 1)),
+            torch_file.Persistent(("storage", kind, "99", "cpu", 1)),
             0, [1], [1],
         ),
     }  # fmt: skip
@@ -210,11 +184,11 @@ def test_all_unreadable_entries_are_listed(tmp_path, torch_file, names):
         assert part in message
 
 
-def test_a_pickle_that_calls_something_is_refused(tmp_path, torch_file, names):
+def test_a_pickle_that_calls_something_is_refused(tmp_path, torch_file):
     touched = tmp_path / "touched"
     value = {
         "model": {"w": torch_file.tensor(np.ones(2))},
-        "args": names.Call(names.Name("os", "system"), (f"touch {touched}",)),
+        "args": torch_file.Call(torch_file.Name("os", "system"), (f"touch {touched}",)),
     }
     path = torch_file.save(tmp_path / "a.pth", value)
     with pytest.raises(UnsafePickleError, match=r"a\.pth: .* os\.system; nothing was run"):
@@ -236,10 +210,11 @@ def test_files_without_tensors(tmp_path, torch_file, value, reason):
         open_torch_file(torch_file.save(tmp_path / "a.pth", value))
 
 
-def test_a_whole_module_is_named(tmp_path, torch_file, names):
+def test_a_whole_module_is_named(tmp_path, torch_file):
     weights = {"_parameters": {"w": torch_file.tensor(np.ones(2))}, "_buffers": {}}
     path = torch_file.save(
-        tmp_path / "a.pth", names.New(names.Name("torch.nn.modules.linear", "Linear"), weights)
+        tmp_path / "a.pth",
+        torch_file.New(torch_file.Name("torch.nn.modules.linear", "Linear"), weights),
     )
     with pytest.raises(CheckpointError, match=r"object of the class torch\.nn.*state_dict\(\)"):
         open_torch_file(path)
@@ -256,7 +231,7 @@ def test_several_sets_of_tensors_need_a_choice(tmp_path, torch_file):
     assert open_torch_file(path, key="critic")["w"].read() == 0
 
 
-def test_a_mapping_that_holds_itself(tmp_path, torch_file, names):
+def test_a_mapping_that_holds_itself(tmp_path, torch_file):
     # {"self": <itself>, ...} many times over: every path through it is looked at once.
     entries = b"".join(b"X" + struct.pack("<I", 4) + b"%04d" % i + b"h\x00" for i in range(500))
     path = torch_file.save_pickle(tmp_path / "a.pth", b"\x80\x02}q\x00(" + entries + b"u.")

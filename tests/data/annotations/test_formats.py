@@ -174,41 +174,29 @@ def test_all_bad_lines_are_listed_at_once(tmp_path):
         "/data/fine.mp4",
         "/data/also fine.mp4",
     ]
-    assert problems(path, num_classes=4) == [
-        (2, "expected 2 columns (path, label), found 1: ['no label.mp4']"),
-        (3, "expected a label: an integer from 0, found 'one'; remove the line if it is a header"),
-        (4, "expected a label from 0 to 3, found 4"),
-        (5, "expected a label: an integer from 0, found '-1'"),
-        (
-            6,
-            "expected 2 columns (path, label), found 3: ['a.mp4', '1', '2']; put paths with the"
-            " separator in them in double quotes",
-        ),
-        (7, outside("../out.mp4")),
-        (8, repeated("good.mp4", 1)),
-        (9, outside("/elsewhere/b.mp4")),
-        (10, outside("/data/../etc/c.mp4")),
-        (11, "expected the path of a local file, found 'https://host/d.mp4'"),
-        (12, "expected the path of a local file, found ''"),
-        (13, "expected a label: an integer from 0, found '1_0'"),
-        (14, "expected a label: an integer from 0, found '²'"),
-    ]
+    named = {
+        2: "expected 2 columns (path, label), found 1: ['no label.mp4']",
+        3: "found 'one'; remove the line if it is a header",
+        4: "expected a label from 0 to 3, found 4",
+        5: "expected a label: an integer from 0, found '-1'",
+        6: "found 3: ['a.mp4', '1', '2']; put paths with the separator in them in double quotes",
+        7: "inside the root /data (--root or root= names another), found '../out.mp4'",
+        8: "found 'good.mp4' again, first on line 1",
+        9: "inside the root /data (--root or root= names another), found '/elsewhere/b.mp4'",
+        10: "inside the root /data (--root or root= names another), found '/data/../etc/c.mp4'",
+        11: "expected the path of a local file, found 'https://host/d.mp4'",
+        12: "expected the path of a local file, found ''",
+        13: "found '1_0'",
+        14: "found '²'",
+    }
+    messages = dict(problems(path, num_classes=4))
+    assert messages.keys() == named.keys()
+    assert all(part in messages[line] for line, part in named.items())
     with pytest.raises(AnnotationError) as info:
         read_annotations(path, root="/data", num_classes=4)
     message = str(info.value)
     assert message.startswith(f"{path}: 13 of 16 entries are wrong\n")
     assert f"\n  {path}:4: expected a label from 0 to 3, found 4\n" in message
-
-
-def outside(path: str) -> str:
-    return f"expected a path inside the root /data (--root or root= names another), found {path!r}"
-
-
-def repeated(name: str, line: int) -> str:
-    return (
-        'expected a unique id (by default the path with its times; jsonl may state an "id"), found'
-        f" {name!r} again, first on line {line}"
-    )
 
 
 @pytest.mark.parametrize(
@@ -232,23 +220,14 @@ def repeated(name: str, line: int) -> str:
         ('{"video": "a", "start": "1"}', "expected \"start\": seconds, found '1'"),
         ('{"video": "a", "start": 3, "end": 2, "label": 1}', "start < end in seconds, found 3.0"),
         ('{"video": "a", "start": NaN, "label": 1}', "start < end in seconds, found nan"),
-        (
-            '{"video": "a", "end": Infinity, "label": 1}',
-            "start < end in seconds, found None and inf",
-        ),
+        ('{"video": "a", "end": Infinity, "label": 1}', "in seconds, found None and inf"),
         ('{"video": "a", "start": -1, "label": 1}', "start < end in seconds, found -1.0"),
         (f'{{"video": "a", "end": 1{"0" * 400}}}', 'expected "end": seconds, found 1000'),
         ('{"video": "a", "frame_pattern": "{}.jpg"}', 'expected "num_frames" beside'),
         ('{"video": "a", "num_frames": 0, "label": 1}', "at least 1 frame in the folder, found 0"),
         ('{"video": "a", "num_frames": 2, "frame_pattern": "{0.x}"}', "one place for the number"),
-        (
-            '{"video": "a", "num_frames": 2, "end": 1, "label": 1}',
-            "no times for a folder of images",
-        ),
-        (
-            '{"video": "a", "label": 0, "label": 1}',
-            "expected each key once, found 'label' twice",
-        ),
+        ('{"video": "a", "num_frames": 2, "end": 1, "label": 1}', "no times for a folder"),
+        ('{"video": "a", "label": 0, "label": 1}', "each key once, found 'label' twice"),
         ('{"video": "a", "caption": {"b": 1, "b": 2}}', "found {'b': 2}"),
         ("[" * 10_000, "nested too deeply"),
         (f'{{"label": 1{"0" * 5000}}}', "numbers too long"),
@@ -269,11 +248,7 @@ def test_bad_json_lines(tmp_path, line, expected):
         ("interval", "a.mp4 10 4 3 1", "0 <= start < end in seconds, found 4.0 and 3.0"),
         ("interval", "a.mp4 10 12 13 1", "a start before the end of the file, 10 s, found 12 s"),
         ("interval", "a.mp4 10 -1 3 1", "0 <= start < end in seconds, found -1.0 and 3.0"),
-        (
-            "interval",
-            "a b.mp4 10 1 3 1",
-            "5 columns (path, total time, start, end, label), found 6",
-        ),
+        ("interval", "a b.mp4 10 1 3 1", "total time, start, end, label), found 6"),
         ("pretrain", "a.mp4 10 1 3 1", "expected 6 columns (source, path, total time,"),
         ("pretrain", "s a.mp4 10 1 3 -2", "a label: an integer from 0, found '-2'"),
         ("frames", "folder 1", "expected at least 3 columns"),
@@ -290,25 +265,25 @@ def test_bad_columns(tmp_path, format_, line, expected):
 
 def test_a_bad_first_line_does_not_hide_the_format(tmp_path):
     path = write(tmp_path / "a.csv", "path,label\na.mp4,1\nb.mp4,2\n")
-    assert problems(path) == [
-        (
-            1,
-            "expected a label: an integer from 0, found 'label'; remove the line if it is a header",
-        )
-    ]
+    ((line, message),) = problems(path)
+    assert line == 1
+    assert "found 'label'; remove the line if it is a header" in message
 
 
-def test_what_hides_the_format_is_quoted(tmp_path):
-    path = write(tmp_path / "a.csv", "a.mp4,0\nb.mp4 and no label\n")
-    with pytest.raises(AnnotationError, match="lines such as 'b.mp4 and no label'"):
-        read_annotations(path)
-
-
-@pytest.mark.parametrize("text", ["a\nb\n", "a b c\n", "a 1 2 3 4\nb.mp4 1 2 3 4\n"])
-def test_a_format_that_cannot_be_told_is_asked_for(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [
+        ("a\nb\n", "'a'"),
+        ("a b c\n", "'a b c'"),
+        ("a 1 2 3 4\nb.mp4 1 2 3 4\n", "1 2 3 4'"),
+        ("a.mp4,0\nb.mp4 and no label\n", "'b.mp4 and no label'"),
+    ],
+)
+def test_a_format_that_cannot_be_told_is_asked_for(tmp_path, text, quoted):
     ((line, message),) = problems(write(tmp_path / "a.txt", text))
     assert line is None
     assert "name it with --format" in message
+    assert quoted in message
 
 
 def test_the_listing_is_short_and_counts_the_rest(tmp_path):
@@ -378,11 +353,8 @@ def test_a_giant_line_is_never_held(tmp_path):
 )
 def test_long_entries_are_refused(tmp_path, name, start, what):
     path = write(tmp_path / name, f'{start}{"x" * 4 * MAX_ENTRY_BYTES}"}}\n{{"video": "b"}}]')
-    listed = problems(path)
-    assert listed[0] == (
-        2,
-        f"expected {what} of at most {MAX_ENTRY_BYTES} bytes, found a longer one",
-    )
+    message = f"expected {what} of at most {MAX_ENTRY_BYTES} bytes, found a longer one"
+    assert problems(path)[0] == (2, message)
 
 
 def test_missing_files_are_found_if_asked(tmp_path):
@@ -428,12 +400,6 @@ def test_useless_arguments(tmp_path, arguments, message):
         read_annotations(write(tmp_path / "a.csv", "a.mp4,1\n"), **arguments)
 
 
-def test_ids_that_repeated_paths_get_are_unique(tmp_path):
-    items = [{"video": name} for name in ("a", "a#2", "a", "a", "a#2")]
-    path = write(tmp_path / "a.json", json.dumps(items))
-    assert [r.id for r in read_annotations(path)] == ["a", "a#2", "a#3", "a#4", "a#2#2"]
-
-
 @pytest.mark.parametrize(
     ("text", "records", "expected"),
     [
@@ -442,11 +408,7 @@ def test_ids_that_repeated_paths_get_are_unique(tmp_path):
             2,
             ["a JSON object", '"image" or "audio"', "a file of sound (.wav"],
         ),
-        (
-            '[{"video": "a", "video": "b"}, {"video": "c"}]',
-            1,
-            ["each key once, found 'video' twice"],
-        ),
+        ('[{"video": "a", "video": "b"}, {"video": "c"}]', 1, ["key once, found 'video' twice"]),
         ('[{"video": "a"},\n{"video": ]', 1, ["expected JSON"]),
         ('[{"video": "a"}\n{"video": "b"}]', 1, ["']' of a JSON list"]),
         ('[{"video": "a"}', 1, ["']' of a JSON list"]),

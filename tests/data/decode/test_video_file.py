@@ -3,7 +3,6 @@
 import os
 import pickle
 import time
-import wave
 
 import av
 import numpy as np
@@ -30,34 +29,28 @@ def refusal(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> Vi
     return caught.value
 
 
-def test_missing_file(tmp_path):
-    assert refusal(tmp_path / "none.mp4").found == "No such file or directory"
-
-
-def test_folder(tmp_path):
-    assert refusal(tmp_path).found == "a folder"
-
-
-def test_empty_file(tmp_path):
-    path = tmp_path / "empty.mp4"
-    path.touch()
-    assert refusal(path).found == "an empty file"
-
-
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".txt"])
-def test_text(tmp_path, suffix):
-    path = tmp_path / f"text{suffix}"
-    path.write_text("This is no video.\n" * 1000)
-    assert refusal(path).found.startswith("an error while opening it: Invalid")
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("none.mp4", "No such file or directory"),
+        ("", "a folder"),
+        ("empty.mp4", "an empty file"),
+        *(
+            (f"text{suffix}", "an error while opening it: Inv")
+            for suffix in (".mp4", ".mkv", ".ts")
+        ),
+    ],
+)
+def test_what_is_no_video(tmp_path, name, found):
+    (tmp_path / "empty.mp4").touch()
+    if name.startswith("text"):
+        (tmp_path / name).write_text("This is no video.\n" * 1000)
+    assert refusal(tmp_path / name).found.startswith(found)
 
 
 def test_truncated_file(tmp_path, h264):
     path = tmp_path / "half.mp4"
     path.write_bytes(h264.read_bytes()[:2000])
-    size = h264.stat().st_size
-    with av.open(h264) as container:
-        moov_follows = container.size == size
-    assert moov_follows
     assert "truncated" in refusal(path).found
     assert "it has 2000" in refusal(path).found
 
@@ -74,14 +67,6 @@ def test_audio_only(tmp_path):
     assert refusal(path).reason == (
         "expected a video stream, found only audio aac; pass a file with moving pictures"
     )
-
-
-def test_sound_file(tmp_path):
-    path = tmp_path / "sound.wav"
-    with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, 16000, 16000, "NONE", ""))
-        file.writeframes(bytes(32000))
-    assert refusal(path).found == "only audio pcm_s16le"
 
 
 def test_cover_art_is_no_video(tmp_path, render):

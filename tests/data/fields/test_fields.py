@@ -249,18 +249,9 @@ def test_a_batch_has_one_kind_of_media_and_its_shapes(mixture):
 def test_any_number_of_processes_goes_on_at_any_batch(mixture, count):
     whole = take(mixture, FIELDS, 6, batch_size=4)
     for start in range(6):
-        shares = [
-            take(
-                mixture,
-                FIELDS,
-                2 if start < 5 else 1,
-                batch_size=4,
-                start=4 * start,
-                process_index=p,
-                process_count=count,
-            )
-            for p in range(count)
-        ]
+        place = {"batch_size": 4, "start": 4 * start, "process_count": count}
+        wanted = min(2, 6 - start)
+        shares = [take(mixture, FIELDS, wanted, process_index=p, **place) for p in range(count)]
         for number, parts in enumerate(zip(*shares, strict=True)):
             expected = whole[start + number]
             for name in expected:

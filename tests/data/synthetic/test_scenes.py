@@ -100,9 +100,6 @@ def test_written_video_can_be_read_back(tmp_path):
     heard = read_audio(tmp_path / "clip.mp4")
     assert np.corrcoef(heard[: len(sound)], sound[: len(heard)])[0, 1] > 0.99
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
-
-
-def test_a_silent_video_has_no_sound(tmp_path):
-    synthetic.write_video(tmp_path / "clip.mp4", np.zeros((2, 16, 16, 3), np.uint8))
+    synthetic.write_video(tmp_path / "clip.mp4", frames)
     with av.open(tmp_path / "clip.mp4") as container:
         assert not container.streams.audio

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from internvideo_jax.data.transforms.frames import eval_frame
 from internvideo_jax.data.transforms.sampling import sample_indices
 from internvideo_jax.data.transforms.views import EvalViews
 
@@ -29,21 +28,6 @@ def test_the_crops_of_a_clip(height, width):
     assert np.array_equal(
         views_of(frames[:, ::-1, ::-1], segments=2, crops=2)[::2], three[2::3, :, ::-1, ::-1]
     )
-
-
-def test_the_validation_view():
-    frames = clip(20, 33)[:2]
-    (view,) = views_of(frames, segments=1, crops=1)
-    assert view.shape == (2, 14, 14, 3)
-    assert np.array_equal(view[1], eval_frame(frames[1], 14))
-
-
-def test_indices_of_the_segments():
-    plan = EvalViews(8, 14, segments=3, crops=2, sampling="dense", rate=4)
-    assert len(plan) == 6
-    indices = plan.indices(100)
-    assert indices.shape == (3, 8)
-    assert indices[1].tolist() == sample_indices("dense", 100, 8, rate=4, view=(1, 3)).tolist()
 
 
 def test_a_single_view_is_that_of_validation():
