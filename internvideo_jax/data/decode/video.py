@@ -7,7 +7,6 @@ picture whatever the container, the order of packets in it, or the number of dec
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -30,6 +29,7 @@ __all__ = [
     "VideoError",
     "VideoIndex",
     "VideoReader",
+    "check_numbers",
     "index_video",
     "read_frames",
 ]
@@ -123,12 +123,7 @@ class VideoReader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -155,14 +150,7 @@ class VideoReader:
     ) -> Clip:
         """Decodes chosen frames; see `read_frames`."""
         index, limits = self.index, self._file.limits
-        indices = np.asarray(indices, np.int64)
-        if indices.ndim != 1 or not len(indices):
-            raise ValueError(f"expected a list of frame numbers, found shape {indices.shape}")
-        if indices.min() < 0 or indices.max() >= index.num_frames:
-            raise ValueError(
-                f"{index.path}: expected frame numbers from 0 to {index.num_frames - 1}, found"
-                f" {indices.min()} to {indices.max()}; sample within the video's length"
-            )
+        indices = check_numbers(index.path, indices, index.num_frames)
         wanted: list[int] = np.unique(indices).tolist()
         pixels = len(wanted) * index.width * index.height
         if transform is None and pixels > limits.max_clip_pixels:
@@ -269,3 +257,20 @@ class VideoReader:
                 threads=1,
             )
             return rgb.to_ndarray()
+
+
+def check_numbers(path: str, indices: Sequence[int] | np.ndarray, num_frames: int) -> np.ndarray:
+    """Frame numbers as int64 `[T]`.
+
+    Raises:
+      ValueError: none, or one outside [0, num_frames); the message names `path`.
+    """
+    numbers = np.asarray(indices, np.int64)
+    if numbers.ndim != 1 or not len(numbers):
+        raise ValueError(f"expected a list of frame numbers, found shape {numbers.shape}")
+    if numbers.min() < 0 or numbers.max() >= num_frames:
+        raise ValueError(
+            f"{path}: expected frame numbers from 0 to {num_frames - 1}, found {numbers.min()} to"
+            f" {numbers.max()}; sample within the clip's length"
+        )
+    return numbers

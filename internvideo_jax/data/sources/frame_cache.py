@@ -19,7 +19,6 @@ from typing import Any
 import grain
 import numpy as np
 
-from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.decode.video import Transform, VideoError
 from internvideo_jax.data.sources.clips import ClipSource, RecordSource, SourceClip
 from internvideo_jax.data.sources.shards import record_from_json
@@ -149,18 +148,12 @@ class _Decoder:
                 count, shape = reader.num_frames, reader.read([0], transform=self._scale).shape[1:]
                 size = count * math.prod(shape)
                 if size > MAX_CLIP_BYTES:
-                    raise _TooLarge(clip.record, count, shape)
+                    raise ValueError(
+                        f"{clip.record.path}: expected a clip of at most {MAX_CLIP_BYTES >> 20} MiB"
+                        f" decoded, found {count} frames of {shape[1]}x{shape[0]}; unset cache_dir,"
+                        " or shrink the clips"
+                    )
                 frames = np.ascontiguousarray(reader.read(range(count), transform=self._scale))
         except VideoError as error:
             return {"error": error.args}, None
         return {"record": dataclasses.asdict(clip.record)}, frames
-
-
-class _TooLarge(ValueError):
-    """A clip that does not belong in a cache."""
-
-    def __init__(self, record: ClipRecord, count: int, shape: tuple[int, ...]):
-        super().__init__(
-            f"{record.path}: expected a clip of at most {MAX_CLIP_BYTES >> 20} MiB decoded, found"
-            f" {count} frames of {shape[1]}x{shape[0]}; unset cache_dir, or shrink the clips"
-        )

@@ -69,9 +69,7 @@ def sample_indices(
     raise ValueError(f"expected a sampling of {', '.join(get_args(Sampling))}, found {sampling!r}")
 
 
-def uniform_indices(
-    num_frames: int, wanted: int, short: Literal["repeat", "error"] = "repeat"
-) -> np.ndarray:
+def uniform_indices(num_frames: int, wanted: int) -> np.ndarray:
     """Frames spread evenly over a whole video: one per segment, near the segment's middle.
 
     The video is cut into `wanted` segments of s = (num_frames - 1) / wanted frames; frame i is
@@ -81,22 +79,16 @@ def uniform_indices(
     Args:
       num_frames: frames in the video, at least 1.
       wanted: frames to choose, at least 1.
-      short: whether a video with fewer frames than wanted repeats frames or is an error.
 
     Returns:
       int64 `[wanted]`, ascending, in [0, num_frames).
 
     Raises:
-      ValueError: no frames, none wanted, or too few with `short="error"`.
+      ValueError: no frames, or none wanted.
 
     Source: the validation rule of upstream's `single_modality/datasets/kinetics_sparse.py`.
     """
     _check(num_frames, wanted)
-    if short == "error" and num_frames < wanted:
-        raise ValueError(
-            f"expected a video with at least {wanted} frames, found {num_frames};"
-            ' ask for fewer frames or repeat some (short="repeat")'
-        )
     segment = (num_frames - 1) / wanted
     return _clipped(np.round(segment * np.arange(wanted)) + int(segment / 2), num_frames)
 
@@ -185,7 +177,7 @@ def tsn_indices(
     """
     _check(num_frames, wanted)
     if rng is not None:
-        return _segment_draw(num_frames, wanted, rng)
+        return pretraining_indices(num_frames, wanted, rng)
     if view is not None:
         return _shifted_view(num_frames, wanted, view)
     tick = num_frames / wanted
@@ -209,7 +201,7 @@ def tsn_frame_indices(
     if num_frames < wanted:
         return np.maximum(np.arange(num_frames - wanted, num_frames), 0)
     if rng is not None:
-        return _segment_draw(num_frames, wanted, rng)
+        return pretraining_indices(num_frames, wanted, rng)
     segment = num_frames // wanted
     return segment * np.arange(wanted) + segment // 2
 
@@ -220,7 +212,10 @@ def pretraining_indices(num_frames: int, wanted: int, rng: np.random.Generator) 
     Upstream reads the frame before each of these, and so the last one of the video for the first.
     """
     _check(num_frames, wanted)
-    return _segment_draw(num_frames, wanted, rng)
+    segment = num_frames // wanted
+    if not segment:
+        return np.zeros(wanted, np.int64)
+    return segment * np.arange(wanted) + rng.integers(segment, size=wanted)
 
 
 def released_interval(
@@ -252,14 +247,6 @@ def released_interval(
     fps = num_frames / total_time
     first = min(int(fps * start), num_frames - 1)
     return first, min(max(int(fps * (end - start)), 1), num_frames - first)
-
-
-def _segment_draw(num_frames: int, wanted: int, rng: np.random.Generator) -> np.ndarray:
-    """A random frame of each of `wanted` segments of num_frames // wanted; zeros if too short."""
-    segment = num_frames // wanted
-    if not segment:
-        return np.zeros(wanted, np.int64)
-    return segment * np.arange(wanted) + rng.integers(segment, size=wanted)
 
 
 def _shifted_view(num_frames: int, wanted: int, view: View) -> np.ndarray:
