@@ -21,6 +21,7 @@ from internvideo_jax.data.decode.video import (
     VideoError,
     VideoIndex,
     VideoReader,
+    check_clip_size,
     check_numbers,
 )
 
@@ -177,14 +178,8 @@ class _ImageClip(ClipReader):
         numbers = check_numbers(self._path, indices, self.num_frames)
         wanted: list[int] = np.unique(numbers).tolist()
         height, width, _ = self._shape
-        limit = self._limits.max_clip_pixels
-        if transform is None and len(wanted) * width * height > limit:
-            raise VideoError(
-                self._path,
-                f"a clip of at most {limit} pixels",
-                f"{len(wanted)} frames of {width}x{height}",
-                "read fewer at once, shrink them by a transform, or raise Limits.max_clip_pixels",
-            )
+        if transform is None:
+            check_clip_size(self._path, len(wanted), width, height, self._limits)
         decoded = {}
         for number in wanted:
             frame = self._load(number)

@@ -29,6 +29,7 @@ __all__ = [
     "VideoError",
     "VideoIndex",
     "VideoReader",
+    "check_clip_size",
     "check_numbers",
     "index_video",
     "read_frames",
@@ -149,17 +150,11 @@ class VideoReader:
         self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
     ) -> Clip:
         """Decodes chosen frames; see `read_frames`."""
-        index, limits = self.index, self._file.limits
+        index = self.index
         indices = check_numbers(index.path, indices, index.num_frames)
         wanted: list[int] = np.unique(indices).tolist()
-        pixels = len(wanted) * index.width * index.height
-        if transform is None and pixels > limits.max_clip_pixels:
-            raise VideoError(
-                index.path,
-                f"a clip of at most {limits.max_clip_pixels} pixels",
-                f"{len(wanted)} frames of {index.width}x{index.height}",
-                "read fewer at once, shrink them by a transform, or raise Limits.max_clip_pixels",
-            )
+        if transform is None:
+            check_clip_size(index.path, len(wanted), index.width, index.height, self._file.limits)
         self._file.start_clock()
         self._file.damaged.clear()
         decoded: dict[int, np.ndarray] = {}
@@ -274,3 +269,18 @@ def check_numbers(path: str, indices: Sequence[int] | np.ndarray, num_frames: in
             f" {numbers.max()}; sample within the clip's length"
         )
     return numbers
+
+
+def check_clip_size(path: str, count: int, width: int, height: int, limits: Limits) -> None:
+    """Refuses more frames at once than the limits allow.
+
+    Raises:
+      VideoError: so many frames of that size.
+    """
+    if count * width * height > limits.max_clip_pixels:
+        raise VideoError(
+            path,
+            f"a clip of at most {limits.max_clip_pixels} pixels",
+            f"{count} frames of {width}x{height}",
+            "read fewer at once, shrink them by a transform, or raise Limits.max_clip_pixels",
+        )

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from internvideo_jax.data.config import DataConfig
-from internvideo_jax.data.fields.field import Columns, Draws, Field, LazyClip
+from internvideo_jax.data.fields.field import Columns, Field, LazyClip
 from internvideo_jax.data.mapped import MappedArray
 
 PREFIX = "targets/"
@@ -37,9 +37,6 @@ class FeaturesField(Field):
                 f"{path}: expected features of {num_clips} clips, found {len(self._rows())};"
                 " compute them anew"
             )
-
-    def train(self, clip: LazyClip, draws: Draws) -> Columns:
-        return {self.name: np.array(self._rows()[clip.index][None])}
 
     def evaluate(self, clip: LazyClip) -> Columns:
         return {self.name: np.array(self._rows()[clip.index][None])}
