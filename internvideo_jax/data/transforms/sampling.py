@@ -218,37 +218,6 @@ def pretraining_indices(num_frames: int, wanted: int, rng: np.random.Generator) 
     return segment * np.arange(wanted) + rng.integers(segment, size=wanted)
 
 
-def released_interval(
-    num_frames: int, total_time: float, start: float, end: float
-) -> tuple[int, int]:
-    """Frames of a time interval as upstream counts them, at a constant rate over the file.
-
-    `data.decode.clips.open_clip` goes by timestamps instead, which differs by a frame or two.
-
-    Args:
-      num_frames: frames in the video, at least 1.
-      total_time: its length in seconds.
-      start: beginning of the interval in seconds.
-      end: its end in seconds.
-
-    Returns:
-      (first, count): `first + sample_indices(..., count, ...)` are the interval's frames. At least
-      one frame, all of them inside the video.
-
-    Raises:
-      ValueError: the interval is empty, or the video has no length.
-    """
-    _check(num_frames, 1)
-    if not (total_time > 0 and 0 <= start < end):
-        raise ValueError(
-            "expected an interval 0 <= start < end in a video of positive length, found"
-            f" {start} to {end} of {total_time} seconds"
-        )
-    fps = num_frames / total_time
-    first = min(int(fps * start), num_frames - 1)
-    return first, min(max(int(fps * (end - start)), 1), num_frames - first)
-
-
 def _shifted_view(num_frames: int, wanted: int, view: View) -> np.ndarray:
     """View c of S: every S-th, from the c-th, of all frames at S equal shifts of the segments."""
     c, num_views = view
