@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     annotations = {path: _read(path, args) for path in args.inputs if _is_annotation(path)}
     for path, found in annotations.items():
-        print(_annotation_line(path, found), flush=True)
+        read = f"{path}: {len(found.records)} clips, format {found.format}"
+        print(found.error or read, flush=True)
     videos = [path for path in args.inputs if not _is_annotation(path)]
     clips = _Clips(annotations, find_videos(videos) if videos else [])
     number, broken, seconds_readable = _scan(clips, args)
@@ -58,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{number} clips in {seconds:.1f} s: {number - len(broken)} readable"
         f" ({_duration(seconds_readable)}), {len(broken)} not"
     )
-    width = max((len(clip.name) for clip in broken[:MAX_SHOWN_CLIPS]), default=0)
+    width = max((len(clip["name"]) for clip in broken[:MAX_SHOWN_CLIPS]), default=0)
     for clip in broken[:MAX_SHOWN_CLIPS]:
-        print(f"  {clip.name:{width}}  {clip.reason}")
+        print(f"  {clip['name']:{width}}  {clip['reason']}")
     if len(broken) > MAX_SHOWN_CLIPS:
         print(f"  and {len(broken) - MAX_SHOWN_CLIPS} more; --json=FILE lists them all")
     if args.json is not None:
@@ -69,28 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             "clips": number,
             "readable": number - len(broken),
             "readable_seconds": round(seconds_readable, 3),
-            "unreadable": [dataclasses.asdict(clip) for clip in broken],
+            "unreadable": broken,
             "seconds": round(seconds, 3),
         }
         write_json(args.json, report)
     return 1 if broken or any(found.error for found in annotations.values()) else 0
-
-
-@dataclasses.dataclass(frozen=True)
-class BrokenClip:
-    """A clip that cannot be read.
-
-    Attributes:
-      name: its path, with its times if it has any.
-      annotations: the first file that names it; None if named on the command line.
-      id: in that file.
-      reason: why it cannot be read.
-    """
-
-    name: str
-    annotations: str | None
-    id: str | None
-    reason: str
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -186,10 +170,14 @@ class _Clips:
 
 
 class _Scanned(NamedTuple):
-    """How many clips there are, which are unreadable, and how many seconds the others last."""
+    """How many clips there are, which are unreadable, and how many seconds the others last.
+
+    Of an unreadable clip, `name` is its path with its times, `annotations` the first file that
+    names it and `id` what it is there; `reason` says why it cannot be read.
+    """
 
     number: int
-    broken: list[BrokenClip]
+    broken: list[dict[str, Any]]
     seconds: float
 
 
@@ -211,8 +199,12 @@ def _scan(clips: _Clips, args: argparse.Namespace) -> _Scanned:
             if isinstance(result, ClipCheck):
                 seconds += result.num_frames / result.fps if result.fps else 0.0
             else:
-                name = _name(clip.record)
-                broken[place] = BrokenClip(name, clip.annotations, clip.id, result.reason)
+                broken[place] = {
+                    "name": _name(clip.record),
+                    "annotations": clip.annotations,
+                    "id": clip.id,
+                    "reason": result.reason,
+                }
                 bar.set_postfix(unreadable=len(broken))
             bar.update()
     return _Scanned(number, [broken[place] for place in sorted(broken)], seconds)
@@ -234,12 +226,6 @@ def _name(record: ClipRecord) -> str:
     start = 0 if record.start is None else record.start
     end = "the end" if record.end is None else f"{record.end:g} s"
     return f"{record.path} ({start:g} s to {end})"
-
-
-def _annotation_line(path: str, found: Annotations) -> str:
-    if found.error is not None:
-        return str(found.error)
-    return f"{path}: {len(found.records)} clips, format {found.format}"
 
 
 def _annotation_report(path: str, found: Annotations) -> dict[str, Any]:

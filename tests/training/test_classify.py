@@ -58,7 +58,7 @@ def test_without_mixing_the_loss_is_the_cross_entropy():
     def step(variables, batch):
         targets = stage.targets({}, batch, jax.random.key(0))
         loss = stage.loss(variables["params"], {}, batch, targets, jax.random.key(1))
-        return targets, loss, stage.logits(variables, batch["video"])
+        return targets, loss, stage.module.apply(variables, batch["video"]).logits
 
     targets, (loss, (metrics, extra)), logits = step(variables, batch)
     np.testing.assert_allclose(targets["video"], batch["video"], rtol=1e-6)
@@ -287,7 +287,8 @@ def test_evaluation_takes_views_from_batches_and_variables_from_the_mesh():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     whole = NamedSharding(mesh, PartitionSpec())
     variables = jax.device_put(noise(stage.init, 0), whole)
-    best = np.asarray(jax.jit(stage.logits)(variables, pixels)).argmax(-1)
+    logits = jax.jit(stage.evaluators()["eval"].forward)(variables, {"video": pixels})
+    best = np.asarray(logits).argmax(-1)
     views = {
         "video": pixels[[0, 0, 1, 1, 2, 0]],
         "label": np.repeat([best[0], (best[1] + 1) % 5, 0], 2).astype(np.int32),

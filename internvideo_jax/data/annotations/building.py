@@ -185,25 +185,21 @@ class _Reader:
 class _Writer:
     """Writes batches, and at the end what they amount to."""
 
-    def __init__(self, file: str, fingerprint: str):
+    def __init__(self, file: pa.RecordBatchFileWriter, fingerprint: str):
         self._summary = Summary(fingerprint)
         self._num_rows = 0
-        self._writer = pa.ipc.new_file(file, columns.SCHEMA)
+        self._file = file
 
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            summary = json.dumps(self._summary._asdict()).encode()
-            self._writer.write_batch(columns.from_entries([]), {SUMMARY: summary})
-        self._writer.close()
+    def finish(self) -> None:
+        """Writes the summary."""
+        summary = json.dumps(self._summary._asdict()).encode()
+        self._file.write_batch(columns.from_entries([]), {SUMMARY: summary})
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Writes a batch, unless it is empty."""
         if not len(batch):
             return
-        self._writer.write_batch(batch)
+        self._file.write_batch(batch)
         known, path, labels = self._summary, batch["path"], batch["labels"]
         lengths = pc.list_value_length(labels)
         many = np.flatnonzero(pc.not_equal(lengths, 1).fill_null(False).to_numpy(False))
@@ -227,8 +223,10 @@ def _written(folder: Path, fingerprint: str) -> Iterator[tuple[Path, _Writer]]:
     """A new file that is removed if the block fails."""
     file = folder / f"{uuid.uuid4().hex}{PARTIAL}"
     try:
-        with _Writer(str(file), fingerprint) as writer:
+        with pa.ipc.new_file(str(file), columns.SCHEMA) as opened:
+            writer = _Writer(opened, fingerprint)
             yield file, writer
+            writer.finish()
     except BaseException:
         file.unlink(missing_ok=True)
         raise

@@ -186,8 +186,8 @@ def _json_columns(lines: pa.StringArray, raw: Columns) -> Columns:
         "id": raw["id"],
         "start": raw["start"],
         "end": raw["end"],
-        "label": _nothing(count, pa.int64()) if is_list else raw["label"],
-        "labels": raw["label"] if is_list else _nothing(count, pa.list_(pa.int64())),
+        "label": pa.nulls(count, pa.int64()) if is_list else raw["label"],
+        "labels": raw["label"] if is_list else pa.nulls(count, pa.list_(pa.int64())),
         "captions": _lists(lengths, captions),
         "num_frames": raw["num_frames"],
         "frame_pattern": pattern,
@@ -216,7 +216,7 @@ def _parse_text(lines: pa.StringArray, layout: Layout) -> tuple[np.ndarray, Colu
     unfit = ~_valid(label)
     if layout.format == "pretrain":
         unfit &= ~_bools(pc.equal(raw["label"], "-1"))
-    start = end = _nothing(count, pa.float64())
+    start = end = pa.nulls(count, pa.float64())
     if "start" in raw:
         total, start, end = (
             _numbers(raw[name], _NUMBER, pa.float64()) for name in ("total", "start", "end")
@@ -228,18 +228,18 @@ def _parse_text(lines: pa.StringArray, layout: Layout) -> tuple[np.ndarray, Colu
         is_whole = (since == -1) & (until == -1)
         unfit |= ~is_whole & (seconds > 0) & (seconds <= since)
         start, end = pa.array(since, mask=is_whole), pa.array(until, mask=is_whole)
-    num_frames, pattern = _nothing(count, pa.int64()), _nothing(count, pa.string())
+    num_frames, pattern = pa.nulls(count, pa.int64()), pa.nulls(count, pa.string())
     if layout.format == "frames":
         num_frames = _numbers(raw["num_frames"], _INDEX, pa.int64())
         unfit |= ~_valid(num_frames)
         pattern = pa.repeat(layout.frame_pattern, count)
     return rows, {
         "path": pc.if_else(pa.array(unfit), pa.scalar(None, pa.string()), raw["path"]),
-        "id": _nothing(count, pa.string()),
+        "id": pa.nulls(count, pa.string()),
         "start": start,
         "end": end,
         "label": label,
-        "labels": _nothing(count, pa.list_(pa.int64())),
+        "labels": pa.nulls(count, pa.list_(pa.int64())),
         "captions": _lists(np.zeros(count, np.int32), pa.array([], pa.string())),
         "num_frames": num_frames,
         "frame_pattern": pattern,
@@ -326,7 +326,3 @@ def _some(lengths: np.ndarray, is_true: np.ndarray) -> np.ndarray:
 def _lists(lengths: np.ndarray, values: pa.Array) -> pa.ListArray:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), values)
-
-
-def _nothing(count: int, type: pa.DataType) -> pa.Array:
-    return pa.nulls(count, type)

@@ -1,12 +1,12 @@
 """Frames of the clips of a data set: video files, folders of images and single images alike."""
 
+import abc
+import contextlib
 import io
 import os
 import re
 import stat
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Protocol, Self
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -21,13 +21,15 @@ from internvideo_jax.data.decode.video import (
     VideoError,
     VideoIndex,
     VideoReader,
+    check_clip_size,
+    check_numbers,
 )
 
 # Times come as decimal fractions, timestamps as multiples of a tick.
 TIME_TOLERANCE = 1e-6
 
 
-class ClipReader(Protocol):
+class ClipReader(contextlib.AbstractContextManager["ClipReader"]):
     """An open clip, to be used in a `with` block and by one thread.
 
     Attributes:
@@ -36,18 +38,15 @@ class ClipReader(Protocol):
       damaged_frames: frames and packets that the decoder called damaged in the last `read`.
     """
 
-    @property
-    def num_frames(self) -> int: ...
-
-    @property
-    def fps(self) -> float | None: ...
-
-    @property
-    def damaged_frames(self) -> int: ...
+    num_frames: int
+    fps: float | None = None
+    damaged_frames: int = 0
 
     def timestamps(self, indices: np.ndarray) -> np.ndarray:
         """Seconds of chosen frames after the file's start, float64 `[T]`; NaN without times."""
+        return np.full(len(indices), np.nan)
 
+    @abc.abstractmethod
     def read(
         self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
     ) -> np.ndarray:
@@ -65,16 +64,11 @@ class ClipReader(Protocol):
           ValueError: a number outside the clip.
         """
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Closes the files, if there are any."""
 
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def open_clip(
@@ -135,49 +129,15 @@ def image_names(record: ClipRecord, *, limits: Limits = DEFAULT_LIMITS) -> list[
     return [os.path.join(record.path, name) for name in names]
 
 
-class OpenClip:
-    """What clip readers have in common; those of images have neither times nor damage."""
-
-    damaged_frames: int = 0
-
-    def timestamps(self, indices: np.ndarray) -> np.ndarray:
-        """See `ClipReader`."""
-        return np.full(len(indices), np.nan)
-
-    def close(self) -> None:
-        """Closes the files."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class _VideoClip(OpenClip):
+class _VideoClip(ClipReader):
     """The frames of a video file that are on screen between two times."""
 
     def __init__(self, reader: VideoReader, record: ClipRecord):
         self._reader = reader
-        self._first, self._stop = frame_range(reader.index, record.start, record.end)
-
-    @property
-    def num_frames(self) -> int:
-        return self._stop - self._first
-
-    @property
-    def fps(self) -> float | None:
-        index = self._reader.index
-        return index.num_frames / index.duration if index.duration > 0 else None
-
-    @property
-    def damaged_frames(self) -> int:  # type: ignore[override]
-        return self._reader.damaged_frames
+        index = reader.index
+        self._first, stop = frame_range(index, record.start, record.end)
+        self.num_frames = stop - self._first
+        self.fps = index.num_frames / index.duration if index.duration > 0 else None
 
     def timestamps(self, indices: np.ndarray) -> np.ndarray:
         return self._reader.index.timestamps[indices + self._first]
@@ -186,16 +146,16 @@ class _VideoClip(OpenClip):
         self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
     ) -> np.ndarray:
         numbers = check_numbers(self._reader.index.path, indices, self.num_frames)
-        return self._reader.read(numbers + self._first, transform=transform).frames
+        frames = self._reader.read(numbers + self._first, transform=transform).frames
+        self.damaged_frames = self._reader.damaged_frames
+        return frames
 
     def close(self) -> None:
         self._reader.close()
 
 
-class _ImageClip(OpenClip):
+class _ImageClip(ClipReader):
     """Images as the frames of a clip, all of the size of the first."""
-
-    fps: float | None = None
 
     def __init__(
         self,
@@ -210,10 +170,7 @@ class _ImageClip(OpenClip):
         self._limits = limits
         self._data = data
         self._shape = self._load(0).shape
-
-    @property
-    def num_frames(self) -> int:
-        return len(self._names)
+        self.num_frames = len(names)
 
     def read(
         self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
@@ -221,14 +178,8 @@ class _ImageClip(OpenClip):
         numbers = check_numbers(self._path, indices, self.num_frames)
         wanted: list[int] = np.unique(numbers).tolist()
         height, width, _ = self._shape
-        limit = self._limits.max_clip_pixels
-        if transform is None and len(wanted) * width * height > limit:
-            raise VideoError(
-                self._path,
-                f"a clip of at most {limit} pixels",
-                f"{len(wanted)} frames of {width}x{height}",
-                "read fewer at once, shrink them by a transform, or raise Limits.max_clip_pixels",
-            )
+        if transform is None:
+            check_clip_size(self._path, len(wanted), width, height, self._limits)
         decoded = {}
         for number in wanted:
             frame = self._load(number)
@@ -365,20 +316,3 @@ def _natural_order(name: str) -> list[tuple[int, str]]:
     """A key that puts "2.jpg" before "10.jpg"."""
     parts = re.findall(r"([0-9]+)|([^0-9]+)", name)
     return [(int(digits) if digits else -1, text) for digits, text in parts]
-
-
-def check_numbers(path: str, indices: Sequence[int] | np.ndarray, num_frames: int) -> np.ndarray:
-    """Frame numbers as int64 `[T]`.
-
-    Raises:
-      ValueError: none, or one outside [0, num_frames); the message names `path`.
-    """
-    numbers = np.asarray(indices, np.int64)
-    if numbers.ndim != 1 or not len(numbers):
-        raise ValueError(f"expected a list of frame numbers, found shape {numbers.shape}")
-    if numbers.min() < 0 or numbers.max() >= num_frames:
-        raise ValueError(
-            f"{path}: expected frame numbers from 0 to {num_frames - 1}, found {numbers.min()} to"
-            f" {numbers.max()}; sample within the clip's length"
-        )
-    return numbers

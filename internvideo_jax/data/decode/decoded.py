@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from internvideo_jax.data.decode.clips import OpenClip, check_numbers
-from internvideo_jax.data.decode.video import Transform, VideoError
+from internvideo_jax.data.decode.clips import ClipReader
+from internvideo_jax.data.decode.video import Transform, VideoError, check_numbers
 
 
-class DecodedClip(OpenClip):
+class DecodedClip(ClipReader):
     """Frames in memory, or mapped from a file, as a `data.decode.clips.ClipReader`.
 
     Args:
@@ -28,11 +28,7 @@ class DecodedClip(OpenClip):
         self._name = name
         self._frames = frames
         self.fps = fps
-
-    @property
-    def num_frames(self) -> int:
-        """T."""
-        return len(self._frames)
+        self.num_frames = len(frames)
 
     def read(
         self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
@@ -40,6 +36,3 @@ class DecodedClip(OpenClip):
         """Copies chosen frames; see `data.decode.clips.ClipReader`."""
         frames = self._frames[check_numbers(self._name, indices, self.num_frames)]
         return frames if transform is None else np.stack([transform(frame) for frame in frames])
-
-    def close(self) -> None:
-        """Does nothing: the frames belong to whoever made them."""

@@ -7,7 +7,6 @@ picture whatever the container, the order of packets in it, or the number of dec
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -30,6 +29,8 @@ __all__ = [
     "VideoError",
     "VideoIndex",
     "VideoReader",
+    "check_clip_size",
+    "check_numbers",
     "index_video",
     "read_frames",
 ]
@@ -123,12 +124,7 @@ class VideoReader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -154,24 +150,11 @@ class VideoReader:
         self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
     ) -> Clip:
         """Decodes chosen frames; see `read_frames`."""
-        index, limits = self.index, self._file.limits
-        indices = np.asarray(indices, np.int64)
-        if indices.ndim != 1 or not len(indices):
-            raise ValueError(f"expected a list of frame numbers, found shape {indices.shape}")
-        if indices.min() < 0 or indices.max() >= index.num_frames:
-            raise ValueError(
-                f"{index.path}: expected frame numbers from 0 to {index.num_frames - 1}, found"
-                f" {indices.min()} to {indices.max()}; sample within the video's length"
-            )
+        index = self.index
+        indices = check_numbers(index.path, indices, index.num_frames)
         wanted: list[int] = np.unique(indices).tolist()
-        pixels = len(wanted) * index.width * index.height
-        if transform is None and pixels > limits.max_clip_pixels:
-            raise VideoError(
-                index.path,
-                f"a clip of at most {limits.max_clip_pixels} pixels",
-                f"{len(wanted)} frames of {index.width}x{index.height}",
-                "read fewer at once, shrink them by a transform, or raise Limits.max_clip_pixels",
-            )
+        if transform is None:
+            check_clip_size(index.path, len(wanted), index.width, index.height, self._file.limits)
         self._file.start_clock()
         self._file.damaged.clear()
         decoded: dict[int, np.ndarray] = {}
@@ -269,3 +252,35 @@ class VideoReader:
                 threads=1,
             )
             return rgb.to_ndarray()
+
+
+def check_numbers(path: str, indices: Sequence[int] | np.ndarray, num_frames: int) -> np.ndarray:
+    """Frame numbers as int64 `[T]`.
+
+    Raises:
+      ValueError: none, or one outside [0, num_frames); the message names `path`.
+    """
+    numbers = np.asarray(indices, np.int64)
+    if numbers.ndim != 1 or not len(numbers):
+        raise ValueError(f"expected a list of frame numbers, found shape {numbers.shape}")
+    if numbers.min() < 0 or numbers.max() >= num_frames:
+        raise ValueError(
+            f"{path}: expected frame numbers from 0 to {num_frames - 1}, found {numbers.min()} to"
+            f" {numbers.max()}; sample within the clip's length"
+        )
+    return numbers
+
+
+def check_clip_size(path: str, count: int, width: int, height: int, limits: Limits) -> None:
+    """Refuses more frames at once than the limits allow.
+
+    Raises:
+      VideoError: so many frames of that size.
+    """
+    if count * width * height > limits.max_clip_pixels:
+        raise VideoError(
+            path,
+            f"a clip of at most {limits.max_clip_pixels} pixels",
+            f"{count} frames of {width}x{height}",
+            "read fewer at once, shrink them by a transform, or raise Limits.max_clip_pixels",
+        )

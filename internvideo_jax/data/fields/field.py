@@ -78,14 +78,15 @@ class Field(abc.ABC):
     @abc.abstractmethod
     def __init__(self, config: DataConfig): ...
 
-    @abc.abstractmethod
     def train(self, clip: LazyClip, draws: Draws) -> Columns:
-        """Columns of a training example; all chance comes from `draws()`.
+        """Columns of a training example; all chance comes from `draws()`, and by default there is
+        none.
 
         Raises:
           UnfitClip: training cannot go on with such a clip in the list.
           ValueError, OSError: the clip cannot be read, another one will do.
         """
+        return self.evaluate(clip)
 
     @abc.abstractmethod
     def evaluate(self, clip: LazyClip) -> Columns:

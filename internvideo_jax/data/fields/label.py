@@ -4,7 +4,7 @@ import numpy as np
 
 from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.config import DataConfig
-from internvideo_jax.data.fields.field import Columns, Draws, Field, LazyClip, UnfitClip
+from internvideo_jax.data.fields.field import Columns, Field, LazyClip, UnfitClip
 
 
 class LabelField(Field):
@@ -19,9 +19,6 @@ class LabelField(Field):
         if config.num_classes is None:
             raise ValueError("num_classes: expected a number of classes for labels; set it")
         self._config = config
-
-    def train(self, clip: LazyClip, draws: Draws) -> Columns:
-        return {"label": label_array(clip.record, self._config)[None]}
 
     def evaluate(self, clip: LazyClip) -> Columns:
         return {"label": label_array(clip.record, self._config)[None]}

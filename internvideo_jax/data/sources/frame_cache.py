@@ -12,15 +12,14 @@ import json
 import logging
 import math
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 
-from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.decode.video import Transform, VideoError
+from internvideo_jax.data.mapped import MappedArray
 from internvideo_jax.data.sources.clips import ClipSource, RecordSource, SourceClip
 from internvideo_jax.data.sources.shards import record_from_json
 from internvideo_jax.data.transforms.frames import resize_short_side
@@ -61,16 +60,8 @@ class CachedSource:
         folder = Path(cache_dir).absolute() / f"{self._digest[:16]}{size}"
         if not folder.is_dir():
             _write(source, folder, num_threads, short_side)
-        self._pixels = folder / "frames.bin"
+        self._pixels = MappedArray(functools.partial(_map, folder / "frames.bin"))
         self._clips: list[dict[str, Any]] = json.loads((folder / "clips.json").read_text("utf-8"))
-        self._lock = threading.Lock()
-        self._mapped: np.ndarray | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_lock": None, "_mapped": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -80,7 +71,7 @@ class CachedSource:
         if "error" in clip:
             raise VideoError(*clip["error"])
         start, shape = clip["start"], clip["shape"]
-        frames = self._map()[start : start + math.prod(shape)].reshape(shape)
+        frames = self._pixels()[start : start + math.prod(shape)].reshape(shape)
         if self._records is not None:
             return SourceClip(self._records[index], frames=frames)
         return SourceClip(record_from_json(clip["record"]), frames=frames)
@@ -93,15 +84,10 @@ class CachedSource:
         """That of the source."""
         return self._fingerprint
 
-    def _map(self) -> np.ndarray:
-        with self._lock:
-            if self._mapped is None:
-                empty = not self._pixels.stat().st_size
-                # A plain view: subclasses of arrays are slow to index.
-                self._mapped = np.asarray(
-                    np.empty(0, np.uint8) if empty else np.memmap(self._pixels, np.uint8, "r")
-                )
-            return self._mapped
+
+def _map(pixels: Path) -> np.ndarray:
+    is_empty = not pixels.stat().st_size
+    return np.empty(0, np.uint8) if is_empty else np.memmap(pixels, np.uint8, "r")
 
 
 def _write(source: ClipSource, folder: Path, num_threads: int, short_side: int | None) -> None:
@@ -149,18 +135,12 @@ class _Decoder:
                 count, shape = reader.num_frames, reader.read([0], transform=self._scale).shape[1:]
                 size = count * math.prod(shape)
                 if size > MAX_CLIP_BYTES:
-                    raise _TooLarge(clip.record, count, shape)
+                    raise ValueError(
+                        f"{clip.record.path}: expected a clip of at most {MAX_CLIP_BYTES >> 20} MiB"
+                        f" decoded, found {count} frames of {shape[1]}x{shape[0]}; unset cache_dir,"
+                        " or shrink the clips"
+                    )
                 frames = np.ascontiguousarray(reader.read(range(count), transform=self._scale))
         except VideoError as error:
             return {"error": error.args}, None
         return {"record": dataclasses.asdict(clip.record)}, frames
-
-
-class _TooLarge(ValueError):
-    """A clip that does not belong in a cache."""
-
-    def __init__(self, record: ClipRecord, count: int, shape: tuple[int, ...]):
-        super().__init__(
-            f"{record.path}: expected a clip of at most {MAX_CLIP_BYTES >> 20} MiB decoded, found"
-            f" {count} frames of {shape[1]}x{shape[0]}; unset cache_dir, or shrink the clips"
-        )

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
@@ -95,7 +96,7 @@ def write_shards(
         # The temporary name means nothing to users.
         raise OSError(f"{text.replace(str(temporary), str(target))}{advice}") from error
     finally:
-        _remove(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
     return written
 
 
@@ -203,10 +204,3 @@ def describe_broken(broken: Iterable[BrokenClip]) -> str:
     clips = list(broken)
     lines = [f"  {clip.record.path}: {clip.reason}" for clip in clips]
     return "\n".join([f"{len(clips)} of the clips cannot be read:", *lines])
-
-
-def _remove(directory: Path) -> None:
-    if directory.is_dir():
-        for file in directory.iterdir():
-            file.unlink()
-        directory.rmdir()

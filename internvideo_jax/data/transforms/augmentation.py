@@ -25,12 +25,7 @@ from internvideo_jax.data.transforms.randaugment import (
     draw_operations,
     parse_policy,
 )
-from internvideo_jax.preprocessing import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    VideoPreprocessing,
-    normalize,
-)
+from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
 MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
 # A crop whose side is this close to the wanted one is made to fit, which spares its resizing.
@@ -130,16 +125,12 @@ class FinetuneAugmentation:
       rand_augment: RandAugment policy, or None for none.
       flip: whether clips may be mirrored.
       erase_probability: chance that a box is filled with noise.
-      mean: per-channel mean (R, G, B) of pixels scaled to [0, 1].
-      std: per-channel standard deviation of the same.
     """
 
     size: int
     rand_augment: str | None = "rand-m7-n4-mstd0.5-inc1"
     flip: bool = True
     erase_probability: float = 0.25
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         if self.rand_augment is not None:
@@ -227,7 +218,7 @@ def apply_finetuning(
     """Applies a draw to frames, uint8 `[T, H, W, 3]` -> float32 `[T, size, size, 3]`."""
     frames = apply_operations(frames, draw.operations)
     pixels = resized_crop(frames, draw.box, config.size)
-    frames = normalize(pixels, VideoPreprocessing(config.mean, config.std))
+    frames = normalize(pixels, VideoPreprocessing())
     if draw.flip:
         frames = _flipped(frames)
     if draw.erased is not None and draw.noise is not None:
@@ -246,7 +237,8 @@ def finetuning_augment(
       config: how.
 
     Returns:
-      float32 `[T, size, size, 3]`, normalised (noise replaces normalised pixels).
+      float32 `[T, size, size, 3]`, normalised with ImageNet's constants (noise replaces normalised
+      pixels).
     """
     return apply_finetuning(frames, draw_finetuning(rng, frames.shape, config), config)
 

@@ -62,7 +62,8 @@ def filterbank(waveform: np.ndarray, num_mels: int, sample_rate: int = 16_000) -
     # The first sample counts as its own predecessor.
     previous = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
     frames = (frames - _PRE_EMPHASIS * previous) * povey_window(length)
-    padded = _padded(length)
+    # The next power of two.
+    padded = 1 << (length - 1).bit_length()
     spectrum = np.abs(np.fft.rfft(frames, padded)[:, : padded // 2]) ** 2
     energies = spectrum @ mel_bank(num_mels, sample_rate, padded).T
     return np.log(np.maximum(energies, _FLOOR)).astype(np.float32)
@@ -92,8 +93,3 @@ def mel_bank(num_mels: int, sample_rate: int, fft_size: int) -> np.ndarray:
     mels = np.float32(1127) * logarithms
     rising, falling = (mels - left) / (centre - left), (right - mels) / (right - centre)
     return np.maximum(np.minimum(rising, falling), 0)
-
-
-def _padded(length: int) -> int:
-    """The next power of two."""
-    return 1 << (length - 1).bit_length()

@@ -69,9 +69,7 @@ def sample_indices(
     raise ValueError(f"expected a sampling of {', '.join(get_args(Sampling))}, found {sampling!r}")
 
 
-def uniform_indices(
-    num_frames: int, wanted: int, short: Literal["repeat", "error"] = "repeat"
-) -> np.ndarray:
+def uniform_indices(num_frames: int, wanted: int) -> np.ndarray:
     """Frames spread evenly over a whole video: one per segment, near the segment's middle.
 
     The video is cut into `wanted` segments of s = (num_frames - 1) / wanted frames; frame i is
@@ -81,22 +79,16 @@ def uniform_indices(
     Args:
       num_frames: frames in the video, at least 1.
       wanted: frames to choose, at least 1.
-      short: whether a video with fewer frames than wanted repeats frames or is an error.
 
     Returns:
       int64 `[wanted]`, ascending, in [0, num_frames).
 
     Raises:
-      ValueError: no frames, none wanted, or too few with `short="error"`.
+      ValueError: no frames, or none wanted.
 
     Source: the validation rule of upstream's `single_modality/datasets/kinetics_sparse.py`.
     """
     _check(num_frames, wanted)
-    if short == "error" and num_frames < wanted:
-        raise ValueError(
-            f"expected a video with at least {wanted} frames, found {num_frames};"
-            ' ask for fewer frames or repeat some (short="repeat")'
-        )
     segment = (num_frames - 1) / wanted
     return _clipped(np.round(segment * np.arange(wanted)) + int(segment / 2), num_frames)
 
@@ -185,7 +177,7 @@ def tsn_indices(
     """
     _check(num_frames, wanted)
     if rng is not None:
-        return _segment_draw(num_frames, wanted, rng)
+        return pretraining_indices(num_frames, wanted, rng)
     if view is not None:
         return _shifted_view(num_frames, wanted, view)
     tick = num_frames / wanted
@@ -209,7 +201,7 @@ def tsn_frame_indices(
     if num_frames < wanted:
         return np.maximum(np.arange(num_frames - wanted, num_frames), 0)
     if rng is not None:
-        return _segment_draw(num_frames, wanted, rng)
+        return pretraining_indices(num_frames, wanted, rng)
     segment = num_frames // wanted
     return segment * np.arange(wanted) + segment // 2
 
@@ -220,42 +212,6 @@ def pretraining_indices(num_frames: int, wanted: int, rng: np.random.Generator) 
     Upstream reads the frame before each of these, and so the last one of the video for the first.
     """
     _check(num_frames, wanted)
-    return _segment_draw(num_frames, wanted, rng)
-
-
-def released_interval(
-    num_frames: int, total_time: float, start: float, end: float
-) -> tuple[int, int]:
-    """Frames of a time interval as upstream counts them, at a constant rate over the file.
-
-    `data.decode.clips.open_clip` goes by timestamps instead, which differs by a frame or two.
-
-    Args:
-      num_frames: frames in the video, at least 1.
-      total_time: its length in seconds.
-      start: beginning of the interval in seconds.
-      end: its end in seconds.
-
-    Returns:
-      (first, count): `first + sample_indices(..., count, ...)` are the interval's frames. At least
-      one frame, all of them inside the video.
-
-    Raises:
-      ValueError: the interval is empty, or the video has no length.
-    """
-    _check(num_frames, 1)
-    if not (total_time > 0 and 0 <= start < end):
-        raise ValueError(
-            "expected an interval 0 <= start < end in a video of positive length, found"
-            f" {start} to {end} of {total_time} seconds"
-        )
-    fps = num_frames / total_time
-    first = min(int(fps * start), num_frames - 1)
-    return first, min(max(int(fps * (end - start)), 1), num_frames - first)
-
-
-def _segment_draw(num_frames: int, wanted: int, rng: np.random.Generator) -> np.ndarray:
-    """A random frame of each of `wanted` segments of num_frames // wanted; zeros if too short."""
     segment = num_frames // wanted
     if not segment:
         return np.zeros(wanted, np.int64)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from internvideo_jax.evaluation.classification import ClassificationEvaluator
 from internvideo_jax.evaluation.runner import Evaluator
@@ -161,11 +161,6 @@ class ClassifyStage(ModelStage):
         # Of mixed clips the label with the larger share counts.
         hits = output.logits.argmax(-1) == targets["label"].argmax(-1)
         return loss, ({"top1": 100 * jnp.mean(hits, dtype=jnp.float32)}, extra)
-
-    def logits(self, variables: Variables, video: Array) -> Float[Array, "B C"]:
-        """Logits of clips `[B, T, S, S, 3]` (uint8, or normalised floats), float32."""
-        output: Any = self.module.apply(variables, self.normalized(video))
-        return output.logits
 
     def evaluators(self) -> dict[str, Evaluator]:
         """Accuracy of probabilities averaged over the views of clips."""

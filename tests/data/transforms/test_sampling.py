@@ -9,7 +9,6 @@ from internvideo_jax.data.transforms.sampling import (
     dense_indices,
     dense_window_indices,
     pretraining_indices,
-    released_interval,
     sample_indices,
     sparse_bounds,
     tsn_frame_indices,
@@ -156,26 +155,6 @@ def test_short_videos_in_training():
     assert tsn_indices(5, 8, rng).tolist() == [0] * 8
     assert pretraining_indices(5, 8, rng).tolist() == [0] * 8
     assert tsn_frame_indices(5, 8, rng).tolist() == [0, 0, 0, 0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ((100, 4.0, 0.8, 3.6), (20, 70)),
-        ((100, 4.0, 3.99, 4.0), (99, 1)),
-        ((100, 4.0, 3.0, 9.0), (75, 25)),
-        ((100, 4.0, 9.0, 10.0), (99, 1)),
-        ((5, 0.2, 0.04, 0.18), (1, 3)),
-    ],
-)
-def test_intervals_stay_inside(arguments, expected):
-    assert released_interval(*arguments) == expected
-
-
-@pytest.mark.parametrize("times", [(0.0, 0.0, 1.0), (4.0, 2.0, 2.0), (4.0, -1.0, 2.0)])
-def test_impossible_intervals(times):
-    with pytest.raises(ValueError, match="expected an interval"):
-        released_interval(100, *times)
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,12 @@ def sparse(record: Mapping[str, Any], mode: str) -> Any:
 
 
 def interval(record: Mapping[str, Any], mode: str) -> Any:
-    times = (record[key] for key in ("total_time", "start_time", "end_time"))
-    first, count = sampling.released_interval(record["num_frames_in_video"], *times)
+    # Upstream goes by a constant rate; `frame_range` by timestamps, a frame or two apart.
+    num_frames = record["num_frames_in_video"]
+    total, start, end = (record[key] for key in ("total_time", "start_time", "end_time"))
+    fps = num_frames / total
+    first = min(int(fps * start), num_frames - 1)
+    count = min(max(int(fps * (end - start)), 1), num_frames - first)
     inner = {**record, "num_frames_in_video": count}
     return np.add(first, sparse(inner, mode))
 
