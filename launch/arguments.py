@@ -7,9 +7,15 @@ import inspect
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import (
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -17,12 +23,13 @@ from typing import TYPE_CHECKING
 
 from internvideo_jax.config import nearest_name
 from internvideo_jax.environment import is_debugging
+from internvideo_jax.parallel import aot
 
 if TYPE_CHECKING:
     import jax
     from ml_collections import ConfigDict
 
-Main = Callable[[Sequence[str] | None], int]
+Main = Callable[[Sequence[str]], int]
 
 
 class UsageError(Exception):
@@ -33,7 +40,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, which is cleaned up after like Ctrl-C."""
 
 
-def command(main: Main) -> Callable[..., int]:
+def command(main: Main) -> Main:
     """Decorates a command's `main(argv)`: expected errors become one line and exit code 2.
 
     Expected are UsageError, ValueError and OSError; everything else is a bug of ours and keeps its
@@ -42,7 +49,8 @@ def command(main: Main) -> Callable[..., int]:
     """
     name = Path(main.__code__.co_filename).stem
 
-    def outcome(argv: Sequence[str] | None) -> int:
+    @functools.wraps(main)
+    def run(argv: Sequence[str]) -> int:
         try:
             with _terminable(), _logging():
                 return main(argv)
@@ -60,12 +68,6 @@ def command(main: Main) -> Callable[..., int]:
                 raise
             print(f"internvideo-jax {name}: {_message(error)}", file=sys.stderr)
             return 2
-
-    @functools.wraps(main)
-    def run(argv: Sequence[str] | None = None) -> int:
-        # Once `outcome` has returned, no frame keeps open what the error interrupted.
-        code = outcome(argv)
-        return end_process(code) if argv is None else code
 
     return run
 
@@ -141,6 +143,42 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)
+
+
+def make_parser(name: str, description: str, epilog: str) -> ArgumentParser:
+    """The parser of the command `name`; its help shows the epilog as it is."""
+    return ArgumentParser(
+        prog=f"internvideo-jax {name}",
+        description=description,
+        epilog=epilog,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+
+
+def use_tpu_compiler(name: str, argv: Sequence[str]) -> int | None:
+    """Prepares this process for compiling without a TPU, or runs a command in one that is.
+
+    Args:
+      name: of the command.
+      argv: its arguments.
+
+    Returns:
+      The exit code where JAX, which reads the environment when it is imported, was there already
+      and the command has run in a new process; else None.
+
+    Raises:
+      UsageError: the compiler is not installed.
+    """
+    if aot.compiler_version() is None:
+        raise UsageError(
+            "expected the TPU compiler, found no package libtpu; install it with"
+            " `pip install libtpu` (Linux on x86-64; the extras `dev` and `tpu` contain it)"
+        )
+    if "jax" in sys.modules:
+        command = [sys.executable, "-m", "internvideo_jax.launch.main", name, *argv]
+        return subprocess.run(command, env=os.environ | aot.ENVIRONMENT).returncode
+    os.environ.update(aot.ENVIRONMENT)
+    return None
 
 
 def positive_int(text: str) -> int:

@@ -34,7 +34,7 @@ examples:
 
 
 @arguments.command
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs one benchmark; returns 0."""
     args = _parser().parse_args(argv)
     if args.json:
@@ -79,12 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="internvideo-jax benchmark",
-        description="Measures a part of this library and, in turns with it, a peer.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.make_parser("benchmark", SUMMARY, EPILOG)
     subjects = parser.add_subparsers(
         dest="subject", metavar="encoder|convert|decode", required=True
     )
@@ -136,7 +131,3 @@ def _expect_writable(path: Path) -> None:
 
 def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

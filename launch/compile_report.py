@@ -1,9 +1,5 @@
 """`internvideo-jax compile_report`: compiles for a TPU slice on a machine without one."""
 
-import argparse
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 
 from internvideo_jax.files import write_json
@@ -13,27 +9,26 @@ from internvideo_jax.parallel import aot
 
 SUMMARY = "compile a model or a training step for a TPU slice without one: memory, collectives"
 
+EPILOG = """\
+Compiles for a TPU slice: of the config of a run the training step, frozen teachers included; of the
+config of a model its forward pass and its loss with gradients. Needs no TPU, only its compiler
+(libtpu, on Linux). Prints memory per device, collectives and analytic FLOPs; says nothing about
+speed. Exit code 3: it does not fit.
+
+examples:
+  internvideo-jax compile_report --config=configs/encoder.py:1b --topology=v5e:4x4
+  internvideo-jax compile_report --config=configs/encoder.py:6b,student --topology=v5e:16x16 \\
+      --config.mesh.fsdp=16 --config.batch_per_device=4 --json=6b.json
+  internvideo-jax compile_report --config=configs/stage1/pretrain.py:1b --topology=v5e:16x16
+"""
+
 EXIT_DOES_NOT_FIT = 3
 
 
 @arguments.command
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Prints the report; returns 0, or 3 if a program does not fit into the chips' memory."""
-    parser = argparse.ArgumentParser(
-        prog="internvideo-jax compile_report",
-        description="Compiles for a TPU slice: of the config of a run the training step, frozen"
-        " teachers included; of the config of a model its forward pass and its loss with gradients."
-        " Needs no TPU, only its compiler (libtpu, on Linux). Prints memory per device, collectives"
-        " and analytic FLOPs; says nothing about speed. Exit code 3: it does not fit.",
-        epilog="examples:\n"
-        "  internvideo-jax compile_report --config=configs/encoder.py:1b --topology=v5e:4x4\n"
-        "  internvideo-jax compile_report --config=configs/encoder.py:6b,student"
-        " --topology=v5e:16x16 \\\n"
-        "      --config.mesh.fsdp=16 --config.batch_per_device=4 --json=6b.json\n"
-        "  internvideo-jax compile_report --config=configs/stage1/pretrain.py:1b"
-        " --topology=v5e:16x16",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.make_parser("compile_report", SUMMARY, EPILOG)
     arguments.add_config_argument(parser)
     parser.add_argument(
         "--topology",
@@ -43,18 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         + ", ".join(aot.EXAMPLE_TOPOLOGIES),
     )
     parser.add_argument("--json", metavar="FILE", help="also write the report to this file")
-    given = list(sys.argv[1:] if argv is None else argv)
-    args, leftover = parser.parse_known_args(given)
-    if aot.compiler_version() is None:
-        raise arguments.UsageError(
-            "expected the TPU compiler, found no package libtpu; install it with"
-            " `pip install libtpu` (Linux on x86-64; the extras `dev` and `tpu` contain it)"
-        )
-    if "jax" in sys.modules:
-        # JAX reads the environment when it is imported.
-        command = [sys.executable, "-m", "internvideo_jax.launch.compile_report", *given]
-        return subprocess.run(command, env=os.environ | aot.ENVIRONMENT).returncode
-    os.environ.update(aot.ENVIRONMENT)
+    args, leftover = parser.parse_known_args(argv)
+    code = arguments.use_tpu_compiler("compile_report", argv)
+    if code is not None:
+        return code
 
     # Imports JAX.
     from internvideo_jax.launch.compilation.reports import compile_report
@@ -64,7 +51,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         write_json(args.json, report)
     return 0 if all(p["fits"] for p in report["programs"].values()) else EXIT_DOES_NOT_FIT
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

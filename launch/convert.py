@@ -11,7 +11,6 @@ from internvideo_jax.launch import arguments
 
 if TYPE_CHECKING:
     from internvideo_jax.convert.engine.conversion import Progress
-    from internvideo_jax.convert.files.checksums import Checksums
 
 SUMMARY = "convert PyTorch checkpoints to models of this project, and back"
 
@@ -41,12 +40,7 @@ _USED = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="internvideo-jax convert",
-        description=SUMMARY,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.make_parser("convert", SUMMARY, EPILOG)
     parser.add_argument("source", nargs="*", metavar="SOURCE", help="checkpoint to convert")
     parser.add_argument("--output", type=Path, help="folder (with --to_pytorch: file) to make")
     parser.add_argument(
@@ -122,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 @arguments.command
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
@@ -180,36 +174,34 @@ def _convert(args: argparse.Namespace) -> int:
         for path in map(Path, args.source if args.sha256 else ()):
             if path.is_file():
                 checksums.start(path)
-        return _convert_with(args, checksums if args.sha256 else None)
 
+        from internvideo_jax.convert.engine.conversion import Request, prepare, write
 
-def _convert_with(args: argparse.Namespace, checksums: "Checksums | None") -> int:
-    from internvideo_jax.convert.engine.conversion import Request, prepare, write
-
-    changes = {
-        "num_frames": args.frames,
-        "image_size": args.image_size,
-        "tubelet_size": args.tubelet_size,
-        "num_classes": args.num_classes,
-    }
-    request = Request(
-        release=args.model,
-        architecture=args.architecture,
-        options=dict(_parse_option(text) for text in args.option),
-        changes={name: value for name, value in changes.items() if value is not None},
-        inflation=args.inflation,
-        new_head=args.new_head,
-        to_int8=args.int8,
-        key=args.key,
-        tokenizer=args.tokenizer,
-    )
-    prepared = prepare(args.source, request)
-    print("\n".join(prepared.summary()), flush=True)
-    with _progress("converting", prepared.nbytes) as progress:
-        metadata = write(prepared, args.output, progress, checksums)
+        changes = {
+            "num_frames": args.frames,
+            "image_size": args.image_size,
+            "tubelet_size": args.tubelet_size,
+            "num_classes": args.num_classes,
+        }
+        request = Request(
+            release=args.model,
+            architecture=args.architecture,
+            options=dict(_parse_option(text) for text in args.option),
+            changes={name: value for name, value in changes.items() if value is not None},
+            inflation=args.inflation,
+            new_head=args.new_head,
+            to_int8=args.int8,
+            key=args.key,
+            tokenizer=args.tokenizer,
+        )
+        prepared = prepare(args.source, request)
+        print("\n".join(prepared.summary()), flush=True)
+        with _progress("converting", prepared.nbytes) as progress:
+            sums = checksums if args.sha256 else None
+            metadata = write(prepared, args.output, progress, sums)
     report = metadata["conversion"]
     print(f"wrote {args.output} in {report['seconds_writing']:.1f} s")
-    if checksums is not None:
+    if args.sha256:
         for file in metadata["source"]["files"]:
             print(f"sha256 {file['sha256']}  {file['name']}")
     return 0
@@ -257,7 +249,3 @@ def _progress(title: str, nbytes: int) -> "Iterator[Progress]":
         total=nbytes, desc=title, unit="B", unit_scale=True, disable=None, leave=False
     ) as bar:
         yield bar.update
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,6 +1,5 @@
 """`internvideo-jax demo`: a PyTorch checkpoint, video files and training in miniature."""
 
-import argparse
 import itertools
 import shlex
 import shutil
@@ -58,14 +57,9 @@ def _scenes(fast: bool) -> "dict[str, Scene]":
 
 
 @arguments.command
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs the demo; returns 1 if stage 1 has not learnt what it must."""
-    parser = argparse.ArgumentParser(
-        prog="internvideo-jax demo",
-        description=SUMMARY,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.make_parser("demo", SUMMARY, EPILOG)
     parser.add_argument(
         "--output",
         type=Path,
@@ -203,7 +197,3 @@ def _draw_attention(model_dir: Path, videos: Sequence[Path], picture: Path) -> l
             }
         )
     return rows
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

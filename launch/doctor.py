@@ -1,6 +1,5 @@
 """`internvideo-jax doctor`: what is installed, what works, and how to get the rest."""
 
-import argparse
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -20,6 +19,15 @@ from internvideo_jax.launch.doctor_probes import Check
 
 SUMMARY = "print versions, devices, dtypes and optional parts, and what is missing"
 
+EPILOG = """\
+Exit code 1 means that something required is missing or broken.
+
+examples:
+  internvideo-jax doctor
+  internvideo-jax doctor --json=report.json
+  JAX_PLATFORMS=cpu internvideo-jax doctor      leave the TPU or GPU alone
+"""
+
 # What only some commands need: module -> extra and purpose.
 OPTIONAL = {
     "tensorflow": ("tf", "data sets that TFDS reads through TensorFlow"),
@@ -30,18 +38,9 @@ OPTIONAL = {
 
 
 @arguments.command
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Prints the report; returns 0 when everything required works, else 1."""
-    parser = argparse.ArgumentParser(
-        prog="internvideo-jax doctor",
-        description="Prints versions, devices, dtypes and optional parts. Exit code 1 means that"
-        " something required is missing or broken.",
-        epilog="examples:\n"
-        "  internvideo-jax doctor\n"
-        "  internvideo-jax doctor --json=report.json\n"
-        "  JAX_PLATFORMS=cpu internvideo-jax doctor      leave the TPU or GPU alone",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.make_parser("doctor", SUMMARY, EPILOG)
     parser.add_argument("--json", metavar="FILE", help="also write the report to this file")
     args = parser.parse_args(argv)
 
@@ -121,7 +120,3 @@ def file_checks() -> Iterator[Check]:
         yield Check("files", "INTERNVIDEO_HOME", "bad", found, advice)
     else:
         yield Check("files", "INTERNVIDEO_HOME", "ok", f"{home}, {free:.0f} GiB free")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

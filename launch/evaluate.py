@@ -61,7 +61,7 @@ _CLIP_OPTIONS = (
 
 
 @arguments.command
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code: 1 if clips failed, unless they may."""
     parser = _parser()
     args, overrides = parser.parse_known_args(argv)
@@ -233,12 +233,7 @@ def _print_failures(clips: "Clips | RecordSource", errors: Mapping[int, str]) ->
 def _parser() -> argparse.ArgumentParser:
     from internvideo_jax.data.transforms.sampling import Sampling
 
-    parser = argparse.ArgumentParser(
-        prog="internvideo-jax evaluate",
-        description=SUMMARY,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.make_parser("evaluate", SUMMARY, EPILOG)
     default = "(default: %(default)s)"
     parser.add_argument(
         "--model", type=Path, required=True, metavar="MODEL_DIR", help="a saved classifier"
@@ -294,7 +289,3 @@ def class_names(path: Path | None, num_classes: int) -> list[str]:
             f"{path}: expected names of the model's {num_classes} classes, found {len(names)}"
         )
     return names
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from internvideo_jax.data.decode.paths import VIDEO_EXTENSIONS
 from internvideo_jax.files import write_json
@@ -22,9 +22,6 @@ from internvideo_jax.launch.feature_files import (
     output_names,
     write_features,
 )
-
-if TYPE_CHECKING:
-    pass
 
 SUMMARY = "compute features of video files with a converted model"
 
@@ -49,7 +46,7 @@ In Python: internvideo_jax.evaluation.features.extract_features.
 
 
 @arguments.command
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code: 1 if any file failed."""
     args = _parser().parse_args(argv)
     videos = find_videos(args.videos)
@@ -127,12 +124,7 @@ def _output_dir(output: Path, resume: bool) -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="internvideo-jax extract",
-        description=SUMMARY,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.make_parser("extract", SUMMARY, EPILOG)
     parser.add_argument(
         "videos", nargs="+", metavar="FILE|DIR", help="video files, or folders to search for them"
     )
@@ -203,7 +195,3 @@ def _identity(model: str) -> tuple[str, str]:
     description = json.dumps(saved_model.read_description(model), sort_keys=True)
     digest = hashlib.sha256(description.encode()).hexdigest()[:16]
     return os.path.basename(os.path.abspath(model)), digest
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"no command {args.command!r}{nearest_name(args.command, known)}"
             f" (commands: {', '.join(known)})"
         )
+    # Once it has returned, no frame keeps open what an error interrupted.
     code = int(_module(args.command).main(args.arguments))
     return arguments.end_process(code) if argv is None else code
 

@@ -43,7 +43,7 @@ In Python: internvideo_jax.data.annotations.lists.check_annotations and .clip_ch
 
 
 @arguments.command
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code: 1 if anything is wrong."""
     args = _parser().parse_args(argv)
     started = time.perf_counter()
@@ -238,7 +238,3 @@ def _annotation_report(path: str, found: Annotations) -> dict[str, Any]:
         # The first MAX_KEPT_PROBLEMS of them.
         "problems": [problem._asdict() for problem in problems],
     }
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -38,7 +38,7 @@ DEFAULT_SHARD_MB = 1000
 
 
 @arguments.command
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs the command; returns 0."""
     parser = _parser()
     args = parser.parse_args(argv)
@@ -87,12 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="internvideo-jax shard",
-        description=SUMMARY,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.make_parser("shard", SUMMARY, EPILOG)
     parser.add_argument("annotations", nargs="?", metavar="ANNOTATIONS", help="annotation file")
     parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder")
     parser.add_argument(
@@ -139,7 +134,3 @@ def _size(record: "ClipRecord") -> int:
 def _summary(index: "ShardIndex") -> str:
     size = sum(shard.bytes for shard in index.shards) / 1e6
     return f"{index.num_records} clips, {size:.1f} MB, {len(index.shards)} shards"
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

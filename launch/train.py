@@ -1,11 +1,7 @@
 """`internvideo-jax train`: trains a stage from a config, or says what that would take."""
 
-import argparse
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +26,7 @@ EPILOG = """\
 WORKDIR gets checkpoints/, metrics.jsonl, tensorboard/ and loss.png, and at the end model/, which
 all other commands take (with averaged weights also model_ema/). Started again with the same config,
 a run goes on from its newest checkpoint. Exit code 42: stopped by SIGTERM after a checkpoint.
+What a config holds: docs/training.md.
 
 examples:
   internvideo-jax train --config=configs/stage1/finetune.py:b14,k400 --workdir=runs/k400 \\
@@ -60,14 +57,9 @@ class Run:
 
 
 @arguments.command
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs the command; returns 0, or 42 if it was stopped after a checkpoint."""
-    parser = argparse.ArgumentParser(
-        prog="internvideo-jax train",
-        description="Trains a model as a config says. What a config holds: docs/training.md.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.make_parser("train", SUMMARY, EPILOG)
     arguments.add_config_argument(parser)
     parser.add_argument("--workdir", help="folder of the run; made if need be")
     parser.add_argument(
@@ -81,26 +73,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="dry run for a TPU slice instead of this machine's devices, for example"
         f" {', '.join(aot.EXAMPLE_TOPOLOGIES[:3])}",
     )
-    given = list(sys.argv[1:] if argv is None else argv)
-    args, leftover = parser.parse_known_args(given)
+    args, leftover = parser.parse_known_args(argv)
     if args.topology and not args.dry_run:
         raise arguments.UsageError("--topology describes absent devices: add --dry_run")
     if not args.dry_run and args.workdir is None:
         raise arguments.UsageError("expected --workdir=DIR for the run's files, or --dry_run")
-    if args.topology and aot.compiler_version() is None:
-        raise arguments.UsageError(
-            "expected the TPU compiler, which knows the topologies, found no package libtpu;"
-            " install it with `pip install libtpu` (Linux on x86-64)"
-        )
-    if args.topology and "jax" in sys.modules:
-        # JAX reads the environment when it is imported.
-        command = [sys.executable, "-m", "internvideo_jax.launch.train", *given]
-        return subprocess.run(command, env=os.environ | aot.ENVIRONMENT).returncode
     if args.topology:
-        os.environ.update(aot.ENVIRONMENT)
+        code = arguments.use_tpu_compiler("train", argv)
+        if code is not None:
+            return code
 
-    config = arguments.parse_config(args, leftover)
-    run = parse_run(config)
+    run = parse_run(arguments.parse_config(args, leftover))
     if args.dry_run:
         print(dry_run(run, args.topology))
         return 0
@@ -266,7 +249,3 @@ def _evaluations(run: Run) -> "dict[str, Evaluation]":
 
 def _has_clips(data: "DataConfig") -> bool:
     return any((data.annotations, data.shards, data.tfds, data.mixture))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -21,14 +21,9 @@ float32 at the highest matmul precision. Exit code 1: an output differs by more 
 
 
 @arguments.command
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="internvideo-jax verify",
-        description=SUMMARY,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments.make_parser("verify", SUMMARY, EPILOG)
     parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="a converted model")
     parser.add_argument("--reference", type=Path, required=True, metavar="FILE.safetensors")
     parser.add_argument(
@@ -86,7 +81,3 @@ def _tolerance(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number of at least 0, found {text}")
     return value
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ import numpy as np
 from internvideo_jax.convert.engine.plan import export_plan
 from internvideo_jax.convert.files.safetensors_file import SafetensorsWriter
 from internvideo_jax.launch.arguments import UsageError
-from internvideo_jax.launch.benchmarks.processes import Say, interleave, run_command
+from internvideo_jax.launch.benchmarks.processes import Say, interleave, run_command, timed
 from internvideo_jax.launch.benchmarks.report import Row, Sample
-
-PEER = "copying the file"
 
 
 def benchmark_convert(name: str, config: Any, *, workdir: Path, repeats: int, say: Say) -> Row:
@@ -59,20 +56,13 @@ def benchmark_convert(name: str, config: Any, *, workdir: Path, repeats: int, sa
 
         def copy() -> Sample:
             _settle(source, 3 * size)
-            cpu, start = time.process_time(), time.perf_counter()
-            shutil.copyfile(source, copied)
-            seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+            seconds, cpu_seconds = timed(lambda: shutil.copyfile(source, copied))
             copied.unlink()
-            return Sample(seconds, cpu, peak_rss_gb=None)
+            return Sample(seconds, cpu_seconds, peak_rss_gb=None)
 
-        samples = interleave(name, {"convert": convert, PEER: copy}, repeats, say)
-    return Row(
-        name,
-        samples["convert"],
-        peer=PEER,
-        peer_samples=samples[PEER],
-        details={"checkpoint": "safetensors, float32", "checkpoint_gb": size / 1e9},
-    )
+        runs = {"convert": convert, "copying the file": copy}
+        details = {"checkpoint": "safetensors, float32", "checkpoint_gb": size / 1e9}
+        return interleave(name, runs, repeats, say, details)
 
 
 def checkpoint_shapes(config: Any) -> dict[str, tuple[int, ...]]:

@@ -1,18 +1,13 @@
 """Sampling 8 frames of every clip of a folder beside a plain decord loop."""
 
-import importlib.util
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from internvideo_jax.launch.arguments import UsageError
-from internvideo_jax.launch.benchmarks.processes import Say, Worker, interleave
+from internvideo_jax.launch.benchmarks.processes import Say, Worker, interleave, sides
 from internvideo_jax.launch.benchmarks.report import Row
 from internvideo_jax.launch.extract import find_videos
-
-PEER = "decord"
-MISSING_PEER = "decord is not installed: pip install decord for the comparison"
 
 NUM_SYNTHETIC = 8
 
@@ -32,10 +27,6 @@ def benchmark_decode(name: str, *, clips: Path | None, repeats: int, say: Say) -
       UsageError: a folder without videos.
       ChildProcessError: a side cannot read a clip.
     """
-    has_peer = importlib.util.find_spec("decord") is not None
-    if not has_peer:
-        say(MISSING_PEER)
-    sides = ["internvideo_jax", *([PEER] if has_peer else [])]
     with ExitStack() as stack:
         if clips is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="internvideo-decode-"))
@@ -45,22 +36,16 @@ def benchmark_decode(name: str, *, clips: Path | None, repeats: int, say: Say) -
             raise UsageError(f"--clips={clips}: expected a folder of videos, found none")
         files = find_videos([str(clips)])
         workers = {
-            side: stack.enter_context(Worker("decode_worker", side, *files)) for side in sides
+            side: stack.enter_context(Worker("decode_worker", side, *files))
+            for side in sides("decord", "decord", "pip install decord", say)
         }
-        digests = [worker.wait_until_ready()["digests"] for worker in workers.values()]
+        digests = [worker.answer()["digests"] for worker in workers.values()]
         runs = {side: worker.measure for side, worker in workers.items()}
-        samples = interleave(name, runs, repeats, say)
-    details: dict[str, Any] = {"clips": len(files), "threads": 1}
-    row = Row(
-        name,
-        samples["internvideo_jax"],
-        peer=PEER if has_peer else "",
-        peer_samples=samples.get(PEER, ()),
-        details=details,
-    )
+        row = interleave(name, runs, repeats, say, {"clips": len(files), "threads": 1})
+    details = row.details
     details["clips_per_second"] = len(files) / row.value
     speeds = [f"{details['clips_per_second']:.1f}"]
-    if has_peer:
+    if row.peer:
         details["peer_clips_per_second"] = len(files) / row.peer_value
         # Where a file's timestamps leave room for opinions, the frames may be others.
         same = sum(ours == theirs for ours, theirs in zip(*digests, strict=True))

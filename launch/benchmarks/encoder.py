@@ -1,6 +1,5 @@
 """The video encoder's forward beside the same model in PyTorch."""
 
-import importlib.util
 import json
 import tempfile
 from contextlib import ExitStack
@@ -12,13 +11,10 @@ from flax import traverse_util
 
 from internvideo_jax import config as configs
 from internvideo_jax.environment import usable_cpus
-from internvideo_jax.launch.benchmarks.processes import Say, Worker, interleave
+from internvideo_jax.launch.benchmarks.processes import Say, Worker, interleave, sides
 from internvideo_jax.launch.benchmarks.report import Row
 from internvideo_jax.models import abstract_variables
 from internvideo_jax.models.video_vit import VideoViT, VideoViTConfig
-
-PEER = "PyTorch"
-MISSING_PEER = "PyTorch is not installed: pip install 'internvideo-jax[torch]' for the comparison"
 
 Outputs = dict[str, np.ndarray]
 
@@ -47,31 +43,21 @@ def benchmark_encoder(
             f"expected at most {usable_cpus()} threads, one for each CPU, found {threads};"
             " lower --threads"
         )
-    has_peer = importlib.util.find_spec("torch") is not None
-    if not has_peer:
-        say(MISSING_PEER)
-    sides = ["internvideo_jax", *([PEER] if has_peer else [])]
+    names = sides("PyTorch", "torch", "pip install 'internvideo-jax[torch]'", say)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="internvideo-benchmark-"))
         write_job(Path(folder), config, batch_size, threads)
         workers = {}
-        for side in sides:
+        for side in names:
             workers[side] = stack.enter_context(Worker("encoder_worker", side, folder))
-            facts = workers[side].wait_until_ready()
+            facts = workers[side].answer()
             say(f"{name}: {side} is ready after {facts['preparation_seconds']:.3g} s")
         details: dict[str, Any] = {"batch_size": batch_size, "threads": threads, "dtype": "float32"}
-        if has_peer:
-            outputs = [read_outputs(Path(folder), side) for side in sides]
-            details["difference_from_peer"] = difference(*outputs)
+        ours, *theirs = (read_outputs(Path(folder), side) for side in names)
+        if theirs:
+            details["difference_from_peer"] = difference(ours, *theirs)
         runs = {side: worker.measure for side, worker in workers.items()}
-        samples = interleave(name, runs, repeats, say)
-    return Row(
-        name,
-        samples["internvideo_jax"],
-        peer=PEER if has_peer else "",
-        peer_samples=samples.get(PEER, ()),
-        details=details,
-    )
+        return interleave(name, runs, repeats, say, details)
 
 
 def write_job(folder: Path, config: VideoViTConfig, batch_size: int, threads: int) -> None:

@@ -1,6 +1,8 @@
 """Runs in processes of their own, so that peak memory is theirs, and in turns."""
 
 import contextlib
+import dataclasses
+import importlib.util
 import json
 import os
 import resource
@@ -9,11 +11,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import internvideo_jax
-from internvideo_jax.launch.benchmarks.report import Sample
+from internvideo_jax.launch.benchmarks.report import Row, Sample
 
 PACKAGE = "internvideo_jax.launch.benchmarks"
 
@@ -21,16 +22,38 @@ Say = Callable[[str], object]
 
 
 def interleave(
-    name: str, runs: Mapping[str, Callable[[], Sample]], repeats: int, say: Say
-) -> dict[str, tuple[Sample, ...]]:
-    """Calls every run in turn, `repeats` times over: none overlap, and all meet the same load."""
+    name: str,
+    runs: Mapping[str, Callable[[], Sample]],
+    repeats: int,
+    say: Say,
+    details: dict[str, Any],
+) -> Row:
+    """Calls every run in turn, `repeats` times over: none overlap, and all meet the same load.
+
+    Args:
+      name: of the row.
+      runs: ours, and after it that of the peer, under the peer's name, where there is one.
+      repeats: how often.
+      say: called with a line of progress.
+      details: of the row.
+    """
     samples: dict[str, list[Sample]] = {side: [] for side in runs}
     for i in range(repeats):
         for side, run in runs.items():
             samples[side].append(run())
         times = ", ".join(f"{side} {done[-1].seconds:.3g} s" for side, done in samples.items())
         say(f"{name}: run {i + 1} of {repeats}: {times}")
-    return {side: tuple(done) for side, done in samples.items()}
+    ours, *theirs = map(tuple, samples.values())
+    _, *peers = samples
+    return Row(name, ours, "".join(peers), *theirs, details=details)
+
+
+def timed(run: Callable[[], object]) -> tuple[float, float]:
+    """Seconds that a run takes by the clock, and of all threads."""
+    cpu, start = time.process_time(), time.perf_counter()
+    run()
+    seconds = time.perf_counter() - start
+    return seconds, time.process_time() - cpu
 
 
 class Worker:
@@ -49,38 +72,30 @@ class Worker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None:
+    def __exit__(self, *error: object) -> None:
+        if any(error):
             self._process.kill()
         # Closes its standard input, which ends `serve`.
         self._process.communicate()
-
-    def wait_until_ready(self) -> dict[str, Any]:
-        """What the worker's preparation returned.
-
-        Raises:
-          ChildProcessError: the worker has died; its own message is on the standard error.
-        """
-        return self._answer()
 
     def measure(self) -> Sample:
         """One timed run.
 
         Raises:
-          ChildProcessError: as `wait_until_ready`.
+          ChildProcessError: as `answer`.
         """
         assert self._process.stdin is not None
         # A worker that has died is noticed, and explained, when it does not answer.
         with contextlib.suppress(BrokenPipeError):
             print("run", file=self._process.stdin, flush=True)
-        return Sample(**self._answer())
+        return Sample(**self.answer())
 
-    def _answer(self) -> dict[str, Any]:
+    def answer(self) -> dict[str, Any]:
+        """What the worker has to say next: of its preparation, then of each run.
+
+        Raises:
+          ChildProcessError: the worker has died; its own message is on the standard error.
+        """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -96,7 +111,7 @@ def serve(prepare: Callable[[], tuple[Callable[[], object], dict[str, Any]]]) ->
     """The worker's side: prepares, then times one run for each line on the standard input.
 
     Args:
-      prepare: returns what to run, already warm, and what `Worker.wait_until_ready` returns.
+      prepare: returns what to run, already warm, and what the first `Worker.answer` is.
     """
     # The pipe is for answers alone: what libraries print goes to the standard error.
     answers = os.fdopen(os.dup(1), "w")
@@ -104,11 +119,16 @@ def serve(prepare: Callable[[], tuple[Callable[[], object], dict[str, Any]]]) ->
     run, facts = prepare()
     print(json.dumps(facts), file=answers, flush=True)
     for _ in sys.stdin:
-        cpu, start = time.process_time(), time.perf_counter()
-        run()
-        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-        answer = {"seconds": seconds, "cpu_seconds": cpu, "peak_rss_gb": _own_peak_rss_gb()}
-        print(json.dumps(answer), file=answers, flush=True)
+        sample = Sample(*timed(run), _own_peak_rss_gb())
+        print(json.dumps(dataclasses.asdict(sample)), file=answers, flush=True)
+
+
+def sides(peer: str, module: str, advice: str, say: Say) -> list[str]:
+    """Names of the sides: this library, and the peer if its module is installed."""
+    if importlib.util.find_spec(module) is not None:
+        return ["internvideo_jax", peer]
+    say(f"{peer} is not installed: {advice} for the comparison")
+    return ["internvideo_jax"]
 
 
 def limit_threads(count: int) -> None:

@@ -67,23 +67,10 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """The row with its medians; what concerns a peer is absent where there is none."""
-        row: dict[str, Any] = {
-            "name": self.name,
-            "value": self.value,
-            "unit": "s",
-            "peak_rss_gb": _peak(self.samples),
-            "cpu_seconds": median(sample.cpu_seconds for sample in self.samples),
-            "seconds": [sample.seconds for sample in self.samples],
-        }
+        row: dict[str, Any] = {"name": self.name, "unit": "s"} | _figures("", self.samples)
         if self.peer:
-            row |= {
-                "peer": self.peer,
-                "peer_value": self.peer_value,
-                "ratio": self.ratio,
-                "peer_peak_rss_gb": _peak(self.peer_samples),
-                "peer_cpu_seconds": median(sample.cpu_seconds for sample in self.peer_samples),
-                "peer_seconds": [sample.seconds for sample in self.peer_samples],
-            }
+            row |= {"peer": self.peer, "ratio": self.ratio}
+            row |= _figures("peer_", self.peer_samples)
         return row | self.details
 
 
@@ -134,6 +121,15 @@ def machine_line(facts: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     memory = f", {facts['memory_gb']:.0f} GB" if facts["memory_gb"] else ""
     return f"{cpu}, {facts['cpus']} CPUs{memory}; {facts['system']}; {versions}"
+
+
+def _figures(prefix: str, samples: Sequence[Sample]) -> dict[str, Any]:
+    return {
+        f"{prefix}value": median(sample.seconds for sample in samples),
+        f"{prefix}peak_rss_gb": _peak(samples),
+        f"{prefix}cpu_seconds": median(sample.cpu_seconds for sample in samples),
+        f"{prefix}seconds": [sample.seconds for sample in samples],
+    }
 
 
 def _peak(samples: Sequence[Sample]) -> float | None:

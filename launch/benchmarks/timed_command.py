@@ -4,6 +4,7 @@ A small process of its own, because on Linux a program's `ru_maxrss` begins with
 process that started it.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 
 from internvideo_jax.launch.benchmarks.processes import rss_gb
+from internvideo_jax.launch.benchmarks.report import Sample
 
 
 def main() -> int:
@@ -24,12 +26,8 @@ def main() -> int:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         return 1
-    sample = {
-        "seconds": seconds,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_rss_gb": rss_gb(usage),
-    }
-    print(json.dumps(sample))
+    sample = Sample(seconds, usage.ru_utime + usage.ru_stime, rss_gb(usage))
+    print(json.dumps(dataclasses.asdict(sample)))
     return 0
 
 

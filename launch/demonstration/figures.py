@@ -1,6 +1,5 @@
 """The pictures of the demo's report."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,21 +17,6 @@ _TERMS = {
     "clip_final": "image teacher's pooled feature",
     "mae": "video teacher's tokens",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class LossCurve:
-    """A run's losses.
-
-    Attributes:
-      title: name of the run.
-      lines: of its metrics file.
-      terms: the loss of a constant predictor by name of the metric to draw.
-    """
-
-    title: str
-    lines: Sequence[Mapping[str, Any]]
-    terms: Mapping[str, float]
 
 
 def world_figure(clips: Sequence[tuple[str, np.ndarray]]) -> "Figure":
@@ -83,20 +67,28 @@ def mask_figure(clips: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> "
     return figure
 
 
-def loss_figure(curves: Sequence[LossCurve]) -> "Figure":
-    """Curves side by side, each with what a constant predictor reaches."""
+def loss_figure(
+    runs: Sequence[tuple[str, Sequence[Mapping[str, Any]], Mapping[str, float]]],
+) -> "Figure":
+    """Losses of runs side by side, each with what a constant predictor reaches.
+
+    Args:
+      runs: of each the name, the lines of its metrics file, and the loss of a constant predictor by
+        name of the metric to draw.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(curves), 4.2), layout="constrained")
-    for ax, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
-        for number, (name, constant) in enumerate(curve.terms.items()):
-            lines = [line for line in curve.lines if line.get(name) is not None]
+    figure = Figure(figsize=(4.2 * len(runs), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(runs), squeeze=False)[0]
+    for ax, (title, lines, constants) in zip(axes, runs, strict=True):
+        for number, (name, constant) in enumerate(constants.items()):
+            logged = [line for line in lines if line.get(name) is not None]
             color = f"C{number}"
-            steps, values = ([line[key] for line in lines] for key in ("step", name))
+            steps, values = ([line[key] for line in logged] for key in ("step", name))
             ax.plot(steps, values, color=color, label=_TERMS.get(name, name))
             ax.axhline(constant, color=color, linestyle="--", linewidth=1)
         ax.plot([], [], color="black", linestyle="--", linewidth=1, label="constant predictor")
-        ax.set(title=curve.title, xlabel="step", ylim=(0, None))
+        ax.set(title=title, xlabel="step", ylim=(0, None))
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     return figure

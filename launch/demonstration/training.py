@@ -20,21 +20,10 @@ from internvideo_jax.files import write_json
 from internvideo_jax.launch.demonstration import features, runs
 from internvideo_jax.launch.demonstration.baseline import constant_losses
 from internvideo_jax.launch.demonstration.clips import Clips, cache_dir, read_clips
-from internvideo_jax.launch.demonstration.figures import (
-    LossCurve,
-    loss_figure,
-    mask_figure,
-    world_figure,
-)
+from internvideo_jax.launch.demonstration.figures import loss_figure, mask_figure, world_figure
 from internvideo_jax.launch.demonstration.meter import Meter, matmul_gflops
 from internvideo_jax.launch.demonstration.probe import draw_labels, probe
-from internvideo_jax.launch.demonstration.report import (
-    ProbeRow,
-    Report,
-    Run,
-    as_html,
-    as_json,
-)
+from internvideo_jax.launch.demonstration.report import ProbeRow, Report, Run, as_html, as_json
 from internvideo_jax.launch.demonstration.runs import TrainedModel
 from internvideo_jax.launch.train import Run as Recipe
 from internvideo_jax.training.masking import attention_guided_kept, kept_to_mask
@@ -215,7 +204,7 @@ def _draw_losses(trained: Sequence[TrainedModel], results: Sequence[Run]) -> "Fi
     for model, result in zip(trained, results, strict=True):
         # Of several terms the sum would only flatten the rest.
         terms = {n: x for n, x in result.constants.items() if n != "loss"} or result.constants
-        curves.append(LossCurve(model.name, model.metrics(), terms))
+        curves.append((model.name, model.metrics(), terms))
     return loss_figure(curves)
 
 

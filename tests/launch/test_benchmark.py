@@ -70,15 +70,16 @@ def test_sides_take_turns():
         for side in ("ours", "theirs")
     }
     said = []
-    found = processes.interleave("name", runs, 2, said.append)
+    row = processes.interleave("name", runs, 2, said.append, {})
     assert order == ["ours", "theirs", "ours", "theirs"]
-    assert [sample.seconds for sample in found["theirs"]] == [2, 4]
+    assert row.peer == "theirs"
+    assert [sample.seconds for sample in row.peer_samples] == [2, 4]
     assert said[-1] == "name: run 2 of 2: ours 3 s, theirs 4 s"
 
 
 def test_the_encoder_without_torch_is_our_half_and_advice(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(video_vit, "internvideo2_b14", lambda: TINY)
-    monkeypatch.setattr(encoder.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
     code, row = run_benchmark(tmp_path, "encoder", "--repeats=2", "--threads=1")
     assert code == 0
     assert row["name"] == "encoder_forward/b14"
@@ -123,7 +124,7 @@ def test_a_dead_worker_is_reported(tmp_path):
         with pytest.raises(
             ChildProcessError, match="worker `encoder_worker internvideo_jax` ended"
         ):
-            worker.wait_until_ready()
+            worker.answer()
         with pytest.raises(ChildProcessError, match="exit code 1"):
             worker.measure()
 
@@ -202,7 +203,7 @@ def test_decoding_beside_decord(tmp_path, clips, monkeypatch, capsys, change, eq
 
 
 def test_decoding_without_decord_is_our_half_and_advice(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(decode.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(decode, "NUM_SYNTHETIC", 2)
     code, row = run_benchmark(tmp_path, "decode", "--repeats=1")
     assert code == 0

@@ -24,7 +24,7 @@ TINY = [
 def run(*arguments):
     """The command in a process of its own, as from a shell."""
     return subprocess.run(
-        [sys.executable, "-m", "internvideo_jax.launch.compile_report", *arguments],
+        [sys.executable, "-m", "internvideo_jax.launch.main", "compile_report", *arguments],
         cwd=Path(__file__).parents[2],
         env=os.environ,
         capture_output=True,

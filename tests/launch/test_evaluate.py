@@ -3,50 +3,16 @@
 import csv
 import json
 
-import jax
 import numpy as np
 import pytest
 
-from internvideo_jax import saved_model
 from internvideo_jax.data.synthetic import scenes as synthetic
 from internvideo_jax.launch import evaluate
-from internvideo_jax.models import (
-    VideoClassifier,
-    VideoClassifierConfig,
-    VideoViT,
-    VideoViTConfig,
-    abstract_variables,
-)
-from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
-
-ENCODER = VideoViTConfig(
-    width=16,
-    depth=1,
-    num_heads=2,
-    mlp_dim=16,
-    patch_size=16,
-    image_size=32,
-    num_frames=4,
-    pooled_dim=8,
-    pooler_heads=2,
-)
-
-
-def save_model(path, architecture, module, config):
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_variables(module)
-    )
-    preprocessing = Preprocessing(VideoPreprocessing(image_size=32, num_frames=4))
-    saved_model.save(path, architecture, config, preprocessing, variables, {"source": {"x": 1}})
-    return path
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "tiny"
-    config = VideoClassifierConfig(ENCODER, num_classes=3)
-    return save_model(path, "video_classifier", VideoClassifier(config), config)
+def model_dir(save_model, tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model") / "tiny", num_classes=3)
 
 
 @pytest.fixture(scope="module")
@@ -190,32 +156,16 @@ def test_wrong_class_names(run, tmp_path, capsys, text, message):
     assert not run.output.exists()
 
 
-@pytest.mark.parametrize(
-    ("clips", "message"),
-    [
-        ([{"video": "a.mp4", "label": 3}], "clips.jsonl:1"),
-        ([{"video": "a.mp4"}], "clips.jsonl:1"),
-        ([{"video": "../a.mp4", "label": 0}], "clips.jsonl:1"),
-    ],
-)
-def test_wrong_annotations_are_refused_before_anything_is_done(run, capsys, clips, message):
-    assert run(clips) == 2
-    assert message in capsys.readouterr().err
+def test_wrong_annotations_are_refused_before_anything_is_done(run, capsys):
+    assert run([{"video": "a.mp4", "label": 3}]) == 2
+    assert "clips.jsonl:1" in capsys.readouterr().err
     assert not run.output.exists()
 
 
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["--crops=0"], "at least 1"),
-        (["--sampling=pretraining"], "invalid choice"),
-        (["--format=xml"], "invalid choice"),
-    ],
-)
-def test_impossible_wishes(run, capsys, argv, message):
+def test_frames_are_not_chosen_as_for_pretraining(run, capsys):
     with pytest.raises(SystemExit, match="^2$"):
-        run(CLIPS, *argv)
-    assert message in capsys.readouterr().err
+        run(CLIPS, "--sampling=pretraining")
+    assert "invalid choice" in capsys.readouterr().err
 
 
 def test_an_existing_result_is_left_alone(run, capsys):
@@ -226,8 +176,8 @@ def test_an_existing_result_is_left_alone(run, capsys):
     assert (run.output / "result.json").read_text() == "precious"
 
 
-def test_an_encoder_is_no_classifier(videos, tmp_path, capsys):
-    model = save_model(tmp_path / "encoder", "video_vit", VideoViT(ENCODER), ENCODER)
+def test_an_encoder_is_no_classifier(save_model, videos, tmp_path, capsys):
+    model = save_model(tmp_path / "encoder")
     (tmp_path / "clips.csv").write_text("a.mp4,0\n")
     argv = [f"--model={model}", f"--annotations={tmp_path / 'clips.csv'}", f"--root={videos}"]
     assert evaluate.main([*argv, f"--output={tmp_path / 'out'}"]) == 2
@@ -245,8 +195,8 @@ from internvideo_jax.training.stages import ClassifyConfig
 
 def get_config(classes="3"):
     encoder = VideoViTConfig(
-        width=16, depth=1, num_heads=2, mlp_dim=16, patch_size=16, image_size=32, num_frames=4,
-        pooled_dim=8, pooler_heads=2, drop_path_rate=0.1,
+        width=16, depth=1, num_heads=2, mlp_dim=16, patch_size=16, tubelet_size=2, image_size=32,
+        num_frames=4, pooled_dim=8, pooler_heads=2, drop_path_rate=0.1,
     )
     classes = int(classes)
     stage = to_dict(ClassifyConfig(model=VideoClassifierConfig(encoder, classes)))

@@ -160,7 +160,7 @@ def test_topologies_need_the_compiler(config_file, capsys, monkeypatch):
 
 def command(*options, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "internvideo_jax.launch.train", *map(str, options)],
+        [sys.executable, "-m", "internvideo_jax.launch.main", "train", *map(str, options)],
         cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
         capture_output=True,

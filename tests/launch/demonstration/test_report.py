@@ -84,7 +84,7 @@ def test_parts_are_measured():
 
 def test_loss_curves_lie_beside_what_a_constant_reaches():
     lines = [{"step": 10, "mae": 2.0}, {"step": 15, "eval": 1}, {"step": 20, "mae": 1.0}]
-    figure = figures.loss_figure([figures.LossCurve("stage 1", lines, {"mae": 1.5})])
+    figure = figures.loss_figure([("stage 1", lines, {"mae": 1.5})])
     curve, constant = figure.axes[0].lines[:2]
     assert curve.get_xydata().tolist() == [[10, 2], [20, 1]]
     assert set(constant.get_ydata()) == {1.5}
