@@ -155,15 +155,6 @@ def test_what_cannot_be_done_is_said_in_one_message(argv, message, capsys, tmp_p
 
 
 @pytest.mark.parametrize(
-    "option", ["--image_size=-14", "--frames=0", "--num_classes=-4", "--tubelet_size=a"]
-)
-def test_sizes_are_at_least_one(option, capsys, tmp_path):
-    with pytest.raises(SystemExit, match="^2$"):
-        convert.main([str(CHECKPOINT), f"--output={tmp_path / 'x'}", option])
-    assert "expected a whole number of at least 1" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
     ("change", "lines"),
     [
         (
