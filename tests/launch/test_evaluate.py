@@ -3,50 +3,23 @@
 import csv
 import json
 
-import jax
 import numpy as np
 import pytest
 
 from internvideo_jax import saved_model
 from internvideo_jax.data.synthetic import scenes as synthetic
 from internvideo_jax.launch import evaluate
-from internvideo_jax.models import (
-    VideoClassifier,
-    VideoClassifierConfig,
-    VideoViT,
-    VideoViTConfig,
-    abstract_variables,
-)
-from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
-
-ENCODER = VideoViTConfig(
-    width=16,
-    depth=1,
-    num_heads=2,
-    mlp_dim=16,
-    patch_size=16,
-    image_size=32,
-    num_frames=4,
-    pooled_dim=8,
-    pooler_heads=2,
-)
-
-
-def save_model(path, architecture, module, config):
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), abstract_variables(module)
-    )
-    preprocessing = Preprocessing(VideoPreprocessing(image_size=32, num_frames=4))
-    saved_model.save(path, architecture, config, preprocessing, variables, {"source": {"x": 1}})
-    return path
+from internvideo_jax.models import VideoClassifierConfig
+from tests.small_models import CLIP_ENCODER, clip_model
 
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny"
-    config = VideoClassifierConfig(ENCODER, num_classes=3)
-    return save_model(path, "video_classifier", VideoClassifier(config), config)
+    model = clip_model(VideoClassifierConfig(CLIP_ENCODER, num_classes=3))
+    parts = model.config, model.preprocessing, model.variables
+    saved_model.save(path, "video_classifier", *parts, {"source": {"x": 1}})
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -204,20 +177,6 @@ def test_wrong_annotations_are_refused_before_anything_is_done(run, capsys, clip
     assert not run.output.exists()
 
 
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["--crops=0"], "at least 1"),
-        (["--sampling=pretraining"], "invalid choice"),
-        (["--format=xml"], "invalid choice"),
-    ],
-)
-def test_impossible_wishes(run, capsys, argv, message):
-    with pytest.raises(SystemExit, match="^2$"):
-        run(CLIPS, *argv)
-    assert message in capsys.readouterr().err
-
-
 def test_an_existing_result_is_left_alone(run, capsys):
     run.output.mkdir()
     (run.output / "result.json").write_text("precious")
@@ -226,28 +185,18 @@ def test_an_existing_result_is_left_alone(run, capsys):
     assert (run.output / "result.json").read_text() == "precious"
 
 
-def test_an_encoder_is_no_classifier(videos, tmp_path, capsys):
-    model = save_model(tmp_path / "encoder", "video_vit", VideoViT(ENCODER), ENCODER)
-    (tmp_path / "clips.csv").write_text("a.mp4,0\n")
-    argv = [f"--model={model}", f"--annotations={tmp_path / 'clips.csv'}", f"--root={videos}"]
-    assert evaluate.main([*argv, f"--output={tmp_path / 'out'}"]) == 2
-    assert "expected a video classifier, found VideoViT" in capsys.readouterr().err
-
-
 CONFIG = """
+import dataclasses
 from ml_collections import ConfigDict
 from internvideo_jax.config import to_dict
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.models.video_classifier import VideoClassifierConfig
-from internvideo_jax.models.video_vit import VideoViTConfig
 from internvideo_jax.training.stages import ClassifyConfig
+from tests.small_models import CLIP_ENCODER
 
 
 def get_config(classes="3"):
-    encoder = VideoViTConfig(
-        width=16, depth=1, num_heads=2, mlp_dim=16, patch_size=16, image_size=32, num_frames=4,
-        pooled_dim=8, pooler_heads=2, drop_path_rate=0.1,
-    )
+    encoder = dataclasses.replace(CLIP_ENCODER, drop_path_rate=0.1)
     classes = int(classes)
     stage = to_dict(ClassifyConfig(model=VideoClassifierConfig(encoder, classes)))
     train = {"batch_size": 4, "steps": 4, "optimizer": {"lr": 0.002}}

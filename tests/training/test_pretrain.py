@@ -1,11 +1,7 @@
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,19 +22,9 @@ from internvideo_jax.training.masking import MaskConfig, num_kept
 from internvideo_jax.training.stages import STAGES, make_stage
 from internvideo_jax.training.stages.clips import normalized, resized
 from internvideo_jax.training.stages.pretrain import PretrainConfig, PretrainStage
+from tests.small_models import ENCODER, noise
 
 GOLDEN = Path(__file__).parents[1] / "goldens/data/internvideo2_stage1/stage1_full_step.safetensors"
-ENCODER = models.VideoViTConfig(
-    width=32,
-    depth=2,
-    num_heads=2,
-    mlp_dim=48,
-    patch_size=4,
-    image_size=8,
-    num_frames=2,
-    pooled_dim=8,
-    pooler_heads=4,
-)
 IMAGE = dataclasses.replace(ENCODER, num_frames=1, width=16, image_size=12, patch_size=6)
 MAE = models.VideoMAEConfig(
     width=24, depth=2, num_heads=2, mlp_dim=16, patch_size=8, image_size=16, num_frames=4
@@ -49,14 +35,6 @@ CONFIG = PretrainConfig(
     mae_teacher=models.VideoMAETeacherConfig(MAE, (1,)),
     mask=MaskConfig(ratio=0.5),
 )
-
-
-def noise(init, seed):
-    """Variables of the shapes that `init` makes, without compiling it."""
-    rng = np.random.default_rng(seed)
-    with nn.logical_axis_rules(()):
-        shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), x.dtype), shapes)
 
 
 @pytest.fixture(scope="module")
@@ -332,18 +310,3 @@ def test_a_student_may_start_from_an_encoder(parts, tmp_path):
     loaded = stage.load_initial(variables)["params"]
     np.testing.assert_array_equal(loaded["encoder"]["cls_token"], own["params"]["cls_token"])
     np.testing.assert_array_equal(loaded["clip_pos_embed"], variables["params"]["clip_pos_embed"])
-
-
-@pytest.mark.slow
-def test_stages_on_eight_devices():
-    """The number of devices is fixed when JAX starts: these checks get their own process."""
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    cases = Path(__file__).with_name("eight_device_stage_cases.py")
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(cases)],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
