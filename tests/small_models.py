@@ -1,13 +1,21 @@
-"""Small models of each architecture, for tests of what lies around them."""
+"""Small models of each architecture, and weights for them, for tests of what lies around them."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from internvideo_jax import models
 from internvideo_jax.models.beats import BeatsConfig
 from internvideo_jax.models.bert import BertConfig
 from internvideo_jax.models.decoder_lm import DecoderLMConfig
 from internvideo_jax.models.llama_text import LlamaTextConfig
+from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
+from internvideo_jax.saved_model import SavedModel
 
 ENCODER = models.VideoViTConfig(
     width=32,
@@ -78,3 +86,42 @@ TOWERS: dict[str, Any] = {
     "decoder_lm": DECODER_LM,
     "llama_text": LLAMA_TEXT,
 }
+
+# Of clips that are written to files.
+CLIP_ENCODER = models.VideoViTConfig(
+    width=32,
+    depth=2,
+    num_heads=2,
+    mlp_dim=64,
+    patch_size=8,
+    tubelet_size=2,
+    image_size=32,
+    num_frames=4,
+    pooled_dim=16,
+    pooler_heads=2,
+)
+
+
+def noise_like(shapes: Any, seed: int, scale: float = 0.1) -> Any:
+    """Normal values of these shapes and dtypes, positive ones for variances."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        values = rng.normal(0, scale, leaf.shape)
+        return jnp.asarray(np.abs(values) if path[-1].key == "var" else values, leaf.dtype)
+
+    return jax.tree.map_with_path(draw, shapes)
+
+
+def noise(init: Callable[[jax.Array], Any], seed: int) -> Any:
+    """Values for the variables that `init` makes, without compiling it."""
+    with nn.logical_axis_rules(()):
+        return noise_like(nn.unbox(jax.eval_shape(init, jax.random.key(0))), seed)
+
+
+def clip_model(config: Any) -> SavedModel:
+    """An encoder or a model around it, with weights wide enough to tell clips apart."""
+    module = models.build(config)
+    variables = noise_like(models.abstract_variables(module), 0, 0.3)
+    size = VideoPreprocessing(image_size=32, num_frames=4)
+    return SavedModel(module, variables, config, Preprocessing(size), {})

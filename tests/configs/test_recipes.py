@@ -40,12 +40,6 @@ def checker():
     return internvideo2_stage1_recipes
 
 
-@pytest.mark.parametrize("script", RECIPES)
-def test_every_script_is_reproduced_but_for_its_listed_mistakes(checker, script):
-    known = checker.KNOWN.get(checker.shorten(script), {})
-    assert checker.problems(script, RECIPES[script], known) == []
-
-
 def test_unlisted_differences_and_stale_entries_are_reported(checker):
     script = "scripts/finetuning/full_tuning/k400/1B_ft_k710_ft_k400_f16.sh"
     changed = {**RECIPES[script], "lr": 2e-5, "batch_size": 16}

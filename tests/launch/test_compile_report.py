@@ -142,13 +142,6 @@ def test_without_the_compiler_it_says_how_to_get_it(monkeypatch, capsys):
     assert "pip install libtpu" in capsys.readouterr().err
 
 
-def test_help_shows_examples(capsys):
-    with pytest.raises(SystemExit) as end:
-        compile_report.main(["--help"])
-    assert end.value.code == 0
-    assert "--config=configs/encoder.py:1b --topology=v5e:4x4" in capsys.readouterr().out
-
-
 @pytest.mark.slow
 @needs_compiler
 def test_user_errors_are_one_line_and_exit_code_2():

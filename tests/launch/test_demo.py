@@ -11,13 +11,6 @@ def test_folders_with_other_files_are_left_alone(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "home").exists()
 
 
-def test_a_file_is_no_folder(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("INTERNVIDEO_HOME", str(tmp_path / "home"))
-    (tmp_path / "file").touch()
-    assert demo.main([f"--output={tmp_path / 'file'}"]) == 2
-    assert f"{tmp_path / 'file'} exists and is a file" in capsys.readouterr().err
-
-
 def test_an_earlier_demo_may_be_replaced(tmp_path):
     home = tmp_path / "home"
     assert demo._output_dir(tmp_path / "new", home) == tmp_path / "new"

@@ -8,14 +8,19 @@ import jax
 import numpy as np
 import pytest
 
+from internvideo_jax import saved_model
 from internvideo_jax.data.synthetic import scenes as synthetic
 from internvideo_jax.evaluation import runner
 from internvideo_jax.launch import extract, feature_files
+from tests.small_models import CLIP_ENCODER, clip_model
 
 
 @pytest.fixture(scope="module")
-def model_dir(save_model, tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model") / "tiny")
+def model_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    model = clip_model(CLIP_ENCODER)
+    saved_model.save(path, "video_vit", model.config, model.preprocessing, model.variables)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +60,9 @@ def test_a_folder_of_videos(run, videos, capsys):
     assert written(run.output) == names
     with np.load(run.output / "y/same.mp4.npz") as file:
         fields = dict(file)
-    assert fields["features"].shape == (8,)
+    assert fields["features"].shape == (16,)
     assert fields["features"].dtype == np.float32
-    assert fields["grid"].tolist() == [2, 2, 2]
+    assert fields["grid"].tolist() == [2, 4, 4]
     assert fields["frame_indices"].tolist() == [0, 0, 1, 2]
     np.testing.assert_allclose(fields["timestamps"], [0, 0, 0.04, 0.08], atol=1e-6)
     assert (int(fields["num_frames"]), int(fields["repeated_frames"])) == (3, 1)
@@ -74,8 +79,8 @@ def test_a_folder_of_videos(run, videos, capsys):
 def test_tokens_of_more_frames(run, videos, capsys):
     assert run(videos / "a.mp4", "--kind=tokens", "--frames=6") == 0
     with np.load(run.output / "a.mp4.npz") as file:
-        assert file["features"].shape == (1 + 3 * 2 * 2, 16)
-        assert file["grid"].tolist() == [3, 2, 2]
+        assert file["features"].shape == (1 + 3 * 4 * 4, 32)
+        assert file["grid"].tolist() == [3, 4, 4]
     assert "made for 4 frames: its position table is resized to 6" in capsys.readouterr().err
 
 
@@ -119,11 +124,6 @@ def test_damage_that_the_decoder_reports_is_told(run, tmp_path, capsys):
     summary = json.loads((run.output / "summary.json").read_text())
     assert summary["damaged_frames"] == [str(path)]
     assert np.load(run.output / "damaged.mp4.npz")["damaged_frames"] > 0
-
-
-def test_short_videos_can_be_errors(run, videos, capsys):
-    assert run(videos, "--short=error") == 1
-    assert "at least 4 frames, found 3" in capsys.readouterr().err
 
 
 def test_an_existing_output_is_left_alone(run, videos, capsys):
@@ -205,12 +205,6 @@ def test_what_does_not_fit_into_memory_says_what_to_lower(run, videos, monkeypat
     assert not run.output.exists()
 
 
-def test_frames_that_do_not_fill_tubelets_are_refused(run, videos, capsys):
-    assert run(videos, "--frames=5") == 2
-    assert "tubelet size 2" in capsys.readouterr().err
-    assert not run.output.exists()
-
-
 def test_a_folder_without_videos(run, tmp_path, capsys):
     (tmp_path / "none").mkdir()
     assert run(tmp_path / "none") == 2
@@ -233,12 +227,6 @@ def test_a_folder_that_cannot_be_read(run, videos, tmp_path, monkeypatch, capsys
     assert f"{locked}: expected a folder that can be searched" in error
     assert "Permission denied" in error
     assert not run.output.exists()
-
-
-def test_no_model(videos, tmp_path, capsys):
-    argv = [str(videos), f"--model={tmp_path}", f"--output={tmp_path / 'out'}"]
-    assert extract.main(argv) == 2
-    assert "is not a saved model" in capsys.readouterr().err
 
 
 def test_output_names_are_unique():

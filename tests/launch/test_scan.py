@@ -107,20 +107,6 @@ def test_a_clip_that_takes_too_long_is_reported(run, world, tmp_path):
     assert clip["reason"] == "no end after 0.001 s: its process was killed"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--workers=0",), "of at least 1"),
-        (("--timeout=0",), "expected more than 0 seconds"),
-        (("--format=xml",), "invalid choice"),
-    ],
-)
-def test_useless_arguments(world, capsys, arguments, message):
-    with pytest.raises(SystemExit):
-        scan.main([str(world), *arguments])
-    assert message in capsys.readouterr().err
-
-
 def test_a_folder_without_videos(tmp_path, capsys):
     assert scan.main([str(tmp_path)]) == 2
     assert "expected a folder with videos" in capsys.readouterr().err

@@ -78,17 +78,6 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, clips, capsys):
     assert capsys.readouterr().err.endswith(expected)
 
 
-def test_an_output_with_something_in_it_is_left_alone(clips, capsys):
-    assert shard.main([str(clips / "clips.jsonl"), f"--output={clips}"]) == 2
-    assert "exists and is not empty" in capsys.readouterr().err
-
-
-def test_bad_annotations_are_refused(tmp_path, clips, capsys):
-    annotations = str(clips / "clips.jsonl")
-    assert shard.main([annotations, f"--output={tmp_path / 'out'}", "--num_classes=2"]) == 2
-    assert "clips.jsonl:3: expected a label from 0 to 1" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

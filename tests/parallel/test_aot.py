@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
@@ -7,21 +6,14 @@ from pathlib import Path
 import pytest
 
 from internvideo_jax.parallel import aot
+from tests.processes import run_cases
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(aot.compiler_version() is None, reason="libtpu is not installed")
 def test_with_the_tpu_compiler():
     """JAX and libtpu read the environment when they start: these checks get their own process."""
-    cases = Path(__file__).with_name("tpu_compiler_cases.py")
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(cases)],
-        env=os.environ | aot.ENVIRONMENT,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_cases(Path(__file__).with_name("tpu_compiler_cases.py"), **aot.ENVIRONMENT)
 
 
 def test_importing_the_library_part_leaves_jax_alone():

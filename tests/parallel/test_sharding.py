@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -9,23 +6,12 @@ from jax.sharding import PartitionSpec as P
 
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import partition_spec, shard_map_logical
+from tests.processes import run_on_eight_devices
 
 
 @pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_on_eight_devices(which):
-    """The number of devices is fixed when JAX starts: these checks get their own process."""
-    # Unoptimised code compiles faster.
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    cases = Path(__file__).with_name("eight_device_cases.py")
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", which]
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(cases)],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_on_eight_devices(Path(__file__).with_name("eight_device_cases.py"), "-m", which)
 
 
 @pytest.mark.parametrize(

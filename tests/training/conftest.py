@@ -1,17 +1,16 @@
-import importlib.util
 from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 from types import ModuleType
 
 import jax
 import pytest
 
+from tests.training import toy_stage
+
 
 @pytest.fixture
 def toy(fast_compilation: None) -> ModuleType:
     """The module `toy_stage.py`: a stage, its batches and its config."""
-    return _toy_stage()
+    return toy_stage
 
 
 @pytest.fixture
@@ -29,14 +28,3 @@ def fast_compilation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     yield
     for name, value in before.items():
         jax.config.update(name, value)
-
-
-@cache
-def _toy_stage() -> ModuleType:
-    path = Path(__file__).with_name("toy_stage.py")
-    spec = importlib.util.spec_from_file_location("toy_stage", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

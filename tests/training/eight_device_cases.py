@@ -1,4 +1,4 @@
-"""Checks that need eight devices; `test_step.py` runs them in a process that has them."""
+"""Checks that need eight devices; `test_eight_devices.py` runs them in a process that has them."""
 
 import jax
 import numpy as np

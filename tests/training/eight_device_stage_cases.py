@@ -1,4 +1,4 @@
-"""Stages over eight devices; `test_pretrain.py` runs these in a process that has them."""
+"""Stages over eight devices; `test_eight_devices.py` runs these in a process that has them."""
 
 import flax.linen as nn
 import jax

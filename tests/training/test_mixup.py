@@ -25,27 +25,6 @@ def mixup_draw(weight: float) -> MixDraw:
     return MixDraw(jnp.float32(weight), jnp.zeros(4, jnp.int32), jnp.bool_(False))
 
 
-def test_mixup_is_a_weighted_mean_with_the_mirrored_batch() -> None:
-    mixed = mix_video(VIDEO, mixup_draw(0.3))
-    np.testing.assert_allclose(mixed, 0.3 * VIDEO + 0.7 * VIDEO[::-1], rtol=1e-5, atol=1e-6)
-    targets = mix_targets(LABELS, mixup_draw(0.3), 3, label_smoothing=0.0)
-    np.testing.assert_allclose(
-        targets, [[0.3, 0, 0.7], [0, 0.3, 0.7], [0, 0.7, 0.3], [0.7, 0, 0.3]], rtol=1e-6
-    )
-
-
-def test_cutmix_takes_a_box_in_all_frames() -> None:
-    draw = MixDraw(jnp.float32(0.75), jnp.array([1, 4, 2, 6]), jnp.bool_(True))
-    expected = np.array(VIDEO)
-    expected[:, :, 1:4, 2:6] = VIDEO[::-1, :, 1:4, 2:6]
-    np.testing.assert_array_equal(mix_video(VIDEO, draw), expected)
-
-
-def test_targets_are_smoothed() -> None:
-    targets = mix_targets(LABELS, mixup_draw(1.0), 3, label_smoothing=0.3)
-    np.testing.assert_allclose(targets[1], [0.1, 0.8, 0.1], rtol=1e-6)
-
-
 def test_mixing_keeps_the_video_dtype() -> None:
     assert mix_video(VIDEO.astype(jnp.bfloat16), mixup_draw(0.3)).dtype == jnp.bfloat16
 

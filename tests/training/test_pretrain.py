@@ -1,24 +1,12 @@
 import dataclasses
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors
-import safetensors.numpy
 
 from internvideo_jax import models, saved_model
 from internvideo_jax.config import to_dict
-from internvideo_jax.convert.engine.plan import plan
-from internvideo_jax.convert.engine.recognition import recognize
-from internvideo_jax.convert.engine.state_dict import to_tree
-from internvideo_jax.convert.engine.upstream import architecture_of, config_from_upstream
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing, normalize
@@ -26,19 +14,8 @@ from internvideo_jax.training.masking import MaskConfig, num_kept
 from internvideo_jax.training.stages import STAGES, make_stage
 from internvideo_jax.training.stages.clips import normalized, resized
 from internvideo_jax.training.stages.pretrain import PretrainConfig, PretrainStage
+from tests.small_models import ENCODER, noise
 
-GOLDEN = Path(__file__).parents[1] / "goldens/data/internvideo2_stage1/stage1_full_step.safetensors"
-ENCODER = models.VideoViTConfig(
-    width=32,
-    depth=2,
-    num_heads=2,
-    mlp_dim=48,
-    patch_size=4,
-    image_size=8,
-    num_frames=2,
-    pooled_dim=8,
-    pooler_heads=4,
-)
 IMAGE = dataclasses.replace(ENCODER, num_frames=1, width=16, image_size=12, patch_size=6)
 MAE = models.VideoMAEConfig(
     width=24, depth=2, num_heads=2, mlp_dim=16, patch_size=8, image_size=16, num_frames=4
@@ -49,14 +26,6 @@ CONFIG = PretrainConfig(
     mae_teacher=models.VideoMAETeacherConfig(MAE, (1,)),
     mask=MaskConfig(ratio=0.5),
 )
-
-
-def noise(init, seed):
-    """Variables of the shapes that `init` makes, without compiling it."""
-    rng = np.random.default_rng(seed)
-    with nn.logical_axis_rules(()):
-        shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), x.dtype), shapes)
 
 
 @pytest.fixture(scope="module")
@@ -81,68 +50,6 @@ def targets(parts):
 def features(parts):
     stage, _, frozen, batch = parts
     return jax.jit(stage.features)(frozen, batch)
-
-
-def golden():
-    with safetensors.safe_open(GOLDEN, framework="np") as f:
-        config = json.loads(f.metadata()["config"])
-    tensors = safetensors.numpy.load_file(GOLDEN)
-
-    def convert(name, kind):
-        prefix = f"state/{name}."
-        state = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
-        options = dict(config[name])
-        if name == "mae_teacher":
-            options["pos_embed_is_parameter"] = "pos_embed" in state
-        model = config_from_upstream(kind, options)
-        shapes = {key: x.shape for key, x in state.items()}
-        found = recognize(shapes, architecture=architecture_of(model))
-        return model, to_tree(state, plan(found, model))
-
-    return config, tensors, convert
-
-
-def test_a_step_of_upstream_is_reproduced():
-    config, tensors, convert = golden()
-    student, variables = convert("student", "pretrain")
-    clip, clip_variables = convert("clip_teacher", "internvl_teacher")
-    mae, mae_variables = convert("mae_teacher", "videomae_teacher")
-    weights = config["loss_ratios_clipmid_clipfinal_mae"]
-    stage = PretrainStage(
-        PretrainConfig(
-            student,
-            clip,
-            mae,
-            mask=MaskConfig("attention", config["mask_ratio"]),
-            clip_middle_weight=weights[0],
-            clip_final_weight=weights[1],
-            mae_weight=weights[2],
-        )
-    )
-    assert stage.stride == config["temporal_downsample"]
-    batch = {"video": jnp.moveaxis(tensors["in/video"], 1, -1)}
-    draws = tensors["in/exp_draw"].reshape(config["batch"], -1, tensors["in/exp_draw"].shape[-1])
-    frozen = {"clip_teacher": clip_variables, "mae_teacher": mae_variables}
-
-    @jax.jit
-    def step(params, frozen, batch, draws):
-        targets = stage.drawn_targets(frozen, batch, draws)
-        return targets, stage.loss(params, {}, batch, targets, jax.random.key(0))
-
-    with jax.default_matmul_precision("highest"):
-        found, (loss, (terms, _)) = step(variables["params"], frozen, batch, draws)
-    kept = np.asarray(found["kept"])
-    visible = [np.flatnonzero(~row) for row in tensors["out/mask"]]
-    np.testing.assert_array_equal(kept, visible)
-    for i, rows in enumerate(visible):
-        wanted = tensors["out/norm_clip_middle"][:, i, rows]
-        np.testing.assert_allclose(found["clip_middle"][i], wanted, atol=1e-5)
-        wanted = tensors["out/norm_mae"][:, i, rows[1:] - 1]
-        np.testing.assert_allclose(found["mae"][i], wanted, atol=1e-5)
-    np.testing.assert_allclose(found["clip_final"], tensors["out/norm_clip_final"], atol=1e-5)
-    np.testing.assert_allclose(loss, tensors["out/loss"], rtol=1e-5)
-    for name in ("clip_middle", "clip_final", "mae"):
-        np.testing.assert_allclose(terms[name], tensors[f"out/loss_{name}"], rtol=1e-5)
 
 
 def test_the_mask_keeps_half_of_each_frame_and_the_features_of_these_rows(targets, features):
@@ -332,18 +239,3 @@ def test_a_student_may_start_from_an_encoder(parts, tmp_path):
     loaded = stage.load_initial(variables)["params"]
     np.testing.assert_array_equal(loaded["encoder"]["cls_token"], own["params"]["cls_token"])
     np.testing.assert_array_equal(loaded["clip_pos_embed"], variables["params"]["clip_pos_embed"])
-
-
-@pytest.mark.slow
-def test_stages_on_eight_devices():
-    """The number of devices is fixed when JAX starts: these checks get their own process."""
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    cases = Path(__file__).with_name("eight_device_stage_cases.py")
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(cases)],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr

@@ -40,10 +40,6 @@ def test_the_peak_comes_twice_and_the_end_is_held() -> None:
     np.testing.assert_allclose([schedule(20), schedule(10**6)], 0.1, rtol=1e-6)
 
 
-def test_one_warmup_step_has_the_start_value() -> None:
-    np.testing.assert_allclose(warmup_cosine(1.0, 0.0, 4, 1, 0.5)(np.arange(2)), [0.5, 1.0])
-
-
 def test_schedules_are_jit_able_and_float32() -> None:
     schedule = warmup_cosine(2.4e-3, 1.6e-4, 1000, 100)
     for step in (0, 99, 100, 999):

@@ -1,9 +1,5 @@
 import contextlib
 import dataclasses
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -16,7 +12,6 @@ from flax.traverse_util import flatten_dict
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.training.optimizer import PartConfig
-from internvideo_jax.training.stage import Stage
 from internvideo_jax.training.state import abstract_state, create_state, load_frozen
 from internvideo_jax.training.step import abstract_batch, make_train_step
 
@@ -275,14 +270,6 @@ def test_targets_may_come_from_averaged_weights(toy):
         Run(Own(), toy.make_config(ema_decay=None))
 
 
-def test_a_stage_without_a_loss_cannot_be_made(toy):
-    class Forgetful(Stage):
-        example_batch = init = save = toy.ToyStage.save
-
-    with pytest.raises(TypeError, match="loss"):
-        Forgetful()
-
-
 def test_nothing_to_train_is_an_error(toy):
     class Frozen(toy.ToyStage):
         def trainable(self, path):
@@ -336,18 +323,3 @@ def test_the_state_is_what_was_announced_and_its_buffers_are_reused(toy):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(made.frozen))
     jax.tree.map(same, made.target, made.state)
-
-
-@pytest.mark.slow
-def test_on_eight_devices():
-    """The number of devices is fixed when JAX starts: these checks get their own process."""
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    cases = Path(__file__).with_name("eight_device_cases.py")
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(cases)],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from checkers.internvideo2_stage1_functions import POOLER_KEY_SHIFTS, check_attention_mask
 from comparison import assert_gradients_close, assert_tensor_close, assert_tensors_close
@@ -23,7 +24,13 @@ from internvideo_jax.models.stage1 import StudentOutput
 from internvideo_jax.nn.position_embedding import resize_position_table, sinusoid_table
 from internvideo_jax.objectives.classification import soft_cross_entropy
 from internvideo_jax.objectives.distillation import distillation_loss, gather_rows
-from internvideo_jax.training.masking import attention_guided_kept, kept_to_mask, mask_to_kept
+from internvideo_jax.training.masking import (
+    MaskConfig,
+    attention_guided_kept,
+    kept_to_mask,
+    mask_to_kept,
+)
+from internvideo_jax.training.stages.pretrain import PretrainConfig, PretrainStage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,17 +222,34 @@ def check_full_step(golden: Golden) -> None:
         output = jax.jit(student.module.apply)(student.variables, video, kept)
     outputs = {name: getattr(output, name) for name in ("clip_middle", "clip_final", "mae")}
     assert_tensors_close(outputs, {name: golden[f"out/{name}"] for name in outputs})
-    targets = {
-        "clip_middle": gather_rows(clip.middle, kept),
-        "clip_final": clip.final,
-        "mae": gather_rows(mae, kept[:, 1:] - 1),
+
+    # The stage draws its targets and losses from the same parts.
+    weights = ("clip_middle_weight", "clip_final_weight", "mae_weight")
+    config = PretrainConfig(
+        student.module.config,
+        clip_teacher.module.config,
+        mae_teacher.module.config,
+        mask=MaskConfig("attention", c["mask_ratio"]),
+        **dict(zip(weights, c["loss_ratios_clipmid_clipfinal_mae"], strict=True)),
+    )
+    stage = PretrainStage(config)
+    assert config.stride == stride
+    frozen = {"clip_teacher": clip_teacher.variables, "mae_teacher": mae_teacher.variables}
+    clips = {"video": jnp.asarray(raw)}
+    draws = golden["in/exp_draw"].reshape(batch, -1, golden["in/exp_draw"].shape[-1])
+    with jax.default_matmul_precision("highest"):
+        targets = jax.jit(stage.drawn_targets)(frozen, clips, draws)
+    expected = {
+        "kept": mask_to_kept(golden["out/mask"]),
+        "clip_middle": gather_rows(golden["out/norm_clip_middle"], kept).swapaxes(0, 1),
+        "clip_final": golden["out/norm_clip_final"],
+        "mae": gather_rows(golden["out/norm_mae"], kept[:, 1:] - 1).swapaxes(0, 1),
     }
-    ratios = tuple(c["loss_ratios_clipmid_clipfinal_mae"])
+    assert_tensors_close(targets, expected)
 
     def losses(params: Any) -> dict[str, jax.Array]:
-        return student_losses(
-            student.module.apply({"params": params}, video, kept), targets, ratios
-        )
+        total, (terms, _) = stage.loss(params, {}, clips, targets, jax.random.key(0))
+        return {"loss": total} | {f"loss_{name}": terms[name] for name in outputs}
 
     check_losses_and_gradients(golden, student, losses, "loss")
 
