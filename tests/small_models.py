@@ -1,7 +1,13 @@
 """Small models of each architecture, for tests of what lies around them."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from internvideo_jax import models
 from internvideo_jax.models.beats import BeatsConfig
@@ -78,3 +84,17 @@ TOWERS: dict[str, Any] = {
     "decoder_lm": DECODER_LM,
     "llama_text": LLAMA_TEXT,
 }
+
+
+def noise(init: Callable[[jax.Array], Any], seed: int) -> Any:
+    """Variables of the shapes that `init` makes, without compiling it."""
+    rng = np.random.default_rng(seed)
+    with nn.logical_axis_rules(()):
+        shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        values = rng.normal(0, 0.1, leaf.shape)
+        is_variance = jax.tree_util.keystr(path[-1:], simple=True) == "var"
+        return jnp.asarray(np.abs(values) if is_variance else values, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)

@@ -1,6 +1,5 @@
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,29 +17,10 @@ from internvideo_jax.training.config import OptimizerConfig, TrainConfig
 from internvideo_jax.training.mixup import MixConfig
 from internvideo_jax.training.stages.classify import ClassifyConfig, ClassifyStage, ProbeConfig
 from internvideo_jax.training.state import abstract_state, create_state
+from tests.small_models import ENCODER, noise
 
-ENCODER = models.VideoViTConfig(
-    width=32,
-    depth=2,
-    num_heads=2,
-    mlp_dim=48,
-    patch_size=4,
-    image_size=8,
-    num_frames=2,
-    pooled_dim=8,
-    pooler_heads=4,
-)
 PLAIN = MixConfig(mixup_alpha=0.0, cutmix_alpha=0.0, label_smoothing=0.0)
 CONFIG = ClassifyConfig(VideoClassifierConfig(ENCODER, 5), mix=PLAIN)
-
-
-def noise(init, seed):
-    """Variables of the shapes that `init` makes, without compiling it."""
-    rng = np.random.default_rng(seed)
-    with nn.logical_axis_rules(()):
-        shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
-    # Positive, because some are variances.
-    return jax.tree.map(lambda x: jnp.asarray(np.abs(rng.normal(0, 0.1, x.shape)), x.dtype), shapes)
 
 
 def example(stage, rows, seed=0):

@@ -1,6 +1,5 @@
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,32 +11,14 @@ from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.masking import MaskConfig
 from internvideo_jax.training.stages.distill import DistillConfig, DistillStage
+from tests.small_models import ENCODER, noise
 
-STUDENT = models.VideoViTConfig(
-    width=32,
-    depth=2,
-    num_heads=2,
-    mlp_dim=48,
-    patch_size=4,
-    image_size=8,
-    num_frames=2,
-    pooled_dim=8,
-    pooler_heads=4,
-)
-TEACHER = dataclasses.replace(STUDENT, width=16, depth=3)
+TEACHER = dataclasses.replace(ENCODER, width=16, depth=3)
 CONFIG = DistillConfig(
-    student=models.DistillStudentConfig(STUDENT, (0, 1), 16, 8),
+    student=models.DistillStudentConfig(ENCODER, (0, 1), 16, 8),
     teacher=models.TeacherConfig(TEACHER, (0, 2)),
     mask=MaskConfig(ratio=0.5),
 )
-
-
-def noise(init, seed):
-    """Variables of the shapes that `init` makes, without compiling it."""
-    rng = np.random.default_rng(seed)
-    with nn.logical_axis_rules(()):
-        shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), x.dtype), shapes)
 
 
 @pytest.fixture(scope="module")

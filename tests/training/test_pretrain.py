@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,19 +25,9 @@ from internvideo_jax.training.masking import MaskConfig, num_kept
 from internvideo_jax.training.stages import STAGES, make_stage
 from internvideo_jax.training.stages.clips import normalized, resized
 from internvideo_jax.training.stages.pretrain import PretrainConfig, PretrainStage
+from tests.small_models import ENCODER, noise
 
 GOLDEN = Path(__file__).parents[1] / "goldens/data/internvideo2_stage1/stage1_full_step.safetensors"
-ENCODER = models.VideoViTConfig(
-    width=32,
-    depth=2,
-    num_heads=2,
-    mlp_dim=48,
-    patch_size=4,
-    image_size=8,
-    num_frames=2,
-    pooled_dim=8,
-    pooler_heads=4,
-)
 IMAGE = dataclasses.replace(ENCODER, num_frames=1, width=16, image_size=12, patch_size=6)
 MAE = models.VideoMAEConfig(
     width=24, depth=2, num_heads=2, mlp_dim=16, patch_size=8, image_size=16, num_frames=4
@@ -49,14 +38,6 @@ CONFIG = PretrainConfig(
     mae_teacher=models.VideoMAETeacherConfig(MAE, (1,)),
     mask=MaskConfig(ratio=0.5),
 )
-
-
-def noise(init, seed):
-    """Variables of the shapes that `init` makes, without compiling it."""
-    rng = np.random.default_rng(seed)
-    with nn.logical_axis_rules(()):
-        shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape), x.dtype), shapes)
 
 
 @pytest.fixture(scope="module")
