@@ -14,9 +14,10 @@ def test_names_and_kinds_are_unique():
     assert len(kinds) == len(set(kinds))
 
 
-def test_every_architecture_has_a_family():
-    assert {name for family in all_families() for name in family.tables} == ARCHITECTURES.keys()
-    assert all(name in family_of(name).tables for name in ARCHITECTURES)
+def test_families_make_architectures_that_exist():
+    made = {name for family in all_families() for name in family.tables}
+    assert made <= ARCHITECTURES.keys()
+    assert all(name in family_of(name).tables for name in made)
 
 
 def test_the_engine_names_no_architecture_and_no_family():

@@ -157,8 +157,14 @@ def test_a_stage_2_file_holds_a_teacher_of_distillation(name):
 
 @needs_shared
 def test_manifests_of_other_models_are_refused():
-    others = set(_shared("*.json")) - set(STAGE1)
+    towers = {
+        "BEATs_iter3_plus_AS2M",
+        "InternVideo2-Stage2-6B-Audio_audio_6b",
+        "internvl_c_13b_224px.text",
+        "xbert-large-fusion19-enc1408",
+    }
+    others = {p for p in _shared("*.json") if p.stem not in towers} - set(STAGE1)
     assert len(others) > 60
     for path in sorted(others):
         with pytest.raises(ValueError, match="expected|unknown|does not fit"):
-            plan_manifest(read_manifest(path))
+            pytest.fail(f"{path.name} is total: {plan_manifest(read_manifest(path)).summary()}")

@@ -100,7 +100,7 @@ def _table(config):
     frames = rules.under(videomae.FAMILY.tables["videomae"], "teacher.", "frames")
     return rules.Table(
         (*clips.rules, *frames.rules, rules.rule("temperature", "temp")),
-        (*clips.ignored, *frames.ignored, rules.Ignore("text_encoder.*", "another text tower")),
+        (*clips.ignored, *frames.ignored),
     )
 
 
