@@ -43,9 +43,9 @@ def interleave(
             samples[side].append(run())
         times = ", ".join(f"{side} {done[-1].seconds:.3g} s" for side, done in samples.items())
         say(f"{name}: run {i + 1} of {repeats}: {times}")
-    ours, *theirs = map(tuple, samples.values())
-    _, *peers = samples
-    return Row(name, ours, "".join(peers), *theirs, details=details)
+    (_, ours), *peers = samples.items()
+    peer, theirs = peers[0] if peers else ("", [])
+    return Row(name, tuple(ours), peer, tuple(theirs), details)
 
 
 def timed(run: Callable[[], object]) -> tuple[float, float]:

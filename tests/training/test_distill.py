@@ -11,12 +11,11 @@ from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.masking import MaskConfig
 from internvideo_jax.training.stages.distill import DistillConfig, DistillStage
-from tests.small_models import ENCODER as STUDENT
-from tests.small_models import noise
+from tests.small_models import ENCODER, noise
 
-TEACHER = dataclasses.replace(STUDENT, width=16, depth=3)
+TEACHER = dataclasses.replace(ENCODER, width=16, depth=3)
 CONFIG = DistillConfig(
-    student=models.DistillStudentConfig(STUDENT, (0, 1), 16, 8),
+    student=models.DistillStudentConfig(ENCODER, (0, 1), 16, 8),
     teacher=models.TeacherConfig(TEACHER, (0, 2)),
     mask=MaskConfig(ratio=0.5),
 )
