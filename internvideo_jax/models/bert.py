@@ -236,7 +236,7 @@ class Bert(Tower):
         c = self.config
         part = path.partition("/")[0]
         layers = np.arange(1, c.depth + 1)
-        by_part = {
+        by_part: dict[str, int | np.ndarray] = {
             "embeddings": 0,
             "text_blocks": layers[: c.fusion_layer],
             "fusion_blocks": layers[c.fusion_layer :],

@@ -22,14 +22,15 @@ from internvideo_jax.convert.engine.transforms import (
     Transform,
 )
 from internvideo_jax.convert.engine.verify import Arrays, Recipe, Reference
-from internvideo_jax.models.beats import Beats, BeatsConfig, deep_norm_scale
+from internvideo_jax.models.beats import BeatsConfig, deep_norm_scale
+from internvideo_jax.nn.mlp import Activation
 from internvideo_jax.preprocessing import AudioPreprocessing, Preprocessing
 
 _LAYER = "encoder.layers.{layer}"
 _BIAS = "self_attn.relative_attention_bias.weight"
 _CONV = "encoder.pos_conv.0"
 
-_ACTIVATIONS = {"gelu": "gelu_erf", "gelu_fast": "gelu_tanh", "relu": "relu"}
+_ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu_erf", "gelu_fast": "gelu_tanh", "relu": "relu"}
 
 # In the files one number per head has the axes of the scores.
 _GATE_SCALE = Transform(
@@ -173,7 +174,7 @@ def _to_options(config: BeatsConfig) -> dict[str, Any]:
     }
 
 
-def _run(module: Beats, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
+def _run(module: Any, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
     c, filterbank = module.config, inputs["fbank"]
     output, state = module.apply(
         variables,

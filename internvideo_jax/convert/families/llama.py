@@ -21,8 +21,9 @@ from internvideo_jax.convert.engine.transforms import (
 )
 from internvideo_jax.convert.engine.verify import Arrays, Recipe, Reference
 from internvideo_jax.models.decoder_lm import DecoderLMConfig
-from internvideo_jax.models.llama_text import LlamaText, LlamaTextConfig
+from internvideo_jax.models.llama_text import LlamaTextConfig
 from internvideo_jax.nn.lora import LoRAConfig
+from internvideo_jax.nn.mlp import Activation
 from internvideo_jax.preprocessing import Preprocessing, TextPreprocessing
 
 # What precedes a language model's keys in the text tower, and in a file of its own.
@@ -40,7 +41,12 @@ _LINEARS: dict[str, tuple[str, str, Transform]] = {
 }
 _NAMES = {keys.rpartition(".")[2]: name for name, (_, keys, _) in _LINEARS.items()}
 
-_ACTIVATIONS = {"silu": "silu", "gelu": "gelu_erf", "gelu_new": "gelu_tanh", "relu": "relu"}
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "gelu": "gelu_erf",
+    "gelu_new": "gelu_tanh",
+    "relu": "relu",
+}
 
 # They choose nothing here: fields of Hugging Face's configs, and notes.
 _NEUTRAL = frozenset(
@@ -235,7 +241,7 @@ def _preprocessing(config: LlamaTextConfig | DecoderLMConfig) -> Preprocessing:
     return Preprocessing(text=TextPreprocessing("sentencepiece", ("tokenizer.model",), length))
 
 
-def _run(module: LlamaText, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
+def _run(module: Any, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
     layers = tuple(range(module.config.lm.depth))
     output = module.apply(variables, inputs["input_ids"], hidden_layers=layers)
     return {
