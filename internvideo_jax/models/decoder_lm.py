@@ -93,8 +93,9 @@ class DecoderLM(Tower):
         c = self.config
         offset = jnp.int32(0) if cache is None else cache.lengths
         positions = offset.reshape(-1, 1) + jnp.arange(ids.shape[1])
+        filled = offset + (ids.shape[1] if lengths is None else lengths)
         if cache is not None:
-            lengths = offset + (ids.shape[1] if lengths is None else lengths)
+            lengths = filled
         inputs = DecoderInputs(rotary_tables(positions, c.head_dim, c.rope_theta), offset, lengths)
         stacked = stack(
             DecoderBlock,
@@ -111,7 +112,7 @@ class DecoderLM(Tower):
         if self.is_initializing() and c.head == "linear":
             self.head(tokens)
         if cache is not None:
-            cache = Cache(stacked.cache, jnp.asarray(lengths))
+            cache = Cache(stacked.cache, filled)
         return DecoderOutput(tokens, stacked.hidden_states, cache)
 
     def logits(self, tokens: jax.Array) -> jax.Array:
@@ -156,8 +157,8 @@ class DecoderLM(Tower):
         """Layer of a parameter: the embedding 0, block i i + 1, norm and head last."""
         depth = self.config.depth
         part = path.partition("/")[0]
-        layers: dict[str, int | np.ndarray] = {"embed": 0, "blocks": np.arange(1, depth + 1)}
-        return layers.get(part, depth + 1)
+        by_part: dict[str, int | np.ndarray] = {"embed": 0, "blocks": np.arange(1, depth + 1)}
+        return by_part.get(part, depth + 1)
 
 
 ARCHITECTURES = {"decoder_lm": Architecture(DecoderLMConfig, DecoderLM)}

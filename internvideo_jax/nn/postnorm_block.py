@@ -121,7 +121,7 @@ class MultiHeadAttention(nn.Module):
 
         Source: the gated relative position bias of WavLM, which BEATs took over.
         """
-        logits = dense(8, ("head_dim", None), jnp.dtype("float32"), "gate")(q)
+        logits = dense(8, ("head_dim", "norm"), jnp.dtype("float32"), "gate")(q)
         first, second = jnp.split(jax.nn.sigmoid(logits.reshape(*q.shape[:3], 2, 4).sum(-1)), 2, -1)
         ones = with_axes(nn.initializers.ones, ("heads",))
         scale = self.param("gate_scale", ones, (self.config.num_heads,), jnp.float32)

@@ -22,7 +22,7 @@ from internvideo_jax.convert.engine.transforms import (
     Transform,
 )
 from internvideo_jax.convert.engine.verify import Arrays, Recipe, Reference
-from internvideo_jax.models.beats import Beats, BeatsConfig, deep_norm_scale
+from internvideo_jax.models.beats import BeatsConfig, deep_norm_scale
 from internvideo_jax.nn.mlp import Activation
 from internvideo_jax.preprocessing import AudioPreprocessing, Preprocessing
 
@@ -174,7 +174,7 @@ def _to_options(config: BeatsConfig) -> dict[str, Any]:
     }
 
 
-def _run(module: Beats, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
+def _run(module: Any, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
     c, filterbank = module.config, inputs["fbank"]
     output, state = module.apply(
         variables,

@@ -24,7 +24,7 @@ from internvideo_jax.convert.engine.rules import (
 )
 from internvideo_jax.convert.engine.transforms import LINEAR, LINEAR_FROM_HEADS, RESHAPE
 from internvideo_jax.convert.engine.verify import Arrays, Recipe, Reference
-from internvideo_jax.models.bert import Bert, BertConfig
+from internvideo_jax.models.bert import BertConfig
 from internvideo_jax.nn.mlp import Activation
 from internvideo_jax.objectives.masked_lm import masked_lm_loss
 from internvideo_jax.preprocessing import Preprocessing, TextPreprocessing
@@ -169,22 +169,21 @@ def _to_options(config: BertConfig) -> dict[str, Any]:
     }
 
 
-def _run(module: Bert, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
+def _run(module: Any, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
     c = module.config
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     text_layers, fusion_layers = tuple(range(c.fusion_layer)), tuple(range(c.fusion_layer, c.depth))
-    text: Any = module.apply(variables, ids, mask, mode="text", hidden_layers=text_layers)
+    text = module.apply(variables, ids, mask, mode="text", hidden_layers=text_layers)
     last = text.tokens
     values = {"text_last": last, **_hidden("text", text.embedded, text.hidden_states)}
     if "encoder_hidden_states" in inputs:
         states = inputs["encoder_hidden_states"], inputs.get("encoder_attention_mask")
-        fusion: Any = module.apply(
+        fusion = module.apply(
             variables, last, mask, *states, mode="fusion", hidden_layers=fusion_layers
         )
         last = fusion.tokens
         values |= {"fusion_last": last, **_hidden("fusion", fusion.embedded, fusion.hidden_states)}
-        whole: Any = module.apply(variables, ids, mask, *states)
-        values["multimodal_last"] = whole.tokens
+        values["multimodal_last"] = module.apply(variables, ids, mask, *states).tokens
     if c.mlm_head:
         values["mlm_logits"] = module.apply(variables, last, method="mlm_logits")
         if "labels" in inputs:

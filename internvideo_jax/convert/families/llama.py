@@ -21,7 +21,7 @@ from internvideo_jax.convert.engine.transforms import (
 )
 from internvideo_jax.convert.engine.verify import Arrays, Recipe, Reference
 from internvideo_jax.models.decoder_lm import DecoderLMConfig
-from internvideo_jax.models.llama_text import LlamaText, LlamaTextConfig
+from internvideo_jax.models.llama_text import LlamaTextConfig
 from internvideo_jax.nn.lora import LoRAConfig
 from internvideo_jax.nn.mlp import Activation
 from internvideo_jax.preprocessing import Preprocessing, TextPreprocessing
@@ -241,7 +241,7 @@ def _preprocessing(config: LlamaTextConfig | DecoderLMConfig) -> Preprocessing:
     return Preprocessing(text=TextPreprocessing("sentencepiece", ("tokenizer.model",), length))
 
 
-def _run(module: LlamaText, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
+def _run(module: Any, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
     layers = tuple(range(module.config.lm.depth))
     output: Any = module.apply(variables, inputs["input_ids"], hidden_layers=layers)
     return {
