@@ -250,7 +250,7 @@ def shapes_of() -> Callable[..., dict[str, tuple[int, ...]]]:
 def make_state(shapes_of) -> Callable[..., dict[str, np.ndarray]]:
     """Makes the state dict of a model with random values: `make_state(config)`."""
 
-    def make(architecture: str, config: Any, prefix: str = "", dtype: Any = np.float32) -> Any:
+    def make(config: Any, prefix: str = "", dtype: Any = np.float32) -> Any:
         rng = np.random.default_rng(0)
         shapes = shapes_of(config, prefix)
         return {key: rng.normal(size=shape).astype(dtype) for key, shape in shapes.items()}
