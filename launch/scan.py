@@ -7,18 +7,20 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from internvideo_jax.data.annotations.lists import Annotations, check_annotations
 from internvideo_jax.data.annotations.records import ClipRecord
-from internvideo_jax.data.decode.clip_check import ClipCheck, check_clip
-from internvideo_jax.data.decode.video import Limits, VideoError
 from internvideo_jax.environment import usable_cpus
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.extract import find_videos
+
+if TYPE_CHECKING:
+    from internvideo_jax.data.annotations.lists import Annotations
+    from internvideo_jax.data.decode.clip_check import ClipCheck
+    from internvideo_jax.data.decode.video import VideoError
 
 SUMMARY = "list wrong annotations and unreadable clips, with the reasons"
 
@@ -123,7 +125,9 @@ def _is_annotation(path: str) -> bool:
     return path.lower().endswith(ANNOTATION_EXTENSIONS) and not os.path.isdir(path)
 
 
-def _read(path: str, args: argparse.Namespace) -> Annotations:
+def _read(path: str, args: argparse.Namespace) -> "Annotations":
+    from internvideo_jax.data.annotations.lists import check_annotations
+
     return check_annotations(
         path,
         root=args.root,
@@ -145,7 +149,7 @@ class _Clip(NamedTuple):
 class _Clips:
     """The different clips of annotation files and folders; only their hashes are held."""
 
-    def __init__(self, annotations: dict[str, Annotations], videos: Sequence[str]):
+    def __init__(self, annotations: "dict[str, Annotations]", videos: Sequence[str]):
         self._annotations, self._videos = annotations, videos
         hashes = np.sort(np.fromiter((hash(clip.record) for clip in self._all()), np.int64))
         repeated = hashes[1:][hashes[1:] == hashes[:-1]]
@@ -184,6 +188,7 @@ class _Scanned(NamedTuple):
 def _scan(clips: _Clips, args: argparse.Namespace) -> _Scanned:
     from tqdm import tqdm
 
+    from internvideo_jax.data.decode.clip_check import ClipCheck
     from internvideo_jax.launch.worker_pool import map_in_workers
 
     results = map_in_workers(
@@ -210,7 +215,10 @@ def _scan(clips: _Clips, args: argparse.Namespace) -> _Scanned:
     return _Scanned(number, [broken[place] for place in sorted(broken)], seconds)
 
 
-def _check(numbered: tuple[int, _Clip], *, every_frame: bool) -> ClipCheck | VideoError:
+def _check(numbered: tuple[int, _Clip], *, every_frame: bool) -> "ClipCheck | VideoError":
+    from internvideo_jax.data.decode.clip_check import check_clip
+    from internvideo_jax.data.decode.video import Limits
+
     # The workers' time limit also holds where a decoder hangs, and for a clip as a whole.
     limits = Limits(deadline=math.inf)
     return check_clip(numbered[1].record, every_frame=every_frame, limits=limits)
@@ -228,7 +236,7 @@ def _name(record: ClipRecord) -> str:
     return f"{record.path} ({start:g} s to {end})"
 
 
-def _annotation_report(path: str, found: Annotations) -> dict[str, Any]:
+def _annotation_report(path: str, found: "Annotations") -> dict[str, Any]:
     problems = [] if found.error is None else found.error.problems
     return {
         "path": path,

@@ -195,7 +195,7 @@ def dry_run(run: Run, topology_name: str | None = None) -> str:
     import jax
 
     from internvideo_jax.data import pipeline
-    from internvideo_jax.launch.dry_run import describe
+    from internvideo_jax.launch.compilation.dry_run import describe
     from internvideo_jax.parallel.mesh import make_mesh
 
     topology = aot.topology(topology_name) if topology_name else None

@@ -54,12 +54,6 @@ def test_choices_are_ordered_spread_and_inside(num_frames, wanted):
         assert np.all(steps > 0)
 
 
-def test_short_videos_can_be_refused():
-    assert uniform_indices(8, 8, "error").tolist() == uniform_indices(8, 8).tolist()
-    with pytest.raises(ValueError, match="at least 8 frames, found 7"):
-        uniform_indices(7, 8, "error")
-
-
 @pytest.mark.parametrize("sampling", [*RULES, "pretraining"])
 @given(
     num_frames=st.integers(1, 3000),

@@ -33,7 +33,7 @@ def check_llama_text(golden: Golden) -> None:
     folded = convert(options, state)
     values = run(golden, live)
     values["text_embed_merged"] = run(golden, folded)["text_embed"]
-    weights = export_plan("llama_text", folded.module.config, "text_encoder.")
+    weights = export_plan(folded.module.config, "text_encoder.")
     for key, weight in to_state_dict(folded.variables, weights).items():
         if f"merged/{key}" in outputs:
             values[f"merged/{key}"] = weight
