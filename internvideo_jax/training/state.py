@@ -186,20 +186,6 @@ def _initial_variables(stage: Stage, config: TrainConfig, key: jax.Array) -> Var
     return {**variables, "params": map_paths(cast, variables["params"])}
 
 
-def _quantized(boxed: PyTree) -> PyTree:
-    """Parameters with the kernels of linear layers in int8, their scales beside them."""
-    flat = {}
-    for path, leaf in traverse_util.flatten_dict(boxed, sep="/").items():
-        flat[path] = leaf
-        if isinstance(leaf, int8.Kernel):
-            values, scale = int8.quantize(leaf.value, leaf.input_dims)
-            inputs = {dim % len(leaf.names) for dim in leaf.input_dims}
-            names = tuple(name for i, name in enumerate(leaf.names) if i not in inputs)
-            flat[path] = leaf.replace(value=values)
-            flat[path + int8.SUFFIX] = nn.LogicallyPartitioned(scale, names)
-    return traverse_util.unflatten_dict(flat, sep="/")
-
-
 def _assemble(variables: Variables, stage: Stage, config: TrainConfig) -> tuple[TrainState, PyTree]:
     """The state and `fixed` of boxed variables."""
     trained, fixed = split_trained(variables["params"], config.trainable(stage))
@@ -212,7 +198,10 @@ def _assemble(variables: Variables, stage: Stage, config: TrainConfig) -> tuple[
         ema=None if config.ema_decay is None else jax.tree.map(jnp.copy, trained),
         bad_steps=jnp.int32(0),
     )
-    return state, _quantized(fixed) if config.frozen_dtype == "int8" else fixed
+    if config.frozen_dtype == "int8":
+        flat = traverse_util.flatten_dict(fixed, sep="/")
+        fixed = traverse_util.unflatten_dict(int8.quantize_kernels(flat), sep="/")
+    return state, fixed
 
 
 def _check_fits(expected: PyTree, found: PyTree) -> None:
