@@ -46,6 +46,8 @@ _VERSION = "internvideo_jax list 1"
 # A file that was changed so lately may change again without its time showing it.
 _SETTLING_SECONDS = 2.0
 _ABANDONED_SECONDS = 86400.0
+# A list of this size takes about a second.
+_LONG_BYTES = 2**24
 
 _log = logging.getLogger(__name__)
 
@@ -260,7 +262,8 @@ def _read(path: str, layout: Layout, context: Context, name: str) -> Annotations
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
                 left.unlink()
-    _log.info("reading %s into %s", path, place / name)
+    if os.stat(path).st_size > _LONG_BYTES:
+        _log.info("reading %s into %s", path, place / name)
     built = build(path, layout, context, place, Path(name).stem)
     problems, num_problems = built.problems, built.num_problems
     if not built.num_entries:
