@@ -1,4 +1,7 @@
-"""Options of the golden tests; one test item per golden file, its path as id."""
+"""Options of the golden tests; one test item per golden file, its path as id.
+
+Unless a folder is asked for, what is not committed belongs to the slow suite.
+"""
 
 import importlib
 import os
@@ -11,6 +14,7 @@ import jax
 import pytest
 
 _HERE = Path(__file__).parent
+_COMMITTED = _HERE / "data"
 # `golden`, `comparison` and `checkers` are shared by the modules here and by nothing else.
 sys.path.insert(0, str(_HERE))
 _FILES = pytest.StashKey[list[Any]]()
@@ -54,9 +58,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # register options.
     folder = config.getoption("--goldens", None)
     shared = os.environ.get("INTERNVIDEO_SHARED")
-    roots = [Path(folder)] if folder else [_HERE / "data"]
+    roots = [Path(folder)] if folder else [_COMMITTED]
     if shared and not folder:
-        roots.append(Path(shared) / "goldens")
+        roots.insert(0, Path(shared) / "goldens")
     names = {
         option: [n for n in config.getoption(f"--goldens-{option}", "").split(",") if n]
         for option in ("require", "exclude")
@@ -71,5 +75,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "golden_file" in metafunc.fixturenames:
         for path in sorted((_HERE / "checkers").glob("*.py")):
             importlib.import_module(f"checkers.{path.stem}")
-        files = metafunc.config.stash[_FILES]
-        metafunc.parametrize("golden_file", files, ids=[file.name for file in files])
+        asked = metafunc.config.getoption("--goldens", None)
+        cases = [
+            pytest.param(
+                file,
+                id=file.name,
+                marks=() if asked or file.path.is_relative_to(_COMMITTED) else pytest.mark.slow,
+            )
+            for file in metafunc.config.stash[_FILES]
+        ]
+        metafunc.parametrize("golden_file", cases)
