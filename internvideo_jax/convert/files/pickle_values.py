@@ -120,21 +120,23 @@ def _wholes(values: Any) -> tuple[int, ...]:
     return tuple(map(_whole, values))
 
 
-def _tensor(block: Any, offset: Any, shape: Any, strides: Any, dtype: Any = None) -> Tensor:
+def _tensor(block: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
     if not isinstance(block, Storage):
         raise CheckpointError("a tensor is built from something that is not a storage")
-    if dtype is not None and not isinstance(dtype, Global):
-        raise CheckpointError("a tensor's dtype is not a name")
     shape, strides = _wholes(shape), _wholes(strides)
     if len(shape) != len(strides):
         raise CheckpointError(f"a tensor of shape {shape} has strides {strides}")
-    return Tensor(block, dtype.name if dtype else block.dtype, _whole(offset), shape, strides)
+    return Tensor(block, block.dtype, _whole(offset), shape, strides)
 
 
 def _tensor_v2(
     block: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, flags: Any = None
 ) -> Tensor:
-    _refuse_lazy_views(flags)
+    if isinstance(flags, dict) and (flags.get("conj") or flags.get("neg")):
+        raise CheckpointError(
+            "a tensor is stored as a lazy conjugate or negative view; "
+            "save it again after tensor.resolve_conj().resolve_neg()"
+        )
     return _tensor(block, offset, shape, strides)
 
 
@@ -148,30 +150,16 @@ def _tensor_v3(
     dtype: Any,
     flags: Any = None,
 ) -> Tensor:
-    _refuse_lazy_views(flags)
-    return _tensor(block, offset, shape, strides, dtype)
-
-
-def _refuse_lazy_views(flags: Any) -> None:
-    if isinstance(flags, dict) and (flags.get("conj") or flags.get("neg")):
-        raise CheckpointError(
-            "a tensor is stored as a lazy conjugate or negative view; "
-            "save it again after tensor.resolve_conj().resolve_neg()"
-        )
-
-
-def _parameter(data: Any, *_: Any) -> Any:
-    return data
+    if not isinstance(dtype, Global):
+        raise CheckpointError("a tensor's dtype is not a name")
+    tensor = _tensor_v2(block, offset, shape, strides, grad, hooks, flags)
+    return dataclasses.replace(tensor, dtype=dtype.name)
 
 
 def _tensor_with_attributes(build: Any, _kind: Any, args: Any, _state: Any) -> Any:
     if build not in _TENSOR_CALLS or not isinstance(args, tuple):
         raise CheckpointError("a tensor is rebuilt by something that does not build tensors")
     return _TENSOR_CALLS[build](*args)
-
-
-def _ordered_dict() -> dict[Any, Any]:
-    return {}
 
 
 def _attribute(owner: Any, name: Any) -> Global:
@@ -209,15 +197,15 @@ _TENSOR_CALLS: Mapping[Global, Callable[..., Any]] = {
     Global("torch._utils", "_rebuild_tensor"): _tensor,
     Global("torch._utils", "_rebuild_tensor_v2"): _tensor_v2,
     Global("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
-    Global("torch._utils", "_rebuild_parameter"): _parameter,
-    Global("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    Global("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+    Global("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data,
 }
 
 _CALLS: Mapping[Global, Callable[..., Any]] = {
     **_TENSOR_CALLS,
     Global("torch._tensor", "_rebuild_from_type_v2"): _tensor_with_attributes,
     Global("torch", "Size"): _wholes,
-    Global("collections", "OrderedDict"): _ordered_dict,
+    Global("collections", "OrderedDict"): lambda: {},
     Global("builtins", "getattr"): _attribute,
     Global("__builtin__", "getattr"): _attribute,
 }

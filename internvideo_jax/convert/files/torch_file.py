@@ -16,7 +16,6 @@ from internvideo_jax.convert.files.checkpoint import (
     Checkpoint,
     CheckpointError,
     LazyTensor,
-    UnsafePickleError,
     contiguous_strides,
     extent,
 )
@@ -48,7 +47,7 @@ def open_torch_file(path: Path, key: str | None = None) -> Checkpoint:
 
     Args:
       path: the file.
-      key: another place to take them from, e.g. "model_ema"; see `Checkpoint.wrapper_keys`.
+      key: another place to take them from, by names joined with dots, e.g. "model_ema".
 
     Raises:
       UnsafePickleError: the file asks to call something.
@@ -61,19 +60,14 @@ def open_torch_file(path: Path, key: str | None = None) -> Checkpoint:
         root = torch_pickle.loads(_read(path, records[prefix + "data.pkl"]))
         places = _find_state_dicts(root)
         chosen = _choose(root, places, key)
-        state = places[chosen]
         return Checkpoint(
             path=path,
-            tensors=_tensors(path, state, records, prefix),
+            tensors=_tensors(path, places[chosen], records, prefix),
             key=".".join(chosen) or None,
-            wrapper_keys=tuple(".".join(place) for place in places if place),
-            other_keys=tuple(name for name, value in state.items() if not _is_tensor(value)),
             metadata=_metadata(root, chosen),
         )
-    except UnsafePickleError as error:
-        raise UnsafePickleError(f"{path}: {error}") from None
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from None
 
 
 def _archive_prefix(path: Path, records: Mapping[str, torch_zip.Record]) -> str:
@@ -115,10 +109,6 @@ def _as_mapping(value: Any) -> dict[Any, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, values.Tensor)
-
-
 def _find_state_dicts(root: Any) -> dict[tuple[str, ...], dict[Any, Any]]:
     """Returns place -> items of every mapping near the top that holds tensors by name."""
     found = {}
@@ -131,7 +121,7 @@ def _find_state_dicts(root: Any) -> dict[tuple[str, ...], dict[Any, Any]]:
             continue
         seen.add(id(items))
         named = {name: item for name, item in items.items() if isinstance(name, str)}
-        if any(map(_is_tensor, named.values())):
+        if any(isinstance(item, values.Tensor) for item in named.values()):
             found[place] = items
         if len(place) < _SEARCH_DEPTH:
             queue.extend(((*place, name), item) for name, item in named.items())
