@@ -14,7 +14,8 @@ adding one touches no other file. To write one:
   infer, to_options   options that shapes show, and those that they do not show of a config.
 
 The rest has defaults. A model of several towers that come from files of their own states `parts`
-(`recognition` puts their keys in place) and makes its table with `rules.under`.
+(`recognition` puts their keys in place) and makes its table with `rules.under`. A JSON file of the
+family's name beside its module lists the checkpoints that upstream names (`registry.Released`).
 """
 
 import dataclasses
@@ -32,7 +33,6 @@ from internvideo_jax.convert.engine.transforms import Shape
 from internvideo_jax.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    from internvideo_jax.convert.engine.registry import Released
     from internvideo_jax.convert.engine.verify import Recipe
 
 Shapes = Mapping[str, Shape]
@@ -113,7 +113,6 @@ class Family:
       new_head: architecture that is made of a file for which a new head is asked.
       parts: towers that come from files of their own.
       recipes: by architecture, how reference activations are run.
-      releases: checkpoints that upstream names.
     """
 
     name: str
@@ -135,7 +134,6 @@ class Family:
     new_head: str | None = None
     parts: tuple[Part, ...] = ()
     recipes: Mapping[str, "Recipe"] = dataclasses.field(default_factory=dict)
-    releases: "tuple[Released, ...]" = ()
 
     def table(self, architecture: str, config: Any) -> Table:
         """The rules of a config's model."""

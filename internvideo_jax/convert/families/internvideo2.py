@@ -26,7 +26,6 @@ from internvideo_jax.convert.engine.rules import (
 from internvideo_jax.convert.engine.transforms import LINEAR, LINEAR_FROM_HEADS, RESHAPE, Shape
 from internvideo_jax.convert.families import video_vit
 from internvideo_jax.convert.families.internvideo2_recipes import RECIPES
-from internvideo_jax.convert.families.internvideo2_releases import RELEASES
 from internvideo_jax.convert.families.video_vit import BLOCKS, PATCH_EMBED
 from internvideo_jax.models import (
     DistillStudentConfig,
@@ -428,5 +427,4 @@ FAMILY = Family(
     fit=video_vit.fit,
     new_head="video_classifier",
     recipes=RECIPES,
-    releases=RELEASES,
 )

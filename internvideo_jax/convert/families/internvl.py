@@ -6,7 +6,6 @@ the vision keys are those of InternVideo2.
 
 from internvideo_jax.convert.engine.family import Family, Shapes
 from internvideo_jax.convert.engine.options import Options
-from internvideo_jax.convert.engine.registry import Released
 from internvideo_jax.convert.engine.rules import Ignore, Table
 from internvideo_jax.convert.families import internvideo2, video_vit
 from internvideo_jax.models import TeacherConfig, VideoViTConfig
@@ -60,14 +59,4 @@ FAMILY = Family(
     neutral=video_vit.NEUTRAL,
     retarget=video_vit.retarget,
     fit=video_vit.fit,
-    releases=(
-        Released(
-            "internvl-6b-teacher",
-            "teacher",
-            {"encoder.width": 3200, "encoder.num_frames": 1, "encoder.image_size": 224},
-            repo="OpenGVLab/InternVL",
-            file="internvl_c_13b_224px.pth",
-            note="holds a text tower as well, which is not converted",
-        ),
-    ),
 )

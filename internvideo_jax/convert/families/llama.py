@@ -10,7 +10,6 @@ from typing import Any
 
 from internvideo_jax.convert.engine.family import Family, Shapes
 from internvideo_jax.convert.engine.options import Options
-from internvideo_jax.convert.engine.registry import Released
 from internvideo_jax.convert.engine.rules import Ignore, Rule, Table, Tie, nested, rule
 from internvideo_jax.convert.engine.transforms import (
     LINEAR,
@@ -273,14 +272,4 @@ FAMILY = Family(
         (r"(^|\.)base_model\.model\.", r"\1"),
     ),
     recipes={"llama_text": Recipe(("input_ids",), _run)},
-    releases=(
-        Released(
-            "internvl-c-text",
-            "llama_text",
-            {"lm.width": 4096, "lm.depth": 32, "lm.vocab_size": 49_954, "projection_dim": 768},
-            repo="OpenGVLab/InternVL",
-            file="internvl_c_13b_224px.pth",
-            note="the text tower of InternVideo2-CLIP 1B and 6B; pass --architecture=llama_text",
-        ),
-    ),
 )

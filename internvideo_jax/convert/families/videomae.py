@@ -9,7 +9,6 @@ from typing import Any
 
 from internvideo_jax.convert.engine.family import Family, Shapes
 from internvideo_jax.convert.engine.options import Options
-from internvideo_jax.convert.engine.registry import Released
 from internvideo_jax.convert.engine.rules import Ignore, Table, nested, norm, rule
 from internvideo_jax.convert.engine.transforms import JOIN_QV_BIAS
 from internvideo_jax.convert.engine.verify import Arrays, Recipe, Reference
@@ -139,14 +138,4 @@ FAMILY = Family(
     retarget=video_vit.retarget,
     fit=video_vit.fit,
     recipes={"videomae_teacher": Recipe(("video",), _run_teacher, prepare)},
-    releases=(
-        Released(
-            "videomaev2-g-teacher",
-            "videomae_teacher",
-            {"encoder.width": 1408, "encoder.num_frames": 16, "encoder.image_size": 224},
-            status="gated",
-            note="vit_g_hybrid_1200e_pre.pth, on request from github.com/OpenGVLab/VideoMAEv2; pass"
-            " the file as SOURCE",
-        ),
-    ),
 )

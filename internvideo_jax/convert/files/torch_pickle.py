@@ -143,7 +143,11 @@ class _Machine:
 
     def take(self, count: int) -> list[Any]:
         """Removes the topmost values; returns them in the order in which they were pushed."""
-        return [self.stack.pop() for _ in range(count)][::-1]
+        if count > len(self.stack):
+            raise IndexError("its stack is empty")
+        taken = self.stack[-count:]
+        del self.stack[-count:]
+        return taken
 
     def since_mark(self) -> list[Any]:
         """Removes the values above the last mark, and the mark."""
