@@ -18,7 +18,7 @@ from etils import epath
 from flax import traverse_util
 
 from internvideo_jax import saved_model
-from internvideo_jax.convert.engine.writer import StreamingWriter
+from internvideo_jax.convert.engine.writer import Declared, write_arrays
 from internvideo_jax.files import atomic_directory
 from internvideo_jax.models import ARCHITECTURES, abstract_variables
 from internvideo_jax.models.video_classifier import VideoClassifierConfig
@@ -75,10 +75,9 @@ def stream(path, architecture="video_vit", dtype=np.float32):
     """Writes the same model as `save` in the converter's way."""
     variables = traverse_util.flatten_dict(variables_of(architecture), sep="/")
     with atomic_directory(path) as directory:
-        with StreamingWriter(directory / saved_model.ARRAYS) as writer:
-            for name, array in variables.items():
-                writer.declare(name, array.shape, dtype)
-                writer.write(name, array.astype(dtype))
+        declared = {name: Declared(a.shape, np.dtype(dtype)) for name, a in variables.items()}
+        pieces = ((name, None, array.astype(dtype)) for name, array in variables.items())
+        write_arrays(directory / saved_model.ARRAYS, declared, pieces)
         saved_model.write_description(
             directory, architecture, CONFIGS[architecture], PREPROCESSING, {"source": {"a": [1]}}
         )

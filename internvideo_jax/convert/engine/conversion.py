@@ -19,7 +19,7 @@ from internvideo_jax.convert.engine.plan import Plan, plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import parameters, target_dtypes
 from internvideo_jax.convert.engine.upstream import infer_config
-from internvideo_jax.convert.engine.writer import StreamingWriter
+from internvideo_jax.convert.engine.writer import Declared, write_arrays
 from internvideo_jax.convert.files.checkpoint import Checkpoint, LazyTensor
 from internvideo_jax.convert.files.checksums import Checksums
 from internvideo_jax.convert.files.sources import open_checkpoint
@@ -213,23 +213,19 @@ def _write_arrays(conversion: Conversion, directory: Path, progress: Progress | 
     made, tensors, dtypes = conversion.plan, conversion.tensors, conversion.dtypes
     stacked = {target for a in made.loaded if a.index is not None for target in a.targets}
     unread = set(made.loaded_names)
-    read = 0
 
     def read_tensor(name: str) -> np.ndarray:
-        nonlocal read
-        if name in unread:
+        if progress is not None and name in unread:
             unread.remove(name)
-            read += tensors[name].nbytes
+            progress(tensors[name].nbytes)
         return tensors[name].read()
 
-    with StreamingWriter(directory) as writer:
-        for target, shape in made.targets.items():
-            writer.declare(target, shape, dtypes[target], target in stacked)
-        for target, index, array in parameters(made, read_tensor):
-            writer.write(target, array.astype(dtypes[target], copy=False), index)
-            if progress is not None:
-                progress(read)
-                read = 0
+    declared = {t: Declared(s, dtypes[t], t in stacked) for t, s in made.targets.items()}
+    pieces = (
+        (target, index, array.astype(dtypes[target], copy=False))
+        for target, index, array in parameters(made, read_tensor)
+    )
+    write_arrays(directory, declared, pieces)
 
 
 def convert(
