@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -68,7 +67,7 @@ class Conversion:
       checkpoints: the opened sources.
       tensors: their tensors by the names that the plan uses.
       dtypes: dtype of each parameter.
-      tokenizer: the tokenizer's files.
+      tokenizer: the tokenizer's files by name.
       request: what was asked.
     """
 
@@ -77,7 +76,7 @@ class Conversion:
     checkpoints: tuple[Checkpoint, ...]
     tensors: Mapping[str, LazyTensor]
     dtypes: Mapping[str, np.dtype]
-    tokenizer: tuple[Path, ...]
+    tokenizer: Mapping[str, Path]
     request: Request
 
     @property
@@ -197,14 +196,13 @@ def write(
                 "seconds_writing": round(seconds, 2),
             },
         }
-        for file in conversion.tokenizer:
-            shutil.copyfile(file, directory / file.name)
         write_description(
             directory,
             conversion.plan.architecture,
             conversion.plan.config,
             conversion.preprocessing,
             metadata,
+            conversion.tokenizer,
         )
     return metadata
 
@@ -258,8 +256,8 @@ def _source_of(release: registry.Released | None) -> str:
 
 def _tokenizer_files(
     preprocessing: Preprocessing, checkpoints: Sequence[Checkpoint], request: Request
-) -> tuple[Path, ...]:
-    """The files that a model of texts keeps beside its arrays.
+) -> dict[str, Path]:
+    """The files that a model of texts keeps beside its arrays, by name.
 
     Raises:
       ValueError: one of them is not found.
@@ -268,13 +266,13 @@ def _tokenizer_files(
     folders = [
         request.tokenizer or (c.path if c.path.is_dir() else c.path.parent) for c in checkpoints
     ]
-    files = {n: next((f for d in folders if (f := d / n).is_file()), None) for n in names}
-    if absent := [name for name, file in files.items() if file is None]:
+    files = {n: d / n for n in names for d in reversed(folders) if (d / n).is_file()}
+    if absent := [name for name in names if name not in files]:
         raise ValueError(
             f"expected the tokenizer's files {', '.join(absent)} in {folders[0]}, found none; pass"
             " --tokenizer=FOLDER"
         )
-    return tuple(file for file in files.values() if file is not None)
+    return files
 
 
 def _stored_options(metadata: Mapping[str, Any]) -> dict[str, Any]:

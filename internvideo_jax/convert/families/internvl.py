@@ -4,7 +4,7 @@ The released `internvl_c_13b_224px.pth` also holds a text tower and what its tra
 the vision keys are those of InternVideo2.
 """
 
-from internvideo_jax.convert.engine.family import Family, Shapes
+from internvideo_jax.convert.engine.family import Shapes
 from internvideo_jax.convert.engine.options import Options
 from internvideo_jax.convert.engine.rules import Ignore, Table
 from internvideo_jax.convert.families import internvideo2, video_vit
@@ -45,18 +45,11 @@ def _teacher(options: Options) -> TeacherConfig:
     )
 
 
-FAMILY = Family(
+FAMILY = video_vit.family(
     name="internvl",
-    anchors=video_vit.ANCHORS,
-    prefixes=video_vit.PREFIXES,
     recognize=_recognize,
     kinds={"internvl_encoder": _encoder, "internvl_teacher": _teacher},
     tables=TABLES,
     infer=internvideo2.infer,
     to_options=internvideo2.to_options,
-    preprocessing=video_vit.preprocessing,
-    describe=video_vit.describe,
-    neutral=video_vit.NEUTRAL,
-    retarget=video_vit.retarget,
-    fit=video_vit.fit,
 )

@@ -5,6 +5,7 @@ a table was trained on is the checkpoint's own, where upstream takes 8 frames fo
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Container, Iterable, Mapping
@@ -18,7 +19,7 @@ from internvideo_jax.convert.engine.adaptations import (
     resize_positions,
     select_outputs,
 )
-from internvideo_jax.convert.engine.family import Fitting, Shapes
+from internvideo_jax.convert.engine.family import Family, Fitting, Shapes
 from internvideo_jax.convert.engine.options import Options
 from internvideo_jax.convert.engine.rules import Rule, layer, rule
 from internvideo_jax.convert.engine.transforms import (
@@ -311,3 +312,16 @@ def count(shapes: Iterable[str], module: str) -> int:
     """Submodules `module.0` ... that keys name."""
     found = (re.match(rf"{module}\.(\d+)\.", key) for key in shapes)
     return 1 + max((int(m[1]) for m in found if m), default=-1)
+
+
+# What is the same of all of their families.
+family = functools.partial(
+    Family,
+    anchors=ANCHORS,
+    prefixes=PREFIXES,
+    preprocessing=preprocessing,
+    describe=describe,
+    neutral=NEUTRAL,
+    retarget=retarget,
+    fit=fit,
+)

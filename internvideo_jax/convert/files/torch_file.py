@@ -135,9 +135,10 @@ def _choose(root: Any, places: Mapping[tuple[str, ...], Any], key: str | None) -
             if ".".join(place) == key:
                 return place
         raise CheckpointError(f"no tensors under {key!r}; there are tensors under {names}")
-    wrapped = _descend(root, places, ())
-    if wrapped is not None:
-        return wrapped
+    wrapped = [place for place in places if all(name in _WRAPPERS for name in place)]
+    if wrapped:
+        # Inside of a wrapper before beside it.
+        return min(wrapped, key=lambda place: [*map(_WRAPPERS.index, place), len(_WRAPPERS)])
     if len(places) == 1:
         return next(iter(places))
     if isinstance(root, values.Opaque) and isinstance(root.state, dict):
@@ -149,19 +150,6 @@ def _choose(root: Any, places: Mapping[tuple[str, ...], Any], key: str | None) -
         top = sorted(map(str, _as_mapping(root) or ()))[:20]
         raise CheckpointError(f"no tensors by name in it; its top level has the keys {top}")
     raise CheckpointError(f"several sets of tensors, under {names}; choose one with key=")
-
-
-def _descend(
-    value: Any, places: Mapping[tuple[str, ...], Any], place: tuple[str, ...]
-) -> tuple[str, ...] | None:
-    items = _as_mapping(value)
-    if items is None:
-        return None
-    for name in _WRAPPERS if len(place) < _SEARCH_DEPTH else ():
-        found = _descend(items.get(name), places, (*place, name))
-        if found is not None:
-            return found
-    return place if place in places else None
 
 
 def _tensors(

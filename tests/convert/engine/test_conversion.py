@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from internvideo_jax.convert.engine import conversion
 from internvideo_jax.convert.engine.conversion import Request, convert, prepare
 from internvideo_jax.convert.engine.misfit import CheckpointMisfit
 from internvideo_jax.convert.engine.state_dict import to_tree
+from internvideo_jax.convert.engine.upstream import to_upstream
 from internvideo_jax.saved_model import load, read_description
+from tests.small_models import BERT
 
 
 @pytest.fixture
@@ -123,6 +126,17 @@ def test_misfits_are_found_before_anything_is_written(tiny_state, options, tmp_p
     with pytest.raises(CheckpointMisfit, match="1 keys missing, 1 extra, 1 misshapen"):
         convert([tmp_path / "bad.safetensors"], tmp_path / "model", Request(options=options))
     assert not (tmp_path / "model").exists()
+
+
+def test_a_model_of_texts_keeps_its_tokenizer(make_state, tmp_path):
+    file = tmp_path / "bert.safetensors"
+    stored = {"config": json.dumps(to_upstream(BERT))}
+    safetensors.numpy.save_file(make_state(BERT), file, stored)
+    with pytest.raises(ValueError, match=r"vocab\.txt in .*--tokenizer=FOLDER"):
+        prepare([file], Request())
+    (tmp_path / "vocab.txt").write_text("[PAD]")
+    convert([file], tmp_path / "model", Request())
+    assert load(tmp_path / "model").tokenizer_files["vocab.txt"].read_text() == "[PAD]"
 
 
 def test_a_full_disk_leaves_nothing_behind(checkpoint, options, tmp_path, monkeypatch):

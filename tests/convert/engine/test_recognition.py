@@ -175,7 +175,8 @@ def test_a_composite_is_put_together_from_the_files_of_its_parts(pair, tmp_path)
     assert prepared.summary()[2:] == [
         f"{source.name}: {len(files[source.stem])} tensors" for source in sources
     ]
-    assert set(made.ignored) == {"text_encoder.word", "mask_token"}
+    # What a part's file holds besides its tower is ignored as that part's.
+    assert set(made.ignored) == {"vision.text_encoder.word", "teacher.mask_token"}
 
 
 def test_parts_without_a_file_are_named(pair):
@@ -183,6 +184,13 @@ def test_parts_without_a_file_are_named(pair):
         recognize(*_shapes(pair.clips, pair.addon))
     with pytest.raises(ValueError, match=r"vision\.\* .* and teacher\.\*"):
         recognize(*_shapes(pair.addon))
+
+
+def test_a_part_ignores_nothing_of_other_files(pair):
+    pair.addon["mask_token"] = np.zeros(2, np.float32)
+    found = recognize(*_shapes(pair.clips, pair.frames, pair.addon))
+    with pytest.raises(ValueError, match=r"1 extra.*(?s:.*)extra     mask_token"):
+        plan(found, upstream.infer_config(found, stored=pair.options))
 
 
 def test_tensors_that_a_part_lacks_are_missing(pair):
