@@ -48,10 +48,9 @@ class Tensor:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Opaque:
-    """An object of a class that we do not know, as the data it would have been built from."""
+    """An object of a class that we do not know: its state, its items, its elements."""
 
     kind: Global
-    args: tuple[Any, ...] = ()
     state: Any = None
     items: dict[Any, Any] = dataclasses.field(default_factory=dict)
     elements: list[Any] = dataclasses.field(default_factory=list)
@@ -69,7 +68,7 @@ def named(module: Any, name: Any) -> Global:
 def key(value: Any) -> Any:
     """Returns `value` as something that is cheap to hash, so that hashing cannot be abused."""
     if isinstance(value, tuple) and not isinstance(value, (Global, Storage)):
-        return Opaque(Global("builtins", "tuple"), value)
+        return Opaque(Global("builtins", "tuple"))
     if not isinstance(value, _KEY_TYPES):
         raise CheckpointError(f"the pickle has a {type(value).__name__} as dictionary key")
     if isinstance(value, int) and value.bit_length() > 64:
@@ -98,14 +97,14 @@ def call(callee: Any, args: Any) -> Any:
     package = callee.module.partition(".")[0]
     if package in _STANDARD_LIBRARY and callee not in _INERT_STANDARD_CLASSES:
         raise UnsafePickleError(f"the pickle asks to call {callee}; {_DISTRUST}")
-    return Opaque(callee, args)
+    return Opaque(callee)
 
 
 def allocate(callee: Any, args: Any) -> Any:
     """Answers the creation of an object without its initialiser, which runs no code of a class."""
     if not (isinstance(callee, Global) and isinstance(args, tuple)):
         raise CheckpointError("the pickle makes an instance of what is not a class")
-    return _CALLS[callee](*args) if callee in _CALLS else Opaque(callee, args)
+    return _CALLS[callee](*args) if callee in _CALLS else Opaque(callee)
 
 
 def _whole(value: Any) -> int:
