@@ -1,7 +1,6 @@
 """Writing a tree of arrays in Orbax's on-disk layout while holding about one layer of it."""
 
 import collections
-import itertools
 import math
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -64,7 +63,10 @@ def write_arrays(
       OSError: the disk is full or cannot be written.
       ValueError: a piece that was not declared, or was never written.
     """
-    missing = {p: set(range(d.shape[0])) if d.is_stacked else {None} for p, d in declared.items()}
+    missing: dict[str, set[Any]] = {
+        path: set(range(array.shape[0])) if array.is_stacked else {None}
+        for path, array in declared.items()
+    }
     gathered: dict[str, np.ndarray] = {}
     directory = Path(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -81,15 +83,15 @@ def write_arrays(
                     f" {piece.shape} and {piece.dtype}"
                 )
             if index is None:
-                queue.write(store, piece, array.chunks[:1])
+                queue.write(store, piece, array.chunks)
             elif not array.is_small:
-                queue.write(store[index], piece, array.chunks[1:2])
+                queue.write(store[index], piece, array.chunks)
             else:
                 if path not in gathered:
                     gathered[path] = np.empty(array.shape, array.dtype)
                 gathered[path][index] = piece
                 if not missing[path]:
-                    queue.write(store, gathered.pop(path), array.chunks[:1])
+                    queue.write(store, gathered.pop(path), array.chunks)
         if never := [path for path, indices in missing.items() if indices]:
             raise ValueError(f"expected every piece of the arrays, found some of {never} missing")
         queue.drain()
@@ -123,15 +125,15 @@ class _Queue:
 
     def __exit__(self, *_: object) -> None:
         # After an error nothing may be written while the folder is removed.
-        for _, future in self._waiting:
-            future.exception()
+        for waiting in self._waiting:
+            waiting[1].exception()
 
-    def write(self, store: Any, array: np.ndarray, rows: tuple[int, ...]) -> None:
-        """Begins to write an array, `rows` of it at a time."""
+    def write(self, store: Any, array: np.ndarray, chunks: tuple[int, ...]) -> None:
+        """Begins to write an array, or a layer of one, chunk by chunk."""
         parts: list[Any] = [...]
-        if rows:
-            ends = [*range(rows[0], len(array), *rows), len(array)]
-            parts = [slice(start, end) for start, end in itertools.pairwise([0, *ends])]
+        if array.ndim:
+            rows, size = chunks[len(chunks) - array.ndim], len(array)
+            parts = [slice(start, min(start + rows, size)) for start in range(0, size, rows)]
         for part in parts:
             piece = contiguous(array[part])
             self.drain(MAX_BYTES_IN_FLIGHT - piece.nbytes)
