@@ -297,8 +297,7 @@ def _describe_source(conversion: Conversion, sha256: Mapping[Path, str]) -> dict
     ]
     description: dict[str, Any] = {"files": files}
     if conversion.request.release:
-        release = registry.find(conversion.request.release)
-        description["release"] = {"name": release.name, "licence": release.licence}
+        description["release"] = {"name": conversion.request.release, "licence": registry.LICENCE}
     keys = [checkpoint.key for checkpoint in conversion.checkpoints if checkpoint.key]
     return description | ({"keys": keys} if keys else {})
 

@@ -66,27 +66,6 @@ def keep(config: Any, changes: Mapping[str, int]) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitting:
-    """A parameter that may have to be fitted to another config of its architecture.
-
-    Attributes:
-      path: of the parameter, e.g. "params/encoder/pos_embed".
-      shape: its shape.
-      source: config of the model that it is of.
-      target: config of the model that it is for.
-      inflation: how a kernel is spread over more frames; None leaves it to the family.
-      tensor: shape of the tensor that it comes from, or of itself where it comes from no file.
-    """
-
-    path: str
-    shape: Shape
-    source: Any
-    target: Any
-    inflation: Inflation | None
-    tensor: Shape
-
-
-@dataclasses.dataclass(frozen=True)
 class Family:
     """All that is known of one family's files; functions get canonical keys.
 
@@ -108,8 +87,10 @@ class Family:
       neutral: options without effect here.
       spellings: (pattern, replacement) for keys that files write in several ways.
       retarget: the config with changes such as num_frames, image_size, tubelet_size, num_classes.
-      fit: the change that makes a parameter fit another config; None where it fits as it is.
-        Raises ValueError where nothing makes it fit.
+      fit: of (path of a parameter, its shape, config of the model that it is of, config of the
+        model that it is for, how a kernel is spread over more frames, shape of the tensor that it
+        comes from): the change that makes it fit; None where it fits as it is. Raises ValueError
+        where nothing makes it fit.
       new_head: architecture that is made of a file for which a new head is asked.
       parts: towers that come from files of their own.
       recipes: by architecture, how reference activations are run.
@@ -130,7 +111,9 @@ class Family:
     neutral: frozenset[str] = frozenset()
     spellings: tuple[tuple[str, str], ...] = ()
     retarget: Callable[[Any, Mapping[str, int]], Any] = keep
-    fit: Callable[[Fitting], Adaptation | None] = lambda fitting: None
+    fit: Callable[[str, Shape, Any, Any, Inflation | None, Shape], Adaptation | None] = lambda *_: (
+        None
+    )
     new_head: str | None = None
     parts: tuple[Part, ...] = ()
     recipes: Mapping[str, "Recipe"] = dataclasses.field(default_factory=dict)

@@ -20,7 +20,7 @@ from internvideo_jax.models import ARCHITECTURES
 
 Status = Literal["released", "broken link", "gated", "never released"]
 
-_LICENCE = "code Apache-2.0, weights: see the model card"
+LICENCE = "code Apache-2.0, weights: see the model card"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,6 @@ class Released:
       status: whether everyone can fetch it.
       result: as published, of classifiers top-1 in per cent over 3 crops x 4 clips.
       note: what to know before using it.
-      licence: as far as it is known.
     """
 
     name: str
@@ -47,7 +46,6 @@ class Released:
     status: Status = "released"
     result: str = ""
     note: str = ""
-    licence: str = _LICENCE
 
     @property
     def source(self) -> str | None:
@@ -112,4 +110,4 @@ def table(listed: Iterable[Released]) -> str:
         lines.append(line.rstrip())
         if notes.get(row[0]):
             lines.append(f"    {notes[row[0]]}")
-    return "\n".join([*lines, "", f"Licence: {_LICENCE}."])
+    return "\n".join([*lines, "", f"Licence: {LICENCE}."])

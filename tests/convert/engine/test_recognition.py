@@ -24,7 +24,7 @@ PREFIXES = ["", "module.", "backbone.", "encoder.", "vision_encoder.", "module.v
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_known_prefixes_are_stripped(prefix, configs, shapes_of, plan_of):
-    _, config = configs["encoder"]
+    config = configs["encoder"]
     shapes = shapes_of(config, prefix)
     made = plan_of(shapes, config)
     assert made.prefix == prefix
@@ -128,9 +128,9 @@ def pair(configs, make_state, monkeypatch, options):
     monkeypatch.setattr(recognition, "all_families", lambda: known)
     monkeypatch.setattr(upstream, "all_families", lambda: known)
     monkeypatch.setitem(models.ARCHITECTURES, "pair", models.Architecture(PairConfig, Pair))
-    clips = make_state(configs["encoder"][1], prefix="vision_encoder.")
+    clips = make_state(configs["encoder"], prefix="vision_encoder.")
     clips["text_encoder.word"] = np.zeros((2, 2), np.float32)
-    frames = make_state(configs["videomae"][1], prefix="encoder.")
+    frames = make_state(configs["videomae"], prefix="encoder.")
     frames["mask_token"] = np.zeros(2, np.float32)
     pooler = {
         k.replace("vision_encoder.", "vision."): v + 1
@@ -203,7 +203,7 @@ def test_tensors_that_a_part_lacks_are_missing(pair):
 def test_of_several_towers_one_must_be_asked_for(configs, shapes_of, monkeypatch):
     other = dataclasses.replace(PAIR, name="other", anchors=("other.word",), parts=())
     monkeypatch.setattr(recognition, "all_families", lambda: (*family.all_families(), other))
-    shapes = shapes_of(configs["encoder"][1]) | {"other.word": (3,)}
+    shapes = shapes_of(configs["encoder"]) | {"other.word": (3,)}
     with pytest.raises(ValueError, match=r"found several: .*internvideo2 .*other \(pair\)"):
         recognize(shapes)
     assert recognize(shapes, architecture="video_vit").family.name == "internvideo2"

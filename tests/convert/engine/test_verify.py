@@ -38,10 +38,11 @@ def random_model(configs, make_state):
     """Makes a model with random parameters: `random_model(name)`."""
 
     def make(name):
-        architecture, config = configs[name]
+        config = configs[name]
         variables = to_tree(make_state(config), export_plan(config))
-        module = models.ARCHITECTURES[architecture].module_cls(config)
-        return SavedModel(module, variables, config, Preprocessing(VideoPreprocessing()), {})
+        return SavedModel(
+            models.build(config), variables, config, Preprocessing(VideoPreprocessing()), {}
+        )
 
     return make
 

@@ -29,7 +29,7 @@ def fitted(plan_of):
 
 
 def test_retarget_changes_the_encoder_of_any_model(tiny):
-    _, config = tiny
+    config = tiny
     target = retarget(config, num_frames=8, image_size=12, tubelet_size=2)
     assert type(target) is type(config)
     assert encoder_config(target).grid == (4, 6, 6)
@@ -37,10 +37,10 @@ def test_retarget_changes_the_encoder_of_any_model(tiny):
 
 
 def test_classes_are_asked_of_classifiers_only(configs):
-    _, classifier = configs["linear"]
+    classifier = configs["linear"]
     assert retarget(classifier, num_classes=9).num_classes == 9
     with pytest.raises(ValueError, match="checkpoint for VideoViT; leave --num_classes out"):
-        retarget(configs["encoder"][1], num_classes=9)
+        retarget(configs["encoder"], num_classes=9)
 
 
 def test_joint_tables_are_resized_in_time_then_space(tiny_state, fitted):
@@ -85,7 +85,7 @@ def test_a_table_of_another_size_is_a_misfit_and_not_resized(tiny_state, fitted)
 
 
 def test_a_k710_head_becomes_that_of_one_kinetics(configs, make_state, fitted):
-    _, config = configs["linear"]
+    config = configs["linear"]
     source = retarget(config, num_classes=710)
     state = make_state(source)
     made, params = fitted(state, source, retarget(config, num_classes=600))
@@ -98,7 +98,7 @@ def test_a_k710_head_becomes_that_of_one_kinetics(configs, make_state, fitted):
 
 
 def test_other_heads_are_not_guessed(configs, make_state, fitted):
-    _, config = configs["linear"]
+    config = configs["linear"]
     with pytest.raises(ValueError, match="5 classes, found 7.*--new_head"):
         fitted(make_state(config), config, retarget(config, num_classes=5))
 
@@ -140,7 +140,7 @@ def test_a_kernel_of_several_frames_is_averaged_to_one(tiny_state, fitted):
 
 @pytest.mark.parametrize("positions", ["joint", "separable"])
 def test_a_width_that_sines_do_not_divide_is_no_obstacle(positions, configs, make_state, fitted):
-    _, config = configs["encoder"]
+    config = configs["encoder"]
     config = dataclasses.replace(config, width=21, pooler_heads=3, position_embedding=positions)
     state = make_state(config)
     made, _ = fitted(state, config, config)
