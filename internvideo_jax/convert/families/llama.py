@@ -150,18 +150,13 @@ def _lm_config(options: Options, *, has_head: bool) -> DecoderLMConfig:
 
 def _text_config(options: Options) -> LlamaTextConfig:
     # Manifests and goldens hold the language model's options as one.
-    inner = Options(options.kind, options.options | options.take("llama", {}), options.fallback)
-    for name in options.options:
-        options.take(name)
-    inner.take("llama", {})
-    config = LlamaTextConfig(
-        _lm_config(inner, has_head=False),
-        projection_dim=inner.size("clip_embed_dim", 768),
-        pad_id=inner.take("pad_id", 0),
-        max_length=inner.size("max_len", 80),
+    options.unfold("llama")
+    return LlamaTextConfig(
+        _lm_config(options, has_head=False),
+        projection_dim=options.size("clip_embed_dim", 768),
+        pad_id=options.take("pad_id", 0),
+        max_length=options.size("max_len", 80),
     )
-    inner.finish(_NEUTRAL)
-    return config
 
 
 def _lora(options: Options) -> LoRAConfig | None:
