@@ -29,7 +29,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from internvideo_jax.config import from_dict, nearest_name, to_dict
 from internvideo_jax.models import ARCHITECTURES, abstract_variables
 from internvideo_jax.nn import int8
-from internvideo_jax.parallel.rules import DEFAULT_RULES, Rules
+from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import variable_shardings
 from internvideo_jax.preprocessing import Preprocessing
 
@@ -72,7 +72,6 @@ def load(
     dtype: Any = None,
     storage: Any = None,
     mesh: Mesh | None = None,
-    rules: Rules | None = None,
 ) -> SavedModel:
     """Loads a model that `save` or the converter wrote.
 
@@ -87,16 +86,13 @@ def load(
         float16's range.
       mesh: spread the variables over this mesh by their logical axes; each process then reads
         only its own part. None puts them on the first local device.
-      rules: logical to mesh axes, for `mesh`; default `parallel.rules.DEFAULT_RULES`.
 
     Raises:
       SavedModelError: not a model directory, another format version, an unknown architecture,
         unreadable arrays, arrays that are missing, extra or misshapen (all are listed), or
         tokenizer files that are missing or not those that were saved.
-      ValueError: an unknown or ill-typed config field, dtype or storage; `rules` without `mesh`.
+      ValueError: an unknown or ill-typed config field, dtype or storage.
     """
-    if rules is not None and mesh is None:
-        raise ValueError("rules say how to spread variables over a mesh: give mesh as well")
     directory = epath.Path(path).expanduser().resolve()
     description = read_description(directory)
     where = str(directory / DESCRIPTION)
@@ -113,9 +109,7 @@ def load(
     return SavedModel(
         module=module,
         tokenizer_files=_checked_files(directory, preprocessing, description["tokenizer"]),
-        variables=_restore(
-            directory / ARRAYS, module, dtype, storage, mesh, rules or DEFAULT_RULES
-        ),
+        variables=_restore(directory / ARRAYS, module, dtype, storage, mesh),
         config=config,
         preprocessing=preprocessing,
         metadata={key: value for key, value in description.items() if key not in _OWN_KEYS},
@@ -285,14 +279,13 @@ def _restore(
     dtype: np.dtype | None,
     storage: np.dtype | None,
     mesh: Mesh | None,
-    rules: Rules,
 ) -> dict[str, Any]:
     boxed = _flat(abstract_variables(module, boxed=True))
     kernels = {n: leaf.input_dims for n, leaf in boxed.items() if isinstance(leaf, int8.Kernel)}
     every = boxed | jax.eval_shape(int8.quantize_kernels, boxed)
     shardings: dict[str, Any] = dict.fromkeys(every, SingleDeviceSharding(jax.local_devices()[0]))
     if mesh is not None:
-        shardings = variable_shardings(every, mesh, rules)
+        shardings = variable_shardings(every, mesh, DEFAULT_RULES)
 
     def run(fn: Callable[..., Any], name: str, *arrays: jax.Array, outputs: Any) -> Any:
         jitted = jax.jit(fn, static_argnums=len(arrays), out_shardings=outputs)

@@ -1,6 +1,7 @@
 """`internvideo-jax verify`: a saved model against activations of the original."""
 
 import argparse
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,17 +51,10 @@ def main(argv: Sequence[str]) -> int:
     print(verify.format_table(rows, unchecked))
     failed = [row.name for row in rows if not row.ok]
     if args.json:
-        table = [
-            {
-                "name": row.name,
-                # JSON has no infinity, which stands for another shape or a NaN.
-                "max_error": row.max_error if math.isfinite(row.max_error) else None,
-                "scale": row.scale,
-                "allowed": row.allowed,
-                "ok": row.ok,
-            }
-            for row in rows
-        ]
+        table = [dataclasses.asdict(row) | {"ok": row.ok} for row in rows]
+        for row in table:
+            # JSON has no infinity, which stands for another shape or a NaN.
+            row["max_error"] = row["max_error"] if math.isfinite(row["max_error"]) else None
         write_json(args.json, {"outputs": table, "not_checked": unchecked})
     if not rows:
         raise arguments.UsageError(

@@ -18,34 +18,23 @@ from etils import epath
 from flax import traverse_util
 
 from internvideo_jax import saved_model
-from internvideo_jax.convert.engine.writer import StreamingWriter
+from internvideo_jax.convert.engine.writer import Declared, write_arrays
 from internvideo_jax.files import atomic_directory
 from internvideo_jax.models import ARCHITECTURES, abstract_variables
 from internvideo_jax.models.video_classifier import VideoClassifierConfig
-from internvideo_jax.models.video_vit import VideoViTConfig
 from internvideo_jax.preprocessing import Preprocessing, TextPreprocessing, VideoPreprocessing
 from internvideo_jax.saved_model import SavedModelError
+from tests.small_models import ENCODER, noise_like
 
 # Orbax abandons its other reads when one fails, and Python complains about some of them later.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-ENCODER = VideoViTConfig(
-    width=16,
-    depth=2,
-    num_heads=2,
-    mlp_dim=32,
-    patch_size=2,
-    image_size=4,
-    num_frames=2,
-    pooled_dim=8,
-    pooler_heads=2,
-)
 CONFIGS = {
     "video_vit": ENCODER,
     # With batch norm, hence with a second collection of variables.
     "video_classifier": VideoClassifierConfig(ENCODER, num_classes=5, head="concat"),
 }
-PREPROCESSING = Preprocessing(VideoPreprocessing(mean=(0.1, 0.2, 0.3), image_size=4, num_frames=2))
+PREPROCESSING = Preprocessing(VideoPreprocessing(mean=(0.1, 0.2, 0.3), image_size=8, num_frames=2))
 
 
 @functools.cache
@@ -55,10 +44,7 @@ def shapes_of(architecture):
 
 def variables_of(architecture):
     """Distinct values in every element."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32), shapes_of(architecture)
-    )
+    return jax.tree.map(np.array, noise_like(shapes_of(architecture), 0))
 
 
 def save(path, architecture="video_vit", variables=None, **changes):
@@ -75,24 +61,23 @@ def stream(path, architecture="video_vit", dtype=np.float32):
     """Writes the same model as `save` in the converter's way."""
     variables = traverse_util.flatten_dict(variables_of(architecture), sep="/")
     with atomic_directory(path) as directory:
-        with StreamingWriter(directory / saved_model.ARRAYS) as writer:
-            for name, array in variables.items():
-                writer.declare(name, array.shape, dtype)
-                writer.write(name, array.astype(dtype))
+        declared = {name: Declared(a.shape, np.dtype(dtype)) for name, a in variables.items()}
+        pieces = ((name, None, array.astype(dtype)) for name, array in variables.items())
+        write_arrays(directory / saved_model.ARRAYS, declared, pieces)
         saved_model.write_description(
             directory, architecture, CONFIGS[architecture], PREPROCESSING, {"source": {"a": [1]}}
         )
     return path
 
 
-@pytest.fixture(scope="module", params=[save, stream])
-def written(request, tmp_path_factory):
-    return request.param(tmp_path_factory.mktemp("written") / "model")
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("written") / "model")
 
 
 @pytest.fixture
 def model_dir(tmp_path, written):
-    """A video ViT, written in each of the two ways, that a test may damage."""
+    """A video ViT that a test may damage."""
     return shutil.copytree(written, tmp_path / "model")
 
 
@@ -118,19 +103,13 @@ def test_the_description_is_plain_json(tmp_path):
     description = json.loads((tmp_path / "model" / "model.json").read_text())
     assert description["format_version"] == 2
     assert description["architecture"] == "video_vit"
-    assert description["config"]["width"] == 16
+    assert description["config"]["width"] == 32
     assert description["preprocessing"]["video"]["mean"] == [0.1, 0.2, 0.3]
     model = saved_model.load(tmp_path / "model")
     assert model.metadata == {"source": {"files": ["a.pth"]}, "conversion": {"n": 1}}
 
 
-def test_the_directory_can_be_moved(tmp_path, model_dir):
-    (tmp_path / "there").mkdir()
-    shutil.move(model_dir, tmp_path / "there" / "model")
-    check_equal(saved_model.load(tmp_path / "there" / "model").variables, variables_of("video_vit"))
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", jnp.float16, np.dtype("float32")])
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.float16])
 def test_dtype_sets_kernels_and_computation(tmp_path, dtype):
     model = saved_model.load(save(tmp_path / "model", "video_classifier"), dtype=dtype)
     assert model.config.encoder.dtype == np.dtype(dtype).name
@@ -167,15 +146,14 @@ def kernels_of(variables):
     return {name: leaf for name, leaf in flat.items() if "kernel" in name and "patch" not in name}
 
 
-@pytest.mark.parametrize("dtype", [None, "bfloat16"])
-def test_int8_kernels_compute_what_the_kernels_that_they_stand_for_compute(tmp_path, dtype):
-    packed = saved_model.load(save(tmp_path / "model"), dtype=dtype, storage="int8")
+def test_int8_kernels_compute_what_the_kernels_that_they_stand_for_compute(model_dir, tmp_path):
+    packed = saved_model.load(model_dir, storage="int8")
     kernels = kernels_of(packed.variables)
     assert len(kernels) == 2 * 8
     assert {leaf.dtype.name for leaf in kernels.values()} == {"int8", "float32"}
-    assert kernels["params/blocks/attn/qkv/kernel_scale"].shape == (2, 3, 2, 8)
-    assert kernels["params/blocks/attn/proj/kernel_scale"].shape == (2, 16)
-    assert packed.config.dtype == (dtype or "float32")
+    assert kernels["params/blocks/attn/qkv/kernel_scale"].shape == (2, 3, 2, 16)
+    assert kernels["params/blocks/attn/proj/kernel_scale"].shape == (2, 32)
+    assert packed.config.dtype == "float32"
 
     saved_model.save(
         tmp_path / "packed", "video_vit", packed.config, PREPROCESSING, packed.variables
@@ -186,13 +164,13 @@ def test_int8_kernels_compute_what_the_kernels_that_they_stand_for_compute(tmp_p
         exact = kernels_of(variables_of("video_vit"))[name]
         # Half a level of the largest entry.
         np.testing.assert_allclose(kernel, exact, atol=np.abs(exact).max() / 254 * 1.01)
-    video = jax.random.normal(jax.random.key(0), (1, 2, 4, 4, 3))
+    video = jax.random.normal(jax.random.key(0), (1, 2, 8, 8, 3))
     outputs = (jax.jit(model.module.apply)(model.variables, video) for model in (packed, wide))
     check_equal(*outputs)
 
 
-def test_int8_kernels_stay_int8_unless_another_storage_is_asked(tmp_path):
-    variables = saved_model.load(save(tmp_path / "model"), storage="int8").variables
+def test_int8_kernels_stay_int8_unless_another_storage_is_asked(model_dir, tmp_path):
+    variables = saved_model.load(model_dir, storage="int8").variables
     path = save(tmp_path / "packed", variables=variables)
     for options in ({}, {"dtype": "bfloat16"}, {"storage": "int8"}):
         check_equal(kernels_of(saved_model.load(path, **options).variables), kernels_of(variables))
@@ -206,8 +184,6 @@ def test_unsupported_arguments(model_dir):
         saved_model.load(model_dir, dtype="int8")
     with pytest.raises(ValueError, match="expected a storage of .*int8, found int32"):
         saved_model.load(model_dir, storage="int32")
-    with pytest.raises(ValueError, match="give mesh as well"):
-        saved_model.load(model_dir, rules=())
 
 
 @pytest.mark.parametrize("kind", ["directory", "file"])
@@ -274,9 +250,9 @@ def test_all_misfits_are_listed_when_loading(model_dir):
         saved_model.load(model_dir)
     for part in (
         "4 arrays of",
-        "params/blocks/ls1/gamma: not part of the model, found shape (2, 16)",
+        "params/blocks/ls1/gamma: not part of the model, found shape (2, 32)",
         "params/pooler/proj/bias: expected shape (12,), found (8,)",
-        "params/pooler/proj/kernel: expected shape (2, 8, 12), found (2, 8, 8)",
+        "params/pooler/proj/kernel: expected shape (4, 8, 12), found (4, 8, 8)",
     ):
         assert part in str(caught.value)
 
@@ -285,11 +261,11 @@ def test_all_misfits_are_listed_when_saving(tmp_path):
     variables = variables_of("video_vit")
     del variables["params"]["cls_token"]
     variables["params"]["extra"] = np.zeros(3)
-    variables["params"]["pooler"]["q"]["bias"] = np.zeros((2, 8), np.int32)
+    variables["params"]["pooler"]["q"]["bias"] = np.zeros((4, 8), np.int32)
     with pytest.raises(SavedModelError) as caught:
         save(tmp_path / "model", variables=variables)
     for part in (
-        "params/cls_token: missing, expected shape (1, 1, 16)",
+        "params/cls_token: missing, expected shape (1, 1, 32)",
         "params/extra: not part of the model, found shape (3,)",
         "params/pooler/q/bias: expected dtype float32, found int32",
     ):
@@ -311,8 +287,6 @@ def test_foreign_configs_and_metadata_are_refused(tmp_path):
 
 @pytest.mark.parametrize("lost", ["params", "params/_METADATA", "params/d"])
 def test_lost_files_are_noticed(model_dir, lost):
-    if not (model_dir / lost).exists():
-        pytest.skip("the converter's layout has no such file")
     target = model_dir / lost
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     with pytest.raises(SavedModelError, match=r"the arrays under .*params cannot be read"):
@@ -387,7 +361,7 @@ def test_loading_onto_a_mesh_and_saving_from_it(tmp_path, count, devices):
     model = saved_model.load(sys.argv[2], mesh=mesh)
     kernel = model.variables["params"]["encoder"]["blocks"]["mlp"]["fc1"]["kernel"]
     shapes = {shard.data.shape for shard in kernel.addressable_shards}
-    assert shapes == {(2, 16 // (mesh.size // 2), 16)}, shapes
+    assert shapes == {(2, 32 // (mesh.size // 2), 24)}, shapes
     saved_model.save(sys.argv[3], "video_classifier", model.config, model.preprocessing,
                      model.variables, {"source": {"from": "mesh"}})
     packed = saved_model.load(sys.argv[2], mesh=mesh, storage="int8")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from internvideo_jax.convert.engine.plan import export_plan
-from internvideo_jax.convert.files.safetensors_file import SafetensorsWriter
+from internvideo_jax.convert.files.safetensors_file import write_safetensors_file
 from internvideo_jax.launch.arguments import UsageError
 from internvideo_jax.launch.benchmarks.processes import Say, interleave, run_command, timed
 from internvideo_jax.launch.benchmarks.report import Row, Sample
@@ -79,9 +79,9 @@ def write_random_checkpoint(path: Path, shapes: dict[str, tuple[int, ...]]) -> N
     """Writes a `.safetensors` file of normal float32 numbers, one tensor in memory at a time."""
     rng = np.random.default_rng(0)
     dtype = np.dtype(np.float32)
-    with SafetensorsWriter(path, {key: (shape, dtype) for key, shape in shapes.items()}) as writer:
-        for key, shape in shapes.items():
-            writer.write(key, rng.standard_normal(shape, np.float32))
+    declared = {key: (shape, dtype) for key, shape in shapes.items()}
+    tensors = ((key, rng.standard_normal(shape, np.float32)) for key, shape in shapes.items())
+    write_safetensors_file(path, declared, tensors)
 
 
 def _expect_room(folder: Path, size: int) -> None:

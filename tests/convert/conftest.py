@@ -168,44 +168,26 @@ def _classifier(**options: Any) -> models.VideoClassifierConfig:
     return models.VideoClassifierConfig(_ENCODER, num_classes=7, **options)
 
 
-_CONFIGS: dict[str, tuple[str, Any]] = {
-    "encoder": ("video_vit", _ENCODER),
-    "separable": ("video_vit", _SEPARABLE),
-    "linear": ("video_classifier", _classifier()),
-    "attentive": ("video_classifier", _classifier(head="attentive")),
-    "concat_kaiming": ("video_classifier", _classifier(head="concat", merge_method="cls_avg1")),
-    "concat_bn": (
-        "video_classifier",
-        _classifier(head="concat", merge_method="cls_avgN", merge_norm="bn"),
+_CONFIGS: dict[str, Any] = {
+    "encoder": _ENCODER,
+    "separable": _SEPARABLE,
+    "linear": _classifier(),
+    "attentive": _classifier(head="attentive"),
+    "concat_kaiming": _classifier(head="concat", merge_method="cls_avg1"),
+    "concat_bn": _classifier(head="concat", merge_method="cls_avgN", merge_norm="bn"),
+    "concat_ln": _classifier(head="concat", merge_method="cls_avgN_proj", merge_norm="ln"),
+    "pretrain": models.Stage1StudentConfig(
+        _ENCODER, clip_layers=(1, 2), mae_layers=(2,), clip_target_dim=24, mae_target_dim=28
     ),
-    "concat_ln": (
-        "video_classifier",
-        _classifier(head="concat", merge_method="cls_avgN_proj", merge_norm="ln"),
+    "pretrain_without_final": models.Stage1StudentConfig(
+        _SEPARABLE, clip_layers=(0, 2), mae_layers=(2,), clip_target_dim=24, clip_final_dim=0
     ),
-    "pretrain": (
-        "stage1_student",
-        models.Stage1StudentConfig(
-            _ENCODER, clip_layers=(1, 2), mae_layers=(2,), clip_target_dim=24, mae_target_dim=28
-        ),
-    ),
-    "pretrain_without_final": (
-        "stage1_student",
-        models.Stage1StudentConfig(
-            _SEPARABLE, clip_layers=(0, 2), mae_layers=(2,), clip_target_dim=24, clip_final_dim=0
-        ),
-    ),
-    "distill": ("distill_student", models.DistillStudentConfig(_ENCODER, clip_layers=(1, 2))),
-    "distill_linear": (
-        "distill_student",
-        models.DistillStudentConfig(_ENCODER, clip_layers=(2,), decoder="linear"),
-    ),
-    "teacher": ("teacher", models.TeacherConfig(_ENCODER, layers=(1, 2))),
-    "videomae": ("videomae", _VIDEOMAE),
-    "videomae_teacher": (
-        "videomae_teacher",
-        models.VideoMAETeacherConfig(
-            dataclasses.replace(_VIDEOMAE, learned_position=True, layer_scale_init=0.1), layers=(1,)
-        ),
+    "distill": models.DistillStudentConfig(_ENCODER, clip_layers=(1, 2)),
+    "distill_linear": models.DistillStudentConfig(_ENCODER, clip_layers=(2,), decoder="linear"),
+    "teacher": models.TeacherConfig(_ENCODER, layers=(1, 2)),
+    "videomae": _VIDEOMAE,
+    "videomae_teacher": models.VideoMAETeacherConfig(
+        dataclasses.replace(_VIDEOMAE, learned_position=True, layer_scale_init=0.1), layers=(1,)
     ),
 }
 
@@ -214,14 +196,14 @@ _OPTIONS = {"num_heads": 3, "attn_pool_num_heads": 4, "num_frames": 4}
 
 
 @pytest.fixture(params=_CONFIGS)
-def tiny(request: pytest.FixtureRequest) -> tuple[str, Any]:
-    """Architecture and config of each tiny model in turn."""
+def tiny(request: pytest.FixtureRequest) -> Any:
+    """The config of each tiny model in turn."""
     return _CONFIGS[request.param]
 
 
 @pytest.fixture
-def configs() -> dict[str, tuple[str, Any]]:
-    """Architecture and config of the tiny models by name."""
+def configs() -> dict[str, Any]:
+    """The configs of the tiny models by name."""
     return _CONFIGS
 
 
@@ -263,7 +245,7 @@ def tiny_state(make_state) -> Callable[..., tuple[Any, dict[str, np.ndarray]]]:
     """Makes the config and the state dict of a tiny model: `tiny_state(name)`."""
 
     def make(name: str, **options: Any) -> Any:
-        config = _CONFIGS[name][1]
+        config = _CONFIGS[name]
         return config, make_state(config, **options)
 
     return make

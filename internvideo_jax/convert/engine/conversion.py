@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from internvideo_jax.convert.engine.plan import Plan, plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import parameters, target_dtypes
 from internvideo_jax.convert.engine.upstream import infer_config
-from internvideo_jax.convert.engine.writer import StreamingWriter
+from internvideo_jax.convert.engine.writer import Declared, write_arrays
 from internvideo_jax.convert.files.checkpoint import Checkpoint, LazyTensor
 from internvideo_jax.convert.files.checksums import Checksums
 from internvideo_jax.convert.files.sources import open_checkpoint
@@ -68,7 +67,7 @@ class Conversion:
       checkpoints: the opened sources.
       tensors: their tensors by the names that the plan uses.
       dtypes: dtype of each parameter.
-      tokenizer: the tokenizer's files.
+      tokenizer: the tokenizer's files by name.
       request: what was asked.
     """
 
@@ -77,7 +76,7 @@ class Conversion:
     checkpoints: tuple[Checkpoint, ...]
     tensors: Mapping[str, LazyTensor]
     dtypes: Mapping[str, np.dtype]
-    tokenizer: tuple[Path, ...]
+    tokenizer: Mapping[str, Path]
     request: Request
 
     @property
@@ -197,14 +196,13 @@ def write(
                 "seconds_writing": round(seconds, 2),
             },
         }
-        for file in conversion.tokenizer:
-            shutil.copyfile(file, directory / file.name)
         write_description(
             directory,
             conversion.plan.architecture,
             conversion.plan.config,
             conversion.preprocessing,
             metadata,
+            conversion.tokenizer,
         )
     return metadata
 
@@ -213,23 +211,19 @@ def _write_arrays(conversion: Conversion, directory: Path, progress: Progress | 
     made, tensors, dtypes = conversion.plan, conversion.tensors, conversion.dtypes
     stacked = {target for a in made.loaded if a.index is not None for target in a.targets}
     unread = set(made.loaded_names)
-    read = 0
 
     def read_tensor(name: str) -> np.ndarray:
-        nonlocal read
-        if name in unread:
+        if progress is not None and name in unread:
             unread.remove(name)
-            read += tensors[name].nbytes
+            progress(tensors[name].nbytes)
         return tensors[name].read()
 
-    with StreamingWriter(directory) as writer:
-        for target, shape in made.targets.items():
-            writer.declare(target, shape, dtypes[target], target in stacked)
-        for target, index, array in parameters(made, read_tensor):
-            writer.write(target, array.astype(dtypes[target], copy=False), index)
-            if progress is not None:
-                progress(read)
-                read = 0
+    declared = {t: Declared(s, dtypes[t], t in stacked) for t, s in made.targets.items()}
+    pieces = (
+        (target, index, array.astype(dtypes[target], copy=False))
+        for target, index, array in parameters(made, read_tensor)
+    )
+    write_arrays(directory, declared, pieces)
 
 
 def convert(
@@ -262,8 +256,8 @@ def _source_of(release: registry.Released | None) -> str:
 
 def _tokenizer_files(
     preprocessing: Preprocessing, checkpoints: Sequence[Checkpoint], request: Request
-) -> tuple[Path, ...]:
-    """The files that a model of texts keeps beside its arrays.
+) -> dict[str, Path]:
+    """The files that a model of texts keeps beside its arrays, by name.
 
     Raises:
       ValueError: one of them is not found.
@@ -272,13 +266,13 @@ def _tokenizer_files(
     folders = [
         request.tokenizer or (c.path if c.path.is_dir() else c.path.parent) for c in checkpoints
     ]
-    files = {n: next((f for d in folders if (f := d / n).is_file()), None) for n in names}
-    if absent := [name for name, file in files.items() if file is None]:
+    files = {n: d / n for n in names for d in reversed(folders) if (d / n).is_file()}
+    if absent := [name for name in names if name not in files]:
         raise ValueError(
             f"expected the tokenizer's files {', '.join(absent)} in {folders[0]}, found none; pass"
             " --tokenizer=FOLDER"
         )
-    return tuple(file for file in files.values() if file is not None)
+    return files
 
 
 def _stored_options(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -303,8 +297,7 @@ def _describe_source(conversion: Conversion, sha256: Mapping[Path, str]) -> dict
     ]
     description: dict[str, Any] = {"files": files}
     if conversion.request.release:
-        release = registry.find(conversion.request.release)
-        description["release"] = {"name": release.name, "licence": release.licence}
+        description["release"] = {"name": conversion.request.release, "licence": registry.LICENCE}
     keys = [checkpoint.key for checkpoint in conversion.checkpoints if checkpoint.key]
     return description | ({"keys": keys} if keys else {})
 

@@ -1,7 +1,7 @@
 """A saved model back to a `.safetensors` file with PyTorch's keys."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from internvideo_jax.config import from_dict
 from internvideo_jax.convert.engine.plan import export_plan
 from internvideo_jax.convert.engine.state_dict import to_state_dict
 from internvideo_jax.convert.engine.upstream import to_upstream
-from internvideo_jax.convert.files.safetensors_file import SafetensorsWriter
+from internvideo_jax.convert.files.safetensors_file import write_safetensors_file
 from internvideo_jax.models import ARCHITECTURES
 from internvideo_jax.saved_model import ARRAYS, read_description
 
@@ -61,13 +61,16 @@ def export(
         }
         # `conversion.prepare` reads these options of a file, as it does training arguments.
         metadata = {"format": "pt", "config": json.dumps(to_upstream(config))}
-        with SafetensorsWriter(Path(output), declarations, metadata) as writer:
+
+        def tensors() -> Iterator[tuple[str, np.ndarray]]:
             for targets in dict.fromkeys(assignment.targets for assignment in plan.loaded):
                 variables = _restore(checkpointer, model_dir / ARRAYS, targets)
                 for name, tensor in to_state_dict(variables, plan).items():
-                    writer.write(name, tensor)
+                    yield name, tensor
                     if progress is not None:
                         progress(tensor.nbytes)
+
+        write_safetensors_file(Path(output), declarations, tensors(), metadata)
     unrestored = ("ignored", "tied", "adapted", "initial_values")
     return {"tensors": len(declarations)} | {n: conversion.get(n, {}) for n in unrestored}
 

@@ -14,7 +14,8 @@ adding one touches no other file. To write one:
   infer, to_options   options that shapes show, and those that they do not show of a config.
 
 The rest has defaults. A model of several towers that come from files of their own states `parts`
-(`recognition` puts their keys in place) and makes its table with `rules.under`.
+(`recognition` puts their keys in place) and makes its table with `rules.under`. A JSON file of the
+family's name beside its module lists the checkpoints that upstream names (`registry.Released`).
 """
 
 import dataclasses
@@ -32,7 +33,6 @@ from internvideo_jax.convert.engine.transforms import Shape
 from internvideo_jax.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    from internvideo_jax.convert.engine.registry import Released
     from internvideo_jax.convert.engine.verify import Recipe
 
 Shapes = Mapping[str, Shape]
@@ -66,27 +66,6 @@ def keep(config: Any, changes: Mapping[str, int]) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fitting:
-    """A parameter that may have to be fitted to another config of its architecture.
-
-    Attributes:
-      path: of the parameter, e.g. "params/encoder/pos_embed".
-      shape: its shape.
-      source: config of the model that it is of.
-      target: config of the model that it is for.
-      inflation: how a kernel is spread over more frames; None leaves it to the family.
-      tensor: shape of the tensor that it comes from, or of itself where it comes from no file.
-    """
-
-    path: str
-    shape: Shape
-    source: Any
-    target: Any
-    inflation: Inflation | None
-    tensor: Shape
-
-
-@dataclasses.dataclass(frozen=True)
 class Family:
     """All that is known of one family's files; functions get canonical keys.
 
@@ -108,12 +87,13 @@ class Family:
       neutral: options without effect here.
       spellings: (pattern, replacement) for keys that files write in several ways.
       retarget: the config with changes such as num_frames, image_size, tubelet_size, num_classes.
-      fit: the change that makes a parameter fit another config; None where it fits as it is.
-        Raises ValueError where nothing makes it fit.
+      fit: of (path of a parameter, its shape, config of the model that it is of, config of the
+        model that it is for, how a kernel is spread over more frames, shape of the tensor that it
+        comes from): the change that makes it fit; None where it fits as it is. Raises ValueError
+        where nothing makes it fit.
       new_head: architecture that is made of a file for which a new head is asked.
       parts: towers that come from files of their own.
       recipes: by architecture, how reference activations are run.
-      releases: checkpoints that upstream names.
     """
 
     name: str
@@ -131,11 +111,12 @@ class Family:
     neutral: frozenset[str] = frozenset()
     spellings: tuple[tuple[str, str], ...] = ()
     retarget: Callable[[Any, Mapping[str, int]], Any] = keep
-    fit: Callable[[Fitting], Adaptation | None] = lambda fitting: None
+    fit: Callable[[str, Shape, Any, Any, Inflation | None, Shape], Adaptation | None] = lambda *_: (
+        None
+    )
     new_head: str | None = None
     parts: tuple[Part, ...] = ()
     recipes: Mapping[str, "Recipe"] = dataclasses.field(default_factory=dict)
-    releases: "tuple[Released, ...]" = ()
 
     def table(self, architecture: str, config: Any) -> Table:
         """The rules of a config's model."""

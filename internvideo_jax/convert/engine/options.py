@@ -41,6 +41,10 @@ class Options:
             )
         return value
 
+    def unfold(self, name: str) -> None:
+        """Puts the options that one option holds beside the others."""
+        self.options = {**self.options, **self.take(name, {})}
+
     def require(self, name: str, *allowed: Any) -> None:
         """Refuses values of an option that this project does not implement."""
         value = self.take(name, allowed[0])

@@ -10,6 +10,7 @@ from typing import Any
 import absl.logging
 import jax
 import orbax.checkpoint as ocp
+from flax import traverse_util
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +45,7 @@ def save_stored_arrays(directory: Path, arrays: Mapping[str, StoredArray]) -> No
       directory: the checkpoint to make, an absolute path that does not exist.
       arrays: path in the tree, names joined by "/" -> array.
     """
-    tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = array
+    tree = traverse_util.unflatten_dict(dict(arrays), sep="/")
     registry = ocp.type_handlers.create_type_handler_registry(
         (StoredArray, _MovingHandler()),
         (jax.Array, ocp.type_handlers.ArrayHandler()),

@@ -12,7 +12,7 @@ import jax
 from flax import traverse_util
 
 from internvideo_jax.convert.engine.adaptations import Adaptation, Inflation
-from internvideo_jax.convert.engine.family import Fitting, family_of
+from internvideo_jax.convert.engine.family import family_of
 from internvideo_jax.convert.engine.misfit import CheckpointMisfit
 from internvideo_jax.convert.engine.recognition import Recognized
 from internvideo_jax.convert.engine.rules import Assignment, InitialValue, Table, assignments
@@ -317,7 +317,7 @@ def _adaptations(
         for path, shape in zip(a.targets, a.shapes, strict=True):
             tensor = found.shapes.get(a.keys[0], shape)
             try:
-                change = found.family.fit(Fitting(path, shape, source, target, inflation, tensor))
+                change = found.family.fit(path, shape, source, target, inflation, tensor)
             except ValueError as error:
                 problems.append(f"{a.keys[0]}: {error}")
             else:

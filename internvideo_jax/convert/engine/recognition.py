@@ -125,9 +125,13 @@ def _read_as(
 
 
 def _in_places(composite: Family, file: Shapes) -> dict[str, str]:
-    """Keys of the file of a part, or of several, by the composite's canonical keys."""
+    """Keys of the file of a part, or of several, by the composite's canonical keys.
+
+    What the file of one part holds besides the tower has the part's prefix, too.
+    """
     placed: dict[str, str] = {}
     others: dict[str, str] = {}
+    prefixes = []
     for part in composite.parts:
         family = _named(part.family)
         prefix = find_prefix(family, file)
@@ -136,13 +140,15 @@ def _in_places(composite: Family, file: Shapes) -> dict[str, str]:
         names = canonical_names(family, file, prefix)
         if family.recognize({k: file[n] for k, n in names.items()}, part.architecture) is None:
             continue
+        prefixes.append(part.prefix)
         for key, name in names.items():
             if name.startswith(prefix):
                 placed[part.prefix + key] = name
             else:
                 others[key] = name
     used = set(placed.values())
-    return {k: n for k, n in others.items() if n not in used and k not in placed} | placed
+    place = prefixes[0] if len(prefixes) == 1 else ""
+    return {place + key: name for key, name in others.items() if name not in used} | placed
 
 
 def _expect_parts(family: Family, shapes: Shapes) -> None:

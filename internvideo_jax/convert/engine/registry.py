@@ -1,17 +1,26 @@
-"""The checkpoints that upstream names: where they are, what they are, what they reported."""
+"""The checkpoints that upstream names: where they are, what they are, what they reported.
+
+They are listed in a JSON file for each family, beside its module.
+
+Source for InternVideo2: `InternVideo2/single_modality/MODEL_ZOO.md` and `INSTALL.md` of
+OpenGVLab/InternVideo at commit 3965eef.
+"""
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable, Mapping
+from importlib import resources
 from typing import Any, Literal
 
 from internvideo_jax.config import nearest_name
+from internvideo_jax.convert import families
 from internvideo_jax.convert.engine.family import all_families
 from internvideo_jax.models import ARCHITECTURES
 
 Status = Literal["released", "broken link", "gated", "never released"]
 
-_LICENCE = "code Apache-2.0, weights: see the model card"
+LICENCE = "code Apache-2.0, weights: see the model card"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +34,8 @@ class Released:
       repo: Hugging Face repository, or "" where there is none.
       file: file in it, or "" where upstream links the repository alone.
       status: whether everyone can fetch it.
-      result: as published.
+      result: as published, of classifiers top-1 in per cent over 3 crops x 4 clips.
       note: what to know before using it.
-      licence: as far as it is known.
     """
 
     name: str
@@ -38,7 +46,6 @@ class Released:
     status: Status = "released"
     result: str = ""
     note: str = ""
-    licence: str = _LICENCE
 
     @property
     def source(self) -> str | None:
@@ -58,7 +65,9 @@ class Released:
 
 def releases() -> tuple[Released, ...]:
     """All of them, family by family."""
-    return tuple(release for family in all_families() for release in family.releases)
+    files = (resources.files(families) / f"{family.name}.json" for family in all_families())
+    listed = (json.loads(file.read_text()) for file in files if file.is_file())
+    return tuple(Released(**fields) for family in listed for fields in family)
 
 
 def find(name: str) -> Released:
@@ -101,4 +110,4 @@ def table(listed: Iterable[Released]) -> str:
         lines.append(line.rstrip())
         if notes.get(row[0]):
             lines.append(f"    {notes[row[0]]}")
-    return "\n".join([*lines, "", f"Licence: {_LICENCE}."])
+    return "\n".join([*lines, "", f"Licence: {LICENCE}."])

@@ -132,10 +132,7 @@ def from_layer(rules: Iterable[Rule], first: int) -> tuple[Rule, ...]:
 
 
 def under(table: Table, prefix: str, module: str) -> Table:
-    """The table of a model that is the submodule `module` of another, with `prefix` in its keys.
-
-    What it ignores may also lie outside of its tower in the tower's file.
-    """
+    """The table of a model that is the submodule `module` of another, with `prefix` in its keys."""
 
     def prefixed(keys: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(prefix + key for key in keys)
@@ -151,7 +148,7 @@ def under(table: Table, prefix: str, module: str) -> Table:
     )
     return Table(
         tuple(rules),
-        tuple(Ignore(f"(?:{literal})?(?:{i.pattern})", i.reason) for i in table.ignored),
+        tuple(Ignore(f"{literal}(?:{i.pattern})", i.reason) for i in table.ignored),
         tuple(Tie(f"{literal}(?:{t.pattern})", prefix + t.key) for t in table.tied),
     )
 

@@ -49,7 +49,13 @@ def infer_config(
       ValueError: an option that must be given, is unknown or not supported.
     """
     given, stored = dict(given or {}), dict(stored or {})
-    shown, assumed = found.family.infer(found.kind, found.shapes, given, stored)
+    try:
+        shown, assumed = found.family.infer(found.kind, found.shapes, given, stored)
+    except KeyError as error:
+        raise ValueError(
+            f"expected a tensor {error} in a checkpoint of {found.family.name}, found none, without"
+            " which its model is not known; check that this is the right file"
+        ) from None
     return config_from_upstream(found.kind, shown | given, assumed | stored)
 
 

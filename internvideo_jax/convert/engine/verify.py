@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,16 +22,6 @@ from internvideo_jax.convert.files.safetensors_file import open_safetensors_file
 TOLERANCE = 1e-5
 
 Arrays = dict[str, Any]
-
-
-class Model(Protocol):
-    """What this module needs of a model; `saved_model.SavedModel` is one."""
-
-    @property
-    def module(self) -> Any: ...
-
-    @property
-    def variables(self) -> dict[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +110,11 @@ def load_reference(path: str | Path) -> Reference:
     return Reference(inputs, outputs, bool(config.get("train_mode", False)))
 
 
-def run_reference(model: Model, reference: Reference) -> dict[str, np.ndarray]:
+def run_reference(model: Any, reference: Reference) -> dict[str, np.ndarray]:
     """Runs a reference's inputs through a model, at the highest matmul precision.
 
     Args:
-      model: module and variables.
+      model: has a module and variables, as a `saved_model.SavedModel`.
       reference: what to run; the architecture's recipe says which inputs it needs.
 
     Returns:

@@ -10,7 +10,6 @@ from typing import Any
 
 from internvideo_jax.convert.engine.family import Family, Shapes
 from internvideo_jax.convert.engine.options import Options
-from internvideo_jax.convert.engine.registry import Released
 from internvideo_jax.convert.engine.rules import Ignore, Table, Tie, layer, norm, rule
 from internvideo_jax.convert.engine.transforms import (
     CONV2D,
@@ -201,8 +200,6 @@ def _run(module: Any, variables: Arrays, inputs: Arrays, reference: Reference) -
     return values
 
 
-_SIZES = {"width": 768, "depth": 12, "num_heads": 12, "conv_size": 128}
-
 FAMILY = Family(
     name="beats",
     anchors=("patch_embedding.weight",),
@@ -231,22 +228,4 @@ FAMILY = Family(
         (r"pos_conv\.0\.parametrizations\.weight\.original1$", "pos_conv.0.weight_v"),
     ),
     recipes={"beats": Recipe(("fbank",), _run)},
-    releases=(
-        Released(
-            "internvideo2-6b-audio",
-            "beats",
-            _SIZES,
-            repo="OpenGVLab/InternVideo2-Stage2-6B-Audio",
-            file="audio_6b.pth",
-            note="the audio tower of the stage-2 6B model alone",
-        ),
-        Released(
-            "beats-iter3-plus-as2m",
-            "beats",
-            _SIZES,
-            status="broken link",
-            note="BEATs_iter3_plus_AS2M.pt, what the audio tower started from; Microsoft's links"
-            " have expired",
-        ),
-    ),
 )

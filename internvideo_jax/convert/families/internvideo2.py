@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from internvideo_jax.convert.engine.family import Family, Shapes
+from internvideo_jax.convert.engine.family import Shapes
 from internvideo_jax.convert.engine.options import Options
 from internvideo_jax.convert.engine.rules import (
     ONES,
@@ -26,7 +26,6 @@ from internvideo_jax.convert.engine.rules import (
 from internvideo_jax.convert.engine.transforms import LINEAR, LINEAR_FROM_HEADS, RESHAPE, Shape
 from internvideo_jax.convert.families import video_vit
 from internvideo_jax.convert.families.internvideo2_recipes import RECIPES
-from internvideo_jax.convert.families.internvideo2_releases import RELEASES
 from internvideo_jax.convert.families.video_vit import BLOCKS, PATCH_EMBED
 from internvideo_jax.models import (
     DistillStudentConfig,
@@ -46,6 +45,11 @@ def _new_head(shape: Shape) -> np.ndarray:
 NEW_HEAD = InitialValue("new head, untrained", _new_head)
 
 
+def _positions(prefix: str) -> tuple[Rule, ...]:
+    names = ("pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_cls")
+    return tuple(rule(prefix + name, prefix + name) for name in names)
+
+
 def _pooler_projection(name: str) -> tuple[Rule, ...]:
     return (
         *norm(f"pooler/norm_{name}", f"clip_projector.norm1_{name}"),
@@ -57,8 +61,8 @@ def _pooler_projection(name: str) -> tuple[Rule, ...]:
 
 ENCODER = (
     *PATCH_EMBED,
-    *(rule(name, name) for name in ("cls_token", "pos_embed")),
-    *(rule(f"pos_embed_{part}", f"pos_embed_{part}") for part in ("spatial", "temporal", "cls")),
+    rule("cls_token", "cls_token"),
+    *_positions(""),
     *BLOCKS,
     rule("blocks/attn/qkv/bias", "blocks.{layer}.attn.qkv.bias", RESHAPE),
     rule("blocks/ls1/gamma", "blocks.{layer}.ls1.gamma"),
@@ -93,11 +97,6 @@ def decoder(target: str, keys: str) -> tuple[Rule, ...]:
         *layer(f"{target}/fc2", f"{keys}.head.2"),
         *norm(f"{target}/norm", f"{keys}.norm"),
     )
-
-
-def _positions(prefix: str) -> tuple[Rule, ...]:
-    names = ("pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_cls")
-    return tuple(rule(prefix + name, prefix + name) for name in names)
 
 
 CLIP_DECODERS = (
@@ -404,10 +403,8 @@ def _rows(shapes: Shapes, key: str, default: int) -> int:
     return shapes[key][0] if key in shapes else default
 
 
-FAMILY = Family(
+FAMILY = video_vit.family(
     name="internvideo2",
-    anchors=video_vit.ANCHORS,
-    prefixes=video_vit.PREFIXES,
     recognize=_recognize,
     kinds={
         "encoder": encoder,
@@ -421,12 +418,6 @@ FAMILY = Family(
     tables=TABLES,
     infer=infer,
     to_options=to_options,
-    preprocessing=video_vit.preprocessing,
-    describe=video_vit.describe,
-    neutral=video_vit.NEUTRAL,
-    retarget=video_vit.retarget,
-    fit=video_vit.fit,
     new_head="video_classifier",
     recipes=RECIPES,
-    releases=RELEASES,
 )

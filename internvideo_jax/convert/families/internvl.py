@@ -4,9 +4,8 @@ The released `internvl_c_13b_224px.pth` also holds a text tower and what its tra
 the vision keys are those of InternVideo2.
 """
 
-from internvideo_jax.convert.engine.family import Family, Shapes
+from internvideo_jax.convert.engine.family import Shapes
 from internvideo_jax.convert.engine.options import Options
-from internvideo_jax.convert.engine.registry import Released
 from internvideo_jax.convert.engine.rules import Ignore, Table
 from internvideo_jax.convert.families import internvideo2, video_vit
 from internvideo_jax.models import TeacherConfig, VideoViTConfig
@@ -46,28 +45,11 @@ def _teacher(options: Options) -> TeacherConfig:
     )
 
 
-FAMILY = Family(
+FAMILY = video_vit.family(
     name="internvl",
-    anchors=video_vit.ANCHORS,
-    prefixes=video_vit.PREFIXES,
     recognize=_recognize,
     kinds={"internvl_encoder": _encoder, "internvl_teacher": _teacher},
     tables=TABLES,
     infer=internvideo2.infer,
     to_options=internvideo2.to_options,
-    preprocessing=video_vit.preprocessing,
-    describe=video_vit.describe,
-    neutral=video_vit.NEUTRAL,
-    retarget=video_vit.retarget,
-    fit=video_vit.fit,
-    releases=(
-        Released(
-            "internvl-6b-teacher",
-            "teacher",
-            {"encoder.width": 3200, "encoder.num_frames": 1, "encoder.image_size": 224},
-            repo="OpenGVLab/InternVL",
-            file="internvl_c_13b_224px.pth",
-            note="holds a text tower as well, which is not converted",
-        ),
-    ),
 )

@@ -10,7 +10,6 @@ from typing import Any
 
 from internvideo_jax.convert.engine.family import Family, Shapes
 from internvideo_jax.convert.engine.options import Options
-from internvideo_jax.convert.engine.registry import Released
 from internvideo_jax.convert.engine.rules import Ignore, Rule, Table, Tie, nested, rule
 from internvideo_jax.convert.engine.transforms import (
     LINEAR,
@@ -151,18 +150,13 @@ def _lm_config(options: Options, *, has_head: bool) -> DecoderLMConfig:
 
 def _text_config(options: Options) -> LlamaTextConfig:
     # Manifests and goldens hold the language model's options as one.
-    inner = Options(options.kind, options.options | options.take("llama", {}), options.fallback)
-    for name in options.options:
-        options.take(name)
-    inner.take("llama", {})
-    config = LlamaTextConfig(
-        _lm_config(inner, has_head=False),
-        projection_dim=inner.size("clip_embed_dim", 768),
-        pad_id=inner.take("pad_id", 0),
-        max_length=inner.size("max_len", 80),
+    options.unfold("llama")
+    return LlamaTextConfig(
+        _lm_config(options, has_head=False),
+        projection_dim=options.size("clip_embed_dim", 768),
+        pad_id=options.take("pad_id", 0),
+        max_length=options.size("max_len", 80),
     )
-    inner.finish(_NEUTRAL)
-    return config
 
 
 def _lora(options: Options) -> LoRAConfig | None:
@@ -273,14 +267,4 @@ FAMILY = Family(
         (r"(^|\.)base_model\.model\.", r"\1"),
     ),
     recipes={"llama_text": Recipe(("input_ids",), _run)},
-    releases=(
-        Released(
-            "internvl-c-text",
-            "llama_text",
-            {"lm.width": 4096, "lm.depth": 32, "lm.vocab_size": 49_954, "projection_dim": 768},
-            repo="OpenGVLab/InternVL",
-            file="internvl_c_13b_224px.pth",
-            note="the text tower of InternVideo2-CLIP 1B and 6B; pass --architecture=llama_text",
-        ),
-    ),
 )

@@ -5,6 +5,7 @@ a table was trained on is the checkpoint's own, where upstream takes 8 frames fo
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Container, Iterable, Mapping
@@ -18,7 +19,7 @@ from internvideo_jax.convert.engine.adaptations import (
     resize_positions,
     select_outputs,
 )
-from internvideo_jax.convert.engine.family import Fitting, Shapes
+from internvideo_jax.convert.engine.family import Family, Shapes
 from internvideo_jax.convert.engine.options import Options
 from internvideo_jax.convert.engine.rules import Rule, layer, rule
 from internvideo_jax.convert.engine.transforms import (
@@ -123,21 +124,22 @@ def retarget(config: Any, changes: Mapping[str, int]) -> Any:
     return dataclasses.replace(config, num_classes=num_classes)
 
 
-def fit(fitting: Fitting) -> Adaptation | None:
+def fit(
+    path: str, shape: Shape, source: Any, target: Any, inflation: Inflation | None, tensor: Shape
+) -> Adaptation | None:
     """Positions for another grid, patch kernels for other tubelets, K710 heads for one Kinetics.
 
     A patch kernel is spread over a longer tubelet as upstream does, in the middle frame for image
     kernels and evenly for video kernels.
     """
-    source, target = encoder_config(fitting.source), encoder_config(fitting.target)
-    path, shape = fitting.path, fitting.shape
-    if path.endswith("patch_embed/kernel") and shape[0] != target.tubelet_size:
-        default: Inflation = "center" if len(fitting.tensor) == 4 else "mean"
-        return inflate_patch_kernel(shape, target.tubelet_size, fitting.inflation or default)
+    old, new = encoder_config(source), encoder_config(target)
+    if path.endswith("patch_embed/kernel") and shape[0] != new.tubelet_size:
+        default: Inflation = "center" if len(tensor) == 4 else "mean"
+        return inflate_patch_kernel(shape, new.tubelet_size, inflation or default)
     if match := _TABLE.fullmatch(path):
-        return _fit_table(shape, match, source.grid, target.grid)
+        return _fit_table(shape, match, old.grid, new.grid)
     if path in ("params/head/kernel", "params/head/bias"):
-        return _fit_head(shape, fitting.target.num_classes)
+        return _fit_head(shape, target.num_classes)
     return None
 
 
@@ -311,3 +313,16 @@ def count(shapes: Iterable[str], module: str) -> int:
     """Submodules `module.0` ... that keys name."""
     found = (re.match(rf"{module}\.(\d+)\.", key) for key in shapes)
     return 1 + max((int(m[1]) for m in found if m), default=-1)
+
+
+# What is the same of all of their families.
+family = functools.partial(
+    Family,
+    anchors=ANCHORS,
+    prefixes=PREFIXES,
+    preprocessing=preprocessing,
+    describe=describe,
+    neutral=NEUTRAL,
+    retarget=retarget,
+    fit=fit,
+)

@@ -7,9 +7,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from internvideo_jax.convert.engine.family import Family, Shapes
+from internvideo_jax.convert.engine.family import Shapes
 from internvideo_jax.convert.engine.options import Options
-from internvideo_jax.convert.engine.registry import Released
 from internvideo_jax.convert.engine.rules import Ignore, Table, nested, norm, rule
 from internvideo_jax.convert.engine.transforms import JOIN_QV_BIAS
 from internvideo_jax.convert.engine.verify import Arrays, Recipe, Reference
@@ -121,10 +120,8 @@ def _run_teacher(module: Any, variables: Arrays, inputs: Arrays, reference: Refe
     return values
 
 
-FAMILY = Family(
+FAMILY = video_vit.family(
     name="videomae",
-    anchors=video_vit.ANCHORS,
-    prefixes=video_vit.PREFIXES,
     recognize=_recognize,
     kinds={"videomae": _encoder, "videomae_teacher": _teacher},
     tables={
@@ -133,20 +130,5 @@ FAMILY = Family(
     },
     infer=_infer,
     to_options=_to_options,
-    preprocessing=video_vit.preprocessing,
-    describe=video_vit.describe,
-    neutral=video_vit.NEUTRAL,
-    retarget=video_vit.retarget,
-    fit=video_vit.fit,
     recipes={"videomae_teacher": Recipe(("video",), _run_teacher, prepare)},
-    releases=(
-        Released(
-            "videomaev2-g-teacher",
-            "videomae_teacher",
-            {"encoder.width": 1408, "encoder.num_frames": 16, "encoder.image_size": 224},
-            status="gated",
-            note="vit_g_hybrid_1200e_pre.pth, on request from github.com/OpenGVLab/VideoMAEv2; pass"
-            " the file as SOURCE",
-        ),
-    ),
 )

@@ -80,18 +80,13 @@ class Checkpoint(Mapping[str, LazyTensor]):
       path: the file or folder that was read.
       tensors: the state dict.
       key: where in the file it lay, e.g. "module"; None when it is the file's top level.
-      wrapper_keys: every place in the file that holds tensors by name, e.g.
-        ("model", "model_ema"); any of them can be asked for with `key=`.
-      other_keys: entries of the state dict that are plain values rather than tensors.
       metadata: what else the file tells (epoch, arguments, ...), as plain dicts, lists, strings
-        and numbers; objects are shown by their fields, tensors by shape.
+        and numbers; objects are shown by their fields.
     """
 
     path: Path
     tensors: Mapping[str, LazyTensor]
     key: str | None = None
-    wrapper_keys: tuple[str, ...] = ()
-    other_keys: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __getitem__(self, name: str) -> LazyTensor:

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 # Long enough that waiting for the interpreter's lock between two pieces does not count.
@@ -31,12 +30,7 @@ class Checksums:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sha256")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.shutdown(cancel_futures=True)
 

@@ -7,22 +7,16 @@ import numpy as np
 _OPENCV = {1: np.uint8, 2: np.uint16, 4: np.float32, 8: np.float64}
 
 
-def contiguous(array: np.ndarray, memory: np.ndarray | None = None) -> np.ndarray:
-    """Returns `array` in C order: itself if it is, else a copy, made in `memory` if that is given.
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """Returns `array` in C order: itself if it is, else a copy.
 
     PyTorch stores a linear layer as [out, in] and Flax as [in, out], so that most weights of a
     model are transposed. `np.ascontiguousarray` walks such a source column by column, one cache
     line for each element; OpenCV's transpose is five to ten times as fast.
-
-    Args:
-      array: any array.
-      memory: at least `array.nbytes` bytes of type uint8, to be overwritten.
     """
     if array.flags.c_contiguous:
         return array
-    if memory is None:
-        memory = np.empty(array.nbytes, np.uint8)
-    target = memory[: array.nbytes].view(array.dtype).reshape(array.shape)
+    target = np.empty(array.shape, array.dtype)
     # As integers, because extension dtypes (bfloat16) are copied one element at a time.
     bits = np.dtype(f"u{array.itemsize}") if array.itemsize in (1, 2, 4, 8) else array.dtype
     source = _merge_axes(array.view(bits))

@@ -1,9 +1,8 @@
 """Checkpoints on the Hugging Face hub: only the files that are needed, through its usual cache."""
 
-import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -60,57 +59,46 @@ def fetch(
       CheckpointError: gated, missing or unreachable; the message says what to do.
     """
     try:
-        from huggingface_hub import HfApi
-    except ImportError:
-        raise CheckpointError(
-            f"{address} needs the package huggingface_hub: pip install huggingface_hub"
-        ) from None
-    # Given explicitly because the library reads this variable only once, when it is imported.
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-    repo, revision = address.repo, address.revision
-    with _explained(address):
-        # Asked even where the file is known: this is not tried again and again without a network.
-        names, is_offline = [], False
-        try:
-            info = api.model_info(repo, revision=revision)
-            names = [sibling.rfilename for sibling in info.siblings or ()]
-        except Exception as error:
-            is_offline = _is_unreachable(error)
-            if not is_offline and address.file is None:
-                raise
-
-        def download(name: str) -> Path:
-            return Path(
-                api.hf_hub_download(repo, name, revision=revision, local_files_only=is_offline)
-            )
-
-        if is_offline and address.file is None:
-            return Path(api.snapshot_download(repo, revision=revision, local_files_only=True))
-        name = address.file or choose_file(names, str(address))
-        path = download(name)
-        if name.endswith(".index.json"):
-            folder = PurePosixPath(name).parent
-            for shard in shards_of(path):
-                download(str(folder / shard))
-        return path
-
-
-def _is_unreachable(error: Exception) -> bool:
-    """Tells a failed connection from the hub's answer, whatever HTTP library reports it."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    return not isinstance(error, (HfHubHTTPError, HFValidationError))
-
-
-@contextlib.contextmanager
-def _explained(address: Address) -> Iterator[None]:
-    """Turns the hub's errors into one that says what to do."""
-    try:
-        yield
+        return _fetch(address, choose_file, shards_of)
     except CheckpointError:
         raise
     except Exception as error:
         raise CheckpointError(f"{address} {_reason(address, error)}") from error
+
+
+def _fetch(
+    address: Address,
+    choose_file: Callable[[Sequence[str], str], str],
+    shards_of: Callable[[Path], Sequence[str]],
+) -> Path:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # Given explicitly because the library reads this variable only once, when it is imported.
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    repo, revision = address.repo, address.revision
+    # Asked even where the file is known: this is not tried again and again without a network.
+    names, is_offline = [], False
+    try:
+        info = api.model_info(repo, revision=revision)
+        names = [sibling.rfilename for sibling in info.siblings or ()]
+    except Exception as error:
+        # The hub's answers have these types, failed connections those of some HTTP library.
+        is_offline = not isinstance(error, (HfHubHTTPError, HFValidationError))
+        if not is_offline and address.file is None:
+            raise
+
+    def download(name: str) -> Path:
+        return Path(api.hf_hub_download(repo, name, revision=revision, local_files_only=is_offline))
+
+    if is_offline and address.file is None:
+        return Path(api.snapshot_download(repo, revision=revision, local_files_only=True))
+    name = address.file or choose_file(names, str(address))
+    path = download(name)
+    if name.endswith(".index.json"):
+        for shard in shards_of(path):
+            download(str(PurePosixPath(name).parent / shard))
+    return path
 
 
 def _reason(address: Address, error: Exception) -> str:

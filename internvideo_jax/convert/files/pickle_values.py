@@ -48,10 +48,9 @@ class Tensor:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Opaque:
-    """An object of a class that we do not know, as the data it would have been built from."""
+    """An object of a class that we do not know: its state, its items, its elements."""
 
     kind: Global
-    args: tuple[Any, ...] = ()
     state: Any = None
     items: dict[Any, Any] = dataclasses.field(default_factory=dict)
     elements: list[Any] = dataclasses.field(default_factory=list)
@@ -69,7 +68,7 @@ def named(module: Any, name: Any) -> Global:
 def key(value: Any) -> Any:
     """Returns `value` as something that is cheap to hash, so that hashing cannot be abused."""
     if isinstance(value, tuple) and not isinstance(value, (Global, Storage)):
-        return Opaque(Global("builtins", "tuple"), value)
+        return Opaque(Global("builtins", "tuple"))
     if not isinstance(value, _KEY_TYPES):
         raise CheckpointError(f"the pickle has a {type(value).__name__} as dictionary key")
     if isinstance(value, int) and value.bit_length() > 64:
@@ -98,14 +97,14 @@ def call(callee: Any, args: Any) -> Any:
     package = callee.module.partition(".")[0]
     if package in _STANDARD_LIBRARY and callee not in _INERT_STANDARD_CLASSES:
         raise UnsafePickleError(f"the pickle asks to call {callee}; {_DISTRUST}")
-    return Opaque(callee, args)
+    return Opaque(callee)
 
 
 def allocate(callee: Any, args: Any) -> Any:
     """Answers the creation of an object without its initialiser, which runs no code of a class."""
     if not (isinstance(callee, Global) and isinstance(args, tuple)):
         raise CheckpointError("the pickle makes an instance of what is not a class")
-    return _CALLS[callee](*args) if callee in _CALLS else Opaque(callee, args)
+    return _CALLS[callee](*args) if callee in _CALLS else Opaque(callee)
 
 
 def _whole(value: Any) -> int:
@@ -120,21 +119,23 @@ def _wholes(values: Any) -> tuple[int, ...]:
     return tuple(map(_whole, values))
 
 
-def _tensor(block: Any, offset: Any, shape: Any, strides: Any, dtype: Any = None) -> Tensor:
+def _tensor(block: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
     if not isinstance(block, Storage):
         raise CheckpointError("a tensor is built from something that is not a storage")
-    if dtype is not None and not isinstance(dtype, Global):
-        raise CheckpointError("a tensor's dtype is not a name")
     shape, strides = _wholes(shape), _wholes(strides)
     if len(shape) != len(strides):
         raise CheckpointError(f"a tensor of shape {shape} has strides {strides}")
-    return Tensor(block, dtype.name if dtype else block.dtype, _whole(offset), shape, strides)
+    return Tensor(block, block.dtype, _whole(offset), shape, strides)
 
 
 def _tensor_v2(
     block: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, flags: Any = None
 ) -> Tensor:
-    _refuse_lazy_views(flags)
+    if isinstance(flags, dict) and (flags.get("conj") or flags.get("neg")):
+        raise CheckpointError(
+            "a tensor is stored as a lazy conjugate or negative view; "
+            "save it again after tensor.resolve_conj().resolve_neg()"
+        )
     return _tensor(block, offset, shape, strides)
 
 
@@ -148,30 +149,16 @@ def _tensor_v3(
     dtype: Any,
     flags: Any = None,
 ) -> Tensor:
-    _refuse_lazy_views(flags)
-    return _tensor(block, offset, shape, strides, dtype)
-
-
-def _refuse_lazy_views(flags: Any) -> None:
-    if isinstance(flags, dict) and (flags.get("conj") or flags.get("neg")):
-        raise CheckpointError(
-            "a tensor is stored as a lazy conjugate or negative view; "
-            "save it again after tensor.resolve_conj().resolve_neg()"
-        )
-
-
-def _parameter(data: Any, *_: Any) -> Any:
-    return data
+    if not isinstance(dtype, Global):
+        raise CheckpointError("a tensor's dtype is not a name")
+    tensor = _tensor_v2(block, offset, shape, strides, grad, hooks, flags)
+    return dataclasses.replace(tensor, dtype=dtype.name)
 
 
 def _tensor_with_attributes(build: Any, _kind: Any, args: Any, _state: Any) -> Any:
     if build not in _TENSOR_CALLS or not isinstance(args, tuple):
         raise CheckpointError("a tensor is rebuilt by something that does not build tensors")
     return _TENSOR_CALLS[build](*args)
-
-
-def _ordered_dict() -> dict[Any, Any]:
-    return {}
 
 
 def _attribute(owner: Any, name: Any) -> Global:
@@ -209,15 +196,15 @@ _TENSOR_CALLS: Mapping[Global, Callable[..., Any]] = {
     Global("torch._utils", "_rebuild_tensor"): _tensor,
     Global("torch._utils", "_rebuild_tensor_v2"): _tensor_v2,
     Global("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
-    Global("torch._utils", "_rebuild_parameter"): _parameter,
-    Global("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    Global("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+    Global("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data,
 }
 
 _CALLS: Mapping[Global, Callable[..., Any]] = {
     **_TENSOR_CALLS,
     Global("torch._tensor", "_rebuild_from_type_v2"): _tensor_with_attributes,
     Global("torch", "Size"): _wholes,
-    Global("collections", "OrderedDict"): _ordered_dict,
+    Global("collections", "OrderedDict"): lambda: {},
     Global("builtins", "getattr"): _attribute,
     Global("__builtin__", "getattr"): _attribute,
 }

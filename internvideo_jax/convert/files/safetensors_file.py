@@ -3,14 +3,12 @@
 Source: the format's specification, https://huggingface.co/docs/safetensors (layout, limits).
 """
 
-import contextlib
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -93,93 +91,53 @@ def _tensor(path: Path, name: str, dtype: str, shape: list[int], offset: int) ->
     return LazyTensor(path, offset, tuple(shape), _DTYPES[dtype])
 
 
-class SafetensorsWriter:
-    """Writes a `.safetensors` file of declared tensors, one at a time.
-
-    The file appears under its name when the `with` block ends without an error; otherwise nothing
-    remains of it.
-
-      with SafetensorsWriter(path, {"w": ((2, 3), np.dtype("float32"))}) as writer:
-          writer.write("w", array)
+def write_safetensors_file(
+    path: Path,
+    declared: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a `.safetensors` file, one tensor in memory at a time; it is whole or absent.
 
     Args:
       path: the file to make; must not exist.
-      declarations: name -> (shape, dtype) of every tensor, in the order in which they are stored.
+      declared: name -> (shape, dtype) of every tensor, in the order in which they are stored.
+      tensors: name and numbers of each of them, in any order and memory layout.
       metadata: strings to store in the header.
 
     Raises:
       FileExistsError: the file exists.
-      ValueError: a dtype that the format lacks; a tensor that was not declared, is not of the
-        declared shape and dtype, was written twice, or (when the block ends) never.
+      ValueError: a dtype that the format lacks; a tensor that is not of the declared shape and
+        dtype, or is not declared, or never comes.
+      OSError: the file cannot be written.
     """
-
-    def __init__(
-        self,
-        path: Path,
-        declarations: Mapping[str, tuple[tuple[int, ...], np.dtype]],
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        self._path = Path(path)
-        if self._path.exists():
-            raise FileExistsError(f"{self._path} exists; choose another name or remove it first")
-        self._declared = {name: (tuple(s), np.dtype(d)) for name, (s, d) in declarations.items()}
-        unsupported = [n for n, (_, dtype) in self._declared.items() if dtype not in _NAMES]
-        if unsupported or _METADATA in self._declared:
-            names = unsupported or [_METADATA]
-            raise ValueError(f"safetensors cannot hold these tensors: {', '.join(names)}")
-        self._offsets: dict[str, int] = {}
-        self._header = self._make_header(metadata or {})
-        self._missing = set(self._declared)
-
-    def _make_header(self, metadata: Mapping[str, str]) -> bytes:
-        header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
-        position = 0
-        for name, (shape, dtype) in self._declared.items():
-            end = position + math.prod(shape) * dtype.itemsize
-            header[name] = {
-                "dtype": _NAMES[dtype],
-                "shape": list(shape),
-                "data_offsets": [position, end],
-            }
-            self._offsets[name] = position
-            position = end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        # The data starts at a multiple of 8 bytes, as the reference implementation makes it.
-        text += b" " * (-len(text) % 8)
-        self._data_start = _LENGTH.size + len(text)
-        return _LENGTH.pack(len(text)) + text
-
-    def __enter__(self) -> Self:
-        with contextlib.ExitStack() as stack:
-            partial = stack.enter_context(atomic_file(self._path))
-            self._file = stack.enter_context(open(partial, "wb"))
-            self._file.write(self._header)
-            self._cleanup = stack.pop_all()
-        return self
-
-    def write(self, name: str, array: np.ndarray) -> None:
-        """Stores one declared tensor; any order and memory layout will do."""
-        if name not in self._missing:
-            problem = "written before" if name in self._declared else "not declared"
-            raise ValueError(f"tensor {name!r} was {problem}")
-        expected = self._declared[name]
-        if (array.shape, array.dtype) != expected:
-            raise ValueError(
-                f"tensor {name!r} was declared with shape {expected[0]} and dtype {expected[1]}; "
-                f"got {array.shape} and {array.dtype}"
-            )
-        self._missing.remove(name)
-        self._file.seek(self._data_start + self._offsets[name])
-        self._file.write(contiguous(array).reshape(-1).view(np.uint8).data)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None and self._missing:
-            error = ValueError(f"tensors never written: {', '.join(sorted(self._missing))}")
-        with self._cleanup:
-            if error is not None:
-                raise error
+    if path.exists():
+        raise FileExistsError(f"{path} exists; choose another name or remove it first")
+    if unsupported := [name for name, (_, dtype) in declared.items() if dtype not in _NAMES]:
+        raise ValueError(f"safetensors cannot hold these tensors: {', '.join(unsupported)}")
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    end = 0
+    for name, (shape, dtype) in declared.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": _NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # The data starts at a multiple of 8 bytes, as the reference implementation makes it.
+    text += b" " * (-len(text) % 8)
+    missing = dict(declared)
+    with atomic_file(path) as partial, open(partial, "wb") as file:
+        file.write(_LENGTH.pack(len(text)) + text)
+        for name, tensor in tensors:
+            expected = missing.pop(name, None)
+            if (tensor.shape, tensor.dtype) != expected:
+                raise ValueError(
+                    f"expected tensor {name!r} of shape and dtype {expected}, found"
+                    f" {tensor.shape} and {tensor.dtype}"
+                )
+            file.seek(_LENGTH.size + len(text) + header[name]["data_offsets"][0])
+            file.write(contiguous(tensor).reshape(-1).view(np.uint8).data)
+        if missing:
+            raise ValueError(f"tensors never written: {', '.join(missing)}")

@@ -16,7 +16,6 @@ from internvideo_jax.convert.files.checkpoint import (
     Checkpoint,
     CheckpointError,
     LazyTensor,
-    UnsafePickleError,
     contiguous_strides,
     extent,
 )
@@ -48,7 +47,7 @@ def open_torch_file(path: Path, key: str | None = None) -> Checkpoint:
 
     Args:
       path: the file.
-      key: another place to take them from, e.g. "model_ema"; see `Checkpoint.wrapper_keys`.
+      key: another place to take them from, by names joined with dots, e.g. "model_ema".
 
     Raises:
       UnsafePickleError: the file asks to call something.
@@ -61,19 +60,14 @@ def open_torch_file(path: Path, key: str | None = None) -> Checkpoint:
         root = torch_pickle.loads(_read(path, records[prefix + "data.pkl"]))
         places = _find_state_dicts(root)
         chosen = _choose(root, places, key)
-        state = places[chosen]
         return Checkpoint(
             path=path,
-            tensors=_tensors(path, state, records, prefix),
+            tensors=_tensors(path, places[chosen], records, prefix),
             key=".".join(chosen) or None,
-            wrapper_keys=tuple(".".join(place) for place in places if place),
-            other_keys=tuple(name for name, value in state.items() if not _is_tensor(value)),
             metadata=_metadata(root, chosen),
         )
-    except UnsafePickleError as error:
-        raise UnsafePickleError(f"{path}: {error}") from None
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from None
 
 
 def _archive_prefix(path: Path, records: Mapping[str, torch_zip.Record]) -> str:
@@ -115,10 +109,6 @@ def _as_mapping(value: Any) -> dict[Any, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, values.Tensor)
-
-
 def _find_state_dicts(root: Any) -> dict[tuple[str, ...], dict[Any, Any]]:
     """Returns place -> items of every mapping near the top that holds tensors by name."""
     found = {}
@@ -131,7 +121,7 @@ def _find_state_dicts(root: Any) -> dict[tuple[str, ...], dict[Any, Any]]:
             continue
         seen.add(id(items))
         named = {name: item for name, item in items.items() if isinstance(name, str)}
-        if any(map(_is_tensor, named.values())):
+        if any(isinstance(item, values.Tensor) for item in named.values()):
             found[place] = items
         if len(place) < _SEARCH_DEPTH:
             queue.extend(((*place, name), item) for name, item in named.items())
@@ -145,9 +135,10 @@ def _choose(root: Any, places: Mapping[tuple[str, ...], Any], key: str | None) -
             if ".".join(place) == key:
                 return place
         raise CheckpointError(f"no tensors under {key!r}; there are tensors under {names}")
-    wrapped = _descend(root, places, ())
-    if wrapped is not None:
-        return wrapped
+    wrapped = [place for place in places if all(name in _WRAPPERS for name in place)]
+    if wrapped:
+        # Inside of a wrapper before beside it.
+        return min(wrapped, key=lambda place: [*map(_WRAPPERS.index, place), len(_WRAPPERS)])
     if len(places) == 1:
         return next(iter(places))
     if isinstance(root, values.Opaque) and isinstance(root.state, dict):
@@ -159,19 +150,6 @@ def _choose(root: Any, places: Mapping[tuple[str, ...], Any], key: str | None) -
         top = sorted(map(str, _as_mapping(root) or ()))[:20]
         raise CheckpointError(f"no tensors by name in it; its top level has the keys {top}")
     raise CheckpointError(f"several sets of tensors, under {names}; choose one with key=")
-
-
-def _descend(
-    value: Any, places: Mapping[tuple[str, ...], Any], place: tuple[str, ...]
-) -> tuple[str, ...] | None:
-    items = _as_mapping(value)
-    if items is None:
-        return None
-    for name in _WRAPPERS if len(place) < _SEARCH_DEPTH else ():
-        found = _descend(items.get(name), places, (*place, name))
-        if found is not None:
-            return found
-    return place if place in places else None
 
 
 def _tensors(

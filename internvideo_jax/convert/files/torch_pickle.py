@@ -61,84 +61,106 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def step(self, name: str, argument: Any) -> None:
-        if name in _PUSH_ARGUMENT:
-            self.stack.append(argument)
-        elif name in _PUSH_NEW:
-            self.stack.append(_PUSH_NEW[name]())
-        elif name in _HANDLERS:
-            _HANDLERS[name](self, argument)
-        elif name not in _NOTHING_TO_DO:
-            raise CheckpointError(f"the pickle uses {name}, which PyTorch never writes")
+        """Does what one opcode asks for; the commonest come first."""
+        match name:
+            case _ if name in _PUSH_ARGUMENT:
+                self.push(argument)
+            case "BINPUT" | "LONG_BINPUT" | "PUT":
+                self.memo[argument] = self.stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = self.stack[-1]
+            case "BINGET" | "LONG_BINGET" | "GET":
+                self.push(self.memo[argument])
+            case "MARK":
+                self.below.append(self.stack)
+                self.stack = []
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                self.push(tuple(self.take(int(name[-1]))))
+            case "TUPLE":
+                self.push(tuple(self.since_mark()))
+            case _ if name in _PUSH_NEW:
+                self.push(_PUSH_NEW[name]())
+            case "REDUCE":
+                self.push(values.call(*self.take(2)))
+            case "BINPERSID":
+                self.push(values.storage(self.stack.pop()))
+            case "SETITEM":
+                self.set_items(self.take(2))
+            case "SETITEMS":
+                self.set_items(self.since_mark())
+            case "APPEND":
+                self.extend(self.take(1))
+            case "APPENDS":
+                self.extend(self.since_mark())
+            case "LIST":
+                self.push(self.since_mark())
+            case "DICT":
+                pairs = self.since_mark()
+                self.push({})
+                self.set_items(pairs)
+            case "FROZENSET":
+                self.push(frozenset(map(values.key, self.since_mark())))
+            case "ADDITEMS":
+                elements = self.since_mark()
+                if not isinstance(self.stack[-1], set):
+                    raise CheckpointError("the pickle adds elements to what is not a set")
+                self.stack[-1].update(map(values.key, elements))
+            case "BUILD":
+                target, state = self.take(2)
+                # Attributes of dicts and tensors (`_metadata` of a state dict) say nothing about
+                # weights.
+                if isinstance(target, values.Opaque):
+                    target.state = state
+                self.push(target)
+            case "GLOBAL":
+                self.push(values.named(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                self.push(values.named(*self.take(2)))
+            case "INST":
+                args = tuple(self.since_mark())
+                self.push(values.call(values.named(*argument.split(" ", 1)), args))
+            case "OBJ":
+                callee, *elements = self.since_mark()
+                self.push(values.call(callee, tuple(elements)))
+            case "NEWOBJ":
+                self.push(values.allocate(*self.take(2)))
+            case "NEWOBJ_EX":
+                callee, *args_and_keywords = self.take(3)
+                self.push(values.allocate(callee, tuple(args_and_keywords)))
+            case "DUP":
+                self.push(self.stack[-1])
+            case "POP" if self.stack:
+                self.stack.pop()
+            case "POP" | "POP_MARK":
+                self.since_mark()
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case _:
+                raise CheckpointError(f"the pickle uses {name}, which PyTorch never writes")
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def take(self, count: int) -> list[Any]:
+        """Removes the topmost values; returns them in the order in which they were pushed."""
+        if count > len(self.stack):
+            raise IndexError("its stack is empty")
+        taken = self.stack[-count:]
+        del self.stack[-count:]
+        return taken
 
     def since_mark(self) -> list[Any]:
+        """Removes the values above the last mark, and the mark."""
         top = self.stack
         self.stack = self.below.pop()
         return top
 
-    def mark(self, _: Any) -> None:
-        self.below.append(self.stack)
-        self.stack = []
-
-    def pop(self, _: Any) -> None:
-        if self.stack:
-            self.stack.pop()
-        else:
-            self.since_mark()
-
-    def pop_mark(self, _: Any) -> None:
-        self.since_mark()
-
-    def duplicate(self, _: Any) -> None:
-        self.stack.append(self.stack[-1])
-
-    def put(self, index: int) -> None:
-        self.memo[index] = self.stack[-1]
-
-    def memoize(self, _: Any) -> None:
-        self.put(len(self.memo))
-
-    def get(self, index: int) -> None:
-        self.stack.append(self.memo[index])
-
-    def tuple1(self, _: Any) -> None:
-        self.stack[-1:] = [(self.stack[-1],)]
-
-    def tuple2(self, _: Any) -> None:
-        self.stack[-2:] = [(self.stack[-2], self.stack[-1])]
-
-    def tuple3(self, _: Any) -> None:
-        self.stack[-3:] = [(self.stack[-3], self.stack[-2], self.stack[-1])]
-
-    def tuple_since_mark(self, _: Any) -> None:
-        elements = self.since_mark()
-        self.stack.append(tuple(elements))
-
-    def list_since_mark(self, _: Any) -> None:
-        elements = self.since_mark()
-        self.stack.append(elements)
-
-    def dict_since_mark(self, _: Any) -> None:
-        pairs = self.since_mark()
-        self.stack.append({})
-        self.update(pairs)
-
-    def frozenset_since_mark(self, _: Any) -> None:
-        elements = self.since_mark()
-        self.stack.append(frozenset(map(values.key, elements)))
-
-    def update(self, pairs: list[Any]) -> None:
+    def set_items(self, pairs: list[Any]) -> None:
         target = self.stack[-1]
         target = target.items if isinstance(target, values.Opaque) else target
         if not isinstance(target, dict) or len(pairs) % 2:
             raise CheckpointError("the pickle sets items of what is not a dictionary")
         target.update(zip(map(values.key, pairs[::2]), pairs[1::2], strict=True))
-
-    def set_item(self, _: Any) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self.update([key, value])
-
-    def set_items(self, _: Any) -> None:
-        self.update(self.since_mark())
 
     def extend(self, elements: list[Any]) -> None:
         target = self.stack[-1]
@@ -147,56 +169,7 @@ class _Machine:
             raise CheckpointError("the pickle appends to what is not a list")
         target.extend(elements)
 
-    def append(self, _: Any) -> None:
-        self.extend([self.stack.pop()])
 
-    def appends(self, _: Any) -> None:
-        self.extend(self.since_mark())
-
-    def add_items(self, _: Any) -> None:
-        elements = self.since_mark()
-        if not isinstance(self.stack[-1], set):
-            raise CheckpointError("the pickle adds elements to what is not a set")
-        self.stack[-1].update(map(values.key, elements))
-
-    def set_state(self, _: Any) -> None:
-        state, target = self.stack.pop(), self.stack[-1]
-        # Attributes of dicts and tensors (`_metadata` of a state dict) say nothing about weights.
-        if isinstance(target, values.Opaque):
-            target.state = state
-
-    def refer(self, name: str) -> None:
-        self.stack.append(values.named(*name.split(" ", 1)))
-
-    def refer_from_stack(self, _: Any) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
-        self.stack.append(values.named(module, name))
-
-    def call(self, _: Any) -> None:
-        args, callee = self.stack.pop(), self.stack.pop()
-        self.stack.append(values.call(callee, args))
-
-    def call_named(self, name: str) -> None:
-        args = self.since_mark()
-        self.stack.append(values.call(values.named(*name.split(" ", 1)), tuple(args)))
-
-    def call_since_mark(self, _: Any) -> None:
-        callee, *args = self.since_mark()
-        self.stack.append(values.call(callee, tuple(args)))
-
-    def allocate(self, _: Any) -> None:
-        args, callee = self.stack.pop(), self.stack.pop()
-        self.stack.append(values.allocate(callee, args))
-
-    def allocate_with_keywords(self, _: Any) -> None:
-        keywords, args, callee = self.stack.pop(), self.stack.pop(), self.stack.pop()
-        self.stack.append(values.allocate(callee, (args, keywords)))
-
-    def persistent(self, _: Any) -> None:
-        self.stack.append(values.storage(self.stack.pop()))
-
-
-_NOTHING_TO_DO = frozenset({"PROTO", "FRAME", "STOP"})
 _PUSH_ARGUMENT = frozenset(
     {
         "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
@@ -212,38 +185,4 @@ _PUSH_NEW: Mapping[str, Callable[[], Any]] = {
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
     "EMPTY_SET": set,
-}
-_HANDLERS: Mapping[str, Callable[[_Machine, Any], None]] = {
-    "MARK": _Machine.mark,
-    "POP": _Machine.pop,
-    "POP_MARK": _Machine.pop_mark,
-    "DUP": _Machine.duplicate,
-    "PUT": _Machine.put,
-    "BINPUT": _Machine.put,
-    "LONG_BINPUT": _Machine.put,
-    "MEMOIZE": _Machine.memoize,
-    "GET": _Machine.get,
-    "BINGET": _Machine.get,
-    "LONG_BINGET": _Machine.get,
-    "TUPLE1": _Machine.tuple1,
-    "TUPLE2": _Machine.tuple2,
-    "TUPLE3": _Machine.tuple3,
-    "TUPLE": _Machine.tuple_since_mark,
-    "LIST": _Machine.list_since_mark,
-    "DICT": _Machine.dict_since_mark,
-    "FROZENSET": _Machine.frozenset_since_mark,
-    "SETITEM": _Machine.set_item,
-    "SETITEMS": _Machine.set_items,
-    "APPEND": _Machine.append,
-    "APPENDS": _Machine.appends,
-    "ADDITEMS": _Machine.add_items,
-    "BUILD": _Machine.set_state,
-    "GLOBAL": _Machine.refer,
-    "STACK_GLOBAL": _Machine.refer_from_stack,
-    "REDUCE": _Machine.call,
-    "INST": _Machine.call_named,
-    "OBJ": _Machine.call_since_mark,
-    "NEWOBJ": _Machine.allocate,
-    "NEWOBJ_EX": _Machine.allocate_with_keywords,
-    "BINPERSID": _Machine.persistent,
 }

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from internvideo_jax import saved_model
 from internvideo_jax.convert.engine.adaptations import Adaptation
-from internvideo_jax.convert.engine.family import Fitting, family_of
+from internvideo_jax.convert.engine.family import family_of
 from internvideo_jax.convert.engine.upstream import architecture_of
 
 PyTree = Any
@@ -153,7 +153,7 @@ def _fit(
       ValueError: nothing makes it fit.
     """
     family = family_of(architecture_of(target))
-    change = family.fit(Fitting(name, shape, source, target, None, shape))
+    change = family.fit(name, shape, source, target, None, shape)
     if (change.shape if change else shape) != wanted:
         raise ValueError(f"expected shape {wanted}, found {shape}")
     return change

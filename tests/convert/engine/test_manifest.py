@@ -28,7 +28,7 @@ TINY = {
 
 @pytest.fixture
 def manifest(configs, shapes_of):
-    _, config = configs["linear"]
+    config = configs["linear"]
     return Manifest("tiny", shapes_of(config), TINY)
 
 

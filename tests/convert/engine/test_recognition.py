@@ -24,7 +24,7 @@ PREFIXES = ["", "module.", "backbone.", "encoder.", "vision_encoder.", "module.v
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_known_prefixes_are_stripped(prefix, configs, shapes_of, plan_of):
-    _, config = configs["encoder"]
+    config = configs["encoder"]
     shapes = shapes_of(config, prefix)
     made = plan_of(shapes, config)
     assert made.prefix == prefix
@@ -128,9 +128,9 @@ def pair(configs, make_state, monkeypatch, options):
     monkeypatch.setattr(recognition, "all_families", lambda: known)
     monkeypatch.setattr(upstream, "all_families", lambda: known)
     monkeypatch.setitem(models.ARCHITECTURES, "pair", models.Architecture(PairConfig, Pair))
-    clips = make_state(configs["encoder"][1], prefix="vision_encoder.")
+    clips = make_state(configs["encoder"], prefix="vision_encoder.")
     clips["text_encoder.word"] = np.zeros((2, 2), np.float32)
-    frames = make_state(configs["videomae"][1], prefix="encoder.")
+    frames = make_state(configs["videomae"], prefix="encoder.")
     frames["mask_token"] = np.zeros(2, np.float32)
     pooler = {
         k.replace("vision_encoder.", "vision."): v + 1
@@ -175,7 +175,8 @@ def test_a_composite_is_put_together_from_the_files_of_its_parts(pair, tmp_path)
     assert prepared.summary()[2:] == [
         f"{source.name}: {len(files[source.stem])} tensors" for source in sources
     ]
-    assert set(made.ignored) == {"text_encoder.word", "mask_token"}
+    # What a part's file holds besides its tower is ignored as that part's.
+    assert set(made.ignored) == {"vision.text_encoder.word", "teacher.mask_token"}
 
 
 def test_parts_without_a_file_are_named(pair):
@@ -183,6 +184,13 @@ def test_parts_without_a_file_are_named(pair):
         recognize(*_shapes(pair.clips, pair.addon))
     with pytest.raises(ValueError, match=r"vision\.\* .* and teacher\.\*"):
         recognize(*_shapes(pair.addon))
+
+
+def test_a_part_ignores_nothing_of_other_files(pair):
+    pair.addon["mask_token"] = np.zeros(2, np.float32)
+    found = recognize(*_shapes(pair.clips, pair.frames, pair.addon))
+    with pytest.raises(ValueError, match=r"1 extra.*(?s:.*)extra     mask_token"):
+        plan(found, upstream.infer_config(found, stored=pair.options))
 
 
 def test_tensors_that_a_part_lacks_are_missing(pair):
@@ -195,7 +203,7 @@ def test_tensors_that_a_part_lacks_are_missing(pair):
 def test_of_several_towers_one_must_be_asked_for(configs, shapes_of, monkeypatch):
     other = dataclasses.replace(PAIR, name="other", anchors=("other.word",), parts=())
     monkeypatch.setattr(recognition, "all_families", lambda: (*family.all_families(), other))
-    shapes = shapes_of(configs["encoder"][1]) | {"other.word": (3,)}
+    shapes = shapes_of(configs["encoder"]) | {"other.word": (3,)}
     with pytest.raises(ValueError, match=r"found several: .*internvideo2 .*other \(pair\)"):
         recognize(shapes)
     assert recognize(shapes, architecture="video_vit").family.name == "internvideo2"

@@ -11,7 +11,7 @@ from internvideo_jax.convert.engine.state_dict import target_dtypes, to_state_di
 
 
 def test_a_round_trip_is_exact_for_every_model(tiny, make_state, plan_of):
-    _, config = tiny
+    config = tiny
     state = make_state(config)
     made = plan_of(state, config)
     variables = to_tree(state, made)
@@ -34,7 +34,7 @@ def test_half_precision_stays_what_it_is(tiny_state, plan_of):
 
 
 def test_a_tree_of_some_gradients_maps_alike(configs):
-    _, config = configs["linear"]
+    config = configs["linear"]
     made = export_plan(config)
     gradients = {"params": {"head": {"kernel": np.arange(140, dtype=np.float32).reshape(20, 7)}}}
     state = to_state_dict(gradients, made)

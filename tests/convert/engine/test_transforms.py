@@ -55,32 +55,6 @@ def test_the_inverse_is_the_transpose_so_that_gradients_go_the_same_way(case):
     assert left == pytest.approx(right, rel=1e-6)
 
 
-def test_linear_multiplies_as_torch_does():
-    (weight,) = _tensors(transforms.LINEAR, (6, 3, 2, 4))
-    x = np.random.default_rng(1).normal(size=6).astype(np.float32)
-    (kernel,) = transforms.LINEAR.forward([weight], [(6, 3, 2, 4)])
-    # torch: y = W x, its rows being q, k, v, each head by head.
-    expected = (weight @ x).reshape(3, 2, 4)
-    np.testing.assert_allclose(np.einsum("i,iqhd->qhd", x, kernel), expected, rtol=1e-5)
-
-
-def test_linear_from_heads_reads_heads_in_order():
-    (weight,) = _tensors(transforms.LINEAR_FROM_HEADS, (2, 4, 7))
-    x = np.random.default_rng(1).normal(size=(2, 4)).astype(np.float32)
-    (kernel,) = transforms.LINEAR_FROM_HEADS.forward([weight], [(2, 4, 7)])
-    expected = weight @ x.reshape(-1)
-    np.testing.assert_allclose(np.einsum("hd,hdo->o", x, kernel), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_conv3d_places_every_element():
-    shape = (2, 4, 5, 3, 6)
-    (weight,) = _tensors(transforms.CONV3D, shape)
-    assert weight.shape == (6, 3, 2, 4, 5)
-    (kernel,) = transforms.CONV3D.forward([weight], [shape])
-    for t, h, w, c, d in np.ndindex(shape):
-        assert kernel[t, h, w, c, d] == weight[d, c, t, h, w]
-
-
 def test_the_bias_of_keys_is_zero():
     q, v = _tensors(transforms.JOIN_QV_BIAS, (3, 2, 4))
     (bias,) = transforms.JOIN_QV_BIAS.forward([q, v], [(3, 2, 4)])

@@ -12,10 +12,8 @@ from internvideo_jax.convert.engine.conversion import Request, convert
 from internvideo_jax.convert.engine.plan import export_plan
 from internvideo_jax.convert.engine.state_dict import to_tree
 from internvideo_jax.convert.engine.verify import (
-    Comparison,
     Reference,
     compare,
-    format_table,
     load_reference,
     run_reference,
 )
@@ -40,21 +38,13 @@ def random_model(configs, make_state):
     """Makes a model with random parameters: `random_model(name)`."""
 
     def make(name):
-        architecture, config = configs[name]
+        config = configs[name]
         variables = to_tree(make_state(config), export_plan(config))
-        module = models.ARCHITECTURES[architecture].module_cls(config)
-        return SavedModel(module, variables, config, Preprocessing(VideoPreprocessing()), {})
+        return SavedModel(
+            models.build(config), variables, config, Preprocessing(VideoPreprocessing()), {}
+        )
 
     return make
-
-
-def test_a_converted_checkpoint_reproduces_the_original(demo):
-    reference = load_reference(REFERENCE)
-    values = run_reference(demo, reference)
-    assert values.keys() == reference.outputs.keys()
-    rows = compare(values, reference)
-    assert all(row.ok for row in rows), format_table(rows, ())
-    assert max(row.relative_error for row in rows) > 0
 
 
 def test_one_wrong_weight_is_seen(demo):
@@ -77,43 +67,11 @@ def _random(*shape):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-# Outputs that each recipe gives for a clip of 4 frames of 8x8 pixels, and their shapes.
-CASES = {
-    "encoder": {"hidden/blocks.2": (2, 65, 48), "hidden/clip_projector": (2, 20)},
-    "pretrain": {
-        "clip_middle": (2, 2, 13, 24),
-        "clip_final": (2, 768),
-        "mae": (1, 2, 12, 28),
-        "hidden/blocks.0": (2, 13, 48),
-    },
-    "teacher": {
-        "norm_clip_middle": (2, 2, 65, 48),
-        "norm_clip_final": (2, 20),
-        "attn": (2, 64),
-        "hidden/patch_embed": (2, 4, 16, 48),
-    },
-    "videomae_teacher": {
-        "norm_mae/correct": (1, 2, 32, 32),
-        "norm_mae/as_released": (1, 2, 32, 32),
-    },
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_recipes(name, random_model):
-    outputs = {key: np.zeros(shape, np.float32) for key, shape in CASES[name].items()}
-    outputs["loss"] = np.zeros((), np.float32)
-    inputs = {"video": _random(2, 3, 4, 8, 8)}
-    if name == "pretrain":
-        mask = np.ones((2, 65), bool)
-        mask[:, 0] = False
-        mask[0, 5:17] = mask[1, 40:52] = False
-        inputs["mask"] = mask
-    values = run_reference(random_model(name), Reference(inputs, outputs))
-    assert {key: value.shape for key, value in values.items()} == CASES[name]
-    assert all(np.isfinite(value).all() for value in values.values())
-    if name == "videomae_teacher":
-        assert np.abs(values["norm_mae/correct"] - values["norm_mae/as_released"]).max() > 1e-3
+def test_an_encoder_gives_its_hidden_states(random_model):
+    shapes = {"hidden/blocks.2": (2, 65, 48), "hidden/clip_projector": (2, 20)}
+    reference = Reference({"video": _random(2, 3, 4, 8, 8)}, shapes)
+    values = run_reference(random_model("encoder"), reference)
+    assert {name: value.shape for name, value in values.items()} == shapes
 
 
 def test_train_mode_uses_and_updates_batch_statistics(random_model):
@@ -168,20 +126,6 @@ def test_what_counts_as_agreement(ours, theirs, ok):
     assert row.ok == ok
     if np.shape(ours) != np.shape(theirs) or not np.isfinite(ours).all():
         assert row.max_error == np.inf
-
-
-def test_the_tolerance_can_be_chosen():
-    ours, theirs = np.float32([100 + 2e-3, 0]), np.float32([100, 0])
-    (row,) = compare({"x": ours}, Reference({}, {"x": theirs}), tolerance=1e-4)
-    assert row.ok
-
-
-def test_the_table_says_what_failed_and_what_was_not_checked():
-    rows = [Comparison("logits", 1e-6, 1.0, 1e-5), Comparison("hidden", np.inf, 1.0, 1e-5)]
-    text = format_table(rows, {"loss", "attn"})
-    assert "ok" in text.splitlines()[1]
-    assert "FAILED (allowed 1e-05)" in text.splitlines()[2]
-    assert text.splitlines()[-1] == "not checked: attn, loss"
 
 
 def test_files_without_inputs_or_outputs_are_named(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from internvideo_jax import models
 from internvideo_jax.convert.engine.recognition import recognize
-from internvideo_jax.convert.engine.upstream import infer_config, to_upstream
+from internvideo_jax.convert.engine.upstream import architecture_of, infer_config, to_upstream
 from internvideo_jax.convert.families.video_vit import infer_grid
 from internvideo_jax.models.stage1 import distill_student, stage1_student
 from internvideo_jax.models.teacher import internvl_teacher, videomae_teacher
@@ -65,7 +65,7 @@ def test_a_model_of_a_released_width_is_read_from_its_tensors_alone(case, infer)
 
 
 def test_what_tensors_do_not_show_can_be_given_or_stored(configs, options, shapes_of, infer):
-    _, config = configs["linear"]
+    config = configs["linear"]
     shapes = shapes_of(config)
     assert infer(shapes, given=options) == config
     assert infer(shapes, stored=options) == config
@@ -78,12 +78,12 @@ def test_what_tensors_do_not_show_can_be_given_or_stored(configs, options, shape
 
 
 def test_the_options_of_a_config_are_what_its_tensors_do_not_show(tiny, infer):
-    architecture, config = tiny
+    config = tiny
     if isinstance(getattr(config, "encoder", None), models.VideoViTConfig):
         encoder = dataclasses.replace(config.encoder, activation="gelu_erf", drop_path_rate=0.1)
         config = dataclasses.replace(config, encoder=encoder)
     stored = json.loads(json.dumps(to_upstream(config)))
-    assert infer(config, architecture, stored=stored) == config
+    assert infer(config, architecture_of(config), stored=stored) == config
 
 
 def test_stored_frames_that_do_not_fit_the_table_are_passed_over(infer):
@@ -93,7 +93,7 @@ def test_stored_frames_that_do_not_fit_the_table_are_passed_over(infer):
 
 
 def test_unknown_numbers_of_heads_must_be_given(configs, infer):
-    _, config = configs["encoder"]
+    config = configs["encoder"]
     with pytest.raises(ValueError, match="--option=num_heads=N --option=attn_pool_num_heads=N"):
         infer(config, given={"num_frames": 4})
     # Together with all else that must be given.
@@ -156,7 +156,7 @@ def test_an_image_kernel_is_that_of_an_image_tower(shapes_of, infer):
 
 
 def test_one_missing_key_does_not_change_what_the_model_is(configs, options, shapes_of, infer):
-    _, config = configs["linear"]
+    config = configs["linear"]
     shapes = shapes_of(config)
     for key in [k for k in shapes if "blocks.0." in k or k in ("cls_token", "head.weight")]:
         rest = {k: s for k, s in shapes.items() if k != key}
@@ -164,7 +164,7 @@ def test_one_missing_key_does_not_change_what_the_model_is(configs, options, sha
 
 
 def test_stored_values_of_other_types_are_not_trusted(configs, options, shapes_of, infer):
-    shapes = shapes_of(configs["encoder"][1])
+    shapes = shapes_of(configs["encoder"])
     stored = {"img_size": "8", "num_frames": [4]}
     with pytest.raises(ValueError, match="position table"):
         infer(shapes, given={"num_heads": 3, "attn_pool_num_heads": 4}, stored=stored)

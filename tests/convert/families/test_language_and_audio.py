@@ -167,6 +167,10 @@ def test_what_is_not_supported_is_refused_by_name(shapes_of, make_state):
         named = "lm_head" if "lora_r" in option else next(iter(option))
         with pytest.raises(ValueError, match=named):
             _read(shapes_of(config), given=to_upstream(config) | option)
+    shapes = shapes_of(LLAMA)
+    del shapes["transformer.layers.0.self_attn.q_proj.weight"]
+    with pytest.raises(ValueError, match="expected a tensor .*q_proj"):
+        _read(shapes)
     state = make_state(BERT) | {"bert.more": np.zeros(1)}
     del state["bert.encoder.layer.2.crossattention.self.query.bias"]
     with pytest.raises(CheckpointMisfit, match="1 keys missing, 1 extra"):

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -10,7 +9,6 @@ from internvideo_jax.convert.engine.adaptations import inflate_patch_kernel
 from internvideo_jax.convert.engine.misfit import CheckpointMisfit
 from internvideo_jax.convert.engine.state_dict import to_tree
 from internvideo_jax.convert.families import video_vit
-from internvideo_jax.convert.families.head_maps import K710_ROWS
 from internvideo_jax.convert.families.video_vit import encoder_config
 from internvideo_jax.nn.position_embedding import resize_position_table
 
@@ -31,7 +29,7 @@ def fitted(plan_of):
 
 
 def test_retarget_changes_the_encoder_of_any_model(tiny):
-    _, config = tiny
+    config = tiny
     target = retarget(config, num_frames=8, image_size=12, tubelet_size=2)
     assert type(target) is type(config)
     assert encoder_config(target).grid == (4, 6, 6)
@@ -39,15 +37,10 @@ def test_retarget_changes_the_encoder_of_any_model(tiny):
 
 
 def test_classes_are_asked_of_classifiers_only(configs):
-    _, classifier = configs["linear"]
+    classifier = configs["linear"]
     assert retarget(classifier, num_classes=9).num_classes == 9
     with pytest.raises(ValueError, match="checkpoint for VideoViT; leave --num_classes out"):
-        retarget(configs["encoder"][1], num_classes=9)
-
-
-def test_nothing_changes_where_nothing_is_asked(tiny, shapes_of, plan_of):
-    _, config = tiny
-    assert plan_of(shapes_of(config), config, target=retarget(config)).adaptations == {}
+        retarget(configs["encoder"], num_classes=9)
 
 
 def test_joint_tables_are_resized_in_time_then_space(tiny_state, fitted):
@@ -77,12 +70,6 @@ def test_separable_tables_are_resized_each_by_itself(tiny_state, fitted):
     assert made.changes.keys() == {"pos_embed_temporal", "pos_embed_spatial"}
 
 
-def test_tables_in_half_precision_stay_in_it(tiny_state, fitted):
-    config, state = tiny_state("encoder", dtype=ml_dtypes.bfloat16)
-    _, params = fitted(state, config, retarget(config, num_frames=8))
-    assert params["pos_embed"].dtype == ml_dtypes.bfloat16
-
-
 def test_videomae_tables_have_no_class_token(tiny_state, fitted):
     config, state = tiny_state("videomae_teacher")
     made, params = fitted(state, config, retarget(config, num_frames=8))
@@ -97,43 +84,21 @@ def test_a_table_of_another_size_is_a_misfit_and_not_resized(tiny_state, fitted)
         fitted(state, config, retarget(config, num_frames=8))
 
 
-def test_tables_of_decoders_left_out_are_not_resized(configs, make_state, fitted):
-    _, student = configs["pretrain"]
-    state = make_state(student)
-    target = retarget(student.encoder, num_frames=8)
-    made, _ = fitted(state, student.encoder, target)
-    assert made.changes.keys() == {"pos_embed"}
-
-
-@pytest.mark.parametrize(
-    ("num_classes", "rows"), [(400, (0, 1, 2)), (600, (121, 562, 518)), (700, None)]
-)
-def test_a_k710_head_becomes_that_of_one_kinetics(num_classes, rows, configs, make_state, fitted):
-    _, config = configs["linear"]
+def test_a_k710_head_becomes_that_of_one_kinetics(configs, make_state, fitted):
+    config = configs["linear"]
     source = retarget(config, num_classes=710)
     state = make_state(source)
-    target = retarget(config, num_classes=num_classes)
-    made, params = fitted(state, source, target)
-    rows = rows or K710_ROWS[num_classes][:3]
+    made, params = fitted(state, source, retarget(config, num_classes=600))
     kernel, bias = params["head"]["kernel"], params["head"]["bias"]
-    assert kernel.shape == (20, num_classes)
-    for i, row in enumerate(rows):
+    assert kernel.shape == (20, 600)
+    for i, row in enumerate((121, 562, 518)):
         np.testing.assert_array_equal(kernel[:, i], state["head.weight"][row])
         assert bias[i] == state["head.bias"][row]
-    assert f"head.weight: K710 classes to K{num_classes}" in made.summary()
-
-
-@pytest.mark.parametrize("num_classes", [400, 600, 700])
-def test_the_head_maps_are_complete(num_classes):
-    rows = K710_ROWS[num_classes]
-    assert len(rows) == num_classes
-    assert set(rows) <= set(range(710))
-    # Every class of K710 comes from one of the three.
-    assert set().union(*K710_ROWS.values()) == set(range(710))
+    assert "head.weight: K710 classes to K600" in made.summary()
 
 
 def test_other_heads_are_not_guessed(configs, make_state, fitted):
-    _, config = configs["linear"]
+    config = configs["linear"]
     with pytest.raises(ValueError, match="5 classes, found 7.*--new_head"):
         fitted(make_state(config), config, retarget(config, num_classes=5))
 
@@ -175,7 +140,7 @@ def test_a_kernel_of_several_frames_is_averaged_to_one(tiny_state, fitted):
 
 @pytest.mark.parametrize("positions", ["joint", "separable"])
 def test_a_width_that_sines_do_not_divide_is_no_obstacle(positions, configs, make_state, fitted):
-    _, config = configs["encoder"]
+    config = configs["encoder"]
     config = dataclasses.replace(config, width=21, pooler_heads=3, position_embedding=positions)
     state = make_state(config)
     made, _ = fitted(state, config, config)

@@ -25,12 +25,9 @@ def test_any_view_is_copied_exactly(data):
 )
 def test_every_dtype_keeps_its_bits(dtype):
     array = np.arange(37 * 5 * 11).reshape(37, 5, 11).astype(dtype)
-    memory = np.full(array.nbytes + 8, 0xAA, np.uint8)
-    copy = contiguous(array.transpose(2, 0, 1), memory)
+    copy = contiguous(array.transpose(2, 0, 1))
     assert copy.dtype == array.dtype
     np.testing.assert_array_equal(copy, array.transpose(2, 0, 1))
-    assert np.shares_memory(copy, memory)
-    assert (memory[array.nbytes :] == 0xAA).all()
 
 
 def test_nothing_is_copied_without_need():

@@ -228,10 +228,3 @@ def test_a_repository_without_weights(hub):
     hub.files = {"README.md": b"coming soon", "training_args.bin": struct.pack("<I", 0)}
     with pytest.raises(CheckpointError, match="hf://owner/name holds no checkpoint"):
         open_checkpoint("owner/name")
-
-
-def test_without_the_package(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    with pytest.raises(CheckpointError, match="pip install huggingface_hub"):
-        open_checkpoint("owner/name")

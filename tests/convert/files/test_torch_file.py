@@ -45,14 +45,13 @@ def check_sample(checkpoint):
         assert array.dtype == expected[name].dtype, name
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
     assert checkpoint.key == "model"
-    assert checkpoint.wrapper_keys == ("model_ema", "model")
     assert checkpoint.metadata["epoch"] == 3
     assert checkpoint.metadata["args"] == {
         "lr": 1e-3,
         "dtype": "torch.bfloat16",
-        "device": {"class": "torch.device", "arguments": ["cuda", 0]},
+        "device": "torch.device",
     }
-    assert checkpoint.metadata["optimizer"]["state"]["0"]["exp_avg"] == "tensor float32 [3]"
+    assert checkpoint.metadata["optimizer"]["state"]["0"]["exp_avg"] == "<Tensor>"
 
 
 def test_a_file_made_by_torch():
@@ -107,11 +106,10 @@ def test_objects_of_unknown_classes_are_tolerated(tmp_path, torch_file):
     }
 
 
-def test_plain_values_among_the_tensors_are_reported(tmp_path, torch_file):
+def test_plain_values_among_the_tensors_are_left_out(tmp_path, torch_file):
     value = {"w": torch_file.tensor(np.ones(2)), "version": 3, "extra": {"a": None}}
     checkpoint = open_torch_file(torch_file.save(tmp_path / "a.pth", value))
     assert list(checkpoint) == ["w"]
-    assert checkpoint.other_keys == ("version", "extra")
 
 
 @given(data=st.data())
