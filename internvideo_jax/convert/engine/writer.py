@@ -61,7 +61,7 @@ def write_arrays(
 
     Raises:
       OSError: the disk is full or cannot be written.
-      ValueError: a piece that was not declared, or was never written.
+      ValueError: a piece of another shape or dtype, or one that was never written.
     """
     missing: dict[str, set[Any]] = {
         path: set(range(array.shape[0])) if array.is_stacked else {None}
