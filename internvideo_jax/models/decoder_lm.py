@@ -109,8 +109,8 @@ class DecoderLM(Tower):
             deterministic=deterministic,
         )
         tokens = rms_norm(c.norm_epsilon, jnp.dtype(c.dtype), "norm")(stacked.x)
-        if self.is_initializing() and c.head == "linear":
-            self.head(tokens)
+        if self.is_initializing() and c.head != "none":
+            self.logits(tokens)
         if cache is not None:
             cache = Cache(stacked.cache, filled)
         return DecoderOutput(tokens, stacked.hidden_states, cache)
@@ -138,16 +138,6 @@ class DecoderLM(Tower):
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shape of a batch of ids."""
         return (jax.ShapeDtypeStruct((batch_size, 32), jnp.int32),)
-
-    def flops(self, num_kept: int | None = None) -> dict[str, int]:
-        """FLOPs on a text of `num_kept` tokens (32 by default), the head's included."""
-        c = self.config
-        n = num_kept or 32
-        heads, kv_heads = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        projections = 2 * n * c.width * (2 * heads + 2 * kv_heads)
-        block = projections + 4 * n * n * heads + 6 * n * c.width * c.mlp_dim
-        head = 0 if c.head == "none" else 2 * n * c.width * c.vocab_size
-        return {"blocks": c.depth * block, "head": head}
 
     def is_decayed(self, path: str) -> bool:
         """Whether weight decay applies: to all matrices, those of adapters included."""

@@ -6,7 +6,6 @@ this forward; also the InternVL image tower (`internvl_clip_vision.py`) with one
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from internvideo_jax.kernels.attention.request import current_platform
-from internvideo_jax.models.architecture import Architecture, Tower, block_flops
+from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.nn.attention import AttentionPooler
 from internvideo_jax.nn.blocks import PreNormBlock
 from internvideo_jax.nn.linear import Dtype, default_kernel_init
@@ -308,18 +307,6 @@ class VideoViT(Tower):
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         return (example_video(self.config, batch_size),)
 
-    def flops(self, num_kept: int | None = None) -> dict[str, int]:
-        c = self.config
-        tokens, width = num_kept or c.num_tokens, c.width
-        query = 2 * width * width
-        key_value = 2 * 2 * tokens * width * width
-        attention = 2 * 2 * tokens * width
-        return {
-            "patch_embed": patch_embed_flops(c),
-            "blocks": c.depth * block_flops(tokens, width, c.mlp_dim),
-            "pooler": query + key_value + attention + 2 * width * c.pooled_dim,
-        }
-
     def layer_of(self, path: str) -> int | np.ndarray:
         return vit_layer_of(path, self.config.depth)
 
@@ -339,8 +326,9 @@ class EncoderModel(Tower):
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         return self.detached_encoder().example_inputs(batch_size)
 
-    def flops(self, num_kept: int | None = None) -> dict[str, int]:
-        return self.detached_encoder().flops(num_kept)
+    @property
+    def last_layer(self) -> int:
+        return self.detached_encoder().last_layer
 
     def layer_of(self, path: str) -> int | np.ndarray:
         return self.detached_encoder().layer_of(path.removeprefix("encoder/"))
@@ -350,12 +338,6 @@ def example_video(config: Any, batch_size: int) -> jax.ShapeDtypeStruct:
     """Shape of a batch of normalised clips of the size that an encoder's config names."""
     side = config.image_size
     return jax.ShapeDtypeStruct((batch_size, config.num_frames, side, side, 3), jnp.float32)
-
-
-def patch_embed_flops(config: Any) -> int:
-    """FLOPs of embedding all patches of a clip, also those that are not kept."""
-    patch = config.tubelet_size * config.patch_size**2 * 3
-    return 2 * math.prod(config.grid) * patch * config.width
 
 
 def vit_layer_of(path: str, depth: int) -> int | np.ndarray:

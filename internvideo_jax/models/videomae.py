@@ -4,7 +4,6 @@ Source: upstream `InternVideo2/single_modality/models/videomae.py`.
 """
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import flax.linen as nn
@@ -14,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from internvideo_jax.kernels.attention import attention
-from internvideo_jax.models.architecture import Architecture, Tower, block_flops
+from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.models.video_vit import (
     PatchEmbed,
     example_video,
-    patch_embed_flops,
     take_tokens,
     token_grid,
     vit_layer_of,
@@ -168,15 +166,6 @@ class VideoMAE(Tower):
 
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         return (example_video(self.config, batch_size),)
-
-    def flops(self, num_kept: int | None = None) -> dict[str, int]:
-        c = self.config
-        tokens = num_kept or math.prod(c.grid)
-        block = block_flops(tokens, c.width, c.mlp_dim)
-        if c.as_released:
-            # Each token's heads attend to one another.
-            block += 2 * 2 * tokens * c.width * (c.num_heads - tokens)
-        return {"patch_embed": patch_embed_flops(c), "blocks": c.depth * block}
 
     def layer_of(self, path: str) -> int | np.ndarray:
         return vit_layer_of(path, self.config.depth)

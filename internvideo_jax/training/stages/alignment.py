@@ -178,8 +178,9 @@ class AlignmentStage(ModelStage):
     def flops(self) -> dict[str, int]:
         """FLOPs of a training step per clip: the student with its gradients, each teacher."""
         grid = self.config.encoder.grid
-        kept = self.mask.num_kept(grid, self._per_frame)
-        flops = {"student": gradient_flops(sum(self.module.flops(kept).values()))}
+        kept = jax.ShapeDtypeStruct((1, self.mask.num_kept(grid, self._per_frame)), jnp.int32)
+        forward = self.module.flops(self.module.example_inputs()[0], kept)
+        flops = {"student": gradient_flops(sum(forward.values()))}
         return flops | {teacher.name: teacher.flops(grid) for teacher in self._running()}
 
     @property
