@@ -160,9 +160,9 @@ class _Student(EncoderModel):
         hidden = encoded.hidden_states
 
         def aligned(wanted: tuple[int, ...]) -> jax.Array:
-            return (
-                hidden if wanted == layers else hidden[jnp.array(list(map(layers.index, wanted)))]
-            )
+            if wanted == layers:
+                return hidden
+            return hidden[jnp.array([layers.index(i) for i in wanted])]
 
         def positions(prefix: str, kept: jax.Array, cls_token: bool) -> jax.Array:
             table = position_table(self, c.encoder, grid, prefix=prefix, cls_token=cls_token)

@@ -97,7 +97,7 @@ def test_any_width_has_shapes(name, kind):
 
 
 def test_flops_count_the_products_of_all_parts():
-    """Of 37 tokens by hand: projections, scores and sums of the blocks and of the pooler's query."""
+    """By hand: projections, scores and sums of the blocks, and of the pooler's one query."""
     n, width = 37, 48
     pooler = 2 * width**2 * (1 + 2 * n) + 4 * n * width + 2 * width * 24
     expected = {

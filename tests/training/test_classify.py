@@ -234,7 +234,7 @@ def test_a_frozen_encoder_in_less_precision_gives_nearly_the_same(tmp_path):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     video = example(stage, 4)["video"]
     found = {}
-    for dtype in ("float32", "bfloat16", "int8"):
+    for dtype in ("float32", "int8"):
         config = TrainConfig(4, OptimizerConfig(1e-3), steps=2, frozen_dtype=dtype)
         made = create_state(stage, config, mesh, DEFAULT_RULES)
         announced = abstract_state(stage, config, mesh, DEFAULT_RULES)
@@ -249,8 +249,8 @@ def test_a_frozen_encoder_in_less_precision_gives_nearly_the_same(tmp_path):
         found[dtype] = np.asarray(jax.jit(stage.module.apply)(variables, video).pooled)
         scale = np.abs(found["float32"]).max()
         np.testing.assert_allclose(found[dtype], found["float32"], atol=0.02 * scale)
-    assert not np.array_equal(found["int8"], found["bfloat16"])
-    # The last ones, in int8, are a model that can be saved.
+    assert not np.array_equal(found["int8"], found["float32"])
+    # Those in int8 are a model that can be saved.
     stage.save(variables, tmp_path / "model")
     saved = saved_model.load(tmp_path / "model").variables["params"]["encoder"]
     assert saved["blocks"]["mlp"]["fc1"]["kernel"].dtype == np.int8
