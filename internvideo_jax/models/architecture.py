@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import re
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import flax.linen as nn
@@ -29,9 +29,12 @@ class Tower(nn.Module, abc.ABC):
 
     Attributes:
       config: the architecture's frozen config dataclass.
+      input_parts: names of the parameters, or of the submodules, that come before the first block.
     """
 
     config: Any
+
+    input_parts: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -79,7 +82,6 @@ class Tower(nn.Module, abc.ABC):
         """Number of the layer behind the last block, see `layer_of`."""
         return int(self.config.depth) + 1
 
-    @abc.abstractmethod
     def layer_of(self, path: str) -> int | np.ndarray:
         """The layer that a parameter belongs to, for learning rates that decay with depth.
 
@@ -90,6 +92,10 @@ class Tower(nn.Module, abc.ABC):
           0 for the input (what comes before the first block), i + 1 for block i (a vector over the
           leading axis of stacked parameters), `depth` + 1 for all else.
         """
+        part = path.partition("/")[0]
+        if part == "blocks":
+            return np.arange(1, self.config.depth + 1)
+        return 0 if part in self.input_parts else self.last_layer
 
 
 @dataclasses.dataclass(frozen=True)

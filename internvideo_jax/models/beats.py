@@ -186,6 +186,8 @@ class Beats(Tower):
 
     config: BeatsConfig
 
+    input_parts = ("patch_norm", "patch_embed", "patch_proj", "pos_conv", "relative_bias")
+
     @nn.compact
     def __call__(
         self,
@@ -245,11 +247,9 @@ class Beats(Tower):
         return is_matrix or super().is_decayed(path)
 
     def layer_of(self, path: str) -> int | np.ndarray:
-        """Layer of a parameter: block i is i + 1, all else comes before the blocks."""
-        part = path.partition("/")[0]
-        if part == "blocks":
-            return np.arange(1, self.config.depth + 1)
-        return self.config.depth + 1 if part == "norm" and self.config.norm_first else 0
+        """Layer of a parameter; a norm that is not the last comes before the blocks."""
+        layer = super().layer_of(path)
+        return 0 if path.startswith("norm/") and not self.config.norm_first else layer
 
 
 ARCHITECTURES = {"beats": Architecture(BeatsConfig, Beats)}

@@ -126,6 +126,8 @@ class Bert(Tower):
 
     config: BertConfig
 
+    input_parts = ("embeddings",)
+
     def setup(self) -> None:
         self.embeddings = Embeddings(self.config)
         if self.config.mlm_head:
@@ -219,15 +221,12 @@ class Bert(Tower):
 
     def layer_of(self, path: str) -> int | np.ndarray:
         """Layer of a parameter: embeddings 0, block i i + 1, the head last."""
-        c = self.config
-        part = path.partition("/")[0]
-        layers = np.arange(1, c.depth + 1)
-        by_part: dict[str, int | np.ndarray] = {
-            "embeddings": 0,
-            "text_blocks": layers[: c.fusion_layer],
-            "fusion_blocks": layers[c.fusion_layer :],
-        }
-        return by_part.get(part, c.depth + 1)
+        layers = np.arange(1, self.config.depth + 1)
+        if path.startswith("text_blocks/"):
+            return layers[: self.config.fusion_layer]
+        if path.startswith("fusion_blocks/"):
+            return layers[self.config.fusion_layer :]
+        return super().layer_of(path)
 
 
 ARCHITECTURES = {"bert": Architecture(BertConfig, Bert)}

@@ -7,7 +7,6 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.nn.decoder_block import DecoderBlock, DecoderConfig, DecoderInputs, KVCache
@@ -63,6 +62,8 @@ class DecoderLM(Tower):
     """Embedding, decoder blocks, norm; `logits` of the tokens on demand."""
 
     config: DecoderLMConfig
+
+    input_parts = ("embed",)
 
     def setup(self) -> None:
         c = self.config
@@ -142,13 +143,6 @@ class DecoderLM(Tower):
     def is_decayed(self, path: str) -> bool:
         """Whether weight decay applies: to all matrices, those of adapters included."""
         return path.endswith(("/lora_a", "/lora_b")) or super().is_decayed(path)
-
-    def layer_of(self, path: str) -> int | np.ndarray:
-        """Layer of a parameter: the embedding 0, block i i + 1, norm and head last."""
-        depth = self.config.depth
-        part = path.partition("/")[0]
-        by_part: dict[str, int | np.ndarray] = {"embed": 0, "blocks": np.arange(1, depth + 1)}
-        return by_part.get(part, depth + 1)
 
 
 ARCHITECTURES = {"decoder_lm": Architecture(DecoderLMConfig, DecoderLM)}

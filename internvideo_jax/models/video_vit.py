@@ -5,7 +5,6 @@ this forward; also the InternVL image tower (`internvl_clip_vision.py`) with one
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -24,8 +23,6 @@ from internvideo_jax.nn.mlp import Activation
 from internvideo_jax.nn.partitioning import with_axes
 from internvideo_jax.nn.position_embedding import (
     resize_position_table,
-    resize_spatial_table,
-    resize_temporal_table,
     sincos_1d,
     sincos_2d,
     sincos_3d,
@@ -231,8 +228,8 @@ def position_table(
         return resize_position_table(table, config.grid, grid, num_extra=int(cls_token))
     spatial = param("pos_embed_spatial", lambda: sincos_2d(sines(4), (h, w)))
     temporal = param("pos_embed_temporal", lambda: sincos_1d(sines(2), np.arange(t)))
-    spatial = resize_spatial_table(spatial, (h, w), grid[1:])
-    temporal = resize_temporal_table(temporal, grid[0])
+    spatial = resize_position_table(spatial, (1, h, w), (1, *grid[1:]), num_extra=0)
+    temporal = resize_position_table(temporal, (t, 1, 1), (grid[0], 1, 1), num_extra=0)
     table = (temporal[:, :, None] + spatial[:, None]).reshape(1, -1, width)
     if cls_token:
         cls = param("pos_embed_cls", lambda: np.zeros((1, width), np.float32))
@@ -250,6 +247,9 @@ class VideoViT(Tower):
     """Video encoder: tubelets, class token, positions, pre-norm blocks, attention pooler."""
 
     config: VideoViTConfig
+
+    # Not the parts of separable position tables: upstream leaves them at the full rate.
+    input_parts = ("patch_embed", "cls_token", "pos_embed")
 
     @nn.compact
     def __call__(
@@ -307,9 +307,6 @@ class VideoViT(Tower):
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         return (example_video(self.config, batch_size),)
 
-    def layer_of(self, path: str) -> int | np.ndarray:
-        return vit_layer_of(path, self.config.depth)
-
 
 class EncoderModel(Tower):
     """Base of the models around one encoder, which `config.encoder` describes.
@@ -340,17 +337,6 @@ def example_video(config: Any, batch_size: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((batch_size, config.num_frames, side, side, 3), jnp.float32)
 
 
-def vit_layer_of(path: str, depth: int) -> int | np.ndarray:
-    """`Tower.layer_of` of a ViT.
-
-    Upstream leaves separable position tables at the full rate.
-    """
-    first = path.split("/", 1)[0]
-    if first == "blocks":
-        return np.arange(1, depth + 1)
-    return 0 if first in ("cls_token", "pos_embed", "patch_embed") else depth + 1
-
-
 def video_encoder(module: nn.Module, variables: dict[str, Any]) -> tuple[VideoViT, dict[str, Any]]:
     """The video ViT inside a model, with its variables.
 
@@ -375,10 +361,7 @@ def encode(
     kept: jax.Array | None = None,
     **options: Any,
 ) -> VideoViTOutput:
-    """Runs the video encoder inside any model, without drop path.
-
-    A CPU takes clips one by one: the activations of one stay in its caches, which is faster than
-    all at once and takes less memory (docs/benchmarks.md).
+    """Runs the video encoder inside any model, without drop path, `row_by_row`.
 
     Args:
       module: a model with a video encoder.
@@ -388,20 +371,26 @@ def encode(
       options: the others of `VideoViT.__call__`.
     """
     encoder, encoder_variables = video_encoder(module, variables)
-    forward: Any = functools.partial(encoder.apply, encoder_variables, **options)
+
+    def forward(clips: Any) -> VideoViTOutput:
+        output: Any = encoder.apply(encoder_variables, *clips, **options)
+        return output.replace(hidden_states=output.hidden_states.swapaxes(0, 1))
+
+    output: Any = row_by_row(forward, (video, kept))
+    return output.replace(hidden_states=output.hidden_states.swapaxes(0, 1))
+
+
+def row_by_row(fn: Callable[[Any], Any], batch: Any) -> Any:
+    """`fn` of a pytree of arrays `[B, ...]`, which gives such a pytree; one row after the other.
+
+    Only on a CPU, which keeps the activations of one row in its caches (docs/benchmarks.md); a mesh
+    and other devices take all rows at once.
+    """
     is_split = not jax.sharding.get_abstract_mesh().empty
-    if len(video) == 1 or is_split or current_platform() != "cpu":
-        output: VideoViTOutput = forward(video, kept)
-        return output
-    clips = jax.tree.map(lambda x: x[:, None], (video, kept))
-    outputs = jax.lax.map(lambda clip: forward(*clip), clips)
-    attention = outputs.pooler_attention
-    return VideoViTOutput(
-        outputs.tokens[:, 0],
-        outputs.pooled[:, 0],
-        outputs.hidden_states[:, :, 0].swapaxes(0, 1),
-        None if attention is None else attention[:, 0],
-    )
+    if is_split or current_platform() != "cpu" or len(jax.tree.leaves(batch)[0]) == 1:
+        return fn(batch)
+    rows = jax.tree.map(lambda x: x[:, None], batch)
+    return jax.tree.map(lambda x: x[:, 0], jax.lax.map(fn, rows))
 
 
 ARCHITECTURES = {"video_vit": Architecture(VideoViTConfig, VideoViT)}

@@ -19,7 +19,6 @@ from internvideo_jax.models.video_vit import (
     example_video,
     take_tokens,
     token_grid,
-    vit_layer_of,
 )
 from internvideo_jax.nn.attention import SelfAttention
 from internvideo_jax.nn.blocks import PreNormBlock
@@ -126,6 +125,8 @@ class VideoMAE(Tower):
 
     config: VideoMAEConfig
 
+    input_parts = ("patch_embed", "pos_embed")
+
     @nn.compact
     def __call__(
         self,
@@ -166,9 +167,6 @@ class VideoMAE(Tower):
 
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         return (example_video(self.config, batch_size),)
-
-    def layer_of(self, path: str) -> int | np.ndarray:
-        return vit_layer_of(path, self.config.depth)
 
 
 ARCHITECTURES = {"videomae": Architecture(VideoMAEConfig, VideoMAE)}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -94,9 +95,7 @@ class DecoderAttention(nn.Module):
         self, x: jax.Array, shared: DecoderInputs, cache: KVCache | None
     ) -> tuple[jax.Array, KVCache | None]:
         c = self.config
-        linear = functools.partial(
-            adaptable_dense, dtype=jnp.dtype(c.dtype), lora=c.lora, deterministic=self.deterministic
-        )
+        linear = _linear(c, self.deterministic)
 
         def project(name: str, heads: int, axis: str) -> jax.Array:
             axes = ("embed", axis, "head_dim")
@@ -131,13 +130,7 @@ class GatedMlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
-        linear = functools.partial(
-            adaptable_dense,
-            dtype=jnp.dtype(c.dtype),
-            lora=c.lora,
-            deterministic=self.deterministic,
-            use_bias=False,
-        )
+        linear = functools.partial(_linear(c, self.deterministic), use_bias=False)
         gate = linear(c.mlp_dim, ("embed", "mlp"), name="gate")(x)
         up = linear(c.mlp_dim, ("embed", "mlp"), name="up")(x)
         return linear(c.width, ("mlp", "embed"), name="down")(activate(gate, c.activation) * up)
@@ -159,6 +152,12 @@ class DecoderBlock(nn.Module):
         x = x + out
         x = x + GatedMlp(c, self.deterministic, name="mlp")(norm("mlp_norm")(x))
         return x if cache is None else (x, cache)
+
+
+def _linear(config: DecoderConfig, deterministic: bool) -> Callable[..., nn.Module]:
+    """The linear layers of a block, adapted where the config says so."""
+    dtype, lora = jnp.dtype(config.dtype), config.lora
+    return functools.partial(adaptable_dense, dtype=dtype, lora=lora, deterministic=deterministic)
 
 
 def _write(buffer: jax.Array, new: jax.Array, offset: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from internvideo_jax.nn.attention import attend
+from internvideo_jax.nn.attention import attend, head_size
 from internvideo_jax.nn.linear import Dtype, dense
 from internvideo_jax.nn.mlp import Activation, Mlp
 from internvideo_jax.nn.normalization import layer_norm
@@ -54,11 +54,7 @@ class PostNormConfig:
     dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"expected a width that the number of heads divides, found width {self.width} and"
-                f" {self.num_heads} heads; change `num_heads` or `width` in the model's config"
-            )
+        head_size(self.width, self.num_heads)
 
 
 class PostNormInputs(NamedTuple):
@@ -93,7 +89,7 @@ class MultiHeadAttention(nn.Module):
     ) -> jax.Array:
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        features = (c.num_heads, c.width // c.num_heads)
+        features = (c.num_heads, head_size(c.width, c.num_heads))
         project = functools.partial(dense, features, ("embed", "heads", "head_dim"), dtype)
         q, k, v = project("q")(x), project("k")(states), project("v")(states)
         segment_ids = None

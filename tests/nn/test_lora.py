@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from internvideo_jax.nn.lora import LoRAConfig, adaptable_dense, fold_lora
+from internvideo_jax.nn.lora import LoRAConfig, adaptable_dense
+from tests.small_models import fold_lora
 
 CONFIG = LoRAConfig(rank=3, alpha=6.0, dropout_rate=0.5, targets=("q", "proj"))
 

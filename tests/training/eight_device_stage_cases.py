@@ -12,8 +12,9 @@ from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import variable_shardings
 from internvideo_jax.training.masking import MaskConfig
+from internvideo_jax.training.stages.alignment import AlignmentStage
 from internvideo_jax.training.stages.classify import ClassifyConfig, ClassifyStage
-from internvideo_jax.training.stages.pretrain import PretrainConfig, PretrainStage
+from internvideo_jax.training.stages.pretrain import PretrainConfig
 from internvideo_jax.training.step import abstract_batch
 
 SMALL = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 16, "image_size": 8}
@@ -40,7 +41,7 @@ def variables_of(init, mesh, seed):
 
 
 def test_targets_and_loss_are_those_of_one_device_in_passes_too(mesh):
-    stage = PretrainStage(
+    stage = AlignmentStage(
         PretrainConfig(
             models.Stage1StudentConfig(ENCODER, (0, 1), (1,), 16, 8, 16),
             models.TeacherConfig(IMAGE, (0, 1), per_frame=True),

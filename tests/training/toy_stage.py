@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from internvideo_jax.config import to_dict
+from internvideo_jax.parallel.sharding import init_sharded
 from internvideo_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
 from internvideo_jax.training.stage import Stage
 
@@ -27,8 +28,15 @@ def boxed(value, *axes):
     return nn.LogicallyPartitioned(value, names=axes, rules=())
 
 
+class ToyModel:
+    def is_decayed(self, path):
+        return path.endswith("kernel")
+
+
 class ToyStage(Stage):
     """Linear maps against a frozen one, with a drawn mask, dropout and a running mean."""
+
+    module = ToyModel()
 
     def __init__(self, *, frozen_layers=(), draws=True, initial=None):
         self.frozen_layers = frozen_layers
@@ -67,9 +75,7 @@ class ToyStage(Stage):
         }
 
     def load_frozen(self, mesh, rules):
-        from internvideo_jax.parallel.sharding import init_sharded
-
-        return init_sharded(self.init_frozen, mesh, rules, jax.random.key(7))[0]
+        return init_sharded(self.init_frozen, mesh, rules, jax.random.key(7))
 
     def targets(self, frozen, batch, key):
         target = jnp.tanh(batch["x"] @ frozen["teacher"])

@@ -18,6 +18,7 @@ from internvideo_jax.models import VideoClassifier, VideoClassifierConfig, gradi
 from internvideo_jax.objectives.classification import soft_cross_entropy
 from internvideo_jax.training.mixup import MixConfig, draw_mix, mix_targets, mix_video
 from internvideo_jax.training.stage import Batch, PyTree, Variables
+from internvideo_jax.training.stages.clips import normalized
 from internvideo_jax.training.stages.model import ModelStage
 
 _INPUT = ("patch_embed", "pos_embed", "cls_token")
@@ -122,7 +123,7 @@ class ClassifyStage(ModelStage):
 
     def targets(self, frozen: PyTree, batch: Batch, key: jax.Array) -> PyTree:
         """Mixed clips `video` `[B, T, S, S, 3]` and soft labels `label` `[B, C]`."""
-        video = self.normalized(batch["video"])
+        video = normalized(batch["video"])
         rows = video.shape[0]
         group = min(self.config.mix_group or rows, rows)
         if rows % group:

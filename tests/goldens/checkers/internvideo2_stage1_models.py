@@ -23,14 +23,15 @@ from internvideo_jax.models import ARCHITECTURES
 from internvideo_jax.models.stage1 import StudentOutput
 from internvideo_jax.nn.position_embedding import resize_position_table, sinusoid_table
 from internvideo_jax.objectives.classification import soft_cross_entropy
-from internvideo_jax.objectives.distillation import distillation_loss, gather_rows
+from internvideo_jax.objectives.distillation import distillation_loss
 from internvideo_jax.training.masking import (
     MaskConfig,
     attention_guided_kept,
     kept_to_mask,
     mask_to_kept,
 )
-from internvideo_jax.training.stages.pretrain import PretrainConfig, PretrainStage
+from internvideo_jax.training.stages.alignment import AlignmentStage
+from internvideo_jax.training.stages.pretrain import PretrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +128,11 @@ def check_classifier(golden: Golden) -> None:
         zero = [f"blocks.{head.encoder.depth - 1}.mlp.fc2.bias"]
     check_forward(golden, model, "loss_soft_ce")
     check_losses_and_gradients(golden, model, losses, "loss_soft_ce", zero=zero)
+
+
+def gather_rows(features: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Rows of features `[K, B, N, D]` at the indices `kept` `[B, R]`."""
+    return np.take_along_axis(features, np.asarray(kept)[None, :, :, None], axis=2)
 
 
 def student_losses(
@@ -232,7 +238,7 @@ def check_full_step(golden: Golden) -> None:
         mask=MaskConfig("attention", c["mask_ratio"]),
         **dict(zip(weights, c["loss_ratios_clipmid_clipfinal_mae"], strict=True)),
     )
-    stage = PretrainStage(config)
+    stage = AlignmentStage(config)
     assert config.stride == stride
     frozen = {"clip_teacher": clip_teacher.variables, "mae_teacher": mae_teacher.variables}
     clips = {"video": jnp.asarray(raw)}
