@@ -80,11 +80,10 @@ def format_result(
 
 def write_table(path: Path, rows: Iterable[ClassRow]) -> None:
     """Writes the per-class table as CSV; percentages are empty for classes without clips."""
-    columns = ("index", "name", "clips", "predicted", "correct", "accuracy", "average_precision")
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows([getattr(row, column) for column in columns] for row in rows)
+        writer.writerow(ClassRow._fields)
+        writer.writerows(rows)
 
 
 def write_predictions(

@@ -19,7 +19,6 @@ def attend(
     v: jax.Array,
     *,
     heads: str = "heads",
-    kv_heads: str | None = None,
     bias: jax.Array | None = None,
     segment_ids: tuple[jax.Array, jax.Array] | None = None,
     kv_lengths: jax.Array | None = None,
@@ -38,10 +37,9 @@ def attend(
 
     Args:
       q, k, v: queries, keys and values.
-      heads: logical name of q's third axis.
-      kv_heads: that of k and v; by default `heads` where Hkv is H, else "kv_heads". Where the
-        shards of `heads` do not divide Hkv, k and v are whole on each, which takes the heads that
-        belong to its queries.
+      heads: logical name of q's third axis; that of k and v is the same where Hkv is H, else
+        "kv_heads". Where the shards of `heads` do not divide Hkv, k and v are whole on each, which
+        takes the heads that belong to its queries.
       bias, segment_ids, kv_lengths, query_offset, is_causal, dropout_rate, dropout_rng, scale:
         those of `kernels.attention.attention`, of global shapes.
 
@@ -58,7 +56,7 @@ def attend(
     rows = tokens if num_queries >= tokens.parts else Split()
     keys = tokens if num_keys >= tokens.parts and rows.parts > 1 else Split()
     row_axis, key_axis = ("tokens" if split.parts > 1 else None for split in (rows, keys))
-    kv_axis: str | None = kv_heads or (heads if num_kv_heads == num_heads else "kv_heads")
+    kv_axis: str | None = heads if num_kv_heads == num_heads else "kv_heads"
     if splits((kv_axis,)) != (head,) or num_kv_heads % head.parts:
         kv_axis = None
 

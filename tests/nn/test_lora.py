@@ -33,7 +33,7 @@ X = np.random.default_rng(0).normal(size=(2, 3, 6)).astype(np.float32)
 
 
 def variables(module):
-    return nn.unbox(module.init(jax.random.key(0), X))
+    return nn.unbox(jax.jit(module.init)(jax.random.key(0), X))
 
 
 def test_adapters_lie_beside_the_kernels_and_start_as_nothing():

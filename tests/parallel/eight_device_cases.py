@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from internvideo_jax import models
 from internvideo_jax.models.stage1 import Stage1Student, Stage1StudentConfig
 from internvideo_jax.models.video_classifier import VideoClassifier, VideoClassifierConfig
 from internvideo_jax.models.video_vit import VideoViT, VideoViTConfig
 from internvideo_jax.nn.attention import attend
+from internvideo_jax.nn.linear import dense
 from internvideo_jax.parallel.hlo import Collective, collectives
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
@@ -23,6 +25,7 @@ from internvideo_jax.parallel.sharding import (
     unsplit_dimensions,
     variable_shardings,
 )
+from tests.small_models import noise_like
 
 HEADS = ("batch", None, "heads", None)
 
@@ -36,11 +39,6 @@ STUDENT = Stage1StudentConfig(
 )
 
 
-def same_shape_and_sharding(one, other):
-    assert (one.shape, one.dtype) == (other.shape, other.dtype)
-    assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
-
-
 @pytest.mark.parametrize(
     ("module", "sizes"),
     [
@@ -52,7 +50,7 @@ def same_shape_and_sharding(one, other):
     ],
 )
 def test_models_give_what_they_give_on_one_device(module, sizes):
-    """The library's own layers under a mesh: forward and gradients, heads and MLP split too."""
+    """The library's own layers under a mesh, heads and MLP split too; gradients of students."""
     video = jax.random.normal(jax.random.key(1), (8, 2, 28, 28, 3))
     inputs = (video,)
     if isinstance(module, Stage1Student):
@@ -63,23 +61,18 @@ def test_models_give_what_they_give_on_one_device(module, sizes):
         out = jax.tree.leaves(module.apply(variables, *inputs))
         return sum(jnp.mean((x - jnp.cos(jnp.arange(x.size)).reshape(x.shape)) ** 2) for x in out)
 
+    run = jax.value_and_grad(loss) if isinstance(module, Stage1Student) else module.apply
     mesh = make_mesh(MeshConfig(**sizes))
-    examples = (jax.random.key(0), *(x[:1] for x in inputs))
-    # An active mesh with rules must not make the dead forward pass refuse its single example.
+    whole = noise_like(models.abstract_variables(module), 0)
     with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
+        examples = (jax.random.key(0), *(x[:1] for x in inputs))
         shapes = abstract_params(module.init, mesh, DEFAULT_RULES, *examples)
-        variables = init_sharded(module.init, mesh, DEFAULT_RULES, *examples)
-        shardings = jax.tree.map(lambda x: x.sharding, variables)
-        step = jax.jit(jax.value_and_grad(loss), out_shardings=(None, shardings))
-        actual = step(variables, *inputs)
-    jax.tree.map(same_shape_and_sharding, shapes, variables)
-    whole = nn.unbox(jax.jit(module.init)(*examples))
-    jax.tree.map(np.testing.assert_array_equal, whole, variables)
-    kernel = variables["params"].get("encoder", variables["params"])["blocks"]["mlp"]["fc1"]
-    assert kernel["kernel"].sharding.spec == P(None, "fsdp", "tensor")
-    jax.tree.map(same_shape_and_sharding, shapes, actual[1])
-    expected = jax.jit(jax.value_and_grad(loss))(whole, *inputs)
-    scale = max(jnp.abs(g).max() for g in jax.tree.leaves(expected[1]))
+        shardings = jax.tree.map(lambda x: x.sharding, shapes)
+        actual = jax.jit(run)(jax.device_put(whole, shardings), *inputs)
+    kernel = shapes["params"].get("encoder", shapes["params"])["blocks"]["mlp"]["fc1"]["kernel"]
+    assert kernel.sharding.spec == P(None, "fsdp", "tensor")
+    expected = jax.jit(lambda *x: run(*x))(whole, *inputs)
+    scale = max(jnp.abs(x).max(initial=0) for x in jax.tree.leaves(expected))
     # Two summation orders of float32.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * scale),
@@ -137,28 +130,31 @@ def attend_all(operands):
     return {name: run(name, values) for name, values in operands.items()}
 
 
-@pytest.fixture(scope="module")
-def attention_on_one_device():
-    return jax.jit(attend_all)({name: case[0] for name, case in ATTENTION.items()})
+CUBE = {"data": 2, "tensor": 2, "context": 2}
+# Two key-value heads on four shards.
+HEADS_OVER_FOUR = {"data": 1, "fsdp": 2, "tensor": 4}
+TOKENS_OVER_FOUR = {"data": 1, "fsdp": 2, "context": 4}
 
 
 @pytest.mark.parametrize(
-    ("sizes", "implementation"),
+    ("sizes", "implementation", "names"),
     [
-        ({"data": 2, "tensor": 2, "context": 2}, "reference"),
-        # Two key-value heads on four shards.
-        pytest.param({"data": 1, "fsdp": 2, "tensor": 4}, "xla_chunked", marks=pytest.mark.slow),
-        pytest.param({"data": 1, "fsdp": 2, "context": 4}, "reference", marks=pytest.mark.slow),
+        (CUBE, "reference", ("padded", "bias", "caches", "one query", "together")),
+        pytest.param(CUBE, "reference", ATTENTION, marks=pytest.mark.slow),
+        pytest.param(HEADS_OVER_FOUR, "xla_chunked", ATTENTION, marks=pytest.mark.slow),
+        pytest.param(TOKENS_OVER_FOUR, "reference", ATTENTION, marks=pytest.mark.slow),
     ],
+    ids=["some", "all", "heads", "tokens"],
 )
 def test_each_option_of_attention_gives_what_it_gives_on_one_device(
-    sizes, implementation, attention_on_one_device, monkeypatch
+    sizes, implementation, names, monkeypatch
 ):
+    operands = {name: ATTENTION[name][0] for name in names}
+    on_one_device = jax.jit(attend_all)(operands)
     monkeypatch.setenv("INTERNVIDEO_ATTENTION", implementation)
-    operands = {name: case[0] for name, case in ATTENTION.items()}
     with jax.set_mesh(make_mesh(MeshConfig(**sizes))), nn.logical_axis_rules(DEFAULT_RULES):
         found = jax.device_get(jax.jit(lambda x: attend_all(x))(operands))
-    for name, expected in attention_on_one_device.items():
+    for name, expected in on_one_device.items():
         # Two summation orders of float32.
         jax.tree.map(
             partial(np.testing.assert_allclose, rtol=0, atol=1e-5, err_msg=name),
@@ -222,6 +218,21 @@ def test_without_mesh_or_rules_the_function_is_called_as_it_is():
     with jax.set_mesh(make_mesh(MeshConfig())):
         jax.jit(wrapped)(x)
     assert shapes == [x.shape] * 3
+
+
+def test_init_sharded_gives_the_values_of_an_ordinary_init():
+    layer, x = dense(6, ("embed", "mlp"), jnp.float32, None), jnp.ones((1, 8))
+    expected = nn.unbox(jax.jit(layer.init)(jax.random.key(3), x))
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    init = (layer.init, mesh, DEFAULT_RULES, jax.random.key(3), x)
+    # An active mesh with rules must not make the dead forward pass refuse its single example.
+    with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
+        variables = init_sharded(*init)
+    jax.tree.map(np.testing.assert_array_equal, expected, variables)
+    assert variables["params"]["kernel"].addressable_shards[0].data.shape == (2, 3)
+    shapes = abstract_params(*init)
+    kinds = [jax.tree.map(lambda x: (x.dtype, x.sharding), x) for x in (shapes, variables)]
+    assert kinds[0] == kinds[1]
 
 
 def test_indivisible_parameters_stay_whole_and_are_listed():

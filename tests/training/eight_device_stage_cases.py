@@ -1,5 +1,7 @@
 """Stages over eight devices; `test_eight_devices.py` runs these in a process that has them."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,12 +18,9 @@ from internvideo_jax.training.stages.alignment import AlignmentStage
 from internvideo_jax.training.stages.classify import ClassifyConfig, ClassifyStage
 from internvideo_jax.training.stages.pretrain import PretrainConfig
 from internvideo_jax.training.step import abstract_batch
+from tests.small_models import ENCODER, VIDEOMAE, noise
 
-SMALL = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 16, "image_size": 8}
-POOLER = {"pooled_dim": 8, "pooler_heads": 2}
-ENCODER = models.VideoViTConfig(**SMALL, **POOLER, patch_size=4, num_frames=2)
-IMAGE = models.VideoViTConfig(**SMALL, **POOLER, patch_size=4, num_frames=1)
-MAE = models.VideoMAEConfig(**SMALL, patch_size=4, num_frames=4)
+IMAGE = dataclasses.replace(ENCODER, num_frames=1)
 
 
 @pytest.fixture(scope="module")
@@ -31,21 +30,18 @@ def mesh():
 
 def variables_of(init, mesh, seed):
     """Noise for the variables that `init` makes: whole, and spread over the mesh."""
-    rng = np.random.default_rng(seed)
     with nn.logical_axis_rules(()):
         boxed = jax.eval_shape(init, jax.random.key(0))
-    whole = jax.tree.map(
-        lambda x: np.abs(rng.normal(0, 0.1, x.shape)).astype(x.dtype), nn.unbox(boxed)
-    )
+    whole = jax.tree.map(np.asarray, noise(init, seed))
     return whole, jax.device_put(whole, variable_shardings(boxed, mesh, DEFAULT_RULES))
 
 
 def test_targets_and_loss_are_those_of_one_device_in_passes_too(mesh):
     stage = AlignmentStage(
         PretrainConfig(
-            models.Stage1StudentConfig(ENCODER, (0, 1), (1,), 16, 8, 16),
+            models.Stage1StudentConfig(ENCODER, (0, 1), (1,), 32, 8, 32),
             models.TeacherConfig(IMAGE, (0, 1), per_frame=True),
-            models.VideoMAETeacherConfig(MAE, (1,)),
+            models.VideoMAETeacherConfig(VIDEOMAE, (1,)),
             mask=MaskConfig(ratio=0.5),
             teacher_batch=8,
         )
@@ -86,7 +82,7 @@ def test_starting_weights_keep_the_sharding_and_uneven_views_are_filled_up(mesh,
         np.testing.assert_array_equal(
             loaded["params"]["head"]["kernel"], whole["params"]["head"]["kernel"][:, :400]
         )
-        assert loaded["params"]["encoder"]["pos_embed"].shape == (1, 9, 16)
+        assert loaded["params"]["encoder"]["pos_embed"].shape == (1, 9, 32)
         video = np.random.default_rng(2).normal(size=(3, 2, 8, 8, 3)).astype(np.float32)
         views = {"video": video, "index": np.arange(3), "valid": np.ones(3, bool)}
         views |= {name: np.zeros(3, np.int64) for name in ("segment", "crop", "label")}

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -148,14 +149,20 @@ class AlignmentStage(ModelStage):
         size = self.config.encoder.image_size
         frames = self.config.encoder.num_frames * self.stride
         shapes = {"video": jax.ShapeDtypeStruct((batch_size, frames, size, size, 3), jnp.uint8)}
-        for teacher in self.teachers if self.is_cached else ():
-            for name, shape in teacher.feature_shapes(self.config.encoder.grid).items():
-                struct = jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
-                shapes.setdefault(f"{CACHE}{name}", struct)
+        if self.is_cached:
+            with nn.logical_axis_rules(()):
+                shapes |= jax.eval_shape(
+                    lambda key, batch: self.features(self._init_teachers(key), batch),
+                    jax.random.key(0),
+                    shapes,
+                )
         return shapes
 
     def init_frozen(self, key: jax.Array) -> PyTree:
-        return {teacher.name: teacher.init(key) for teacher in self._running()}
+        return {} if self.is_cached else self._init_teachers(key)
+
+    def _init_teachers(self, key: jax.Array) -> PyTree:
+        return {teacher.name: teacher.init(key) for teacher in self.teachers}
 
     def load_frozen(self, mesh: Mesh, rules: Rules) -> PyTree:
         return load_teachers(self._running(), mesh, rules)
@@ -196,8 +203,7 @@ class AlignmentStage(ModelStage):
           batch: with `video`.
 
         Returns:
-          `targets/NAME` as each teacher's `FrozenTeacher.feature_shapes` says, with the attention
-          of the first.
+          `targets/NAME` as `FrozenTeacher.features` says, with the attention of the first.
         """
         video = normalized(batch["video"])
         found: dict[str, Array] = {}

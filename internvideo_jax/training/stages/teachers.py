@@ -96,7 +96,12 @@ class FrozenTeacher:
     def features(
         self, variables: PyTree, video: Array, grid: tuple[int, int, int]
     ) -> dict[str, Array]:
-        """What `feature_shapes` says, of normalised clips, float32: targets at all tokens."""
+        """Targets of normalised clips at all tokens of a student's grid, float32.
+
+        Returns:
+          By term, the layers `[B, K, 1 + N, D]` (`N` without a class token) and the pooled feature
+          `[B, P]`; the `attention` `[B, T, N / T]` of an encoder of single frames, or `[B, 1, N]`.
+        """
         encoded = self.encode(variables, video)
         tokens = jnp.arange(1 + math.prod(grid))
         features = self.rows(encoded, jnp.broadcast_to(tokens, (len(video), len(tokens))))
@@ -104,22 +109,6 @@ class FrozenTeacher:
             return features
         attention = encoded.pooler_attention[:, 1:]
         return features | {"attention": attention.reshape(len(video), -1, attention.shape[-1])}
-
-    def feature_shapes(self, grid: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
-        """Shapes of what a cache holds of one clip, by name, for a student's token grid.
-
-        By term, the layers `[K, 1 + N, D]` (`N` without a class token) and the pooled feature
-        `[P]`; the `attention` `[T, N / T]` of an encoder of single frames, or `[1, N]`.
-        """
-        t, h, w = grid
-        tokens = int(self.is_vit) + t * h * w
-        shapes: dict[str, tuple[int, ...]] = {
-            self.middle: (len(self.config.layers), tokens, self.config.encoder.width)
-        }
-        if not isinstance(self.config, TeacherConfig):
-            return shapes
-        final = {self.final: (self.config.encoder.pooled_dim,)} if self.final else {}
-        return {**shapes, **final, "attention": (t, h * w) if self.per_frame else (1, t * h * w)}
 
     def cached_rows(self, batch: Mapping[str, Array], kept: Int[Array, "B R"]) -> dict[str, Array]:
         """As `rows`, from what a batch holds of `features`."""
