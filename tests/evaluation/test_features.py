@@ -43,12 +43,9 @@ def test_features_are_those_of_the_model(encoder, videos):
     np.testing.assert_allclose(pooled.features, output.pooled[0], atol=1e-5)
 
 
-@pytest.mark.parametrize(("batch_size", "num_threads"), [(1, 1), (2, 3)])
-def test_neither_batch_size_nor_threads_matter(encoder, videos, batch_size, num_threads):
+def test_neither_batch_size_nor_threads_matter(encoder, videos):
     expected = np.stack([r.features for r in extract_features(videos, encoder)])
-    results = list(
-        extract_features(videos, encoder, batch_size=batch_size, num_threads=num_threads)
-    )
+    results = list(extract_features(videos, encoder, batch_size=2, num_threads=3))
     assert [result.clip.source for result in results] == list(map(str, videos))
     np.testing.assert_allclose([r.features for r in results], expected, atol=1e-5, rtol=0)
     # Clips mixed up or lost would show: they differ by a thousand times the tolerance.
