@@ -31,8 +31,8 @@ from internvideo_jax.nn.stack import Remat, stack
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoViTConfig:
-    """Dimensions and options of a video ViT; see `internvideo2_1b()` and its siblings.
+class PatchedVideoConfig:
+    """Dimensions and options of encoders whose tokens are patches of clips.
 
     Attributes:
       width: D, the token width.
@@ -43,14 +43,7 @@ class VideoViTConfig:
       tubelet_size: frames per token.
       image_size: side of the square frame that the position table is made for.
       num_frames: frames per clip that the position table is made for.
-      pooled_dim: size of the pooled output.
-      pooler_heads: attention heads of the pooler; must divide `width`.
-      position_embedding: one table over all tokens, or the sum of a spatial and a temporal one.
-      activation: GELU variant of the blocks; the released weights were trained with tanh.
-      qk_norm: RMS-normalise q and k over the full width.
-      qkv_bias: bias in the qkv projection.
       layer_scale_init: initial branch scale; None leaves layer scale out.
-      drop_path_rate: stochastic depth of the last block.
       remat: what the backward pass recomputes.
       dtype: compute dtype.
     """
@@ -63,19 +56,9 @@ class VideoViTConfig:
     tubelet_size: int = 1
     image_size: int = 224
     num_frames: int = 8
-    pooled_dim: int = 768
-    pooler_heads: int = 16
-    position_embedding: Literal["joint", "separable"] = "joint"
-    activation: Activation = "gelu_tanh"
-    qk_norm: bool = True
-    qkv_bias: bool = False
     layer_scale_init: float | None = 1e-5
-    drop_path_rate: float = 0.0
     remat: Remat = "none"
     dtype: Dtype = "float32"
-
-    norm: ClassVar = "rmsnorm"
-    norm_epsilon: ClassVar = 1e-6
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -83,6 +66,32 @@ class VideoViTConfig:
         return token_grid(
             (self.num_frames, self.image_size, self.image_size), self.tubelet_size, self.patch_size
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoViTConfig(PatchedVideoConfig):
+    """Dimensions and options of a video ViT; see `internvideo2_1b()` and its siblings.
+
+    Attributes:
+      pooled_dim: size of the pooled output.
+      pooler_heads: attention heads of the pooler; must divide `width`.
+      position_embedding: one table over all tokens, or the sum of a spatial and a temporal one.
+      activation: GELU variant of the blocks; the released weights were trained with tanh.
+      qk_norm: RMS-normalise q and k over the full width.
+      qkv_bias: bias in the qkv projection.
+      drop_path_rate: stochastic depth of the last block.
+    """
+
+    pooled_dim: int = 768
+    pooler_heads: int = 16
+    position_embedding: Literal["joint", "separable"] = "joint"
+    activation: Activation = "gelu_tanh"
+    qk_norm: bool = True
+    qkv_bias: bool = False
+    drop_path_rate: float = 0.0
+
+    norm: ClassVar = "rmsnorm"
+    norm_epsilon: ClassVar = 1e-6
 
     @property
     def num_tokens(self) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from internvideo_jax.kernels.attention import attention
 from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.models.video_vit import (
+    PatchedVideoConfig,
     PatchEmbed,
     example_video,
     take_tokens,
@@ -22,63 +23,36 @@ from internvideo_jax.models.video_vit import (
 )
 from internvideo_jax.nn.attention import SelfAttention
 from internvideo_jax.nn.blocks import PreNormBlock
-from internvideo_jax.nn.linear import Dtype
 from internvideo_jax.nn.normalization import layer_norm
 from internvideo_jax.nn.partitioning import with_axes
 from internvideo_jax.nn.position_embedding import resize_position_table, sinusoid_table
-from internvideo_jax.nn.stack import Remat, stack
+from internvideo_jax.nn.stack import stack
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoMAEConfig:
+class VideoMAEConfig(PatchedVideoConfig):
     """A VideoMAEv2 encoder; see `videomae_g14()`.
 
     Attributes:
-      width: D, the token width.
-      depth: number of blocks.
-      num_heads: attention heads.
-      mlp_dim: hidden size of the MLPs.
-      patch_size: side of a patch in pixels.
-      tubelet_size: frames per token.
-      image_size: side of the square frame.
-      num_frames: frames per clip.
       qkv_bias: whether q and v have biases (k's is zero).
-      layer_scale_init: initial branch scale; None leaves layer scale out.
       norm_epsilon: epsilon of all layer norms.
       learned_position: whether the position table is a parameter, as upstream makes it when the
         grid is not the native one.
       as_released: reproduce the published file's attention, whose softmax runs over the heads of
         one token (see `AttentionOverHeads`); off, attention is over tokens as intended.
-      remat: what the backward pass recomputes.
-      dtype: compute dtype.
     """
 
-    width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    patch_size: int = 14
     tubelet_size: int = 2
-    image_size: int = 224
     num_frames: int = 16
-    qkv_bias: bool = True
     layer_scale_init: float | None = None
+    qkv_bias: bool = True
     norm_epsilon: float = 1e-6
     learned_position: bool = False
     as_released: bool = False
-    remat: Remat = "none"
-    dtype: Dtype = "float32"
 
     norm: ClassVar = "layernorm"
     activation: ClassVar = "gelu_erf"
     qk_norm: ClassVar = False
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """Tokens along time, height and width of a full clip."""
-        return token_grid(
-            (self.num_frames, self.image_size, self.image_size), self.tubelet_size, self.patch_size
-        )
 
     @property
     def native_grid(self) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from internvideo_jax import models
 from internvideo_jax.models import stage1, video_vit
@@ -61,10 +62,11 @@ def test_each_decoder_reads_its_own_layer(random_variables):
     video = jax.random.normal(jax.random.key(1), (2, 2, 8, 8, 3))
     decode = jax.jit(lambda params: module.apply({"params": params}, video, KEPT).clip_middle)
     want = decode(params)
-    for part in (params["encoder"]["blocks"]["mlp"]["fc2"], params["clip_decoder"]["fc2"]):
-        part["kernel"][-1] *= 2
-        got = decode(params)
-        part["kernel"][-1] /= 2
+    for part in ("encoder/blocks/mlp", "clip_decoder"):
+        changed = flatten_dict(params, sep="/")
+        kernel = changed[f"{part}/fc2/kernel"]
+        changed[f"{part}/fc2/kernel"] = np.concatenate([kernel[:-1], 2 * kernel[-1:]])
+        got = decode(unflatten_dict(changed, sep="/"))
         np.testing.assert_array_equal(got[0], want[0])
         assert np.abs(got[1] - want[1]).max() > 1e-4
 
