@@ -18,7 +18,7 @@ from internvideo_jax.kernels.attention.request import current_platform
 from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.nn.attention import AttentionPooler
 from internvideo_jax.nn.blocks import PreNormBlock
-from internvideo_jax.nn.linear import Dtype, default_kernel_init
+from internvideo_jax.nn.linear import default_kernel_init
 from internvideo_jax.nn.mlp import Activation
 from internvideo_jax.nn.partitioning import with_axes
 from internvideo_jax.nn.position_embedding import (
@@ -27,38 +27,26 @@ from internvideo_jax.nn.position_embedding import (
     sincos_2d,
     sincos_3d,
 )
-from internvideo_jax.nn.stack import Remat, stack
+from internvideo_jax.nn.stack import StackConfig, stack
 
 
 @dataclasses.dataclass(frozen=True)
-class PatchedVideoConfig:
-    """Dimensions and options of encoders whose tokens are patches of clips.
+class PatchedVideoConfig(StackConfig):
+    """Dimensions and options of encoders whose tokens are patches of clips; heads divide the width.
 
     Attributes:
-      width: D, the token width.
-      depth: number of transformer blocks.
-      num_heads: attention heads; must divide `width`.
-      mlp_dim: hidden size of the block MLPs.
       patch_size: side of a patch in pixels.
       tubelet_size: frames per token.
       image_size: side of the square frame that the position table is made for.
       num_frames: frames per clip that the position table is made for.
       layer_scale_init: initial branch scale; None leaves layer scale out.
-      remat: what the backward pass recomputes.
-      dtype: compute dtype.
     """
 
-    width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
     patch_size: int = 14
     tubelet_size: int = 1
     image_size: int = 224
     num_frames: int = 8
     layer_scale_init: float | None = 1e-5
-    remat: Remat = "none"
-    dtype: Dtype = "float32"
 
     @property
     def grid(self) -> tuple[int, int, int]:

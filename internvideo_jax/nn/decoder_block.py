@@ -10,49 +10,36 @@ import jax
 import jax.numpy as jnp
 
 from internvideo_jax.nn.attention import attend
-from internvideo_jax.nn.linear import Dtype
 from internvideo_jax.nn.lora import LoRAConfig, adaptable_dense
 from internvideo_jax.nn.mlp import Activation, activate
 from internvideo_jax.nn.normalization import rms_norm
 from internvideo_jax.nn.rotary import rotate
-from internvideo_jax.nn.stack import Layer, Remat
+from internvideo_jax.nn.stack import Layer, StackConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
+class DecoderConfig(StackConfig):
     """Dimensions and options of a stack of decoder blocks.
 
     Attributes:
-      width: D.
-      depth: number of blocks.
-      num_heads: query heads.
       num_kv_heads: key and value heads; must divide `num_heads`.
       head_dim: size of a head, even; the heads together need not be as wide as `width`.
-      mlp_dim: hidden size of the MLPs.
       norm_epsilon: epsilon of the norms.
       activation: of the MLP's gate.
       rope_theta: base of the rotary wavelengths.
       qkv_bias: whether the query, key and value projections have biases.
       proj_bias: whether the attention's output projection has one.
       lora: adapters; None for none.
-      remat: what the backward pass recomputes.
-      dtype: compute dtype.
     """
 
-    width: int
-    depth: int
-    num_heads: int
     num_kv_heads: int
     head_dim: int
-    mlp_dim: int
     norm_epsilon: float = 1e-6
     activation: Activation = "silu"
     rope_theta: float = 10_000.0
     qkv_bias: bool = False
     proj_bias: bool = False
     lora: LoRAConfig | None = None
-    remat: Remat = "none"
-    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

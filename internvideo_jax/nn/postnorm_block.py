@@ -10,22 +10,18 @@ import jax
 import jax.numpy as jnp
 
 from internvideo_jax.nn.attention import attend, head_size
-from internvideo_jax.nn.linear import Dtype, dense
+from internvideo_jax.nn.linear import dense
 from internvideo_jax.nn.mlp import Activation, Mlp
 from internvideo_jax.nn.normalization import layer_norm
 from internvideo_jax.nn.partitioning import with_axes
-from internvideo_jax.nn.stack import Layer, Remat
+from internvideo_jax.nn.stack import Layer, StackConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PostNormConfig:
-    """Dimensions and options of a stack of these blocks.
+class PostNormConfig(StackConfig):
+    """Dimensions and options of a stack of these blocks; the heads must divide the width.
 
     Attributes:
-      width: D.
-      depth: number of blocks.
-      num_heads: attention heads; must divide `width`.
-      mlp_dim: hidden size of the MLPs.
       norm_epsilon: epsilon of the layer norms.
       activation: activation of the MLPs.
       norm_first: normalise the input of each branch instead of the sum after it.
@@ -34,14 +30,8 @@ class PostNormConfig:
       gradient_scale: factor on the gradients at each block's input, which decay layer by layer.
       dropout_rate: dropout of each branch in training.
       attention_dropout_rate: dropout of the attention weights in training.
-      remat: what the backward pass recomputes.
-      dtype: compute dtype.
     """
 
-    width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
     norm_epsilon: float = 1e-5
     activation: Activation = "gelu_erf"
     norm_first: bool = False
@@ -50,8 +40,6 @@ class PostNormConfig:
     gradient_scale: float = 1.0
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
-    remat: Remat = "none"
-    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         head_size(self.width, self.num_heads)
