@@ -6,7 +6,7 @@ Accuracies are percentages.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -216,7 +216,8 @@ def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
     return float(100 * np.nanmean(precisions))
 
 
-class ClassRow(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class ClassRow:
     """One class in a per-class table.
 
     Attributes:
