@@ -16,9 +16,9 @@ from internvideo_jax.convert.engine.plan import Plan, export_plan
 from internvideo_jax.convert.engine.plan import plan as make_plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import to_state_dict, to_tree
-from internvideo_jax.convert.engine.upstream import architecture_of, config_from_upstream
+from internvideo_jax.convert.engine.upstream import config_from_upstream
 from internvideo_jax.convert.families.head_maps import K710_ROWS
-from internvideo_jax.models import ARCHITECTURES, abstract_variables
+from internvideo_jax.models import abstract_variables, build
 from internvideo_jax.models.stage1 import Stage1StudentConfig, aligned_layers
 from internvideo_jax.models.video_classifier import VideoClassifier, VideoClassifierConfig
 from internvideo_jax.models.video_vit import VideoViTConfig
@@ -184,9 +184,7 @@ def _tiny_model(keys: Iterable[str]) -> tuple[Any, Plan]:
         )
     else:
         config = VideoClassifierConfig(encoder, num_classes=2)
-    architecture = architecture_of(config)
-    module = ARCHITECTURES[architecture].module_cls(config)
-    return module, export_plan(config)
+    return build(config), export_plan(config)
 
 
 # Shifts of all keys of the pooler by one vector, which its softmax does not feel: the gradients are

@@ -17,9 +17,9 @@ from internvideo_jax.convert.engine.plan import Plan, plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import to_state_dict, to_tree
 from internvideo_jax.convert.engine.transforms import CONV2D_TO_3D, CONV3D
-from internvideo_jax.convert.engine.upstream import architecture_of, infer_config
+from internvideo_jax.convert.engine.upstream import infer_config
 from internvideo_jax.convert.engine.verify import Reference, run_reference
-from internvideo_jax.models import ARCHITECTURES
+from internvideo_jax.models import build
 from internvideo_jax.models.stage1 import StudentOutput
 from internvideo_jax.nn.position_embedding import resize_position_table, sinusoid_table
 from internvideo_jax.objectives.classification import soft_cross_entropy
@@ -48,8 +48,7 @@ def convert(kind: str, config: Mapping[str, Any], state: Mapping[str, np.ndarray
     found = dataclasses.replace(found, kind=kind)
     model_config = infer_config(found, stored=config)
     conversion = plan(found, model_config)
-    module = ARCHITECTURES[architecture_of(model_config)].module_cls(model_config)
-    return Converted(module, to_tree(state, conversion), conversion)
+    return Converted(build(model_config), to_tree(state, conversion), conversion)
 
 
 _ARCHITECTURES = {
