@@ -14,6 +14,7 @@ from internvideo_jax.models.beats import BeatsConfig
 from internvideo_jax.models.bert import BertConfig
 from internvideo_jax.models.decoder_lm import DecoderLMConfig
 from internvideo_jax.models.llama_text import LlamaTextConfig
+from internvideo_jax.nn.lora import LoRAConfig
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.saved_model import SavedModel
 
@@ -125,3 +126,18 @@ def clip_model(config: Any) -> SavedModel:
     variables = noise_like(models.abstract_variables(module), 0, 0.3)
     size = VideoPreprocessing(image_size=32, num_frames=4)
     return SavedModel(module, variables, config, Preprocessing(size), {})
+
+
+def fold_lora(params: Any, config: LoRAConfig) -> Any:
+    """The parameters of the same tower without adapters, whose kernels hold what those added."""
+    if not isinstance(params, dict):
+        return params
+    folded = {n: fold_lora(x, config) for n, x in params.items() if not n.startswith("lora_")}
+    if "lora_a" in params:
+        a, b, kernel = params["lora_a"], params["lora_b"], params["kernel"]
+        # Inputs and outputs may each be several dimensions, behind an axis of layers or none.
+        layers = a.shape[: a.ndim + b.ndim - kernel.ndim - 2]
+        a, b = a.reshape(*layers, -1, config.rank), b.reshape(*layers, config.rank, -1)
+        product = np.matmul(np.asarray(a), np.asarray(b)).reshape(kernel.shape)
+        folded["kernel"] = kernel + config.scale * product
+    return folded

@@ -226,6 +226,7 @@ class ClassRow:
       clips: clips that have it.
       predicted: clips whose best score it is.
       correct: clips of both kinds.
+      accuracy: percentage of its clips whose best score it is; None without clips.
       average_precision: percentage; None where no clip has it.
     """
 
@@ -234,12 +235,8 @@ class ClassRow:
     clips: int
     predicted: int
     correct: int
+    accuracy: float | None
     average_precision: float | None
-
-    @property
-    def accuracy(self) -> float | None:
-        """Percentage of its clips whose best score it is; None without clips."""
-        return 100 * self.correct / self.clips if self.clips else None
 
 
 def class_table(scores: np.ndarray, targets: np.ndarray, names: Sequence[str]) -> list[ClassRow]:
@@ -259,16 +256,18 @@ def class_table(scores: np.ndarray, targets: np.ndarray, names: Sequence[str]) -
         raise ValueError(f"expected names of {num_classes} classes, found {len(names)}")
     has = np.asarray(targets) != 0
     best = np.eye(num_classes, dtype=bool)[np.argmax(scores, axis=1)]
+    counts = (x.sum(axis=0).tolist() for x in (has, best, best & has))
     return [
         ClassRow(
-            index=i,
-            name=names[i],
-            clips=int(has[:, i].sum()),
-            predicted=int(best[:, i].sum()),
-            correct=int((best & has)[:, i].sum()),
-            average_precision=None if np.isnan(precisions[i]) else float(100 * precisions[i]),
+            index,
+            name,
+            clips,
+            predicted,
+            correct,
+            accuracy=100 * correct / clips if clips else None,
+            average_precision=float(100 * precisions[index]) if clips else None,
         )
-        for i in range(num_classes)
+        for index, (name, clips, predicted, correct) in enumerate(zip(names, *counts, strict=True))
     ]
 
 

@@ -1,6 +1,7 @@
 """Results of classification as text, tables and a picture, as `internvideo-jax evaluate` does."""
 
 import csv
+import dataclasses
 import json
 import re
 import sys
@@ -80,11 +81,10 @@ def format_result(
 
 def write_table(path: Path, rows: Iterable[ClassRow]) -> None:
     """Writes the per-class table as CSV; percentages are empty for classes without clips."""
-    columns = ("index", "name", "clips", "predicted", "correct", "accuracy", "average_precision")
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows([getattr(row, column) for column in columns] for row in rows)
+        writer.writerow(field.name for field in dataclasses.fields(ClassRow))
+        writer.writerows(map(dataclasses.astuple, rows))
 
 
 def write_predictions(

@@ -14,7 +14,7 @@ from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.sources.clips import RecordSource
 from internvideo_jax.evaluation import runner
-from internvideo_jax.models import encode, video_encoder
+from internvideo_jax.models import video_encoder
 from internvideo_jax.models.video_vit import token_grid
 from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
@@ -168,5 +168,6 @@ class _Encoder(runner.Forward):
 
     def forward(self, variables: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         video = normalize(batch["video"], self.preprocessing)
-        output = encode(self.module, variables, video)
+        encoder, encoder_variables = video_encoder(self.module, variables)
+        output: Any = encoder.apply(encoder_variables, video)
         return output.pooled if self.kind == "pooled" else output.tokens

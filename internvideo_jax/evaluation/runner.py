@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from internvideo_jax.kernels.attention.request import current_platform
+from internvideo_jax.models.video_vit import row_by_row
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import partition_spec
 
@@ -218,12 +218,7 @@ def _forward(
             lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, output
         )
 
-    is_split = not jax.sharding.get_abstract_mesh().empty
-    if is_split or current_platform() != "cpu" or len(jax.tree.leaves(inputs)[0]) == 1:
-        return forward(inputs)
-    # A CPU is faster clip by clip, for the reason given in `models.encode`.
-    rows = jax.tree.map(lambda x: x[:, None], inputs)
-    return jax.tree.map(lambda x: x[:, 0], jax.lax.map(forward, rows))
+    return row_by_row(forward, inputs)
 
 
 def _on_mesh(

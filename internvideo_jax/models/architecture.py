@@ -1,41 +1,64 @@
 """What every model of the family answers about itself."""
 
+import abc
+import collections
 import dataclasses
+import math
+import os
 import re
-from typing import Any
+from typing import Any, ClassVar
+from unittest import mock
 
 import flax.linen as nn
 import jax
+import jax.extend.core
 import numpy as np
 
 # Scales, biases and tables of positions do not decay, matrices do, whatever their rank.
 _DECAYED = re.compile(r"kernel|embedding")
 _NOT_DECAYED = re.compile(r"bias|scale|gamma|cls_token|(\w+_)?pos_embed(_spatial|_temporal|_cls)?")
 
+# As scopes name submodules; methods and einsums have scopes, too.
+_SUBMODULE = re.compile(r"(?:vmap\()?([a-z]\w*)\)?(?:\.body)?")
+# Names of the tower inside a composite.
+_ENCODERS = ("encoder", "lm")
 
-class Tower(nn.Module):
+
+class Tower(nn.Module, abc.ABC):
     """Base of all models, built as `module_cls(config)`; variables aside, all follows from config.
 
     Attributes:
       config: the architecture's frozen config dataclass.
+      input_parts: names of the parameters, or of the submodules, that come before the first block.
     """
 
     config: Any
 
+    input_parts: ClassVar[tuple[str, ...]] = ()
+
+    @abc.abstractmethod
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of the positional inputs of a call."""
-        raise NotImplementedError
 
-    def flops(self, num_kept: int | None = None) -> dict[str, int]:
-        """FLOPs of the forward pass on one example, by part of the model.
+    def flops(self, *inputs: jax.ShapeDtypeStruct) -> dict[str, int]:
+        """FLOPs of the forward pass, by submodule; an encoder's are listed in its place.
 
-        A multiply-add counts as two. Only matrix products count, exactly; norms, softmax, GELUs and
-        position tables are left out, as is usual; so is what remat computes again.
+        A multiply-add counts as two. Only matrix products and convolutions count, exactly; norms,
+        softmax and GELUs are left out, as is usual; so is what remat computes again.
 
         Args:
-          num_kept: tokens that the encoder keeps, the class token included; all by default.
+          inputs: shapes of the positional inputs of a call; by default one of `example_inputs`.
         """
-        raise NotImplementedError
+        parts: collections.Counter[str] = collections.Counter()
+        # Tiled attention also multiplies the padding of its last tile.
+        untiled = mock.patch.dict(os.environ, INTERNVIDEO_ATTENTION="reference")
+        with untiled, nn.logical_axis_rules(()):
+            # A call need not run all heads, `init` does.
+            init = jax.make_jaxpr(self.init)
+            _count_products(
+                init(jax.random.key(0), *(inputs or self.example_inputs())).jaxpr, "", 1, parts
+            )
+        return dict(parts)
 
     def is_decayed(self, path: str) -> bool:
         """Whether weight decay applies to a parameter.
@@ -54,6 +77,11 @@ class Tower(nn.Module):
             )
         return _DECAYED.fullmatch(name) is not None
 
+    @property
+    def last_layer(self) -> int:
+        """Number of the layer behind the last block, see `layer_of`."""
+        return int(self.config.depth) + 1
+
     def layer_of(self, path: str) -> int | np.ndarray:
         """The layer that a parameter belongs to, for learning rates that decay with depth.
 
@@ -63,14 +91,11 @@ class Tower(nn.Module):
         Returns:
           0 for the input (what comes before the first block), i + 1 for block i (a vector over the
           leading axis of stacked parameters), `depth` + 1 for all else.
-
-        Raises:
-          ValueError: the model has no such order of layers.
         """
-        raise ValueError(
-            f"expected a model with layers for layer decay, found {type(self).__name__}; leave"
-            " `layer_decay` at 1"
-        )
+        part = path.partition("/")[0]
+        if part == "blocks":
+            return np.arange(1, self.config.depth + 1)
+        return 0 if part in self.input_parts else self.last_layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +122,35 @@ def abstract_variables(module: nn.Module, *, boxed: bool = False) -> dict[str, A
     return variables if boxed else nn.unbox(variables)
 
 
-def block_flops(tokens: int, width: int, mlp_dim: int) -> int:
-    """FLOPs of one layer of self-attention over `tokens` and a two-layer MLP."""
-    projections = 2 * tokens * width * (3 * width + width)
-    attention = 2 * 2 * tokens * tokens * width
-    return projections + attention + 2 * 2 * tokens * width * mlp_dim
+def _count_products(jaxpr: Any, where: str, repeats: int, parts: dict[str, int]) -> None:
+    """Adds the FLOPs of a jaxpr that runs `repeats` times inside the named scopes `where`."""
+    for equation in jaxpr.eqns:
+        scopes = f"{where}/{equation.source_info.name_stack}"
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            parts[_part_of(scopes)] += repeats * _product_flops(equation)
+        length = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            _count_products(inner, scopes, repeats * length, parts)
+
+
+def _product_flops(equation: Any) -> int:
+    left, right = (x.aval.shape for x in equation.invars)
+    if equation.primitive.name == "dot_general":
+        (contracting, _), _ = equation.params["dimension_numbers"]
+        terms = math.prod(left[axis] for axis in contracting)
+    else:
+        # All of the kernel's dimensions but its outputs.
+        terms = math.prod(right) // right[equation.params["dimension_numbers"].rhs_spec[0]]
+    return 2 * int(terms * equation.outvars[0].aval.size)
+
+
+def _part_of(scopes: str) -> str:
+    """The submodule in a path of scopes such as `/Model/encoder/vmap(decoder)/head`."""
+    for name in scopes.split("/")[2:]:
+        match = _SUBMODULE.fullmatch(name)
+        if match and match[1] not in _ENCODERS:
+            return match[1]
+    return "rest"
 
 
 def gradient_flops(forward: int) -> int:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from internvideo_jax.models.architecture import Architecture, Tower, block_flops
+from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.nn.linear import default_kernel_init, dense
 from internvideo_jax.nn.normalization import layer_norm
 from internvideo_jax.nn.partitioning import with_axes
@@ -186,6 +186,8 @@ class Beats(Tower):
 
     config: BeatsConfig
 
+    input_parts = ("patch_norm", "patch_embed", "patch_proj", "pos_conv", "relative_bias")
+
     @nn.compact
     def __call__(
         self,
@@ -236,18 +238,6 @@ class Beats(Tower):
         c = self.config
         return (jax.ShapeDtypeStruct((batch_size, c.num_frames, c.num_mels), jnp.float32),)
 
-    def flops(self, num_kept: int | None = None) -> dict[str, int]:
-        """FLOPs on one example by part; all its tokens are kept."""
-        c = self.config
-        n, patch = c.num_tokens, c.patch_size**2
-        projection = 2 * n * c.patch_width * c.width * (c.patch_width != c.width)
-        gate = 2 * n * c.width * 8 * c.gated_bias * (c.num_buckets > 0)
-        return {
-            "patch_embed": 2 * n * patch * c.patch_width + projection,
-            "pos_conv": 2 * n * c.conv_size * (c.width // c.conv_groups) * c.width,
-            "blocks": c.depth * (block_flops(n, c.width, c.mlp_dim) + gate),
-        }
-
     def is_decayed(self, path: str) -> bool:
         """Whether weight decay applies: to what has several dimensions in the released model.
 
@@ -257,11 +247,9 @@ class Beats(Tower):
         return is_matrix or super().is_decayed(path)
 
     def layer_of(self, path: str) -> int | np.ndarray:
-        """Layer of a parameter: block i is i + 1, all else comes before the blocks."""
-        part = path.partition("/")[0]
-        if part == "blocks":
-            return np.arange(1, self.config.depth + 1)
-        return self.config.depth + 1 if part == "norm" and self.config.norm_first else 0
+        """Layer of a parameter; a norm that is not the last comes before the blocks."""
+        layer = super().layer_of(path)
+        return 0 if path.startswith("norm/") and not self.config.norm_first else layer
 
 
 ARCHITECTURES = {"beats": Architecture(BeatsConfig, Beats)}

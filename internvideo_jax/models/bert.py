@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from internvideo_jax.models.architecture import Architecture, Tower, block_flops
+from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.nn.embedding import embedding, look_up, tied_logits
 from internvideo_jax.nn.linear import dense
 from internvideo_jax.nn.mlp import activate
@@ -126,6 +126,8 @@ class Bert(Tower):
 
     config: BertConfig
 
+    input_parts = ("embeddings",)
+
     def setup(self) -> None:
         self.embeddings = Embeddings(self.config)
         if self.config.mlm_head:
@@ -217,31 +219,14 @@ class Bert(Tower):
             return text, text
         return text, text, jax.ShapeDtypeStruct((batch_size, 1, c.cross_width), jnp.float32)
 
-    def flops(self, num_kept: int | None = None) -> dict[str, int]:
-        """FLOPs on the example's text, all layers with `num_kept` states (1 by default)."""
-        c = self.config
-        n, states, width = self.example_inputs()[0].shape[1], num_kept or 1, c.width
-        block = block_flops(n, width, c.mlp_dim)
-        cross = 4 * n * width * (width + states) + 4 * states * (c.cross_width or 0) * width
-        flops = {
-            "text_blocks": c.fusion_layer * block,
-            "fusion_blocks": (c.depth - c.fusion_layer) * (block + cross),
-        }
-        if c.mlm_head:
-            flops["mlm_head"] = 2 * n * width * (width + c.vocab_size)
-        return flops
-
     def layer_of(self, path: str) -> int | np.ndarray:
         """Layer of a parameter: embeddings 0, block i i + 1, the head last."""
-        c = self.config
-        part = path.partition("/")[0]
-        layers = np.arange(1, c.depth + 1)
-        by_part: dict[str, int | np.ndarray] = {
-            "embeddings": 0,
-            "text_blocks": layers[: c.fusion_layer],
-            "fusion_blocks": layers[c.fusion_layer :],
-        }
-        return by_part.get(part, c.depth + 1)
+        layers = np.arange(1, self.config.depth + 1)
+        if path.startswith("text_blocks/"):
+            return layers[: self.config.fusion_layer]
+        if path.startswith("fusion_blocks/"):
+            return layers[self.config.fusion_layer :]
+        return super().layer_of(path)
 
 
 ARCHITECTURES = {"bert": Architecture(BertConfig, Bert)}

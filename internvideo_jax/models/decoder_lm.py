@@ -7,7 +7,6 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.nn.decoder_block import DecoderBlock, DecoderConfig, DecoderInputs, KVCache
@@ -64,6 +63,8 @@ class DecoderLM(Tower):
 
     config: DecoderLMConfig
 
+    input_parts = ("embed",)
+
     def setup(self) -> None:
         c = self.config
         dtype = jnp.dtype(c.dtype)
@@ -109,8 +110,8 @@ class DecoderLM(Tower):
             deterministic=deterministic,
         )
         tokens = rms_norm(c.norm_epsilon, jnp.dtype(c.dtype), "norm")(stacked.x)
-        if self.is_initializing() and c.head == "linear":
-            self.head(tokens)
+        if self.is_initializing() and c.head != "none":
+            self.logits(tokens)
         if cache is not None:
             cache = Cache(stacked.cache, filled)
         return DecoderOutput(tokens, stacked.hidden_states, cache)
@@ -139,26 +140,9 @@ class DecoderLM(Tower):
         """Shape of a batch of ids."""
         return (jax.ShapeDtypeStruct((batch_size, 32), jnp.int32),)
 
-    def flops(self, num_kept: int | None = None) -> dict[str, int]:
-        """FLOPs on a text of `num_kept` tokens (32 by default), the head's included."""
-        c = self.config
-        n = num_kept or 32
-        heads, kv_heads = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        projections = 2 * n * c.width * (2 * heads + 2 * kv_heads)
-        block = projections + 4 * n * n * heads + 6 * n * c.width * c.mlp_dim
-        head = 0 if c.head == "none" else 2 * n * c.width * c.vocab_size
-        return {"blocks": c.depth * block, "head": head}
-
     def is_decayed(self, path: str) -> bool:
         """Whether weight decay applies: to all matrices, those of adapters included."""
         return path.endswith(("/lora_a", "/lora_b")) or super().is_decayed(path)
-
-    def layer_of(self, path: str) -> int | np.ndarray:
-        """Layer of a parameter: the embedding 0, block i i + 1, norm and head last."""
-        depth = self.config.depth
-        part = path.partition("/")[0]
-        by_part: dict[str, int | np.ndarray] = {"embed": 0, "blocks": np.arange(1, depth + 1)}
-        return by_part.get(part, depth + 1)
 
 
 ARCHITECTURES = {"decoder_lm": Architecture(DecoderLMConfig, DecoderLM)}

@@ -101,15 +101,13 @@ class LlamaText(Tower):
         """Shape of a batch of ids."""
         return (jax.ShapeDtypeStruct((batch_size, self.config.max_length), jnp.int32),)
 
-    def flops(self, num_kept: int | None = None) -> dict[str, int]:
-        """FLOPs on a text of `num_kept` tokens (`max_length` by default)."""
-        c = self.config
-        parts = DecoderLM(c.lm, parent=None).flops(num_kept or c.max_length)
-        return {"blocks": parts["blocks"], "projection": 2 * c.lm.width * c.projection_dim}
-
     def is_decayed(self, path: str) -> bool:
         """Whether weight decay applies: to all matrices."""
         return path == "projection" or DecoderLM(self.config.lm, parent=None).is_decayed(path)
+
+    @property
+    def last_layer(self) -> int:
+        return self.config.lm.depth + 1
 
     def layer_of(self, path: str) -> int | np.ndarray:
         """Layer of a parameter, as `DecoderLM` has it; the projection is behind all."""

@@ -5,7 +5,7 @@ modules return what the losses need; the losses are in `objectives.distillation`
 """
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import flax.struct
@@ -59,6 +59,8 @@ class Stage1StudentConfig:
     mae_target_dim: int = 1408
     normalization: Normalization = "l2"
 
+    decoder: ClassVar[DecoderKind] = "linear"
+
 
 @dataclasses.dataclass(frozen=True)
 class DistillStudentConfig:
@@ -79,6 +81,8 @@ class DistillStudentConfig:
     clip_final_dim: int = 768
     decoder: DecoderKind = "mlp"
     normalization: Normalization = "l2"
+
+    mae_layers: ClassVar[tuple[int, ...]] = ()
 
 
 def stage1_student(encoder: VideoViTConfig) -> Stage1StudentConfig:
@@ -133,24 +137,8 @@ class Decoder(nn.Module):
         return l2_normalize(x).astype(self.dtype) if self.normalization == "l2" else x
 
 
-def _layer_decoders(
-    x: jax.Array, kind: DecoderKind, out_dim: int, normalization: Normalization, name: str
-) -> jax.Array:
-    """One decoder per aligned layer, `[K, B, N, D] -> [K, B, N, out_dim]`, parameters stacked."""
-    stacked = nn.vmap(
-        Decoder,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        axis_size=x.shape[0],
-        metadata_params={nn.PARTITION_NAME: "decoders"},
-    )
-    return stacked(kind, out_dim, normalization, x.dtype, name=name)(x)
-
-
-class Stage1Student(EncoderModel):
-    """Pre-training student: linear decoders to the CLIP-side teacher, MLP ones to the MAE side."""
-
-    config: Stage1StudentConfig
+class _Student(EncoderModel):
+    """The video encoder on kept tokens, and decoders of its layers and its pooled feature."""
 
     @nn.compact
     def __call__(
@@ -171,109 +159,67 @@ class Stage1Student(EncoderModel):
         grid = token_grid(video.shape[1:4], c.encoder.tubelet_size, c.encoder.patch_size)
         hidden = encoded.hidden_states
 
-        clip = hidden[jnp.array([layers.index(i) for i in c.clip_layers])]
-        table = position_table(self, c.encoder, grid, prefix="clip_").astype(hidden.dtype)
-        clip = _layer_decoders(
-            clip + take_tokens(table, kept),
-            "linear",
-            c.clip_target_dim,
-            c.normalization,
-            "clip_decoder",
-        )
-        final = _final_decoder(encoded.pooled, "linear", c.clip_final_dim, c.normalization)
+        def aligned(wanted: tuple[int, ...]) -> jax.Array:
+            if wanted == layers:
+                return hidden
+            return hidden[jnp.array([layers.index(i) for i in wanted])]
 
-        mae = hidden[jnp.array([layers.index(i) for i in c.mae_layers])][:, :, 1:]
-        table = position_table(self, c.encoder, grid, prefix="mae_", cls_token=False)
-        mae = _layer_decoders(
-            mae + take_tokens(table.astype(hidden.dtype), kept[:, 1:] - 1),
-            "mlp",
-            c.mae_target_dim,
-            c.normalization,
-            "mae_decoder",
-        )
+        def positions(prefix: str, kept: jax.Array, cls_token: bool) -> jax.Array:
+            table = position_table(self, c.encoder, grid, prefix=prefix, cls_token=cls_token)
+            return take_tokens(table.astype(hidden.dtype), kept)
+
+        def decoded(x: jax.Array, kind: DecoderKind, out_dim: int, name: str) -> jax.Array:
+            """One decoder per layer, `[K, B, N, D] -> [K, B, N, out_dim]`, parameters stacked."""
+            decoder = nn.vmap(
+                Decoder,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                axis_size=x.shape[0],
+                metadata_params={nn.PARTITION_NAME: "decoders"},
+            )
+            return jnp.asarray(decoder(kind, out_dim, c.normalization, x.dtype, name=name)(x))
+
+        clip = aligned(c.clip_layers) + positions("clip_", kept, cls_token=True)
+        clip = decoded(clip, c.decoder, c.clip_target_dim, "clip_decoder")
+        final = encoded.pooled
+        if c.clip_final_dim:
+            final = Decoder(
+                c.decoder, c.clip_final_dim, c.normalization, final.dtype, name="final_clip_decoder"
+            )(final)
+        mae = None
+        if c.mae_layers:
+            rows = aligned(c.mae_layers)[:, :, 1:]
+            rows = rows + positions("mae_", kept[:, 1:] - 1, cls_token=False)
+            mae = decoded(rows, "mlp", c.mae_target_dim, "mae_decoder")
         return StudentOutput(clip, final, mae, encoded.pooled)
 
-    def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes of the positional inputs of a call at the recipes' mask ratio of 0.8."""
+    def num_masked(self) -> int:
+        """Tokens of an example that are masked, at the recipes' ratio of 0.8."""
         t, h, w = self.config.encoder.grid
-        return _student_inputs(self.config.encoder, batch_size, t * (h * w - int(0.8 * h * w)))
+        return int(0.8 * t * h * w)
 
-    def flops(self, num_kept: int | None = None) -> dict[str, int]:
-        c, tokens = self.config, num_kept or self.config.encoder.num_tokens
-        decoder = _decoder_flops("mlp", tokens - 1, c.encoder.width, c.mae_target_dim)
-        return (
-            super().flops(num_kept)
-            | _clip_decoder_flops(c, "linear", tokens)
-            | {"mae_decoder": len(c.mae_layers) * decoder}
-        )
+    def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of clips and of the tokens that are kept of them."""
+        encoder = self.config.encoder
+        kept = (batch_size, encoder.num_tokens - self.num_masked())
+        return example_video(encoder, batch_size), jax.ShapeDtypeStruct(kept, jnp.int32)
 
 
-class DistillStudent(EncoderModel):
+class Stage1Student(_Student):
+    """Pre-training student: linear decoders to the CLIP-side teacher, MLP ones to the MAE side."""
+
+    config: Stage1StudentConfig
+
+    def num_masked(self) -> int:
+        """As of a student, in each frame."""
+        t, h, w = self.config.encoder.grid
+        return t * int(0.8 * h * w)
+
+
+class DistillStudent(_Student):
     """Distillation student: decoders of one class for the teacher's tokens and pooled feature."""
 
     config: DistillStudentConfig
-
-    @nn.compact
-    def __call__(
-        self, video: jax.Array, kept: jax.Array, *, deterministic: bool = True
-    ) -> StudentOutput:
-        """As `Stage1Student.__call__`, without the MAE branch."""
-        c = self.config
-        encoded = VideoViT(c.encoder, name="encoder")(
-            video, kept, hidden_layers=c.clip_layers, deterministic=deterministic
-        )
-        grid = token_grid(video.shape[1:4], c.encoder.tubelet_size, c.encoder.patch_size)
-        hidden = encoded.hidden_states
-        table = position_table(self, c.encoder, grid, prefix="clip_").astype(hidden.dtype)
-        clip = _layer_decoders(
-            hidden + take_tokens(table, kept),
-            c.decoder,
-            c.clip_target_dim,
-            c.normalization,
-            "clip_decoder",
-        )
-        final = _final_decoder(encoded.pooled, c.decoder, c.clip_final_dim, c.normalization)
-        return StudentOutput(clip, final, None, encoded.pooled)
-
-    def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """Shapes of the positional inputs of a call at the recipes' mask ratio of 0.8."""
-        t, h, w = self.config.encoder.grid
-        return _student_inputs(self.config.encoder, batch_size, t * h * w - int(0.8 * t * h * w))
-
-    def flops(self, num_kept: int | None = None) -> dict[str, int]:
-        c, tokens = self.config, num_kept or self.config.encoder.num_tokens
-        return super().flops(num_kept) | _clip_decoder_flops(c, c.decoder, tokens)
-
-
-def _final_decoder(
-    pooled: jax.Array, kind: DecoderKind, out_dim: int, normalization: Normalization
-) -> jax.Array:
-    if out_dim == 0:
-        return pooled
-    return Decoder(kind, out_dim, normalization, pooled.dtype, name="final_clip_decoder")(pooled)
-
-
-def _student_inputs(
-    encoder: VideoViTConfig, batch_size: int, kept: int
-) -> tuple[jax.ShapeDtypeStruct, ...]:
-    indices = jax.ShapeDtypeStruct((batch_size, 1 + kept), jnp.int32)
-    return example_video(encoder, batch_size), indices
-
-
-def _clip_decoder_flops(
-    c: Stage1StudentConfig | DistillStudentConfig, kind: DecoderKind, tokens: int
-) -> dict[str, int]:
-    middle = _decoder_flops(kind, tokens, c.encoder.width, c.clip_target_dim)
-    final = _decoder_flops(kind, 1, c.encoder.pooled_dim, c.clip_final_dim)
-    return {
-        "clip_decoder": len(c.clip_layers) * middle,
-        "final_clip_decoder": final if c.clip_final_dim else 0,
-    }
-
-
-def _decoder_flops(kind: DecoderKind, rows: int, width: int, out_dim: int) -> int:
-    hidden = width * width if kind == "mlp" else 0
-    return 2 * rows * (hidden + width * out_dim)
 
 
 ARCHITECTURES = {

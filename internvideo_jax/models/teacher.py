@@ -18,9 +18,10 @@ from internvideo_jax.models.video_vit import (
     EncoderModel,
     VideoViT,
     VideoViTConfig,
+    VideoViTOutput,
     internvl_6b,
 )
-from internvideo_jax.models.videomae import VideoMAE, VideoMAEConfig, videomae_g14
+from internvideo_jax.models.videomae import VideoMAE, VideoMAEConfig, VideoMAEOutput, videomae_g14
 from internvideo_jax.nn.normalization import l2_normalize
 
 
@@ -91,27 +92,50 @@ class Teacher(EncoderModel):
 
     config: TeacherConfig
 
-    @nn.compact
     def __call__(self, video: jax.Array) -> TeacherOutput:
         """Targets for normalised clips `[B, T, H, W, 3]`."""
-        c = self.config
-        batch, frames = video.shape[:2]
-        if c.per_frame:
-            video = video.reshape(batch * frames, 1, *video.shape[2:])
-        encoded = VideoViT(c.encoder, name="encoder")(
-            video, hidden_layers=c.layers, return_pooler_attention=True
-        )
-        middle = encoded.hidden_states.astype(jnp.float32)
-        final = encoded.pooled.astype(jnp.float32)
-        if c.per_frame:
-            middle = middle.reshape(len(c.layers), batch, frames, *middle.shape[2:])
-            patches = middle[:, :, :, 1:].reshape(len(c.layers), batch, -1, middle.shape[-1])
-            middle = jnp.concatenate([middle[:, :, :, 0].mean(2)[:, :, None], patches], axis=2)
-            final = final.reshape(batch, frames, -1).mean(1)
-        if c.normalization == "l2":
-            middle, final = l2_normalize(middle), l2_normalize(final)
+        encoded = self.encode(video)
+        images = encoded.tokens.shape[0] // len(video)
+        count = 1 + images * (encoded.tokens.shape[1] - 1)
+        tokens = jnp.broadcast_to(jnp.arange(count), (len(video), count))
+        middle, final = self.rows(encoded, tokens)
         assert encoded.pooler_attention is not None
         return TeacherOutput(middle, final, encoded.pooler_attention[:, 1:])
+
+    @nn.compact
+    def encode(self, video: jax.Array) -> VideoViTOutput:
+        """The encoder's output on clips, or on their frames: target layers and attention."""
+        c = self.config
+        if c.per_frame:
+            video = video.reshape(-1, 1, *video.shape[2:])
+        encoder = VideoViT(c.encoder, name="encoder")
+        return encoder(video, hidden_layers=c.layers, return_pooler_attention=True)
+
+    @nn.nowrap
+    def rows(self, encoded: VideoViTOutput, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Targets at some tokens: only their rows are made float32 and normalised.
+
+        Args:
+          encoded: what `encode` gave.
+          kept: indices of a clip's tokens `[B, R]`, class token first.
+
+        Returns:
+          Those of the layers `[K, B, R, D]`, and of the pooled feature `[B, P]`.
+        """
+        hidden = encoded.hidden_states
+        layers, images, tokens, width = hidden.shape
+        batch = len(kept)
+        # Every image has a class token of its own.
+        index = kept[:, 1:] - 1
+        rows = index // (tokens - 1) * tokens + index % (tokens - 1) + 1
+        hidden = hidden.reshape(layers, batch, images // batch * tokens, width)
+        cls = hidden[:, :, ::tokens].astype(jnp.float32).mean(2)[:, :, None]
+        middle = jnp.take_along_axis(hidden, rows[None, :, :, None], axis=2)
+        middle = jnp.concatenate([cls, middle.astype(jnp.float32)], axis=2)
+        final = encoded.pooled.astype(jnp.float32).reshape(batch, images // batch, -1).mean(1)
+        if self.config.normalization == "l2":
+            middle, final = l2_normalize(middle), l2_normalize(final)
+        return middle, final
 
 
 class VideoMAETeacher(EncoderModel):
@@ -120,13 +144,26 @@ class VideoMAETeacher(EncoderModel):
     config: VideoMAETeacherConfig
     encoder_cls = VideoMAE
 
-    @nn.compact
     def __call__(self, video: jax.Array, kept: jax.Array | None = None) -> jax.Array:
         """Targets for normalised clips `[B, T, H, W, 3]`; `kept` as in `VideoMAE.__call__`."""
+        return self._targets(self.encode(video, kept).hidden_states)
+
+    @nn.compact
+    def encode(self, video: jax.Array, kept: jax.Array | None = None) -> VideoMAEOutput:
+        """The encoder's output: the target layers."""
         c = self.config
-        encoded = VideoMAE(c.encoder, name="encoder")(video, kept, hidden_layers=c.layers)
-        targets = encoded.hidden_states.astype(jnp.float32)
-        return l2_normalize(targets) if c.normalization == "l2" else targets
+        return VideoMAE(c.encoder, name="encoder")(video, kept, hidden_layers=c.layers)
+
+    @nn.nowrap
+    def rows(self, encoded: VideoMAEOutput, kept: jax.Array) -> tuple[jax.Array, None]:
+        """As `Teacher.rows`, without class token and pooled feature: `[K, B, R - 1, D]`."""
+        rows = kept[None, :, 1:, None] - 1
+        return self._targets(jnp.take_along_axis(encoded.hidden_states, rows, axis=2)), None
+
+    @nn.nowrap
+    def _targets(self, hidden: jax.Array) -> jax.Array:
+        hidden = hidden.astype(jnp.float32)
+        return l2_normalize(hidden) if self.config.normalization == "l2" else hidden
 
 
 ARCHITECTURES = {

@@ -123,19 +123,5 @@ class VideoClassifier(EncoderModel):
         # Upstream's batch norm sees [B, C, rows], so its flattened features are channel-major.
         return rows.swapaxes(1, 2).reshape(batch, -1)
 
-    def flops(self, num_kept: int | None = None) -> dict[str, int]:
-        c, encoder = self.config, self.config.encoder
-        pooled = encoder.pooled_dim
-        features, extra = pooled, 0
-        if c.head == "attentive":
-            extra = 2 * 2 * pooled * 4 * pooled
-        elif c.head == "concat":
-            rows, row_width = 2, encoder.width
-            if c.merge_method.startswith("cls_avgN"):
-                rows, row_width = 1 + encoder.grid[0], pooled
-                extra = 2 * rows * encoder.width * pooled
-            features = rows * row_width + (pooled if c.merge_method.endswith("_proj") else 0)
-        return super().flops(num_kept) | {"head": extra + 2 * features * c.num_classes}
-
 
 ARCHITECTURES = {"video_classifier": Architecture(VideoClassifierConfig, VideoClassifier)}

@@ -5,8 +5,6 @@ this forward; also the InternVL image tower (`internvl_clip_vision.py`) with one
 """
 
 import dataclasses
-import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -17,69 +15,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from internvideo_jax.kernels.attention.request import current_platform
-from internvideo_jax.models.architecture import Architecture, Tower, block_flops
+from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.nn.attention import AttentionPooler
 from internvideo_jax.nn.blocks import PreNormBlock
-from internvideo_jax.nn.linear import Dtype, default_kernel_init
+from internvideo_jax.nn.linear import default_kernel_init
 from internvideo_jax.nn.mlp import Activation
 from internvideo_jax.nn.partitioning import with_axes
 from internvideo_jax.nn.position_embedding import (
     resize_position_table,
-    resize_spatial_table,
-    resize_temporal_table,
     sincos_1d,
     sincos_2d,
     sincos_3d,
 )
-from internvideo_jax.nn.stack import Remat, stack
+from internvideo_jax.nn.stack import StackConfig, stack
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoViTConfig:
-    """Dimensions and options of a video ViT; see `internvideo2_1b()` and its siblings.
+class PatchedVideoConfig(StackConfig):
+    """Dimensions and options of encoders whose tokens are patches of clips; heads divide the width.
 
     Attributes:
-      width: D, the token width.
-      depth: number of transformer blocks.
-      num_heads: attention heads; must divide `width`.
-      mlp_dim: hidden size of the block MLPs.
       patch_size: side of a patch in pixels.
       tubelet_size: frames per token.
       image_size: side of the square frame that the position table is made for.
       num_frames: frames per clip that the position table is made for.
-      pooled_dim: size of the pooled output.
-      pooler_heads: attention heads of the pooler; must divide `width`.
-      position_embedding: one table over all tokens, or the sum of a spatial and a temporal one.
-      activation: GELU variant of the blocks; the released weights were trained with tanh.
-      qk_norm: RMS-normalise q and k over the full width.
-      qkv_bias: bias in the qkv projection.
       layer_scale_init: initial branch scale; None leaves layer scale out.
-      drop_path_rate: stochastic depth of the last block.
-      remat: what the backward pass recomputes.
-      dtype: compute dtype.
     """
 
-    width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
     patch_size: int = 14
     tubelet_size: int = 1
     image_size: int = 224
     num_frames: int = 8
-    pooled_dim: int = 768
-    pooler_heads: int = 16
-    position_embedding: Literal["joint", "separable"] = "joint"
-    activation: Activation = "gelu_tanh"
-    qk_norm: bool = True
-    qkv_bias: bool = False
     layer_scale_init: float | None = 1e-5
-    drop_path_rate: float = 0.0
-    remat: Remat = "none"
-    dtype: Dtype = "float32"
-
-    norm: ClassVar = "rmsnorm"
-    norm_epsilon: ClassVar = 1e-6
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -87,6 +54,32 @@ class VideoViTConfig:
         return token_grid(
             (self.num_frames, self.image_size, self.image_size), self.tubelet_size, self.patch_size
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoViTConfig(PatchedVideoConfig):
+    """Dimensions and options of a video ViT; see `internvideo2_1b()` and its siblings.
+
+    Attributes:
+      pooled_dim: size of the pooled output.
+      pooler_heads: attention heads of the pooler; must divide `width`.
+      position_embedding: one table over all tokens, or the sum of a spatial and a temporal one.
+      activation: GELU variant of the blocks; the released weights were trained with tanh.
+      qk_norm: RMS-normalise q and k over the full width.
+      qkv_bias: bias in the qkv projection.
+      drop_path_rate: stochastic depth of the last block.
+    """
+
+    pooled_dim: int = 768
+    pooler_heads: int = 16
+    position_embedding: Literal["joint", "separable"] = "joint"
+    activation: Activation = "gelu_tanh"
+    qk_norm: bool = True
+    qkv_bias: bool = False
+    drop_path_rate: float = 0.0
+
+    norm: ClassVar = "rmsnorm"
+    norm_epsilon: ClassVar = 1e-6
 
     @property
     def num_tokens(self) -> int:
@@ -232,8 +225,8 @@ def position_table(
         return resize_position_table(table, config.grid, grid, num_extra=int(cls_token))
     spatial = param("pos_embed_spatial", lambda: sincos_2d(sines(4), (h, w)))
     temporal = param("pos_embed_temporal", lambda: sincos_1d(sines(2), np.arange(t)))
-    spatial = resize_spatial_table(spatial, (h, w), grid[1:])
-    temporal = resize_temporal_table(temporal, grid[0])
+    spatial = resize_position_table(spatial, (1, h, w), (1, *grid[1:]), num_extra=0)
+    temporal = resize_position_table(temporal, (t, 1, 1), (grid[0], 1, 1), num_extra=0)
     table = (temporal[:, :, None] + spatial[:, None]).reshape(1, -1, width)
     if cls_token:
         cls = param("pos_embed_cls", lambda: np.zeros((1, width), np.float32))
@@ -251,6 +244,9 @@ class VideoViT(Tower):
     """Video encoder: tubelets, class token, positions, pre-norm blocks, attention pooler."""
 
     config: VideoViTConfig
+
+    # Not the parts of separable position tables: upstream leaves them at the full rate.
+    input_parts = ("patch_embed", "cls_token", "pos_embed")
 
     @nn.compact
     def __call__(
@@ -308,21 +304,6 @@ class VideoViT(Tower):
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         return (example_video(self.config, batch_size),)
 
-    def flops(self, num_kept: int | None = None) -> dict[str, int]:
-        c = self.config
-        tokens, width = num_kept or c.num_tokens, c.width
-        query = 2 * width * width
-        key_value = 2 * 2 * tokens * width * width
-        attention = 2 * 2 * tokens * width
-        return {
-            "patch_embed": patch_embed_flops(c),
-            "blocks": c.depth * block_flops(tokens, width, c.mlp_dim),
-            "pooler": query + key_value + attention + 2 * width * c.pooled_dim,
-        }
-
-    def layer_of(self, path: str) -> int | np.ndarray:
-        return vit_layer_of(path, self.config.depth)
-
 
 class EncoderModel(Tower):
     """Base of the models around one encoder, which `config.encoder` describes.
@@ -339,8 +320,9 @@ class EncoderModel(Tower):
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         return self.detached_encoder().example_inputs(batch_size)
 
-    def flops(self, num_kept: int | None = None) -> dict[str, int]:
-        return self.detached_encoder().flops(num_kept)
+    @property
+    def last_layer(self) -> int:
+        return self.detached_encoder().last_layer
 
     def layer_of(self, path: str) -> int | np.ndarray:
         return self.detached_encoder().layer_of(path.removeprefix("encoder/"))
@@ -350,23 +332,6 @@ def example_video(config: Any, batch_size: int) -> jax.ShapeDtypeStruct:
     """Shape of a batch of normalised clips of the size that an encoder's config names."""
     side = config.image_size
     return jax.ShapeDtypeStruct((batch_size, config.num_frames, side, side, 3), jnp.float32)
-
-
-def patch_embed_flops(config: Any) -> int:
-    """FLOPs of embedding all patches of a clip, also those that are not kept."""
-    patch = config.tubelet_size * config.patch_size**2 * 3
-    return 2 * math.prod(config.grid) * patch * config.width
-
-
-def vit_layer_of(path: str, depth: int) -> int | np.ndarray:
-    """`Tower.layer_of` of a ViT.
-
-    Upstream leaves separable position tables at the full rate.
-    """
-    first = path.split("/", 1)[0]
-    if first == "blocks":
-        return np.arange(1, depth + 1)
-    return 0 if first in ("cls_token", "pos_embed", "patch_embed") else depth + 1
 
 
 def video_encoder(module: nn.Module, variables: dict[str, Any]) -> tuple[VideoViT, dict[str, Any]]:
@@ -393,10 +358,7 @@ def encode(
     kept: jax.Array | None = None,
     **options: Any,
 ) -> VideoViTOutput:
-    """Runs the video encoder inside any model, without drop path.
-
-    A CPU takes clips one by one: the activations of one stay in its caches, which is faster than
-    all at once and takes less memory (docs/benchmarks.md).
+    """Runs the video encoder inside any model, without drop path, `row_by_row`.
 
     Args:
       module: a model with a video encoder.
@@ -406,20 +368,26 @@ def encode(
       options: the others of `VideoViT.__call__`.
     """
     encoder, encoder_variables = video_encoder(module, variables)
-    forward: Any = functools.partial(encoder.apply, encoder_variables, **options)
+
+    def forward(clips: Any) -> VideoViTOutput:
+        output: Any = encoder.apply(encoder_variables, *clips, **options)
+        return output.replace(hidden_states=output.hidden_states.swapaxes(0, 1))
+
+    output: Any = row_by_row(forward, (video, kept))
+    return output.replace(hidden_states=output.hidden_states.swapaxes(0, 1))
+
+
+def row_by_row(fn: Callable[[Any], Any], batch: Any) -> Any:
+    """`fn` of a pytree of arrays `[B, ...]`, which gives such a pytree; one row after the other.
+
+    Only on a CPU, which keeps the activations of one row in its caches (docs/benchmarks.md); a mesh
+    and other devices take all rows at once.
+    """
     is_split = not jax.sharding.get_abstract_mesh().empty
-    if len(video) == 1 or is_split or current_platform() != "cpu":
-        output: VideoViTOutput = forward(video, kept)
-        return output
-    clips = jax.tree.map(lambda x: x[:, None], (video, kept))
-    outputs = jax.lax.map(lambda clip: forward(*clip), clips)
-    attention = outputs.pooler_attention
-    return VideoViTOutput(
-        outputs.tokens[:, 0],
-        outputs.pooled[:, 0],
-        outputs.hidden_states[:, :, 0].swapaxes(0, 1),
-        None if attention is None else attention[:, 0],
-    )
+    if is_split or current_platform() != "cpu" or len(jax.tree.leaves(batch)[0]) == 1:
+        return fn(batch)
+    rows = jax.tree.map(lambda x: x[:, None], batch)
+    return jax.tree.map(lambda x: x[:, 0], jax.lax.map(fn, rows))
 
 
 ARCHITECTURES = {"video_vit": Architecture(VideoViTConfig, VideoViT)}

@@ -4,7 +4,6 @@ Source: upstream `InternVideo2/single_modality/models/videomae.py`.
 """
 
 import dataclasses
-import math
 from typing import ClassVar
 
 import flax.linen as nn
@@ -14,74 +13,46 @@ import jax.numpy as jnp
 import numpy as np
 
 from internvideo_jax.kernels.attention import attention
-from internvideo_jax.models.architecture import Architecture, Tower, block_flops
+from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.models.video_vit import (
+    PatchedVideoConfig,
     PatchEmbed,
     example_video,
-    patch_embed_flops,
     take_tokens,
     token_grid,
-    vit_layer_of,
 )
 from internvideo_jax.nn.attention import SelfAttention
 from internvideo_jax.nn.blocks import PreNormBlock
-from internvideo_jax.nn.linear import Dtype
 from internvideo_jax.nn.normalization import layer_norm
 from internvideo_jax.nn.partitioning import with_axes
 from internvideo_jax.nn.position_embedding import resize_position_table, sinusoid_table
-from internvideo_jax.nn.stack import Remat, stack
+from internvideo_jax.nn.stack import stack
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoMAEConfig:
+class VideoMAEConfig(PatchedVideoConfig):
     """A VideoMAEv2 encoder; see `videomae_g14()`.
 
     Attributes:
-      width: D, the token width.
-      depth: number of blocks.
-      num_heads: attention heads.
-      mlp_dim: hidden size of the MLPs.
-      patch_size: side of a patch in pixels.
-      tubelet_size: frames per token.
-      image_size: side of the square frame.
-      num_frames: frames per clip.
       qkv_bias: whether q and v have biases (k's is zero).
-      layer_scale_init: initial branch scale; None leaves layer scale out.
       norm_epsilon: epsilon of all layer norms.
       learned_position: whether the position table is a parameter, as upstream makes it when the
         grid is not the native one.
       as_released: reproduce the published file's attention, whose softmax runs over the heads of
         one token (see `AttentionOverHeads`); off, attention is over tokens as intended.
-      remat: what the backward pass recomputes.
-      dtype: compute dtype.
     """
 
-    width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
-    patch_size: int = 14
     tubelet_size: int = 2
-    image_size: int = 224
     num_frames: int = 16
-    qkv_bias: bool = True
     layer_scale_init: float | None = None
+    qkv_bias: bool = True
     norm_epsilon: float = 1e-6
     learned_position: bool = False
     as_released: bool = False
-    remat: Remat = "none"
-    dtype: Dtype = "float32"
 
     norm: ClassVar = "layernorm"
     activation: ClassVar = "gelu_erf"
     qk_norm: ClassVar = False
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """Tokens along time, height and width of a full clip."""
-        return token_grid(
-            (self.num_frames, self.image_size, self.image_size), self.tubelet_size, self.patch_size
-        )
 
     @property
     def native_grid(self) -> tuple[int, int, int]:
@@ -128,6 +99,8 @@ class VideoMAE(Tower):
 
     config: VideoMAEConfig
 
+    input_parts = ("patch_embed", "pos_embed")
+
     @nn.compact
     def __call__(
         self,
@@ -168,18 +141,6 @@ class VideoMAE(Tower):
 
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         return (example_video(self.config, batch_size),)
-
-    def flops(self, num_kept: int | None = None) -> dict[str, int]:
-        c = self.config
-        tokens = num_kept or math.prod(c.grid)
-        block = block_flops(tokens, c.width, c.mlp_dim)
-        if c.as_released:
-            # Each token's heads attend to one another.
-            block += 2 * 2 * tokens * c.width * (c.num_heads - tokens)
-        return {"patch_embed": patch_embed_flops(c), "blocks": c.depth * block}
-
-    def layer_of(self, path: str) -> int | np.ndarray:
-        return vit_layer_of(path, self.config.depth)
 
 
 ARCHITECTURES = {"videomae": Architecture(VideoMAEConfig, VideoMAE)}

@@ -19,7 +19,6 @@ def attend(
     v: jax.Array,
     *,
     heads: str = "heads",
-    kv_heads: str | None = None,
     bias: jax.Array | None = None,
     segment_ids: tuple[jax.Array, jax.Array] | None = None,
     kv_lengths: jax.Array | None = None,
@@ -38,10 +37,9 @@ def attend(
 
     Args:
       q, k, v: queries, keys and values.
-      heads: logical name of q's third axis.
-      kv_heads: that of k and v; by default `heads` where Hkv is H, else "kv_heads". Where the
-        shards of `heads` do not divide Hkv, k and v are whole on each, which takes the heads that
-        belong to its queries.
+      heads: logical name of q's third axis; that of k and v is the same where Hkv is H, else
+        "kv_heads". Where the shards of `heads` do not divide Hkv, k and v are whole on each, which
+        takes the heads that belong to its queries.
       bias, segment_ids, kv_lengths, query_offset, is_causal, dropout_rate, dropout_rng, scale:
         those of `kernels.attention.attention`, of global shapes.
 
@@ -58,7 +56,7 @@ def attend(
     rows = tokens if num_queries >= tokens.parts else Split()
     keys = tokens if num_keys >= tokens.parts and rows.parts > 1 else Split()
     row_axis, key_axis = ("tokens" if split.parts > 1 else None for split in (rows, keys))
-    kv_axis: str | None = kv_heads or (heads if num_kv_heads == num_heads else "kv_heads")
+    kv_axis: str | None = heads if num_kv_heads == num_heads else "kv_heads"
     if splits((kv_axis,)) != (head,) or num_kv_heads % head.parts:
         kv_axis = None
 
@@ -119,6 +117,20 @@ def _pad(x: jax.Array, axis: int, split: Split) -> jax.Array:
     return jnp.pad(x, [(0, padding if i == axis else 0) for i in range(x.ndim)]) if padding else x
 
 
+def head_size(width: int, num_heads: int, option: str = "num_heads") -> int:
+    """Channels of each head.
+
+    Raises:
+      ValueError: the heads do not divide the width; names the config's `option`.
+    """
+    if width % num_heads:
+        raise ValueError(
+            f"expected a width that the number of heads divides, found width {width} and"
+            f" {num_heads} heads; change `{option}` or `width` in the model's config"
+        )
+    return width // num_heads
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention `[B, N, D] -> [B, N, D]`, optionally with normalised q and k.
 
@@ -139,13 +151,8 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        if width % self.num_heads:
-            raise ValueError(
-                f"expected a width that the number of heads divides, found width {width} and"
-                f" {self.num_heads} heads; change `num_heads` or `width` in the model's config"
-            )
         qkv = dense(
-            (3, self.num_heads, width // self.num_heads),
+            (3, self.num_heads, head_size(width, self.num_heads)),
             ("embed", "qkv", "heads", "head_dim"),
             self.dtype,
             "qkv",
@@ -186,16 +193,10 @@ class AttentionPooler(nn.Module):
         self, x: jax.Array, return_weights: bool = False
     ) -> tuple[jax.Array, jax.Array | None]:
         """Returns the pooled vector and, if asked, the head-averaged attention `[B, N]` float32."""
-        width = x.shape[-1]
-        if width % self.num_heads:
-            raise ValueError(
-                f"expected a width that the pooler's heads divide, found width {width} and"
-                f" {self.num_heads} heads; change `pooler_heads` in the model's config"
-            )
+        features = (self.num_heads, head_size(x.shape[-1], self.num_heads, "pooler_heads"))
 
         def project(name: str, inputs: jax.Array) -> jax.Array:
             inputs = layer_norm(1e-5, self.dtype, f"norm_{name}")(inputs)
-            features = (self.num_heads, width // self.num_heads)
             return dense(features, ("embed", "pooler_heads", "head_dim"), self.dtype, name)(inputs)
 
         mean = jnp.mean(x, axis=1, keepdims=True, dtype=jnp.float32).astype(self.dtype)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,49 +10,36 @@ import jax
 import jax.numpy as jnp
 
 from internvideo_jax.nn.attention import attend
-from internvideo_jax.nn.linear import Dtype
 from internvideo_jax.nn.lora import LoRAConfig, adaptable_dense
 from internvideo_jax.nn.mlp import Activation, activate
 from internvideo_jax.nn.normalization import rms_norm
 from internvideo_jax.nn.rotary import rotate
-from internvideo_jax.nn.stack import Layer, Remat
+from internvideo_jax.nn.stack import Layer, StackConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
+class DecoderConfig(StackConfig):
     """Dimensions and options of a stack of decoder blocks.
 
     Attributes:
-      width: D.
-      depth: number of blocks.
-      num_heads: query heads.
       num_kv_heads: key and value heads; must divide `num_heads`.
       head_dim: size of a head, even; the heads together need not be as wide as `width`.
-      mlp_dim: hidden size of the MLPs.
       norm_epsilon: epsilon of the norms.
       activation: of the MLP's gate.
       rope_theta: base of the rotary wavelengths.
       qkv_bias: whether the query, key and value projections have biases.
       proj_bias: whether the attention's output projection has one.
       lora: adapters; None for none.
-      remat: what the backward pass recomputes.
-      dtype: compute dtype.
     """
 
-    width: int
-    depth: int
-    num_heads: int
     num_kv_heads: int
     head_dim: int
-    mlp_dim: int
     norm_epsilon: float = 1e-6
     activation: Activation = "silu"
     rope_theta: float = 10_000.0
     qkv_bias: bool = False
     proj_bias: bool = False
     lora: LoRAConfig | None = None
-    remat: Remat = "none"
-    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -94,9 +82,7 @@ class DecoderAttention(nn.Module):
         self, x: jax.Array, shared: DecoderInputs, cache: KVCache | None
     ) -> tuple[jax.Array, KVCache | None]:
         c = self.config
-        linear = functools.partial(
-            adaptable_dense, dtype=jnp.dtype(c.dtype), lora=c.lora, deterministic=self.deterministic
-        )
+        linear = _linear(c, self.deterministic)
 
         def project(name: str, heads: int, axis: str) -> jax.Array:
             axes = ("embed", axis, "head_dim")
@@ -131,13 +117,7 @@ class GatedMlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.config
-        linear = functools.partial(
-            adaptable_dense,
-            dtype=jnp.dtype(c.dtype),
-            lora=c.lora,
-            deterministic=self.deterministic,
-            use_bias=False,
-        )
+        linear = functools.partial(_linear(c, self.deterministic), use_bias=False)
         gate = linear(c.mlp_dim, ("embed", "mlp"), name="gate")(x)
         up = linear(c.mlp_dim, ("embed", "mlp"), name="up")(x)
         return linear(c.width, ("mlp", "embed"), name="down")(activate(gate, c.activation) * up)
@@ -159,6 +139,12 @@ class DecoderBlock(nn.Module):
         x = x + out
         x = x + GatedMlp(c, self.deterministic, name="mlp")(norm("mlp_norm")(x))
         return x if cache is None else (x, cache)
+
+
+def _linear(config: DecoderConfig, deterministic: bool) -> Callable[..., nn.Module]:
+    """The linear layers of a block, adapted where the config says so."""
+    dtype, lora = jnp.dtype(config.dtype), config.lora
+    return functools.partial(adaptable_dense, dtype=dtype, lora=lora, deterministic=deterministic)
 
 
 def _write(buffer: jax.Array, new: jax.Array, offset: jax.Array) -> jax.Array:

@@ -38,7 +38,6 @@ def dense(
     axis: int | Sequence[int] = -1,
     use_bias: bool = True,
     kernel_init: Initializer = default_kernel_init,
-    bias_init: Initializer = nn.initializers.zeros,
 ) -> Dense:
     """A linear map from the dimensions `axis` to `features`, its kernel named by `kernel_axes`.
 
@@ -59,6 +58,6 @@ def dense(
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=boxed_kernel,
-        bias_init=with_axes(bias_init, bias_axes),
+        bias_init=with_axes(nn.initializers.zeros, bias_axes),
         name=name,
     )

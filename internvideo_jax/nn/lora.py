@@ -1,9 +1,8 @@
-"""Low-rank adapters beside the kernels of linear layers, live or folded into them."""
+"""Low-rank adapters beside the kernels of linear layers."""
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -98,26 +97,3 @@ def adaptable_dense(
     if lora is None or name not in lora.targets:
         return dense(features, kernel_axes, dtype, name, axis=axis, use_bias=use_bias)
     return LoRADense(features, kernel_axes, lora, deterministic, dtype, axis, use_bias, name=name)
-
-
-def fold_lora(params: Mapping[str, Any], config: LoRAConfig) -> dict[str, Any]:
-    """The parameters of the same tower without adapters, whose kernels hold what those added.
-
-    Args:
-      params: parameters, those of stacked layers with a leading axis of layers.
-      config: the adapters' scale.
-    """
-    folded: dict[str, Any] = {}
-    for name, value in params.items():
-        if isinstance(value, Mapping):
-            folded[name] = fold_lora(value, config)
-        elif name not in ("lora_a", "lora_b"):
-            folded[name] = value
-    if "lora_a" in params:
-        a, b, kernel = params["lora_a"], params["lora_b"], params["kernel"]
-        # `in` and `out` may each be several dimensions, behind an axis of layers or none.
-        layers = a.shape[: a.ndim + b.ndim - kernel.ndim - 2]
-        a, b = a.reshape(*layers, -1, config.rank), b.reshape(*layers, config.rank, -1)
-        product = jnp.matmul(a, b, precision="highest").reshape(kernel.shape)
-        folded["kernel"] = kernel + config.scale * product.astype(kernel.dtype)
-    return folded

@@ -13,6 +13,9 @@ from internvideo_jax.nn.partitioning import with_axes
 _RMSNorm = nn.remat(nn.RMSNorm, prevent_cse=False)
 _LayerNorm = nn.remat(nn.LayerNorm, prevent_cse=False)
 
+# Weight of the new batch in running statistics (PyTorch's default and convention).
+_MOMENTUM = 0.1
+
 
 def rms_norm(
     epsilon: float, dtype: jnp.dtype, name: str, axes: tuple[str, ...] = ("norm",)
@@ -55,12 +58,10 @@ class BatchNorm(nn.Module):
     Attributes:
       epsilon: added to the variance.
       affine: whether there are `scale` and `bias` parameters `[C]`.
-      momentum: weight of the new batch in the running statistics (PyTorch's convention).
     """
 
     epsilon: float = 1e-5
     affine: bool = True
-    momentum: float = 0.1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -78,8 +79,8 @@ class BatchNorm(nn.Module):
             count = x.size // channels
             if not self.is_initializing():
                 unbiased = batch_var * (count / max(count - 1, 1))
-                mean.value += self.momentum * (batch_mean - mean.value)
-                var.value += self.momentum * (unbiased - var.value)
+                mean.value += _MOMENTUM * (batch_mean - mean.value)
+                var.value += _MOMENTUM * (unbiased - var.value)
         x = (x - batch_mean) * jax.lax.rsqrt(batch_var + self.epsilon)
         if self.affine:
             ones = with_axes(nn.initializers.ones, ("norm",))

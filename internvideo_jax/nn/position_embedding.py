@@ -24,26 +24,25 @@ Method = Literal["linear", "bicubic"]
 _BICUBIC_A = -0.75
 
 
-def sincos_1d(dim: int, positions: Any) -> Any:
+def sincos_1d(dim: int, positions: np.ndarray) -> Float[np.ndarray, "P D"]:
     """`[sin(p * w) | cos(p * w)]` with `w_j = 10000^(-j / (dim / 2))`.
 
     Args:
       dim: D, even.
-      positions: P positions; a numpy array, a sequence or a JAX array.
+      positions: of P tokens `[P]`.
 
     Returns:
-      Table `[P, D]` float32, a JAX array if `positions` is one.
+      Table `[P, D]` float32.
 
     Raises:
       ValueError: `dim` is odd or not positive.
     """
     _check_width(dim, 2, "sincos_1d")
-    xp = jnp if isinstance(positions, jax.Array) else np
     # The tables of the released checkpoints start from float32 arithmetic throughout.
     exponents = np.arange(dim // 2, dtype=np.float32) / np.float32(dim / 2)
     frequencies = np.float32(1.0) / np.float32(10000.0) ** exponents
-    angles = xp.asarray(positions, np.float32)[:, None] * frequencies
-    return xp.concatenate([xp.sin(angles), xp.cos(angles)], axis=1)
+    angles = positions.astype(np.float32)[:, None] * frequencies
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
 def sincos_2d(dim: int, grid: tuple[int, int]) -> Float[np.ndarray, "HW D"]:
@@ -148,7 +147,10 @@ def resize_matrix(old: int, new: int, method: Method) -> Float[np.ndarray, "new 
 def resize_position_table(
     table: Array, old_grid: Grid, new_grid: Grid, num_extra: int = 1
 ) -> Array:
-    """Resizes a joint table as the released loaders do: linear in time, then bicubic in space.
+    """Resizes a table as the released loaders do: linear in time, then bicubic in space.
+
+    The parts of a separable table have grids (t, 1, 1) and (1, h, w). Upstream's loader reshapes
+    the latter by the frame count and works for one frame only.
 
     Args:
       table: `[1, num_extra + t*h*w, D]`, rows in (t, h, w) order after the extra ones.
@@ -179,19 +181,6 @@ def resize_position_table(
     x = _resize_axis(x, 2, new_grid[2], "bicubic")
     rows_of_grid = x.reshape(1, math.prod(new_grid), dim).astype(table.dtype)
     return xp.concatenate([table[:, :num_extra], rows_of_grid], axis=1)
-
-
-def resize_temporal_table(table: Array, frames: int) -> Array:
-    """Resizes the temporal part `[1, t, D]` of a separable table to `[1, frames, D]`, linearly."""
-    return resize_position_table(table, (table.shape[1], 1, 1), (frames, 1, 1), num_extra=0)
-
-
-def resize_spatial_table(table: Array, old: tuple[int, int], new: tuple[int, int]) -> Array:
-    """Resizes the spatial part `[1, h*w, D]` of a separable table to `[1, h'*w', D]`, bicubically.
-
-    Upstream's loader reshapes by the frame count here and works for one frame only.
-    """
-    return resize_position_table(table, (1, *old), (1, *new), num_extra=0)
 
 
 def _namespace(x: Any) -> Any:

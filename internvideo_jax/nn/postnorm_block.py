@@ -9,23 +9,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from internvideo_jax.nn.attention import attend
-from internvideo_jax.nn.linear import Dtype, dense
+from internvideo_jax.nn.attention import attend, head_size
+from internvideo_jax.nn.linear import dense
 from internvideo_jax.nn.mlp import Activation, Mlp
 from internvideo_jax.nn.normalization import layer_norm
 from internvideo_jax.nn.partitioning import with_axes
-from internvideo_jax.nn.stack import Layer, Remat
+from internvideo_jax.nn.stack import Layer, StackConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PostNormConfig:
-    """Dimensions and options of a stack of these blocks.
+class PostNormConfig(StackConfig):
+    """Dimensions and options of a stack of these blocks; the heads must divide the width.
 
     Attributes:
-      width: D.
-      depth: number of blocks.
-      num_heads: attention heads; must divide `width`.
-      mlp_dim: hidden size of the MLPs.
       norm_epsilon: epsilon of the layer norms.
       activation: activation of the MLPs.
       norm_first: normalise the input of each branch instead of the sum after it.
@@ -34,14 +30,8 @@ class PostNormConfig:
       gradient_scale: factor on the gradients at each block's input, which decay layer by layer.
       dropout_rate: dropout of each branch in training.
       attention_dropout_rate: dropout of the attention weights in training.
-      remat: what the backward pass recomputes.
-      dtype: compute dtype.
     """
 
-    width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
     norm_epsilon: float = 1e-5
     activation: Activation = "gelu_erf"
     norm_first: bool = False
@@ -50,15 +40,9 @@ class PostNormConfig:
     gradient_scale: float = 1.0
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
-    remat: Remat = "none"
-    dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"expected a width that the number of heads divides, found width {self.width} and"
-                f" {self.num_heads} heads; change `num_heads` or `width` in the model's config"
-            )
+        head_size(self.width, self.num_heads)
 
 
 class PostNormInputs(NamedTuple):
@@ -93,7 +77,7 @@ class MultiHeadAttention(nn.Module):
     ) -> jax.Array:
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        features = (c.num_heads, c.width // c.num_heads)
+        features = (c.num_heads, head_size(c.width, c.num_heads))
         project = functools.partial(dense, features, ("embed", "heads", "head_dim"), dtype)
         q, k, v = project("q")(x), project("k")(states), project("v")(states)
         segment_ids = None

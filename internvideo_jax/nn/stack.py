@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from internvideo_jax.nn.linear import Dtype
+
 Remat = Literal["none", "full", "dots"]
 # What the backward pass need not compute again, as `jax.checkpoint` takes it.
 Policy = Callable[..., bool]
@@ -18,6 +20,27 @@ _POLICIES: dict[str, Policy | None] = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class StackConfig:
+    """What the configs of all stacks have.
+
+    Attributes:
+      width: D, the token width.
+      depth: number of blocks.
+      num_heads: attention heads; of queries, where keys and values have fewer.
+      mlp_dim: hidden size of the MLPs.
+      remat: what the backward pass recomputes.
+      dtype: compute dtype.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    remat: Remat = "none"
+    dtype: Dtype = "float32"
 
 
 @flax.struct.dataclass

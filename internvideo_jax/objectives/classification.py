@@ -1,4 +1,4 @@
-"""Classification losses on integer labels and on soft targets."""
+"""Classification losses on soft targets."""
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +31,3 @@ def soft_cross_entropy(
         )
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     return -jnp.mean(jnp.sum(targets.astype(jnp.float32) * log_probabilities, axis=-1))
-
-
-def cross_entropy(
-    logits: Float[Array, "B C"], labels: Int[Array, " B"], smoothing: float = 0.0
-) -> Float[Array, ""]:
-    """Mean cross-entropy with integer labels, optionally smoothed, in float32.
-
-    Smoothing equals timm's `LabelSmoothingCrossEntropy`, which upstream's fine-tuning uses at 0.1
-    when mixup is off.
-    """
-    return soft_cross_entropy(logits, smooth_one_hot(labels, logits.shape[-1], smoothing))

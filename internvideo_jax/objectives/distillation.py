@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 
 def alignment_loss(
@@ -30,22 +30,11 @@ def alignment_loss(
     if student.shape != target.shape:
         raise ValueError(
             f"expected student and target features of one shape, found {student.shape} and"
-            f" {target.shape}; gather the target rows that the student kept with `gather_rows`"
+            f" {target.shape}; take the target rows that the student kept"
         )
     target = jax.lax.stop_gradient(target)
     product = student.astype(jnp.float32) * target.astype(jnp.float32)
     return 2.0 - 2.0 * jnp.mean(jnp.sum(product, axis=-1))
-
-
-def gather_rows(
-    features: Float[Array, "K B N D"], kept: Int[Array, "B R"]
-) -> Float[Array, "K B R D"]:
-    """Rows of `features` at the indices `kept`, per sample and alike for the K layers.
-
-    A student's kept tokens count the class token as row 0. Teachers without one (VideoMAE) take
-    `kept[:, 1:] - 1`.
-    """
-    return jnp.take_along_axis(features, kept[None, :, :, None], axis=2)
 
 
 def distillation_loss(

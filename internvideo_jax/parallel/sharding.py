@@ -6,7 +6,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from internvideo_jax.parallel.rules import Rules
@@ -151,29 +150,25 @@ def unsplit_dimensions(boxed: PyTree, mesh: Mesh, rules: Rules) -> list[str]:
     return notes
 
 
-def abstract_params(
-    init_fn: Callable[..., PyTree], mesh: Mesh, rules: Rules, *args: Any
-) -> tuple[PyTree, PyTree]:
+def abstract_params(init_fn: Callable[..., PyTree], mesh: Mesh, rules: Rules, *args: Any) -> PyTree:
     """Shapes of what `init_sharded` would create, with their shardings; nothing is allocated.
 
-    Args and errors are those of `init_sharded`.
+    Args and errors are those of `init_sharded`; any argument may be a shape.
 
     Returns:
-      Tree of `jax.ShapeDtypeStruct` that carry shardings, and the tree of the shardings.
+      Tree of `jax.ShapeDtypeStruct` that carry shardings.
     """
-    boxed = jax.eval_shape(_without_rules(init_fn), *args)
-    shardings = variable_shardings(boxed, mesh, rules)
-    shapes = jax.tree.map(
+    # An initialiser's forward pass is dead code on one example, which a mesh need not divide.
+    with nn.logical_axis_rules(()):
+        boxed = jax.eval_shape(init_fn, *args)
+    return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         nn.unbox(boxed),
-        shardings,
+        variable_shardings(boxed, mesh, rules),
     )
-    return shapes, shardings
 
 
-def init_sharded(
-    init_fn: Callable[..., PyTree], mesh: Mesh, rules: Rules, *args: Any
-) -> tuple[PyTree, PyTree]:
+def init_sharded(init_fn: Callable[..., PyTree], mesh: Mesh, rules: Rules, *args: Any) -> PyTree:
     """Creates variables directly in their sharding, so that none is ever whole on one device.
 
     Their values do not depend on the mesh.
@@ -182,42 +177,21 @@ def init_sharded(
       init_fn: usually `module.init`; its arrays carry logical axis names.
       mesh: where the variables shall live.
       rules: logical to mesh axes.
-      *args: arguments of `init_fn`, e.g. a key and `*module.example_inputs()`; a
-        `jax.ShapeDtypeStruct` stands for an array of zeros.
+      *args: arguments of `init_fn`.
 
     Returns:
-      The unboxed variables, and the tree of their shardings.
+      The unboxed variables.
 
     Raises:
       ValueError: a logical axis name has no rule.
     """
-    _, shardings = abstract_params(init_fn, mesh, rules, *args)
-    init = _without_rules(init_fn)
-    zeros_for = [isinstance(arg, jax.ShapeDtypeStruct) for arg in args]
+    shapes = abstract_params(init_fn, mesh, rules, *args)
 
-    def create(*concrete: Any) -> PyTree:
-        rest = iter(concrete)
-        filled = (
-            jnp.zeros(arg.shape, arg.dtype) if is_shape else next(rest)
-            for arg, is_shape in zip(args, zeros_for, strict=True)
-        )
-        return nn.unbox(init(*filled))
-
-    concrete = [arg for arg, is_shape in zip(args, zeros_for, strict=True) if not is_shape]
-    return jax.jit(create, out_shardings=shardings)(*concrete), shardings
-
-
-def _without_rules(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """`fn` traced without activation constraints.
-
-    An initialiser's forward pass is dead code on a single example, which a mesh need not divide.
-    """
-
-    def call(*args: Any) -> PyTree:
+    def create(*args: Any) -> PyTree:
         with nn.logical_axis_rules(()):
-            return fn(*args)
+            return nn.unbox(init_fn(*args))
 
-    return call
+    return jax.jit(create, out_shardings=jax.tree.map(lambda x: x.sharding, shapes))(*args)
 
 
 def _check_divisible(

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 
 from internvideo_jax.parallel.mesh import MeshConfig
-from internvideo_jax.training.optimizer import PartConfig, adamw, part_of
+from internvideo_jax.training.optimizer import OptimizerConfig, adamw, part_of
 from internvideo_jax.training.schedules import warmup_cosine
 from internvideo_jax.training.stage import Stage
 
@@ -33,49 +34,6 @@ def _check_positive(config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name}: expected at least 1, found {getattr(config, name)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW as the recipes state it.
-
-    Attributes:
-      lr: peak learning rate, for the batch as it is: another batch size does not change it.
-      min_lr: rate that the cosine tends to.
-      warmup_lr: rate of the first step.
-      betas: decays of the first and second moment.
-      eps: added to the root of the second moment.
-      weight_decay: decoupled, on kernels only.
-      layer_decay: factor between the rates of neighbouring layers; 1 has none.
-      max_grad_norm: bound of the global gradient norm; None does not clip.
-      parts: parameters with a learning rate or weight decay of their own, or frozen ones.
-    """
-
-    lr: float
-    min_lr: float = 0.0
-    warmup_lr: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.05
-    layer_decay: float = 1.0
-    max_grad_norm: float | None = None
-    parts: tuple[PartConfig, ...] = ()
-
-    def __post_init__(self) -> None:
-        norm = self.max_grad_norm
-        ranges = [
-            ("lr", self.lr > 0, "a number above 0"),
-            ("min_lr", self.min_lr >= 0, "at least 0"),
-            ("warmup_lr", self.warmup_lr >= 0, "at least 0"),
-            ("betas", all(0 <= beta < 1 for beta in self.betas), "numbers in [0, 1)"),
-            ("eps", self.eps > 0, "a number above 0"),
-            ("weight_decay", self.weight_decay >= 0, "at least 0"),
-            ("layer_decay", 0 < self.layer_decay <= 1, "a number in (0, 1]"),
-            ("max_grad_norm", norm is None or norm > 0, "a number above 0, or none"),
-        ]
-        for name, is_valid, expected in ranges:
-            if not is_valid:
-                raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,19 +162,7 @@ class TrainConfig:
 
         So the rate follows the number of the step, also past steps that were skipped.
         """
-        o = self.optimizer
-        return adamw(
-            1.0,
-            is_decayed=stage.is_decayed,
-            layer_of=stage.layer_of,
-            b1=o.betas[0],
-            b2=o.betas[1],
-            eps=o.eps,
-            weight_decay=o.weight_decay,
-            layer_decay=o.layer_decay,
-            max_grad_norm=o.max_grad_norm,
-            parts=o.parts,
-        )
+        return adamw(1.0, self.optimizer, stage.module)
 
     def trainable(self, stage: Stage) -> Callable[[str], bool | np.ndarray]:
         """By path, whether a parameter is trained, as `Stage.trainable`: by stage and config."""
@@ -253,14 +199,8 @@ def _is_free(name: str) -> bool:
     return any(name == free or name.startswith(f"{free}.") for free in FREE_FIELDS)
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(flatten_dict(config, sep=".", is_leaf=lambda _, value: not value))
 
 
 def _shown(flat: Mapping[str, Any], name: str) -> str:

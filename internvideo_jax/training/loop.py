@@ -28,7 +28,7 @@ from internvideo_jax.training.metrics import (
     average,
     plot_losses,
 )
-from internvideo_jax.training.process import Preemption, locked
+from internvideo_jax.training.process import locked, preemption
 from internvideo_jax.training.stage import (
     Batch,
     Evaluation,
@@ -112,7 +112,7 @@ def train(
     with contextlib.ExitStack() as stack:
         if is_main:
             stack.enter_context(locked(workdir))
-        preemption = stack.enter_context(Preemption())
+        is_preempted = stack.enter_context(preemption())
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(nn.logical_axis_rules(rules))
 
@@ -151,7 +151,9 @@ def train(
         inputs = abstract_batch(stage, config.rows, mesh, rules)
         data = batches(start)
         stack.callback(getattr(data, "close", lambda: None))
-        writer = stack.enter_context(MetricsWriter(workdir, start)) if is_main else None
+        writer = None
+        if is_main:
+            writer = stack.enter_context(contextlib.closing(MetricsWriter(workdir, start)))
         bad_steps = _BadSteps(config, workdir)
         window: list[dict[str, jax.Array]] = []
         replaced = 0
@@ -192,7 +194,7 @@ def train(
                 log(step, _evaluate(evaluations, state, fixed))
                 progress.restart_clock()
 
-            must_stop = preemption.reached(step)
+            must_stop = is_preempted(step)
             if step % config.checkpoint.every_steps == 0 or is_last or must_stop:
                 bad_steps.check()
                 position = {"step": step, "examples": step * config.batch_size, "seed": config.seed}

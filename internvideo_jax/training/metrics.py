@@ -7,13 +7,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from internvideo_jax.files import write_text
@@ -36,47 +33,27 @@ class MetricsWriter:
         kept = [line for line in read_metrics(path) if line["step"] <= start_step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
-        events = workdir / "tensorboard"
-        events.mkdir(exist_ok=True)
-        # Besides the second and the host, which the library puts there: names must be new.
-        suffix = f".{os.getpid()}.{start_step}"
-        self._events = EventsWriter(str(events / "events"), suffix)
-        if start_step:
-            start = SessionLog(status=SessionLog.START)
-            self._events.write_event(
-                Event(wall_time=time.time(), step=start_step + 1, session_log=start)
-            )
+        self._events = SummaryWriter(
+            str(workdir / "tensorboard"),
+            purge_step=start_step + 1 if start_step else None,
+            # Besides the second and the host, which the library puts there: names must be new.
+            filename_suffix=f".{os.getpid()}.{start_step}",
+        )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the metrics of a step."""
         finite = {name: float(v) if math.isfinite(v) else None for name, v in values.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        scalars = [
-            Summary.Value(tag=name, simple_value=value)
-            for name, value in finite.items()
-            if value is not None
-        ]
-        self._events.write_event(
-            Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
-        )
+        for name, value in finite.items():
+            if value is not None:
+                self._events.add_scalar(name, value, step)
         self._events.flush()
 
     def close(self) -> None:
         """Closes the files."""
         self._file.close()
         self._events.close()
-
-    def __enter__(self) -> "MetricsWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

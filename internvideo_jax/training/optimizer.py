@@ -1,7 +1,7 @@
 """AdamW with the parameter groups of the released recipes.
 
 A parameter's group follows from its path below `params`. Which parameters decay, and which layer
-each belongs to, is the model's to say (`Stage.is_decayed`, `Stage.layer_of`); shapes say nothing,
+each belongs to, is the model's to say (`Tower.is_decayed`, `Tower.layer_of`); shapes say nothing,
 since a per-head bias has several dimensions.
 
 Source: `optim_factory.py` of upstream `InternVideo2/single_modality`.
@@ -16,10 +16,9 @@ import jax
 import numpy as np
 import optax
 
+from internvideo_jax.models import Tower
+
 PyTree = Any
-# The layer of a parameter: 0 the input, i + 1 block i (all of them for one that is stacked over the
-# blocks), depth + 1 the rest.
-LayerOf = Callable[[str], int | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +52,52 @@ class PartConfig:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW as the recipes state it.
+
+    The defaults are those of upstream's fine-tuning; pre-training has betas of 0.9 and 0.98, an eps
+    of 1e-6, and clips the global gradient norm at 3.
+
+    Attributes:
+      lr: peak learning rate, for the batch as it is: another batch size does not change it.
+      min_lr: rate that the cosine tends to.
+      warmup_lr: rate of the first step.
+      betas: decays of the first and second moment.
+      eps: added to the root of the second moment.
+      weight_decay: decoupled, on kernels only.
+      layer_decay: factor between the rates of neighbouring layers; 1 has none.
+      max_grad_norm: bound of the global gradient norm; None does not clip.
+      parts: parameters with a learning rate or weight decay of their own, or frozen ones.
+    """
+
+    lr: float
+    min_lr: float = 0.0
+    warmup_lr: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    max_grad_norm: float | None = None
+    parts: tuple[PartConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        norm = self.max_grad_norm
+        ranges = [
+            ("lr", self.lr > 0, "a number above 0"),
+            ("min_lr", self.min_lr >= 0, "at least 0"),
+            ("warmup_lr", self.warmup_lr >= 0, "at least 0"),
+            ("betas", all(0 <= beta < 1 for beta in self.betas), "numbers in [0, 1)"),
+            ("eps", self.eps > 0, "a number above 0"),
+            ("weight_decay", self.weight_decay >= 0, "at least 0"),
+            ("layer_decay", 0 < self.layer_decay <= 1, "a number in (0, 1]"),
+            ("max_grad_norm", norm is None or norm > 0, "a number above 0, or none"),
+        ]
+        for name, is_valid, expected in ranges:
+            if not is_valid:
+                raise ValueError(f"{name}: expected {expected}, found {getattr(self, name)}")
+
+
 def part_of(path: str, parts: Sequence[PartConfig]) -> PartConfig:
     """The part that a parameter belongs to; one without changes if there is none."""
     matching = (part for part in parts if re.fullmatch(part.pattern, path))
@@ -69,77 +114,58 @@ def map_paths(fn: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(call, tree)
 
 
-def layer_ids(params: PyTree, layer_of: LayerOf) -> PyTree:
+def layer_ids(params: PyTree, model: Tower) -> PyTree:
     """Tree of int arrays that broadcast against the parameters: the layer each belongs to."""
 
     def layer_id(path: str, leaf: jax.Array) -> np.ndarray:
-        ids = np.asarray(layer_of(path))
+        ids = np.asarray(model.layer_of(path))
         return ids.reshape(*ids.shape, *[1] * (leaf.ndim - 1)) if ids.ndim else ids
 
     return map_paths(layer_id, params)
 
 
-def layer_scales(params: PyTree, layer_of: LayerOf, layer_decay: float) -> PyTree:
+def layer_scales(params: PyTree, model: Tower, layer_decay: float) -> PyTree:
     """Tree of learning-rate factors `layer_decay ** (depth + 1 - id)`, float32, see `layer_ids`."""
-    ids = layer_ids(params, layer_of)
-    last = max(int(leaf.max()) for leaf in jax.tree.leaves(ids))
+    ids, last = layer_ids(params, model), model.last_layer
     return jax.tree.map(lambda i: np.float32(np.float64(layer_decay) ** (last - i)), ids)
 
 
 def adamw(
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    is_decayed: Callable[[str], bool],
-    layer_of: LayerOf,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.05,
-    layer_decay: float = 1.0,
-    max_grad_norm: float | None = None,
-    parts: Sequence[PartConfig] = (),
+    learning_rate: optax.ScalarOrSchedule, config: OptimizerConfig, model: Tower
 ) -> optax.GradientTransformation:
     """AdamW with decoupled weight decay: `p -= lr * scale * (m / (sqrt(v) + eps) + wd * p)`.
 
-    The defaults are those of upstream's fine-tuning; pre-training has `b2=0.98, eps=1e-6` and clips
-    the global gradient norm at 3.
-
     Args:
-      learning_rate: rate, or schedule of the step.
-      is_decayed: by path, whether weight decay applies.
-      layer_of: by path, the layer; asked if there is layer decay.
-      b1: decay of the first moment.
-      b2: decay of the second moment.
-      eps: added to the root of the second moment.
-      weight_decay: wd.
-      layer_decay: base of `layer_scales`; at 1 and above, as upstream, there are none.
-      max_grad_norm: bound of the global gradient norm; None does not clip.
-      parts: what is trained at another rate, or decays otherwise.
+      learning_rate: rate, or schedule of the step, in place of the config's.
+      config: all else.
+      model: says which parameters decay, and for layer decay which layer each is of.
     """
+    parts = config.parts
 
     def decay(updates: PyTree, params: PyTree) -> PyTree:
         def rate(path: str, leaf: Any) -> float:
             own = part_of(path, parts).weight_decay
-            return (weight_decay if own is None else own) if is_decayed(path) else 0.0
+            wanted = config.weight_decay if own is None else own
+            return wanted if model.is_decayed(path) else 0.0
 
         rates = map_paths(rate, params)
         return jax.tree.map(lambda u, p, wd: u + wd * p if wd else u, updates, params, rates)
 
     def scale_by_layer(updates: PyTree, _: PyTree) -> PyTree:
-        scales = layer_scales(updates, layer_of, layer_decay)
+        scales = layer_scales(updates, model, config.layer_decay)
         return jax.tree.map(lambda u, s: u * s.astype(u.dtype), updates, scales)
 
     def scale_by_part(updates: PyTree, _: PyTree) -> PyTree:
         return map_paths(lambda path, u: u * part_of(path, parts).lr_factor, updates)
 
     steps = [
-        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        optax.scale_by_adam(*config.betas, eps=config.eps),
         optax.stateless(decay),
         optax.scale_by_learning_rate(learning_rate),
     ]
-    if max_grad_norm is not None:
-        steps.insert(0, optax.clip_by_global_norm(max_grad_norm))
-    if layer_decay < 1:
+    if config.max_grad_norm is not None:
+        steps.insert(0, optax.clip_by_global_norm(config.max_grad_norm))
+    if config.layer_decay < 1:
         steps.append(optax.stateless(scale_by_layer))
     if parts:
         steps.append(optax.stateless(scale_by_part))

@@ -5,10 +5,8 @@ import fcntl
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -39,36 +37,22 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-class Preemption:
-    """Notes SIGTERM instead of dying of it; a context manager."""
+@contextlib.contextmanager
+def preemption() -> Iterator[Callable[[int], bool]]:
+    """Notes SIGTERM instead of dying of it.
 
-    def __init__(self) -> None:
-        self._noted = False
-        self._previous: Any = None
-
-    def reached(self, step: int) -> bool:
-        """Whether to stop after this step: the same answer on all processes, which all must ask.
-
-        With several processes JAX's own handler takes the signal and agrees on a step.
-        """
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._noted
-
-    def __enter__(self) -> "Preemption":
-        # Python allows handlers in the main thread only.
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._noted = True
+    Yields a function that says whether to stop after a step: the same answer on all processes,
+    which all must ask. With several, JAX's own handler takes the signal and agrees on a step.
+    """
+    noted = threading.Event()
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+    # Python allows handlers in the main thread only.
+    elif threading.current_thread() is not threading.main_thread():
+        yield lambda step: False
+    else:
+        previous = signal.signal(signal.SIGTERM, lambda number, frame: noted.set())
+        try:
+            yield lambda step: noted.is_set()
+        finally:
+            signal.signal(signal.SIGTERM, previous)

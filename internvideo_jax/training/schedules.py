@@ -31,15 +31,7 @@ def warmup_cosine(
 
     Returns:
       A function of the step (int or integer array, jit-able) with float32 values.
-
-    Raises:
-      ValueError: there are no steps, or not `0 <= warmup_steps <= total_steps`.
     """
-    if total_steps < 1 or not 0 <= warmup_steps <= total_steps:
-        raise ValueError(
-            "expected at least one step and a warm-up within the run, found"
-            f" warmup_steps={warmup_steps} of total_steps={total_steps}"
-        )
     cosine_steps = max(total_steps - warmup_steps, 1)
 
     def schedule(step: Int[Array, "*steps"]) -> Float[Array, "*steps"]:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from internvideo_jax.evaluation.runner import Evaluator
+from internvideo_jax.models import Tower
 from internvideo_jax.parallel.rules import Rules
 
 PyTree = Any
@@ -31,12 +32,14 @@ class Stage(abc.ABC):
     whole (global) batch at once, then values do not depend on the mesh.
 
     Attributes:
+      module: the trained model; says which parameters decay, and which layer each is of.
       loss_is_mean_over_rows: whether the mean of micro-batches' losses is the loss of the batch. A
         loss over the global batch, as contrastive ones are, says False and is not split.
       targets_see_averages: whether `targets` finds the model's variables with averaged weights
         under `AVERAGED` in `frozen`, for self-distillation; needs `train.ema_decay`.
     """
 
+    module: Tower
     loss_is_mean_over_rows: ClassVar[bool] = True
     targets_see_averages: ClassVar[bool] = False
 
@@ -102,17 +105,6 @@ class Stage(abc.ABC):
         For a parameter stacked over layers the answer may be a bool for each of them, `[depth]`.
         """
         return True
-
-    def is_decayed(self, path: str) -> bool:
-        """Whether weight decay applies to the parameter at such a path; by default to kernels."""
-        return path.rpartition("/")[2] == "kernel"
-
-    def layer_of(self, path: str) -> int | np.ndarray:
-        """The layer of the parameter at such a path, for layer decay, as `optimizer.LayerOf`."""
-        raise ValueError(
-            "expected a model with layers for train.optimizer.layer_decay below 1, found"
-            f" {type(self).__name__}, which has none; set it to 1"
-        )
 
     @property
     def num_classes(self) -> int | None:

@@ -96,7 +96,7 @@ def abstract_state(
     def init(key: jax.Array) -> tuple[TrainState, PyTree]:
         return _assemble(_initial_variables(stage, config, key), stage, config)
 
-    state, fixed = abstract_params(init, mesh, rules, abstract_key())[0]
+    state, fixed = abstract_params(init, mesh, rules, abstract_key())
     paths = traverse_util.flatten_dict(merge(fixed, state.params), sep="/")
     parts = config.optimizer.parts
     unused = {part.pattern for part in parts} - {part_of(path, parts).pattern for path in paths}
@@ -111,7 +111,7 @@ def abstract_state(
 
 def abstract_frozen(stage: Stage, mesh: Mesh, rules: Rules) -> PyTree:
     """Shapes, dtypes and shardings of the stage's frozen variables; nothing is allocated."""
-    return abstract_params(stage.init_frozen, mesh, rules, abstract_key())[0]
+    return abstract_params(stage.init_frozen, mesh, rules, abstract_key())
 
 
 def unsplit(stage: Stage, mesh: Mesh, rules: Rules) -> list[str]:
@@ -139,11 +139,11 @@ def create_state(
     # The steps fold their number into the same key; init's draws are folded apart from them.
     key = jax.random.fold_in(jax.random.key(config.seed), np.uint32(2**32 - 1))
     init = functools.partial(_initial_variables, stage, config)
-    initial, shardings = init_sharded(init, mesh, rules, key)
+    initial = init_sharded(init, mesh, rules, key)
     loaded = stage.load_initial(initial)
     _check_fits(initial, loaded)
     # Orbax and converted files may give other shardings; a no-op otherwise.
-    loaded = jax.device_put(loaded, shardings)
+    loaded = jax.device_put(loaded, jax.tree.map(lambda x: x.sharding, initial))
 
     with nn.logical_axis_rules(()):
         boxes = jax.tree.structure(jax.eval_shape(init, key))

@@ -84,7 +84,7 @@ def _model_report(config: ConfigDict, topology_name: str) -> dict[str, Any]:
     batch_size = config.batch_per_device * mesh.shape["data"] * mesh.shape["fsdp"]
     inputs = module.example_inputs(batch_size)
     num_kept = inputs[1].shape[1] if len(inputs) > 1 else None
-    parts = module.flops(num_kept)
+    parts = module.flops()
     forward = sum(parts.values())
     work = {"forward": (tasks.forward_task(module, mesh, batch_size), forward)}
     if config.gradient:

@@ -53,7 +53,7 @@ def make_module(config: ConfigDict) -> nn.Module:
 
 def forward_task(module: nn.Module, mesh: Mesh, batch_size: int) -> Task:
     """The forward pass, its outputs split over the batch like its inputs."""
-    variables, _ = _abstract_variables(module, mesh)
+    variables = _abstract_variables(module, mesh)
     inputs = _abstract_inputs(module, mesh, batch_size)
     outputs = _abstract_outputs(module, mesh, batch_size)
     return Task(module.apply, (variables, *inputs), jax.tree.map(lambda x: x.sharding, outputs))
@@ -65,7 +65,7 @@ def gradient_task(module: nn.Module, mesh: Mesh, batch_size: int) -> Task:
     Students get the alignment loss with all terms, against targets in float32; other models the
     mean square of all outputs, which needs everything that they compute.
     """
-    variables, shardings = _abstract_variables(module, mesh)
+    variables = _abstract_variables(module, mesh)
     params = variables.pop("params")
     outputs = _abstract_outputs(module, mesh, batch_size)
     targets = {}
@@ -89,7 +89,7 @@ def gradient_task(module: nn.Module, mesh: Mesh, batch_size: int) -> Task:
     return Task(
         jax.value_and_grad(loss),
         (params, variables, targets, *_abstract_inputs(module, mesh, batch_size)),
-        (NamedSharding(mesh, PartitionSpec()), shardings["params"]),
+        (NamedSharding(mesh, PartitionSpec()), jax.tree.map(lambda x: x.sharding, params)),
     )
 
 
@@ -104,7 +104,7 @@ def train_step_task(stage: Stage, config: TrainConfig, mesh: Mesh) -> Task:
     return Task(step, (state, fixed, frozen, batch), None)
 
 
-def _abstract_variables(module: nn.Module, mesh: Mesh) -> tuple[Any, Any]:
+def _abstract_variables(module: nn.Module, mesh: Mesh) -> Any:
     inputs = module.example_inputs()
     return abstract_params(module.init, mesh, DEFAULT_RULES, jax.random.key(0), *inputs)
 

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 
 from internvideo_jax.training.stage import HostBatch
-from internvideo_jax.training.stages.pretrain import PretrainStage
+from internvideo_jax.training.stages.alignment import AlignmentStage
 
 
 def constant_losses(
-    stage: PretrainStage, batches: Iterable[HostBatch], count: int
+    stage: AlignmentStage, batches: Iterable[HostBatch], count: int
 ) -> dict[str, float]:
     """Losses of the best constant for each layer and place: by term, and their sum as `loss`.
 

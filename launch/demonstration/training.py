@@ -27,7 +27,7 @@ from internvideo_jax.launch.demonstration.report import ProbeRow, Report, Run, a
 from internvideo_jax.launch.demonstration.runs import TrainedModel
 from internvideo_jax.launch.train import Run as Recipe
 from internvideo_jax.training.masking import attention_guided_kept, kept_to_mask
-from internvideo_jax.training.stages.pretrain import PretrainStage
+from internvideo_jax.training.stages.alignment import AlignmentStage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +99,7 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
     with meter.part("probes and report"):
         rows = _probe_all(size, clips, student, video_teacher, image_teacher)
         stage1 = runs.recipe("stage 1", size_name, data)
-        assert isinstance(stage1.stage, PretrainStage)
+        assert isinstance(stage1.stage, AlignmentStage)
         results = [
             _result(image_teacher, _constant(seen.looks), clips["test"], "looks"),
             _result(video_teacher, _constant(seen.motions), clips["test"], "motions"),
@@ -188,7 +188,7 @@ def _constant(labels: np.ndarray) -> dict[str, float]:
     return {"loss": float(-np.sum(shares[shares > 0] * np.log(shares[shares > 0])))}
 
 
-def _constants(run: Recipe, stage: PretrainStage) -> dict[str, float]:
+def _constants(run: Recipe, stage: AlignmentStage) -> dict[str, float]:
     """The same of stage 1's losses: those of the best constant features."""
     batches = pipeline.train_batches(
         run.data, tuple(stage.example_batch(1)), batch_size=run.train.batch_size, seed=0
@@ -208,7 +208,7 @@ def _draw_losses(trained: Sequence[TrainedModel], results: Sequence[Run]) -> "Fi
     return loss_figure(curves)
 
 
-def _draw_masks(stage: PretrainStage, clips: Clips, attention: np.ndarray) -> "Figure":
+def _draw_masks(stage: AlignmentStage, clips: Clips, attention: np.ndarray) -> "Figure":
     """Masks as training draws them, of the first clips."""
     grid = stage.config.encoder.grid
     shown = []

@@ -32,13 +32,6 @@ small_scores = hnp.arrays(
 )
 
 
-def test_top_k():
-    assert top_k_accuracy(SCORES, LABELS, 1) == 50
-    assert top_k_accuracy(SCORES, LABELS, 2) == 75
-    assert top_k_accuracy(SCORES, LABELS, 3) == 100
-    assert top_k_accuracy(SCORES, LABELS, 5) == 100
-
-
 @given(scores=small_scores, seed=st.integers(0, 9))
 def test_of_equal_scores_the_first_count(scores, seed):
     labels = np.random.default_rng(seed).integers(0, scores.shape[1], len(scores))

@@ -13,11 +13,6 @@ from internvideo_jax.evaluation.features import FailedClip, extract_features
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing, normalize
 
 
-@pytest.fixture
-def model(encoder):
-    return encoder
-
-
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
@@ -29,13 +24,13 @@ def videos(tmp_path_factory):
     return paths
 
 
-def test_features_are_those_of_the_model(model, videos):
-    result = next(iter(extract_features(videos[1:2], model, kind="tokens")))
+def test_features_are_those_of_the_model(encoder, videos):
+    result = next(iter(extract_features(videos[1:2], encoder, kind="tokens")))
     frames = result.clip.frames
     assert frames.shape == (4, 32, 32, 3)
     assert frames.dtype == np.uint8
-    video = normalize(frames[None], model.preprocessing.video)
-    output = jax.jit(model.module.apply)(model.variables, video)
+    video = normalize(frames[None], encoder.preprocessing.video)
+    output = jax.jit(encoder.module.apply)(encoder.variables, video)
     np.testing.assert_allclose(result.features, output.tokens[0], atol=1e-5)
     assert result.features.dtype == np.float32
     assert result.grid == (2, 4, 4)
@@ -44,32 +39,31 @@ def test_features_are_those_of_the_model(model, videos):
     # Segments of 3 frames, their middles at 1.
     assert result.clip.frame_indices.tolist() == [1, 4, 7, 10]
     np.testing.assert_allclose(result.clip.timestamps, np.array([1, 4, 7, 10]) / 25)
-    (pooled,) = extract_features(videos[1:2], model)
+    (pooled,) = extract_features(videos[1:2], encoder)
     np.testing.assert_allclose(pooled.features, output.pooled[0], atol=1e-5)
 
 
-@pytest.mark.parametrize(("batch_size", "num_threads"), [(1, 1), (2, 3)])
-def test_neither_batch_size_nor_threads_matter(model, videos, batch_size, num_threads):
-    expected = np.stack([r.features for r in extract_features(videos, model)])
-    results = list(extract_features(videos, model, batch_size=batch_size, num_threads=num_threads))
+def test_neither_batch_size_nor_threads_matter(encoder, videos):
+    expected = np.stack([r.features for r in extract_features(videos, encoder)])
+    results = list(extract_features(videos, encoder, batch_size=2, num_threads=3))
     assert [result.clip.source for result in results] == list(map(str, videos))
     np.testing.assert_allclose([r.features for r in results], expected, atol=1e-5, rtol=0)
     # Clips mixed up or lost would show: they differ by a thousand times the tolerance.
     assert np.abs(expected[0] - expected[1]).max() > 1e-2
 
 
-def test_composites_serve_through_their_encoder(model, classifier, videos):
-    variables = {"params": {"encoder": model.variables["params"]}}
+def test_composites_serve_through_their_encoder(encoder, classifier, videos):
+    variables = {"params": {"encoder": encoder.variables["params"]}}
     classifier = dataclasses.replace(classifier, variables=variables)
     (result,) = extract_features(videos[:1], classifier, batch_size=1)
-    (expected,) = extract_features(videos[:1], model, batch_size=1)
+    (expected,) = extract_features(videos[:1], encoder, batch_size=1)
     np.testing.assert_allclose(result.features, expected.features, atol=1e-6)
 
 
-def test_failures_do_not_stop_the_others(model, videos, tmp_path):
+def test_failures_do_not_stop_the_others(encoder, videos, tmp_path):
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"no video" * 100)
-    results = list(extract_features([videos[0], bad, videos[1]], model, batch_size=2))
+    results = list(extract_features([videos[0], bad, videos[1]], encoder, batch_size=2))
     (failure,) = (result for result in results if isinstance(result, FailedClip))
     assert failure.source == str(bad)
     assert failure.reason
@@ -78,37 +72,28 @@ def test_failures_do_not_stop_the_others(model, videos, tmp_path):
     assert [r.clip.source for r in results if r is not failure] == list(map(str, videos[:2]))
 
 
-def test_short_videos_repeat_frames_or_fail(model, tmp_path):
+def test_short_videos_repeat_frames_or_fail(encoder, tmp_path):
     path = tmp_path / "short.mp4"
     frames = synthetic.render(synthetic.Scene("ring", "blue", "left"), num_frames=3, size=48)
     synthetic.write_video(path, frames)
-    (result,) = extract_features([path], model, num_frames=8, kind="tokens")
+    # Other numbers of frames resize the positions.
+    (result,) = extract_features([path], encoder, num_frames=8, kind="tokens")
+    assert (result.grid, result.features.shape) == ((4, 4, 4), (65, 32))
     assert result.clip.frame_indices.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
     assert (result.clip.num_frames, result.clip.repeated_frames) == (3, 5)
-    (failure,) = extract_features([path], model, num_frames=8, short="error")
+    (failure,) = extract_features([path], encoder, num_frames=8, short="error")
     assert "at least 8 frames, found 3" in failure.reason
 
 
-def test_other_frame_numbers_resize_the_positions(model, videos):
-    (result,) = extract_features(videos[:1], model, num_frames=8, kind="tokens")
-    assert result.grid == (4, 4, 4)
-    assert result.features.shape == (65, 32)
-
-
-def test_tubelets_must_divide_the_frames(model, videos):
+def test_tubelets_and_patches_must_cover_the_clip(encoder, videos):
     with pytest.raises(ValueError, match=r"tubelet size 2.*clip of 5 frames"):
-        extract_features(videos, model, num_frames=5)
-
-
-def test_patches_must_divide_the_image(model, videos):
-    odd = dataclasses.replace(
-        model, preprocessing=Preprocessing(VideoPreprocessing(image_size=36, num_frames=4))
-    )
+        extract_features(videos, encoder, num_frames=5)
+    size = Preprocessing(VideoPreprocessing(image_size=36, num_frames=4))
     with pytest.raises(ValueError, match=r"patch size 8.*36x36"):
-        extract_features(videos, odd)
+        extract_features(videos, dataclasses.replace(encoder, preprocessing=size))
 
 
-def test_decoding_stays_a_bounded_number_of_files_ahead(monkeypatch, model, videos):
+def test_decoding_stays_a_bounded_number_of_files_ahead(monkeypatch, encoder, videos):
     started = []
     read = VideoReader.read
 
@@ -117,7 +102,7 @@ def test_decoding_stays_a_bounded_number_of_files_ahead(monkeypatch, model, vide
         return read(self, *args, **options)
 
     monkeypatch.setattr(VideoReader, "read", counting)
-    results = extract_features([videos[0]] * 100, model, batch_size=2, num_threads=2)
+    results = extract_features([videos[0]] * 100, encoder, batch_size=2, num_threads=2)
     assert started == []
     next(results)
     # Batches that wait, and what grain's threads are at.
@@ -126,5 +111,5 @@ def test_decoding_stays_a_bounded_number_of_files_ahead(monkeypatch, model, vide
     assert not any(thread.name == "data-loader" for thread in threading.enumerate())
 
 
-def test_no_files_give_no_features(model):
-    assert list(extract_features([], model)) == []
+def test_no_files_give_no_features(encoder):
+    assert list(extract_features([], encoder)) == []

@@ -12,7 +12,6 @@ silently passed over.
 import dataclasses
 import functools
 import json
-import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import safetensors.numpy
 
 
 class BadGolden(Exception):
-    """A golden or its index cannot be used as it is; the message says why."""
+    """An index or a choice of goldens that cannot be used as it is; the message says why."""
 
 
 class Config(Mapping[str, Any]):
@@ -99,34 +98,19 @@ class Golden:
     @functools.cached_property
     def _contents(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         path = self.file.path
-        try:
-            with safetensors.safe_open(path, framework="np") as f:
-                metadata = f.metadata() or {}
-            return safetensors.numpy.load_file(path), metadata
-        except (OSError, ValueError, struct.error, safetensors.SafetensorError) as error:
-            raise BadGolden(
-                f"{self.file.name} is not a readable safetensors file: {error}"
-            ) from error
+        with safetensors.safe_open(path, framework="np") as f:
+            metadata = f.metadata() or {}
+        return safetensors.numpy.load_file(path), metadata
 
     @functools.cached_property
     def table(self) -> Any:
         """Contents of a `.json` golden."""
-        try:
-            return json.loads(self.file.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BadGolden(f"{self.file.name} is not a readable JSON file: {error}") from error
+        return json.loads(self.file.path.read_text(encoding="utf-8"))
 
     @functools.cached_property
     def config(self) -> Config:
         """Options of the case, from the metadata."""
-        text = self._contents[1].get("config")
-        try:
-            options = json.loads(text) if text is not None else None
-        except ValueError as error:
-            raise BadGolden(f"{self.file.name}: metadata `config` is not JSON: {error}") from error
-        if not isinstance(options, dict):
-            raise BadGolden(f"{self.file.name}: expected a JSON object as metadata `config`")
-        return Config(options, "config")
+        return Config(json.loads(self._contents[1]["config"]), "config")
 
     def names(self, prefix: str = "") -> list[str]:
         """Names of the tensors that start with `prefix`, sorted; does not count as reading."""
@@ -183,7 +167,7 @@ def read_index(root: Path) -> list[GoldenFile]:
     """The files that `root/INDEX.json` lists.
 
     Raises:
-      BadGolden: there is no index, or an entry is not a path inside `root` with a kind.
+      BadGolden: there is no index, or an entry has no kind.
     """
     path = root / "INDEX.json"
     try:
@@ -198,8 +182,6 @@ def read_index(root: Path) -> list[GoldenFile]:
             raise BadGolden(
                 f"{path}: expected a kind '<system>.<family>' for {name}, found {kind!r}"
             )
-        if not (root / name).resolve().is_relative_to(root.resolve()):
-            raise BadGolden(f"{path}: {name} lies outside the folder")
         files.append(GoldenFile(root / name, name, kind))
     return files
 

@@ -5,23 +5,18 @@ import numpy as np
 import pytest
 
 from internvideo_jax import models
+from tests.small_models import noise_like
 
 
 @pytest.fixture(scope="session")
 def random_variables():
-    """Function that fills a module's variables with noise, without compiling its `init`."""
+    """Function that fills a module's variables with noise, factors and variances about 1."""
 
     def fill(module: Any, seed: int = 0) -> dict[str, Any]:
-        rng = np.random.default_rng(seed)
+        def shift(path: Any, leaf: jax.Array) -> np.ndarray:
+            return np.array(leaf) + np.float32(path[-1].key in ("scale", "gamma", "var"))
 
-        def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-            name = path[-1].key
-            noise = rng.normal(0, 0.1, leaf.shape).astype(np.float32)
-            if name == "var":
-                return np.abs(noise) + 1
-            return noise + 1 if name in ("scale", "gamma") else noise
-
-        return jax.tree.map_with_path(draw, models.abstract_variables(module))
+        return jax.tree.map_with_path(shift, noise_like(models.abstract_variables(module), seed))
 
     return fill
 

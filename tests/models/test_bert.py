@@ -57,7 +57,7 @@ def test_a_stack_may_be_all_text_or_all_fusion(fusion_layer, random_variables, r
     assert len(text.hidden_states) == fusion_layer
     fusion = run(model, variables, text.tokens, MASK, STATES, mode="fusion")
     assert (fusion.tokens == text.tokens).all() == (fusion_layer == 3)
-    assert model.flops()["text_blocks" if fusion_layer == 0 else "fusion_blocks"] == 0
+    assert ("text_blocks" if fusion_layer == 0 else "fusion_blocks") not in model.flops()
 
 
 def test_dropout_is_drawn_in_training(variables):

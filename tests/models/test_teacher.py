@@ -30,7 +30,8 @@ def test_image_teacher_averages_class_tokens_before_normalising(random_variables
     assert out.middle.shape == (2, 2, 1 + 3 * 4, 32)
     assert out.attention.shape == (6, 4)
     assert (out.attention.sum(-1) < 1).all()
-    frames = [run(module, variables, video[:, t : t + 1]) for t in range(3)]
+    by_frame = jax.jit(module.apply)
+    frames = [by_frame(variables, video[:, t : t + 1]) for t in range(3)]
     mean = sum(f.middle[:, :, 0] for f in frames) / 3
     np.testing.assert_allclose(out.middle[:, :, 0], mean, atol=1e-5)
     np.testing.assert_allclose(out.middle[:, :, 5:9], frames[1].middle[:, :, 1:], atol=1e-5)
@@ -62,15 +63,6 @@ def test_videomae_last_layer_is_normalised_by_the_final_norm(random_variables, r
     assert run(module, variables, video).hidden_states.shape == (0, 1, 8, 32)
 
 
-def test_videomae_as_released_differs_and_has_the_same_parameters(random_variables, run):
-    released = dataclasses.replace(MAE, as_released=True)
-    a = models.VideoMAETeacher(models.VideoMAETeacherConfig(MAE, (1,)))
-    b = models.VideoMAETeacher(models.VideoMAETeacherConfig(released, (1,)))
-    variables = random_variables(a)
-    video = jax.random.normal(jax.random.key(1), (1, 4, 8, 8, 3))
-    assert not np.allclose(run(a, variables, video), run(b, variables, video), atol=1e-3)
-
-
 def test_videomae_learned_positions_start_from_the_fixed_table(random_variables, run):
     learned = models.VideoMAE(dataclasses.replace(MAE, learned_position=True))
     variables = nn.unbox(jax.jit(learned.init)(jax.random.key(0), jnp.zeros((1, 4, 8, 8, 3))))
@@ -81,16 +73,6 @@ def test_videomae_learned_positions_start_from_the_fixed_table(random_variables,
         run(learned, variables, video).tokens,
         run(models.VideoMAE(MAE), fixed, video).tokens,
         atol=1e-6,
-    )
-
-
-def test_videomae_drops_tokens(random_variables, run):
-    module = models.VideoMAE(MAE)
-    video = jax.random.normal(jax.random.key(1), (1, 4, 8, 8, 3))
-    assert run(module, random_variables(module), video, jnp.array([[1, 4, 7]])).tokens.shape == (
-        1,
-        3,
-        32,
     )
 
 

@@ -12,16 +12,16 @@ from tests import small_models
 ENCODER = dataclasses.replace(small_models.ENCODER, depth=1)
 
 
-@pytest.mark.parametrize("norm", ["kaiming_bn", "bn", "ln"])
+@pytest.mark.parametrize("norm", ["kaiming_bn", "ln"])
 @pytest.mark.parametrize(
     ("method", "features"),
     [("cls_avg1", 64), ("cls_avgN", 24), ("cls_avg1_proj", 72), ("cls_avgN_proj", 32)],
 )
-def test_concatenated_features(method, features, norm, random_variables, run):
+def test_concatenated_features(method, features, norm):
     config = VideoClassifierConfig(ENCODER, 5, "concat", method, norm)
     module = VideoClassifier(config)
-    variables = random_variables(module)
-    out = run(module, variables, jnp.ones((3, 2, 8, 8, 3)))
+    video = jnp.ones((3, 2, 8, 8, 3))
+    out, variables = jax.eval_shape(module.init_with_output, jax.random.key(0), video)
     assert out.logits.shape == (3, 5)
     assert out.features.shape == (3, features)
     assert ("batch_stats" in variables) == (norm != "ln")

@@ -1,3 +1,5 @@
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,9 @@ from internvideo_jax.nn.attention import AttentionPooler, SelfAttention
 def test_pooler_reports_attention_that_sums_to_one_and_changes_no_output():
     x = jax.random.normal(jax.random.key(0), (2, 7, 8))
     module = AttentionPooler(num_heads=2, out_dim=5)
-    variables = nn.unbox(module.init(jax.random.key(1), x))
-    pooled, weights = module.apply(variables, x, return_weights=True)
-    again, none = module.apply(variables, x)
+    variables = nn.unbox(jax.jit(module.init)(jax.random.key(1), x))
+    pooled, weights = jax.jit(partial(module.apply, return_weights=True))(variables, x)
+    again, none = jax.jit(module.apply)(variables, x)
     assert pooled.shape == (2, 5)
     assert none is None
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
@@ -22,4 +24,4 @@ def test_pooler_reports_attention_that_sums_to_one_and_changes_no_output():
 @pytest.mark.parametrize("module", [SelfAttention(num_heads=3), AttentionPooler(3, 4)])
 def test_heads_that_do_not_divide_the_width_are_named(module):
     with pytest.raises(ValueError, match="found width 8 and 3 heads"):
-        module.init(jax.random.key(0), jnp.zeros((1, 2, 8)))
+        jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 2, 8)))

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from internvideo_jax.nn.lora import LoRAConfig, adaptable_dense, fold_lora
+from internvideo_jax.nn.lora import LoRAConfig, adaptable_dense
+from tests.small_models import fold_lora
 
 CONFIG = LoRAConfig(rank=3, alpha=6.0, dropout_rate=0.5, targets=("q", "proj"))
 
@@ -32,7 +33,7 @@ X = np.random.default_rng(0).normal(size=(2, 3, 6)).astype(np.float32)
 
 
 def variables(module):
-    return nn.unbox(module.init(jax.random.key(0), X))
+    return nn.unbox(jax.jit(module.init)(jax.random.key(0), X))
 
 
 def test_adapters_lie_beside_the_kernels_and_start_as_nothing():

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from internvideo_jax import models
 from internvideo_jax.models.stage1 import Stage1Student, Stage1StudentConfig
+from internvideo_jax.models.video_classifier import VideoClassifier, VideoClassifierConfig
 from internvideo_jax.models.video_vit import VideoViT, VideoViTConfig
 from internvideo_jax.nn.attention import attend
+from internvideo_jax.nn.linear import dense
 from internvideo_jax.parallel.hlo import Collective, collectives
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
@@ -20,97 +23,17 @@ from internvideo_jax.parallel.sharding import (
     init_sharded,
     shard_map_logical,
     unsplit_dimensions,
+    variable_shardings,
 )
+from tests.small_models import noise_like
 
 HEADS = ("batch", None, "heads", None)
-
-
-def attention(q, k, v):
-    weights = jax.nn.softmax(jnp.einsum("bnhd,bmhd->bhnm", q, k), axis=-1)
-    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
-
-
-class Block(nn.Module):
-    """A scan body with attention under `shard_map_logical`, as the towers have it."""
-
-    heads: int
-    wrap: bool = True
-
-    @nn.compact
-    def __call__(self, x, _):
-        def dense(features, axes, name, axis=-1):
-            init = nn.with_logical_partitioning(nn.initializers.normal(0.1), axes, rules=())
-            return nn.DenseGeneral(features, axis, use_bias=False, kernel_init=init, name=name)
-
-        width = x.shape[-1]
-        qkv = dense(
-            (3, self.heads, width // self.heads), ("embed", "qkv", "heads", "head_dim"), "qkv"
-        )(x)
-        sharded = shard_map_logical(attention, (HEADS,) * 3, HEADS) if self.wrap else attention
-        out = sharded(*(qkv[:, :, i] for i in range(3)))
-        x = x + dense(width, ("heads", "head_dim", "embed"), "proj", (-2, -1))(out)
-        return nn.with_logical_constraint(x, ("batch", "tokens", "embed_act")), None
-
-
-class Tower(nn.Module):
-    heads: int = 4
-    depth: int = 2
-    classes: int = 10
-    wrap: bool = True
-
-    @nn.compact
-    def __call__(self, x):
-        stack = nn.scan(
-            nn.remat(Block, prevent_cse=False),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=self.depth,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        x, _ = stack(self.heads, self.wrap, name="blocks")(x, None)
-        axes = ("embed", "vocab")
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.1), axes, rules=())
-        return nn.Dense(self.classes, kernel_init=init, name="head")(x.mean(1))
-
-
-@pytest.fixture(scope="module")
-def inputs():
-    return jax.random.normal(jax.random.key(1), (8, 6, 16))
-
-
-def loss(params, x, module):
-    return jnp.mean(module.apply({"params": params}, x) ** 2)
-
-
-def test_values_and_gradients_are_those_of_one_device(inputs):
-    """Also where a mesh axis splits nothing that the wrapped function sees, as `context` here."""
-    module = Tower()
-    params = nn.unbox(module.init(jax.random.key(0), inputs[:1]))["params"]
-    expected = jax.value_and_grad(loss)(params, inputs, Tower(wrap=False))
-    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2, context=2))
-    sharded, shardings = init_sharded(
-        module.init, mesh, DEFAULT_RULES, jax.random.key(0), jax.ShapeDtypeStruct((1, 6, 16), "f4")
-    )
-    with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
-        step = jax.jit(
-            jax.value_and_grad(lambda p, x: loss(p, x, module)),
-            out_shardings=(None, shardings["params"]),
-        )
-        actual = step(sharded["params"], inputs)
-    # Two summation orders of float32.
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), expected, actual
-    )
-    jax.tree.map(
-        lambda g, s: g.sharding.is_equivalent_to(s, g.ndim) or pytest.fail(str(g.sharding)),
-        actual[1],
-        shardings["params"],
-    )
 
 
 ENCODER = VideoViTConfig(
     width=32, depth=2, num_heads=4, mlp_dim=48, image_size=28, num_frames=2, pooler_heads=2
 )
+CLASSIFIER = VideoClassifierConfig(ENCODER, num_classes=10)
 STUDENT = Stage1StudentConfig(
     ENCODER, (0, 1), (1,), clip_target_dim=16, clip_final_dim=24, mae_target_dim=40
 )
@@ -127,7 +50,7 @@ STUDENT = Stage1StudentConfig(
     ],
 )
 def test_models_give_what_they_give_on_one_device(module, sizes):
-    """The library's own layers under a mesh: forward and gradients, heads and MLP split too."""
+    """The library's own layers under a mesh, heads and MLP split too; gradients of students."""
     video = jax.random.normal(jax.random.key(1), (8, 2, 28, 28, 3))
     inputs = (video,)
     if isinstance(module, Stage1Student):
@@ -138,15 +61,18 @@ def test_models_give_what_they_give_on_one_device(module, sizes):
         out = jax.tree.leaves(module.apply(variables, *inputs))
         return sum(jnp.mean((x - jnp.cos(jnp.arange(x.size)).reshape(x.shape)) ** 2) for x in out)
 
+    run = jax.value_and_grad(loss) if isinstance(module, Stage1Student) else module.apply
     mesh = make_mesh(MeshConfig(**sizes))
+    whole = noise_like(models.abstract_variables(module), 0)
     with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
-        variables, shardings = init_sharded(
-            module.init, mesh, DEFAULT_RULES, jax.random.key(0), *module.example_inputs()
-        )
-        step = jax.jit(jax.value_and_grad(loss), out_shardings=(None, shardings))
-        actual = step(variables, *inputs)
-    expected = jax.jit(jax.value_and_grad(loss))(jax.device_get(variables), *inputs)
-    scale = max(jnp.abs(g).max() for g in jax.tree.leaves(expected[1]))
+        examples = (jax.random.key(0), *(x[:1] for x in inputs))
+        shapes = abstract_params(module.init, mesh, DEFAULT_RULES, *examples)
+        shardings = jax.tree.map(lambda x: x.sharding, shapes)
+        actual = jax.jit(run)(jax.device_put(whole, shardings), *inputs)
+    kernel = shapes["params"].get("encoder", shapes["params"])["blocks"]["mlp"]["fc1"]["kernel"]
+    assert kernel.sharding.spec == P(None, "fsdp", "tensor")
+    expected = jax.jit(lambda *x: run(*x))(whole, *inputs)
+    scale = max(jnp.abs(x).max(initial=0) for x in jax.tree.leaves(expected))
     # Two summation orders of float32.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6 * scale),
@@ -170,24 +96,20 @@ SEGMENTS = (jnp.arange(28).reshape(4, 7) % 3, jnp.arange(20).reshape(4, 5) % 3)
 ATTENTION = {
     "padded": attention_case(),
     "bias": attention_case(bias=(4, 4)),
-    "bias of all examples": attention_case(m=5, bias=(1, 4)),
     "one bias": attention_case(n=8, m=8, bias=(1, 1)),
     "segments": attention_case(m=5, segment_ids=SEGMENTS),
-    "lengths": attention_case(m=5, kv_lengths=jnp.array([5, 0, 3, 9])),
-    "causal": attention_case(is_causal=True, query_offset=1),
     "caches": attention_case(m=9, is_causal=True, query_offset=jnp.array([2, 0, 1, -3])),
     "grouped": attention_case(kv_heads=2),
     "grouped unevenly": attention_case(h=12, kv_heads=3),
     "multi-query": attention_case(kv_heads=1),
     "dropout": attention_case(**DROPOUT),
     "one query": attention_case(n=1, m=6, heads="pooler_heads"),
-    "one key": attention_case(n=6, m=1),
     "together": attention_case(
         m=5,
         kv_heads=2,
         bias=(4, 4),
         segment_ids=SEGMENTS,
-        kv_lengths=jnp.array([5, 4, 3, 9]),
+        kv_lengths=jnp.array([5, 0, 3, 9]),
         is_causal=True,
         query_offset=jnp.array([2, 0, 1, -1]),
         scale=0.3,
@@ -208,28 +130,31 @@ def attend_all(operands):
     return {name: run(name, values) for name, values in operands.items()}
 
 
-@pytest.fixture(scope="module")
-def attention_on_one_device():
-    return jax.jit(attend_all)({name: case[0] for name, case in ATTENTION.items()})
+CUBE = {"data": 2, "tensor": 2, "context": 2}
+# Two key-value heads on four shards.
+HEADS_OVER_FOUR = {"data": 1, "fsdp": 2, "tensor": 4}
+TOKENS_OVER_FOUR = {"data": 1, "fsdp": 2, "context": 4}
 
 
 @pytest.mark.parametrize(
-    ("sizes", "implementation"),
+    ("sizes", "implementation", "names"),
     [
-        ({"data": 2, "tensor": 2, "context": 2}, "reference"),
-        # Two key-value heads on four shards.
-        pytest.param({"data": 1, "fsdp": 2, "tensor": 4}, "xla_chunked", marks=pytest.mark.slow),
-        pytest.param({"data": 1, "fsdp": 2, "context": 4}, "reference", marks=pytest.mark.slow),
+        (CUBE, "reference", ("padded", "bias", "caches", "one query", "together")),
+        pytest.param(CUBE, "reference", ATTENTION, marks=pytest.mark.slow),
+        pytest.param(HEADS_OVER_FOUR, "xla_chunked", ATTENTION, marks=pytest.mark.slow),
+        pytest.param(TOKENS_OVER_FOUR, "reference", ATTENTION, marks=pytest.mark.slow),
     ],
+    ids=["some", "all", "heads", "tokens"],
 )
 def test_each_option_of_attention_gives_what_it_gives_on_one_device(
-    sizes, implementation, attention_on_one_device, monkeypatch
+    sizes, implementation, names, monkeypatch
 ):
+    operands = {name: ATTENTION[name][0] for name in names}
+    on_one_device = jax.jit(attend_all)(operands)
     monkeypatch.setenv("INTERNVIDEO_ATTENTION", implementation)
-    operands = {name: case[0] for name, case in ATTENTION.items()}
     with jax.set_mesh(make_mesh(MeshConfig(**sizes))), nn.logical_axis_rules(DEFAULT_RULES):
         found = jax.device_get(jax.jit(lambda x: attend_all(x))(operands))
-    for name, expected in attention_on_one_device.items():
+    for name, expected in on_one_device.items():
         # Two summation orders of float32.
         jax.tree.map(
             partial(np.testing.assert_allclose, rtol=0, atol=1e-5, err_msg=name),
@@ -238,7 +163,7 @@ def test_each_option_of_attention_gives_what_it_gives_on_one_device(
         )
 
 
-def test_each_device_sees_its_own_batch_and_heads(inputs):
+def test_each_device_sees_its_own_batch_and_heads():
     seen = []
 
     def spy(x):
@@ -278,17 +203,6 @@ def test_indivisible_heads_name_the_divisors():
         jax.jit(shard_map_logical(lambda x: x, (HEADS,), HEADS))(x)
 
 
-def test_indivisible_batch_is_named():
-    x = jnp.zeros((6, 2, 4, 4))
-    mesh = make_mesh(MeshConfig(fsdp=4))
-    with (
-        jax.set_mesh(mesh),
-        nn.logical_axis_rules(DEFAULT_RULES),
-        pytest.raises(ValueError, match=r"'batch'.*8 devices.*data\*fsdp, found 6"),
-    ):
-        jax.jit(shard_map_logical(lambda x: x, (HEADS,), HEADS))(x)
-
-
 def test_without_mesh_or_rules_the_function_is_called_as_it_is():
     x = jnp.zeros((3, 2, 5, 4))
     shapes = []
@@ -306,42 +220,30 @@ def test_without_mesh_or_rules_the_function_is_called_as_it_is():
     assert shapes == [x.shape] * 3
 
 
-def test_init_sharded_gives_the_values_of_an_ordinary_init(inputs):
-    module = Tower()
-    expected = nn.unbox(jax.jit(module.init)(jax.random.key(3), inputs[:1]))
+def test_init_sharded_gives_the_values_of_an_ordinary_init():
+    layer, x = dense(6, ("embed", "mlp"), jnp.float32, None), jnp.ones((1, 8))
+    expected = nn.unbox(jax.jit(layer.init)(jax.random.key(3), x))
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    init = (layer.init, mesh, DEFAULT_RULES, jax.random.key(3), x)
     # An active mesh with rules must not make the dead forward pass refuse its single example.
     with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
-        variables, shardings = init_sharded(
-            module.init, mesh, DEFAULT_RULES, jax.random.key(3), inputs[:1]
-        )
+        variables = init_sharded(*init)
     jax.tree.map(np.testing.assert_array_equal, expected, variables)
-    kernel = variables["params"]["blocks"]["qkv"]["kernel"]
-    assert kernel.sharding == shardings["params"]["blocks"]["qkv"]["kernel"]
-    assert kernel.addressable_shards[0].data.shape == (2, 4, 3, 2, 4)
-
-    shapes, same_shardings = abstract_params(
-        module.init, mesh, DEFAULT_RULES, jax.random.key(3), inputs[:1]
-    )
-    assert shardings == same_shardings
-    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes))
-    jax.tree.map(
-        lambda a, b: (
-            (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
-            or pytest.fail(f"{a} {b}")
-        ),
-        shapes,
-        variables,
-    )
+    assert variables["params"]["kernel"].addressable_shards[0].data.shape == (2, 3)
+    shapes = abstract_params(*init)
+    kinds = [jax.tree.map(lambda x: (x.dtype, x.sharding), x) for x in (shapes, variables)]
+    assert kinds[0] == kinds[1]
 
 
-def test_indivisible_parameters_stay_whole_and_are_listed(inputs):
-    module, mesh = Tower(classes=10), make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
-    _, shardings = abstract_params(module.init, mesh, DEFAULT_RULES, jax.random.key(0), inputs[:1])
-    assert shardings["params"]["head"]["kernel"].spec == P("fsdp", None)
-    boxed = jax.eval_shape(module.init, jax.random.key(0), inputs[:1])
+def test_indivisible_parameters_stay_whole_and_are_listed():
+    module, mesh = VideoClassifier(CLASSIFIER), make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
+    init = (module.init, jax.random.key(0), *module.example_inputs())
+    boxed = jax.eval_shape(*init)
+    shardings = variable_shardings(boxed, mesh, DEFAULT_RULES)
+    assert shardings["params"]["head"]["kernel"].spec == P(None, None)
     assert unsplit_dimensions(boxed, mesh, DEFAULT_RULES) == [
-        "params/head/kernel: axis 'vocab' of size 10 is kept whole, tensor=4 does not divide it"
+        f"params/head/{name}: axis 'vocab' of size 10 is kept whole, tensor=4 does not divide it"
+        for name in ("bias", "kernel")
     ]
 
 

@@ -43,7 +43,7 @@ def test_compiler_version_without_compiler(monkeypatch):
     assert aot.compiler_version() is None
 
 
-@pytest.mark.parametrize("name", ["v5e", "v5e:0x4", "v5e:16", "v9z:4x4", "v5e:4x4x4x4"])
+@pytest.mark.parametrize("name", ["v5e", "v5e:0x4", "v5e-16", "16x16", "v9z:4x4", "v5e:4x4x4x4"])
 def test_what_is_no_topology(name):
     with pytest.raises(ValueError, match=f"for example v5e:4x4, .*; found '{name}'"):
         aot.topology(name)

@@ -38,12 +38,9 @@ def test_topologies_and_meshes_on_them(name, devices):
     assert len(set(mesh.devices.flat)) == devices
 
 
-@pytest.mark.parametrize(
-    "name", ["trillium:4x4", "v5e:3x3", "v5e-16", "v5e", "v5e:", "v5e:4x4x", "16x16"]
-)
-def test_unknown_topologies_are_refused_with_examples(name):
-    with pytest.raises(ValueError, match="for example v5e:4x4, .*found '" + name):
-        aot.topology(name)
+def test_topologies_that_the_compiler_does_not_know_are_refused_with_examples():
+    with pytest.raises(ValueError, match="for example v5e:4x4, .*found 'v5e:3x3"):
+        aot.topology("v5e:3x3")
 
 
 def test_only_data_crosses_slices():
@@ -129,18 +126,15 @@ def test_weight_gradients_are_scattered_and_never_reduced_whole_over_the_slice()
         ("batch_per_device", 0, "batch_per_device: expected at least 1, found 0"),
         ("model.architecture", "vit", "found 'vit'"),
         ("model.config.num_heads", 5, "5 heads; change"),
+        ("batch_per_device", None, "expected a config with a field 'batch_per_device'"),
     ],
 )
 def test_wrong_configs_are_named(field, value, message):
     config = get_config("s14")
-    config.update_from_flattened_dict({field: value})
+    if value is None:
+        with config.unlocked():
+            del config[field]
+    else:
+        config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=message):
-        compile_report(config, "v5e:4x4")
-
-
-def test_a_missing_field_is_named():
-    config = get_config("s14")
-    with config.unlocked():
-        del config.batch_per_device
-    with pytest.raises(ValueError, match="expected a config with a field 'batch_per_device'"):
         compile_report(config, "v5e:4x4")

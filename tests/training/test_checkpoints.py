@@ -188,27 +188,25 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(saved, large):
         assert_is(checkpoints.restore(abstract(state(0))), 4)
 
 
-def test_a_write_error_does_not_hide_the_error_of_the_run(saved, large):
+@pytest.mark.parametrize(
+    ("of_run", "raised"),
+    [
+        (KeyError("the run's own error"), KeyError),
+        # Both for want of room: one error, in more words.
+        (OSError(errno.ENOSPC, "No space left on device"), RunCheckpointError),
+    ],
+)
+def test_a_write_error_does_not_hide_another_error_of_the_run(saved, large, of_run, raised):
     said: list[str] = []
 
     def run():
         with opened(saved, said) as checkpoints:
             checkpoints.save(5, large, {})
-            raise KeyError("the run's own error")
+            raise of_run
 
-    with full_disk(), pytest.raises(KeyError, match="the run's own error"):
+    with full_disk(), pytest.raises(raised) as caught:
         run()
-    assert "File too large" in said[0]
-
-
-def test_a_full_disk_that_stops_the_run_too_is_one_error(saved, large):
-    def run():
-        with opened(saved) as checkpoints:
-            checkpoints.save(5, large, {})
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    with full_disk(), pytest.raises(RunCheckpointError, match="cannot write a checkpoint"):
-        run()
+    assert "File too large" in (said[0] if raised is KeyError else str(caught.value))
 
 
 PROCESS = """
@@ -251,15 +249,11 @@ def test_a_broken_checkpoint_is_one_line_on_the_terminal(saved):
     assert line.startswith(f"checkpoint {saved}/4 cannot be read (DATA_LOSS: Error reading "), line
     assert line.endswith("; at byte 12): kept as 4.broken, resuming from step 3")
     assert "tensorstore_spec" not in line
-
-
-@pytest.mark.slow
-def test_all_broken_is_one_line_each_on_the_terminal(saved):
-    for step in "234":
+    for step in "23":
         truncate(saved / step / "state" / "manifest.ocdbt")
     lines = stderr_of(restore, saved).splitlines()
-    assert len(lines) == 5
-    assert all(": DATA_LOSS: Error reading " in line for line in lines[1:4])
+    assert len(lines) == 4
+    assert all(": DATA_LOSS: Error reading " in line for line in lines[1:3])
 
 
 @pytest.mark.slow
@@ -297,12 +291,11 @@ def test_leftovers_of_others_are_reported(tmp_path, caplog, monkeypatch):
     assert [record.name for record in caplog.records] == ["absl", "asyncio"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
-@pytest.mark.parametrize("shape", [(), (7,), (3, 1, 5)])
-def test_checksums_are_the_same_on_host_and_devices(dtype, shape):
-    x = (100 * jax.random.normal(jax.random.key(0), shape)).astype(dtype)
-    (on_device,) = _device_checksums({"x": x})
-    assert _host_checksum(np.asarray(x)) == int(on_device)
+def test_checksums_are_the_same_on_host_and_devices():
+    values = [100 * jax.random.normal(jax.random.key(0), shape) for shape in ((), (7,), (3, 1, 5))]
+    arrays = [x.astype(dtype) for x in values for dtype in ("float32", "bfloat16", "uint8")]
+    on_host = [_host_checksum(np.asarray(x)) for x in arrays]
+    assert on_host == list(map(int, _device_checksums(arrays)))
 
 
 def test_checksums_depend_on_every_bit_and_every_place():
@@ -316,7 +309,3 @@ def test_checksums_depend_on_every_bit_and_every_place():
             assert checksums({"x": jnp.asarray(changed)}) != expected
     assert checksums({"x": jnp.asarray(x[::-1])}) != expected
     assert checksums({"x": jnp.asarray(x[:, ::-1])}) != expected
-    # The definition, by hand.
-    weights = 2 * np.arange(x.size, dtype=np.uint64) + 1
-    total = int((x.view(np.uint32).ravel().astype(np.uint64) * weights).sum()) % 2**32
-    assert expected["x"] == total

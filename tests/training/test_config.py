@@ -88,8 +88,6 @@ def test_fields_that_may_change_and_those_that_may_not():
         "train.optimizer.lr: 0.001 in the checkpoint, 0.002 now",
         "train.steps: 100 in the checkpoint, 200 now",
     ]
-
-
-def test_a_longer_name_is_not_free_because_a_prefix_is():
+    # A longer name is not free because a prefix is.
     old, new = ({"data": {"roots": value, "workers_seed": value}} for value in (1, 2))
     assert len(differing_fields(old, new)) == 2

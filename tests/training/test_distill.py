@@ -10,7 +10,8 @@ from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.masking import MaskConfig
-from internvideo_jax.training.stages.distill import DistillConfig, DistillStage
+from internvideo_jax.training.stages.alignment import AlignmentStage
+from internvideo_jax.training.stages.distill import DistillConfig
 from tests.small_models import ENCODER, noise
 
 TEACHER = dataclasses.replace(ENCODER, width=16, depth=3)
@@ -23,7 +24,7 @@ CONFIG = DistillConfig(
 
 @pytest.fixture(scope="module")
 def parts():
-    stage = DistillStage(CONFIG)
+    stage = AlignmentStage(CONFIG)
     rng = np.random.default_rng(0)
     video = rng.integers(0, 256, stage.example_batch(3)["video"].shape, np.uint8)
     return stage, noise(stage.init_frozen, 2), {"video": jnp.asarray(video)}
@@ -73,22 +74,10 @@ def test_the_teacher_may_be_the_encoder_of_a_student_for_fewer_frames(parts, tmp
     saved_model.save(
         tmp_path / "teacher", "stage1_student", config, Preprocessing(VideoPreprocessing()), ones
     )
-    stage = DistillStage(dataclasses.replace(CONFIG, teacher_path=str(tmp_path / "teacher")))
+    stage = AlignmentStage(dataclasses.replace(CONFIG, teacher_path=str(tmp_path / "teacher")))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     loaded = stage.load_frozen(mesh, DEFAULT_RULES)
     assert jax.tree.map(jnp.shape, loaded) == jax.tree.map(jnp.shape, parts[1])
     assert all((np.asarray(x) == 1).all() for x in jax.tree.leaves(loaded))
     with pytest.raises(ValueError, match="in stage.teacher_path, found none"):
-        DistillStage(CONFIG).load_frozen(mesh, DEFAULT_RULES)
-
-
-def test_frames_must_match():
-    teacher = models.TeacherConfig(dataclasses.replace(TEACHER, num_frames=4), (0, 2))
-    with pytest.raises(ValueError, match="frames of teacher: expected 2, found 4"):
-        dataclasses.replace(CONFIG, teacher=teacher)
-
-
-def test_a_saved_student_is_a_distillation_student(tmp_path):
-    stage = DistillStage(CONFIG)
-    stage.save(noise(stage.init, 0), tmp_path / "model")
-    assert saved_model.load(tmp_path / "model").config == CONFIG.student
+        AlignmentStage(CONFIG).load_frozen(mesh, DEFAULT_RULES)

@@ -181,24 +181,21 @@ def test_a_streak_goes_on_over_a_restart(toy, tmp_path):
         run(toy, tmp_path, config, data=data)
 
 
-def test_skipped_steps_are_logged(toy, tmp_path):
-    config = toy.make_config(log_every=5)
-    assert run(toy, tmp_path, config, data=toy.batches(config, bad=(3, 4, 7)))
-    lines = read_metrics(tmp_path / "metrics.jsonl")
-    assert [(line["step"], line["skipped"]) for line in lines] == [(5, 2.0), (10, 1.0), (12, 0.0)]
-    assert all(np.isfinite(line["loss"]) for line in lines)
-
-
-def test_evaluations_see_weights_and_averages(toy, tmp_path):
+def test_skipped_steps_are_logged_and_evaluations_see_weights_and_averages(toy, tmp_path):
     seen = []
 
     def evaluation(variables):
         seen.append(np.asarray(variables["params"]["head"]["kernel"]))
         return {"norm": float(np.linalg.norm(seen[-1]))}
 
-    config = toy.make_config(eval_every=5)
-    assert run(toy, tmp_path, config, evaluations={"eval": evaluation})
-    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "eval/norm" in line]
+    config = toy.make_config(eval_every=5, log_every=5)
+    data = toy.batches(config, bad=(3, 4, 7))
+    assert run(toy, tmp_path, config, data=data, evaluations={"eval": evaluation})
+    logged = read_metrics(tmp_path / "metrics.jsonl")
+    skipped = [(line["step"], line["skipped"]) for line in logged if "skipped" in line]
+    assert skipped == [(5, 2.0), (10, 1.0), (12, 0.0)]
+    assert all(np.isfinite(line["loss"]) for line in logged if "loss" in line)
+    lines = [line for line in logged if "eval/norm" in line]
     assert [line["step"] for line in lines] == [5, 10, 12]
     np.testing.assert_array_equal(seen[-2], model(tmp_path)["params"]["head"]["kernel"])
     np.testing.assert_array_equal(

@@ -79,9 +79,12 @@ def test_a_step_is_adamw_on_the_mean_gradient(toy):
     opt_state, update = optimizer.init(trained), jax.jit(optimizer.update)
 
     @jax.jit
-    def gradients_of(trained, extra, batch, targets, key):
+    def gradients_of(trained, extra, batch, key):
+        targets_key, loss_key = jax.random.split(key)
+        targets = stage.targets(made.frozen, batch, targets_key)
+
         def loss_fn(trained):
-            return stage.loss({**trained, **fixed}, extra, batch, targets, key)
+            return stage.loss({**trained, **fixed}, extra, batch, targets, loss_key)
 
         return jax.value_and_grad(loss_fn, has_aux=True)(trained)
 
@@ -89,9 +92,7 @@ def test_a_step_is_adamw_on_the_mean_gradient(toy):
         batch = {"x": next(data)["x"]}
         metrics = made(batch)
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), step), 0)
-        targets_key, loss_key = jax.random.split(key)
-        targets = stage.targets(made.frozen, batch, targets_key)
-        (loss, (_, extra)), gradients = gradients_of(trained, extra, batch, targets, loss_key)
+        (loss, (_, extra)), gradients = gradients_of(trained, extra, batch, key)
         updates, opt_state = update(gradients, opt_state, trained)
         trained = optax.apply_updates(trained, updates)
         ema = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, ema, {**trained, **fixed})

@@ -4,7 +4,6 @@ As a program it is a run in a process of its own, to be killed: `python toy_stag
 """
 
 import argparse
-import json
 import os
 import signal
 import time
@@ -17,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from internvideo_jax.config import to_dict
+from internvideo_jax.parallel.sharding import init_sharded
 from internvideo_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
 from internvideo_jax.training.stage import Stage
 
@@ -27,8 +27,15 @@ def boxed(value, *axes):
     return nn.LogicallyPartitioned(value, names=axes, rules=())
 
 
+class ToyModel:
+    def is_decayed(self, path):
+        return path.endswith("kernel")
+
+
 class ToyStage(Stage):
     """Linear maps against a frozen one, with a drawn mask, dropout and a running mean."""
+
+    module = ToyModel()
 
     def __init__(self, *, frozen_layers=(), draws=True, initial=None):
         self.frozen_layers = frozen_layers
@@ -67,9 +74,7 @@ class ToyStage(Stage):
         }
 
     def load_frozen(self, mesh, rules):
-        from internvideo_jax.parallel.sharding import init_sharded
-
-        return init_sharded(self.init_frozen, mesh, rules, jax.random.key(7))[0]
+        return init_sharded(self.init_frozen, mesh, rules, jax.random.key(7))
 
     def targets(self, frozen, batch, key):
         target = jnp.tanh(batch["x"] @ frozen["teacher"])
@@ -151,15 +156,12 @@ def main():
     parser.add_argument("--kill_at", type=int)
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--every_steps", type=int, default=4)
-    parser.add_argument("--losses", type=Path)
     args = parser.parse_args()
     config = make_config(
         steps=args.steps, checkpoint=CheckpointConfig(every_steps=args.every_steps, keep=2)
     )
     data = slowed(batches(config), args.seconds, args.kill_at)
     done = train(ToyStage(), config, data, args.workdir, run_config=run_config(config))
-    if args.losses:
-        args.losses.write_text(json.dumps(jax.device_count()))
     raise SystemExit(0 if done else 42)
 
 

@@ -5,13 +5,14 @@ from typing import Any
 
 from internvideo_jax.config import from_dict, nearest_name
 from internvideo_jax.training.stage import Stage
+from internvideo_jax.training.stages.alignment import AlignmentStage
 from internvideo_jax.training.stages.classify import ClassifyConfig, ClassifyStage
-from internvideo_jax.training.stages.distill import DistillConfig, DistillStage
-from internvideo_jax.training.stages.pretrain import PretrainConfig, PretrainStage
+from internvideo_jax.training.stages.distill import DistillConfig
+from internvideo_jax.training.stages.pretrain import PretrainConfig
 
 STAGES: dict[str, tuple[type, type]] = {
-    "pretrain": (PretrainConfig, PretrainStage),
-    "distill": (DistillConfig, DistillStage),
+    "pretrain": (PretrainConfig, AlignmentStage),
+    "distill": (DistillConfig, AlignmentStage),
     "classify": (ClassifyConfig, ClassifyStage),
 }
 

@@ -1,20 +1,22 @@
 """Alignment of a masked student with frozen teachers: pre-training, distillation."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from internvideo_jax.models import DistillStudent, Stage1Student, gradient_flops
-from internvideo_jax.models.video_vit import VideoViTConfig
+from internvideo_jax.models import build, gradient_flops
 from internvideo_jax.objectives.distillation import distillation_loss
 from internvideo_jax.parallel.rules import Rules
 from internvideo_jax.training.masking import MaskConfig
 from internvideo_jax.training.stage import Batch, PyTree
+from internvideo_jax.training.stages.clips import normalized
 from internvideo_jax.training.stages.model import ModelStage
 from internvideo_jax.training.stages.teachers import (
     CACHE,
@@ -46,11 +48,12 @@ def align(
     return distillation_loss({name: getattr(output, name) for name in wanted}, wanted, weights)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AlignmentConfig:
+@dataclasses.dataclass(frozen=True)
+class AlignmentConfig(abc.ABC):
     """What runs of alignment have in common.
 
     Attributes:
+      student: what is trained.
       teachers: "cached" takes their features from the batch (see `AlignmentStage.features`).
       teacher_batch: clips, over all devices, of one pass of the teachers; None: a whole
         micro-batch. Full-token features live for one pass only.
@@ -60,12 +63,59 @@ class AlignmentConfig:
       initial: saved model that the student starts from; None starts from nothing.
     """
 
+    student: Any
+    _: dataclasses.KW_ONLY
     teachers: Literal["frozen", "cached"] = "frozen"
     teacher_batch: int | None = None
     mask: MaskConfig = dataclasses.field(default_factory=MaskConfig)
     clip_middle_weight: float = 1.0
     clip_final_weight: float = 1.0
     initial: str | None = None
+
+    @property
+    def stride(self) -> int:
+        """The student sees every `stride`-th frame of a batch's clips."""
+        return 1
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each term of the loss, as in `align`."""
+        # A student without final decoder has nothing to align with the pooled feature.
+        final = self.clip_final_weight if self.student.clip_final_dim else 0.0
+        return {"clip_middle": self.clip_middle_weight, "clip_final": final}
+
+    @abc.abstractmethod
+    def frozen_teachers(self) -> tuple[FrozenTeacher, ...]:
+        """The teachers as the stage runs them; the attention of the first may guide the mask."""
+
+    def __post_init__(self) -> None:
+        """Checks that student and teachers agree on layers, widths, token grids and frames."""
+        student, wrong = self.student.encoder, []
+        for teacher in self.frozen_teachers():
+            encoder: Any = teacher.config.encoder
+            width, final = getattr(self.student, f"{teacher.side}_target_dim"), 0
+            if teacher.final is not None:
+                final = self.student.clip_final_dim
+            passes = student.grid[0] if teacher.per_frame else 1
+            frames = -(-student.num_frames * self.stride // teacher.stride)
+            layers = getattr(self.student, f"{teacher.side}_layers")
+            wrong += [
+                f"{what} of {teacher.name}: expected {expected}, found {found}"
+                for what, expected, found in (
+                    ("layers", len(layers), len(teacher.config.layers)),
+                    ("width", width, encoder.width),
+                    ("pooled_dim", final, encoder.pooled_dim if final else 0),
+                    ("token grid", student.grid, (passes * encoder.grid[0], *encoder.grid[1:])),
+                    ("frames", frames, passes * encoder.num_frames),
+                )
+                if expected != found
+            ]
+        if wrong:
+            raise ValueError(
+                "student and teachers do not match: "
+                + "; ".join(wrong)
+                + "; change the student's decoders or the teacher"
+            )
 
 
 class AlignmentStage(ModelStage):
@@ -76,30 +126,12 @@ class AlignmentStage(ModelStage):
     then be those that the features are of, augmented no further.
     """
 
-    def __init__(
-        self,
-        config: AlignmentConfig,
-        student: Stage1Student | DistillStudent,
-        teachers: Sequence[FrozenTeacher],
-        weights: Mapping[str, float],
-        *,
-        stride: int = 1,
-    ) -> None:
-        """Sets up the stage.
-
-        Args:
-          config: mask and teachers' features.
-          student: the module to train.
-          teachers: whom it follows; the attention of the first may guide the mask.
-          weights: weight of each term, as in `align`.
-          stride: the student sees every `stride`-th frame.
-        """
+    def __init__(self, config: AlignmentConfig) -> None:
+        student = build(config.student)
         super().__init__(student, initial=config.initial)
         self.config = student.config
-        self.teachers, self.stride = tuple(teachers), stride
-        # A student without final decoder has nothing to align with the pooled feature.
-        has_final = bool(self.config.clip_final_dim)
-        self.weights = dict(weights) | ({} if has_final else {"clip_final": 0.0})
+        self.teachers, self.stride = config.frozen_teachers(), config.stride
+        self.weights = config.weights
         self.mask, self.teacher_batch = config.mask, config.teacher_batch
         self.is_cached = config.teachers == "cached"
         if self.mask.kind == "attention" and not (self.teachers and self.teachers[0].is_vit):
@@ -117,14 +149,20 @@ class AlignmentStage(ModelStage):
         size = self.config.encoder.image_size
         frames = self.config.encoder.num_frames * self.stride
         shapes = {"video": jax.ShapeDtypeStruct((batch_size, frames, size, size, 3), jnp.uint8)}
-        for teacher in self.teachers if self.is_cached else ():
-            for name, shape in teacher.feature_shapes(self.config.encoder.grid).items():
-                struct = jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)
-                shapes.setdefault(f"{CACHE}{name}", struct)
+        if self.is_cached:
+            with nn.logical_axis_rules(()):
+                shapes |= jax.eval_shape(
+                    lambda key, batch: self.features(self._init_teachers(key), batch),
+                    jax.random.key(0),
+                    shapes,
+                )
         return shapes
 
     def init_frozen(self, key: jax.Array) -> PyTree:
-        return {teacher.name: teacher.init(key) for teacher in self._running()}
+        return {} if self.is_cached else self._init_teachers(key)
+
+    def _init_teachers(self, key: jax.Array) -> PyTree:
+        return {teacher.name: teacher.init(key) for teacher in self.teachers}
 
     def load_frozen(self, mesh: Mesh, rules: Rules) -> PyTree:
         return load_teachers(self._running(), mesh, rules)
@@ -146,7 +184,7 @@ class AlignmentStage(ModelStage):
     def loss(
         self, params: PyTree, extra: PyTree, batch: Batch, targets: PyTree, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
-        video = self.normalized(batch["video"][:, :: self.stride])
+        video = normalized(batch["video"][:, :: self.stride])
         output = self.module.apply(
             {"params": params},
             video,
@@ -165,10 +203,9 @@ class AlignmentStage(ModelStage):
           batch: with `video`.
 
         Returns:
-          `targets/NAME` as each teacher's `FrozenTeacher.feature_shapes` says, with the attention
-          of the first.
+          `targets/NAME` as `FrozenTeacher.features` says, with the attention of the first.
         """
-        video = self.normalized(batch["video"])
+        video = normalized(batch["video"])
         found: dict[str, Array] = {}
         for teacher in self.teachers:
             grid = self.config.encoder.grid
@@ -178,8 +215,9 @@ class AlignmentStage(ModelStage):
     def flops(self) -> dict[str, int]:
         """FLOPs of a training step per clip: the student with its gradients, each teacher."""
         grid = self.config.encoder.grid
-        kept = self.mask.num_kept(grid, self._per_frame)
-        flops = {"student": gradient_flops(sum(self.module.flops(kept).values()))}
+        kept = jax.ShapeDtypeStruct((1, self.mask.num_kept(grid, self._per_frame)), jnp.int32)
+        forward = self.module.flops(self.module.example_inputs()[0], kept)
+        flops = {"student": gradient_flops(sum(forward.values()))}
         return flops | {teacher.name: teacher.flops(grid) for teacher in self._running()}
 
     @property
@@ -188,43 +226,3 @@ class AlignmentStage(ModelStage):
 
     def _running(self) -> Sequence[FrozenTeacher]:
         return () if self.is_cached else self.teachers
-
-
-def check_matches(
-    student: VideoViTConfig,
-    clip_frames: int,
-    *teachers: tuple[FrozenTeacher, Sequence[int], int, int],
-) -> None:
-    """Checks that a student and its teachers agree on layers, widths, token grids and frames.
-
-    Args:
-      student: its encoder's config.
-      clip_frames: frames of a batch's clips.
-      teachers: each with the student's layers that follow it, the width that these are decoded to,
-        and that of the pooled feature (0: there is none).
-
-    Raises:
-      ValueError: they do not; names all that differs.
-    """
-    wrong = []
-    for teacher, layers, width, final in teachers:
-        encoder: Any = teacher.config.encoder
-        passes = student.grid[0] if teacher.per_frame else 1
-        frames = -(-clip_frames // teacher.stride)
-        wrong += [
-            f"{what} of {teacher.name}: expected {expected}, found {found}"
-            for what, expected, found in (
-                ("layers", len(layers), len(teacher.config.layers)),
-                ("width", width, encoder.width),
-                ("pooled_dim", final, encoder.pooled_dim if final else 0),
-                ("token grid", student.grid, (passes * encoder.grid[0], *encoder.grid[1:])),
-                ("frames", frames, passes * encoder.num_frames),
-            )
-            if expected != found
-        ]
-    if wrong:
-        raise ValueError(
-            "student and teachers do not match: "
-            + "; ".join(wrong)
-            + "; change the student's decoders or the teacher"
-        )

@@ -18,6 +18,7 @@ from internvideo_jax.models import VideoClassifier, VideoClassifierConfig, gradi
 from internvideo_jax.objectives.classification import soft_cross_entropy
 from internvideo_jax.training.mixup import MixConfig, draw_mix, mix_targets, mix_video
 from internvideo_jax.training.stage import Batch, PyTree, Variables
+from internvideo_jax.training.stages.clips import normalized
 from internvideo_jax.training.stages.model import ModelStage
 
 _INPUT = ("patch_embed", "pos_embed", "cls_token")
@@ -122,7 +123,7 @@ class ClassifyStage(ModelStage):
 
     def targets(self, frozen: PyTree, batch: Batch, key: jax.Array) -> PyTree:
         """Mixed clips `video` `[B, T, S, S, 3]` and soft labels `label` `[B, C]`."""
-        video = self.normalized(batch["video"])
+        video = normalized(batch["video"])
         rows = video.shape[0]
         group = min(self.config.mix_group or rows, rows)
         if rows % group:
@@ -168,12 +169,11 @@ class ClassifyStage(ModelStage):
 
     def flops(self) -> dict[str, int]:
         """FLOPs of a training step per clip, by part; frozen blocks have no backward pass."""
-        parts = self.module.flops()
-        probe = self.config.probe
-        if probe is None:
-            return {name: gradient_flops(x) for name, x in parts.items()}
-        if probe.open_block_num:
-            # The stacked blocks are differentiated as one.
-            return {n: gradient_flops(x) if n != "patch_embed" else x for n, x in parts.items()}
-        trained = {"head"} | ({"pooler"} if probe.open_clip_projector else set())
-        return {n: gradient_flops(x) if n in trained else x for n, x in parts.items()}
+        frozen: set[str] = set()
+        if (probe := self.config.probe) is not None:
+            frozen.add("patch_embed")
+            # The stacked blocks are differentiated as one, and the pooler on the way to them.
+            if not probe.open_block_num:
+                frozen |= {"blocks"} if probe.open_clip_projector else {"blocks", "pooler"}
+        parts = self.module.flops().items()
+        return {name: x if name in frozen else gradient_flops(x) for name, x in parts}

@@ -14,11 +14,9 @@ from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 PyTree = Any
 
 
-def normalized(
-    video: Shaped[Array, "B T H W 3"], preprocessing: VideoPreprocessing
-) -> Float[Array, "B T H W 3"]:
+def normalized(video: Shaped[Array, "B T H W 3"]) -> Float[Array, "B T H W 3"]:
     """Clips as models take them: uint8 pixels are normalised, floats are so already."""
-    return normalize(video, preprocessing) if video.dtype == jnp.uint8 else video
+    return normalize(video, VideoPreprocessing()) if video.dtype == jnp.uint8 else video
 
 
 def resized(video: Float[Array, "B T H W 3"], size: int) -> Float[Array, "B T S S 3"]:

@@ -1,22 +1,17 @@
 """What stages that train a module of `models` share: its weights, from nothing or a saved model."""
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from internvideo_jax import saved_model
 from internvideo_jax.models import ARCHITECTURES
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.stage import Stage, Variables
-from internvideo_jax.training.stages.clips import normalized
 from internvideo_jax.training.stages.weights import load_weights
-
-log = logging.getLogger(__name__)
 
 # What only the machine that trains needs of a config; a saved model runs anywhere.
 _PORTABLE = {"remat": "none", "dtype": "float32"}
@@ -40,36 +35,23 @@ class ModelStage(Stage):
         )
         self.initial, self.new_head = initial, new_head
 
-    def normalized(self, video: jax.Array) -> jax.Array:
-        """Clips `[B, T, H, W, 3]` as the module takes them, of uint8 pixels or such already."""
-        assert self.preprocessing.video is not None
-        return normalized(video, self.preprocessing.video)
-
     def init(self, key: jax.Array) -> Variables:
         inputs = (jnp.zeros(x.shape, x.dtype) for x in self.module.example_inputs())
         return dict(self.module.init(key, *inputs))
 
-    def is_decayed(self, path: str) -> bool:
-        is_decayed: bool = self.module.is_decayed(path)
-        return is_decayed
-
-    def layer_of(self, path: str) -> int | np.ndarray:
-        layer: int | np.ndarray = self.module.layer_of(path)
-        return layer
-
     def load_initial(self, variables: Variables) -> Variables:
         if self.initial is None:
             return variables
-        loaded = load_weights(
+        loaded: Variables = load_weights(
             self.initial,
             self.module.config,
             variables,
+            name="model",
             dtype="float32",
             may_start_afresh=lambda path: not path.startswith("params/encoder/"),
             new_head=self.new_head,
         )
-        log.info("model: %s", loaded.summary)
-        return loaded.variables
+        return loaded
 
     def save(self, variables: Variables, directory: Path) -> None:
         modules = {a.module_cls: name for name, a in ARCHITECTURES.items()}

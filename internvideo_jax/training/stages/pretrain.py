@@ -6,13 +6,9 @@ Source: `run_pretraining.py` and `engines/engine_for_pretraining.py` of upstream
 
 import dataclasses
 
-from internvideo_jax.models import Stage1Student, Stage1StudentConfig
+from internvideo_jax.models import Stage1StudentConfig
 from internvideo_jax.models.teacher import TeacherConfig, VideoMAETeacherConfig
-from internvideo_jax.training.stages.alignment import (
-    AlignmentConfig,
-    AlignmentStage,
-    check_matches,
-)
+from internvideo_jax.training.stages.alignment import AlignmentConfig
 from internvideo_jax.training.stages.teachers import FrozenTeacher
 
 
@@ -21,7 +17,6 @@ class PretrainConfig(AlignmentConfig):
     """Pre-training with two teachers.
 
     Attributes:
-      student: what is trained.
       clip_teacher: the image tower that sees the student's frames one by one; the attention of its
         pooler guides the mask.
       mae_teacher: the video teacher, which sees all frames.
@@ -43,41 +38,15 @@ class PretrainConfig(AlignmentConfig):
         own = self.student.encoder.tubelet_size
         return max(self.mae_teacher.encoder.tubelet_size // own, 1)
 
-    def frozen_teachers(self) -> tuple[FrozenTeacher, FrozenTeacher]:
-        """The teachers as the stage runs them."""
+    @property
+    def weights(self) -> dict[str, float]:
+        return super().weights | {"mae": self.mae_weight}
+
+    def frozen_teachers(self) -> tuple[FrozenTeacher, ...]:
         # An image tower takes one frame of each of the student's tubelets.
         per_token = self.student.encoder.tubelet_size if self.clip_teacher.per_frame else 1
+        stride, clip_path, mae_path = self.stride, self.clip_teacher_path, self.mae_teacher_path
         return (
-            FrozenTeacher(
-                "clip_teacher",
-                self.clip_teacher,
-                self.clip_teacher_path,
-                self.stride * per_token,
-                "clip_middle",
-                "clip_final",
-            ),
-            FrozenTeacher("mae_teacher", self.mae_teacher, self.mae_teacher_path, 1, "mae"),
+            FrozenTeacher("clip_teacher", self.clip_teacher, clip_path, stride * per_token),
+            FrozenTeacher("mae_teacher", self.mae_teacher, mae_path, 1, "mae"),
         )
-
-    def __post_init__(self) -> None:
-        s = self.student
-        clip, mae = self.frozen_teachers()
-        check_matches(
-            s.encoder,
-            s.encoder.num_frames * self.stride,
-            (clip, s.clip_layers, s.clip_target_dim, s.clip_final_dim),
-            (mae, s.mae_layers, s.mae_target_dim, 0),
-        )
-
-
-class PretrainStage(AlignmentStage):
-    """Pre-training as the loop wants it."""
-
-    def __init__(self, config: PretrainConfig) -> None:
-        weights = {
-            "clip_middle": config.clip_middle_weight,
-            "clip_final": config.clip_final_weight,
-            "mae": config.mae_weight,
-        }
-        student, teachers = Stage1Student(config.student), config.frozen_teachers()
-        super().__init__(config, student, teachers, weights, stride=config.stride)

@@ -9,10 +9,9 @@ Source: `engines/engine_for_pretraining.py` and `engine_for_distill.py` of upstr
 """
 
 import dataclasses
-import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +20,12 @@ from jaxtyping import Array, Float, Int
 
 from internvideo_jax.models import build
 from internvideo_jax.models.teacher import TeacherConfig, VideoMAETeacherConfig
-from internvideo_jax.nn.normalization import l2_normalize
 from internvideo_jax.parallel.rules import Rules
 from internvideo_jax.parallel.sharding import abstract_params
-from internvideo_jax.preprocessing import VideoPreprocessing
 from internvideo_jax.training.masking import MaskConfig
 from internvideo_jax.training.optimizer import map_paths
 from internvideo_jax.training.stages.clips import map_clips, normalized, resized
 from internvideo_jax.training.stages.weights import load_weights
-
-log = logging.getLogger(__name__)
 
 PyTree = Any
 
@@ -48,16 +43,14 @@ class FrozenTeacher:
         VideoMAE, which has none of them.
       path: its saved model.
       stride: it sees every `stride`-th frame of a batch's clips.
-      middle: the term of the loss, and field of the student's output, of its layers.
-      final: that of its pooled feature; None leaves it out.
+      side: which of the student's decoders follow it: those called `clip_...` or `mae_...`.
     """
 
     name: str
     config: TeacherConfig | VideoMAETeacherConfig
     path: str | None
     stride: int
-    middle: str
-    final: str | None = None
+    side: Literal["clip", "mae"] = "clip"
 
     @property
     def is_vit(self) -> bool:
@@ -69,22 +62,23 @@ class FrozenTeacher:
         """Whether it encodes each frame by itself."""
         return isinstance(self.config, TeacherConfig) and self.config.per_frame
 
+    @property
+    def middle(self) -> str:
+        """The term of the loss, and field of the student's output, of its layers."""
+        return "clip_middle" if self.side == "clip" else "mae"
+
+    @property
+    def final(self) -> str | None:
+        """That of its pooled feature; None where there is none."""
+        return "clip_final" if self.side == "clip" else None
+
     def encode(self, variables: PyTree, video: Float[Array, "B T H W 3"]) -> Any:
         """Its encoder's output on normalised clips, the target layers as hidden states."""
         frames = resized(video[:, :: self.stride], self.config.encoder.image_size)
-        options: dict[str, Any] = {"hidden_layers": self.config.layers}
-        if self.per_frame:
-            frames = frames.reshape(-1, 1, *frames.shape[2:])
-        if self.is_vit:
-            options["return_pooler_attention"] = True
-        encoder: Any = build(self.config.encoder)
-        return encoder.apply({"params": variables["params"]["encoder"]}, frames, **options)
+        return build(self.config).apply({"params": variables["params"]}, frames, method="encode")
 
     def rows(self, encoded: Any, kept: Int[Array, "B R"]) -> dict[str, Array]:
         """Targets at the kept rows.
-
-        Equal to the rows of the output of `models.Teacher` or `models.VideoMAETeacher`; there the
-        full-token layers are copied and normalised first.
 
         Args:
           encoded: what `encode` gave.
@@ -94,36 +88,20 @@ class FrozenTeacher:
           By term, of the layers `[B, K, R, D]` (`R - 1` without a class token) and of the pooled
           feature `[B, P]`, float32.
         """
-        hidden, batch = encoded.hidden_states, kept.shape[0]
-        frames = hidden.shape[1] // batch
-        if self.per_frame:
-            layers, _, tokens, width = hidden.shape
-            # Every frame has a class token of its own.
-            patches = tokens - 1
-            index = kept[:, 1:] - 1
-            rows = index // patches * tokens + index % patches + 1
-            hidden = hidden.reshape(layers, batch, frames * tokens, width)
-            cls = hidden[:, :, ::tokens].astype(jnp.float32).mean(2)[:, :, None]
-            middle = jnp.take_along_axis(hidden, rows[None, :, :, None], axis=2)
-            middle = jnp.concatenate([cls, middle.astype(jnp.float32)], axis=2)
-        else:
-            rows = kept if self.is_vit else kept[:, 1:] - 1
-            middle = jnp.take_along_axis(hidden, rows[None, :, :, None], axis=2)
-            middle = middle.astype(jnp.float32)
-        features = {self.middle: middle}
-        if self.final is not None:
-            final = encoded.pooled.astype(jnp.float32)
-            features[self.final] = (
-                final.reshape(batch, frames, -1).mean(1) if self.per_frame else final
-            )
-        if self.config.normalization == "l2":
-            features = {name: l2_normalize(x) for name, x in features.items()}
-        return features | {self.middle: features[self.middle].swapaxes(0, 1)}
+        teacher: Any = build(self.config)
+        middle, final = teacher.rows(encoded, kept)
+        pooled = {} if self.final is None else {self.final: final}
+        return {self.middle: middle.swapaxes(0, 1), **pooled}
 
     def features(
         self, variables: PyTree, video: Array, grid: tuple[int, int, int]
     ) -> dict[str, Array]:
-        """What `feature_shapes` says, of normalised clips, float32: targets at all tokens."""
+        """Targets of normalised clips at all tokens of a student's grid, float32.
+
+        Returns:
+          By term, the layers `[B, K, 1 + N, D]` (`N` without a class token) and the pooled feature
+          `[B, P]`; the `attention` `[B, T, N / T]` of an encoder of single frames, or `[B, 1, N]`.
+        """
         encoded = self.encode(variables, video)
         tokens = jnp.arange(1 + math.prod(grid))
         features = self.rows(encoded, jnp.broadcast_to(tokens, (len(video), len(tokens))))
@@ -131,22 +109,6 @@ class FrozenTeacher:
             return features
         attention = encoded.pooler_attention[:, 1:]
         return features | {"attention": attention.reshape(len(video), -1, attention.shape[-1])}
-
-    def feature_shapes(self, grid: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
-        """Shapes of what a cache holds of one clip, by name, for a student's token grid.
-
-        By term, the layers `[K, 1 + N, D]` (`N` without a class token) and the pooled feature
-        `[P]`; the `attention` `[T, N / T]` of an encoder of single frames, or `[1, N]`.
-        """
-        t, h, w = grid
-        tokens = int(self.is_vit) + t * h * w
-        shapes: dict[str, tuple[int, ...]] = {
-            self.middle: (len(self.config.layers), tokens, self.config.encoder.width)
-        }
-        if not isinstance(self.config, TeacherConfig):
-            return shapes
-        final = {self.final: (self.config.encoder.pooled_dim,)} if self.final else {}
-        return {**shapes, **final, "attention": (t, h * w) if self.per_frame else (1, t * h * w)}
 
     def cached_rows(self, batch: Mapping[str, Array], kept: Int[Array, "B R"]) -> dict[str, Array]:
         """As `rows`, from what a batch holds of `features`."""
@@ -195,7 +157,7 @@ def masked_targets(
     """
 
     def one_pass(clips: dict[str, Array]) -> dict[str, Array]:
-        video = normalized(clips["video"], VideoPreprocessing())
+        video = normalized(clips["video"])
         kept: Array | None = None
         targets: dict[str, Array] = {}
         for teacher in teachers:
@@ -239,9 +201,12 @@ def load_teachers(teachers: Sequence[FrozenTeacher], mesh: Mesh, rules: Rules) -
         )
     loaded = {}
     for teacher in teachers:
-        shapes, _ = abstract_params(teacher.init, mesh, rules, jax.random.key(0))
-        dtype = teacher.config.encoder.dtype
-        weights = load_weights(str(teacher.path), teacher.config, shapes, dtype=dtype)
-        log.info("%s: %s", teacher.name, weights.summary)
-        loaded[teacher.name] = weights.variables
+        shapes = abstract_params(teacher.init, mesh, rules, jax.random.key(0))
+        loaded[teacher.name] = load_weights(
+            str(teacher.path),
+            teacher.config,
+            shapes,
+            name=teacher.name,
+            dtype=teacher.config.encoder.dtype,
+        )
     return loaded

@@ -7,6 +7,7 @@ encoder is left out; everything else that does not fit is listed at once.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,8 @@ from internvideo_jax import saved_model
 from internvideo_jax.convert.engine.adaptations import Adaptation
 from internvideo_jax.convert.engine.family import family_of
 from internvideo_jax.convert.engine.upstream import architecture_of
+
+log = logging.getLogger(__name__)
 
 PyTree = Any
 
@@ -39,29 +42,25 @@ _ENCODER = "params/encoder/"
 _HEAD = "params/head/"
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadedWeights:
-    """A model's variables, and a line on what was loaded, adapted, left out and started afresh."""
-
-    variables: PyTree
-    summary: str
-
-
 def load_weights(
     path: str,
     config: Any,
     like: PyTree,
     *,
+    name: str,
     dtype: str,
     may_start_afresh: Callable[[str], bool] = lambda path: False,
     new_head: bool = False,
-) -> LoadedWeights:
+) -> PyTree:
     """Variables of a model from a saved model, which may be of another kind or for other clips.
+
+    Logs what was loaded, adapted, left out and started afresh.
 
     Args:
       path: directory of the saved model.
       config: config of the model that the variables are for.
       like: its variables, or their shapes with shardings; the result has their dtypes.
+      name: how the log calls the model.
       dtype: in which kernels are read.
       may_start_afresh: by path ("params/head/kernel"), whether a parameter that the saved model
         lacks keeps its value in `like`.
@@ -76,30 +75,30 @@ def load_weights(
     saved = saved_model.load(path, dtype=dtype, storage=dtype, mesh=mesh)
     left = _nested(saved.variables, saved.config)
     if new_head:
-        left = {name: array for name, array in left.items() if not name.startswith(_HEAD)}
+        left = {key: array for key, array in left.items() if not key.startswith(_HEAD)}
 
     problems = _contradictions(saved.config, config)
     loaded: dict[str, Any] = {}
     adapted: dict[str, Adaptation] = {}
     fresh = []
-    for name, target in targets.items():
-        if name in left:
-            loaded[name] = left.pop(name)
+    for key, target in targets.items():
+        if key in left:
+            loaded[key] = left.pop(key)
             try:
-                change = _fit(name, loaded[name].shape, target.shape, saved.config, config)
+                change = _fit(key, loaded[key].shape, target.shape, saved.config, config)
             except ValueError as error:
-                problems.append(f"{name}: {error}")
+                problems.append(f"{key}: {error}")
             else:
-                adapted |= {name: change} if change else {}
-        elif may_start_afresh(name):
-            fresh.append(name)
+                adapted |= {key: change} if change else {}
+        elif may_start_afresh(key):
+            fresh.append(key)
         else:
-            problems.append(f"{name}: missing, expected shape {target.shape}")
+            problems.append(f"{key}: missing, expected shape {target.shape}")
     is_same_kind = type(saved.config) is type(config)
     problems += [
-        f"{name}: not part of the model, found shape {array.shape}"
-        for name, array in left.items()
-        if is_same_kind or name.startswith(_ENCODER)
+        f"{key}: not part of the model, found shape {array.shape}"
+        for key, array in left.items()
+        if is_same_kind or key.startswith(_ENCODER)
     ]
     if problems:
         raise ValueError(
@@ -108,19 +107,20 @@ def load_weights(
             + "\ncheck that this is the right model, and the stage's config"
         )
 
-    for name, array in loaded.items():
-        if name in adapted:
-            array = adapted[name].apply(_whole(array, mesh))
-        loaded[name] = _place(array, targets[name])
+    for key, array in loaded.items():
+        if key in adapted:
+            array = adapted[key].apply(_whole(array, mesh))
+        loaded[key] = _place(array, targets[key])
     summary = ", ".join(
         [f"{len(loaded)} parameters from {path}", f"{len(left)} left out"]
-        + [f"{name}: {change.name}" for name, change in adapted.items()]
+        + [f"{key}: {change.name}" for key, change in adapted.items()]
         + ([f"started afresh: {' '.join(fresh)}"] if fresh else [])
     )
-    loaded |= {name: targets[name] for name in fresh}
+    loaded |= {key: targets[key] for key in fresh}
     if not hasattr(config, "encoder"):
-        loaded = {name.replace(_ENCODER, "params/", 1): array for name, array in loaded.items()}
-    return LoadedWeights(traverse_util.unflatten_dict(loaded, sep="/"), summary)
+        loaded = {key.replace(_ENCODER, "params/", 1): array for key, array in loaded.items()}
+    log.info("%s: %s", name, summary)
+    return traverse_util.unflatten_dict(loaded, sep="/")
 
 
 def _nested(variables: PyTree, config: Any) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from internvideo_jax.convert.engine.upstream import infer_config, to_upstream
 from internvideo_jax.models.beats import beats_iter3_plus, deep_norm_scale
 from internvideo_jax.models.bert import bert_large_fusion
 from internvideo_jax.models.llama_text import internvl_c_text
-from internvideo_jax.nn.lora import LoRAConfig, fold_lora
-from tests.small_models import BEATS, BERT, DECODER_LM, LLAMA_TEXT
+from internvideo_jax.nn.lora import LoRAConfig
+from tests.small_models import BEATS, BERT, DECODER_LM, LLAMA_TEXT, fold_lora
 
 BEATS = dataclasses.replace(BEATS, residual_scale=deep_norm_scale(2))
 LLAMA = dataclasses.replace(

@@ -16,15 +16,14 @@ from internvideo_jax.convert.engine.plan import Plan, export_plan
 from internvideo_jax.convert.engine.plan import plan as make_plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import to_state_dict, to_tree
-from internvideo_jax.convert.engine.upstream import architecture_of, config_from_upstream
+from internvideo_jax.convert.engine.upstream import config_from_upstream
 from internvideo_jax.convert.families.head_maps import K710_ROWS
-from internvideo_jax.models import ARCHITECTURES, abstract_variables
+from internvideo_jax.models import abstract_variables, build
 from internvideo_jax.models.stage1 import Stage1StudentConfig, aligned_layers
 from internvideo_jax.models.video_classifier import VideoClassifier, VideoClassifierConfig
 from internvideo_jax.models.video_vit import VideoViTConfig
 from internvideo_jax.nn.position_embedding import (
     resize_position_table,
-    resize_temporal_table,
     sincos_1d,
     sincos_2d,
     sincos_3d,
@@ -33,7 +32,7 @@ from internvideo_jax.nn.position_embedding import (
 from internvideo_jax.objectives.classification import soft_cross_entropy
 from internvideo_jax.training.masking import attention_guided_kept, importance_order, kept_to_mask
 from internvideo_jax.training.mixup import MixDraw, cutmix_box, mix_targets, mix_video
-from internvideo_jax.training.optimizer import adamw, layer_ids, layer_scales
+from internvideo_jax.training.optimizer import OptimizerConfig, adamw, layer_ids, layer_scales
 from internvideo_jax.training.schedules import warmup_cosine
 
 
@@ -88,7 +87,8 @@ def check_position_resizing(golden: Golden) -> None:
         else:
             frames = re.fullmatch(r"sep_t\d+to(\d+)", name)
             assert frames, f"unknown case {name}"
-            resized[name] = resize_temporal_table(table, int(frames[1]))
+            grids = (table.shape[1], 1, 1), (int(frames[1]), 1, 1)
+            resized[name] = resize_position_table(table, *grids, num_extra=0)
     assert_tensors_close(resized, golden.group("out/"))
 
 
@@ -148,8 +148,8 @@ def check_layer_decay(golden: Golden) -> None:
         expected = table["params"]
         module, plan = _tiny_model(expected)
         params = abstract_variables(module)["params"]
-        layers = flatten_dict(layer_ids(params, module.layer_of), sep="/")
-        scales = layer_scales(params, module.layer_of, table["layer_decay"])
+        layers = flatten_dict(layer_ids(params, module), sep="/")
+        scales = layer_scales(params, module, table["layer_decay"])
         scales = flatten_dict(scales, sep="/")
         ours = {}
         for part in plan.loaded:
@@ -184,9 +184,7 @@ def _tiny_model(keys: Iterable[str]) -> tuple[Any, Plan]:
         )
     else:
         config = VideoClassifierConfig(encoder, num_classes=2)
-    architecture = architecture_of(config)
-    module = ARCHITECTURES[architecture].module_cls(config)
-    return module, export_plan(config)
+    return build(config), export_plan(config)
 
 
 # Shifts of all keys of the pooler by one vector, which its softmax does not feel: the gradients are
@@ -204,17 +202,9 @@ def check_train_steps(golden: Golden) -> None:
     params = to_tree(state, plan)["params"]
     model = VideoClassifier(config)
     rates = jnp.asarray(golden["in/lr"], jnp.float32)
-    optimizer = adamw(
-        lambda step: rates[step],
-        is_decayed=model.is_decayed,
-        layer_of=model.layer_of,
-        b1=c["betas"][0],
-        b2=c["betas"][1],
-        eps=c["eps"],
-        weight_decay=c["weight_decay"],
-        layer_decay=c["layer_decay"],
-        max_grad_norm=c["clip_grad_norm"],
-    )
+    options = {name: c[name] for name in ("eps", "weight_decay", "layer_decay")}
+    options |= {"betas": tuple(c["betas"]), "max_grad_norm": c["clip_grad_norm"]}
+    optimizer = adamw(lambda step: rates[step], OptimizerConfig(1.0, **options), model)
 
     @jax.jit
     def step(params: Any, state: Any, video: jax.Array, target: jax.Array) -> tuple[Any, ...]:

@@ -17,20 +17,20 @@ from internvideo_jax.convert.engine.plan import Plan, plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import to_state_dict, to_tree
 from internvideo_jax.convert.engine.transforms import CONV2D_TO_3D, CONV3D
-from internvideo_jax.convert.engine.upstream import architecture_of, infer_config
+from internvideo_jax.convert.engine.upstream import infer_config
 from internvideo_jax.convert.engine.verify import Reference, run_reference
-from internvideo_jax.models import ARCHITECTURES
+from internvideo_jax.models import build
 from internvideo_jax.models.stage1 import StudentOutput
 from internvideo_jax.nn.position_embedding import resize_position_table, sinusoid_table
 from internvideo_jax.objectives.classification import soft_cross_entropy
-from internvideo_jax.objectives.distillation import distillation_loss, gather_rows
+from internvideo_jax.objectives.distillation import distillation_loss
 from internvideo_jax.training.masking import (
     MaskConfig,
-    attention_guided_kept,
     kept_to_mask,
     mask_to_kept,
 )
-from internvideo_jax.training.stages.pretrain import PretrainConfig, PretrainStage
+from internvideo_jax.training.stages.alignment import AlignmentStage
+from internvideo_jax.training.stages.pretrain import PretrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,7 @@ def convert(kind: str, config: Mapping[str, Any], state: Mapping[str, np.ndarray
     found = dataclasses.replace(found, kind=kind)
     model_config = infer_config(found, stored=config)
     conversion = plan(found, model_config)
-    module = ARCHITECTURES[architecture_of(model_config)].module_cls(model_config)
-    return Converted(module, to_tree(state, conversion), conversion)
+    return Converted(build(model_config), to_tree(state, conversion), conversion)
 
 
 _ARCHITECTURES = {
@@ -81,7 +80,7 @@ def check_losses_and_gradients(
     *,
     zero: Collection[str] = (),
 ) -> None:
-    """Checks `losses(params)` against `out/*`, and the gradient of the one called `total`.
+    """Checks what `losses(params)` gives against `out/*`, and the gradient of `total` among it.
 
     `zero` names gradients that vanish analytically, besides those of all poolers.
     """
@@ -127,6 +126,11 @@ def check_classifier(golden: Golden) -> None:
         zero = [f"blocks.{head.encoder.depth - 1}.mlp.fc2.bias"]
     check_forward(golden, model, "loss_soft_ce")
     check_losses_and_gradients(golden, model, losses, "loss_soft_ce", zero=zero)
+
+
+def gather_rows(features: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Rows of features `[K, B, N, D]` at the indices `kept` `[B, R]`."""
+    return np.take_along_axis(features, np.asarray(kept)[None, :, :, None], axis=2)
 
 
 def student_losses(
@@ -204,26 +208,6 @@ def check_full_step(golden: Golden) -> None:
     # The MAE-side teacher sees all frames; the others those that its tubelets stand for.
     raw = np.moveaxis(golden["in/video"], 1, -1)
     assert raw.shape[1] == c["raw_frames"]
-    video = raw[:, ::stride]
-    with jax.default_matmul_precision("highest"):
-        clip = jax.jit(clip_teacher.module.apply)(clip_teacher.variables, video)
-        mae = jax.jit(mae_teacher.module.apply)(mae_teacher.variables, raw)
-    kept = attention_guided_kept(clip.attention, golden["in/exp_draw"], c["mask_ratio"], batch)
-    mask = kept_to_mask(kept, clip.middle.shape[2])
-    teachers = {
-        "attn": clip.attention,
-        "mask": mask,
-        "norm_clip_middle": clip.middle,
-        "norm_clip_final": clip.final,
-        "norm_mae": mae,
-    }
-    assert_tensors_close(teachers, {name: golden[f"out/{name}"] for name in teachers})
-    with jax.default_matmul_precision("highest"):
-        output = jax.jit(student.module.apply)(student.variables, video, kept)
-    outputs = {name: getattr(output, name) for name in ("clip_middle", "clip_final", "mae")}
-    assert_tensors_close(outputs, {name: golden[f"out/{name}"] for name in outputs})
-
-    # The stage draws its targets and losses from the same parts.
     weights = ("clip_middle_weight", "clip_final_weight", "mae_weight")
     config = PretrainConfig(
         student.module.config,
@@ -232,13 +216,26 @@ def check_full_step(golden: Golden) -> None:
         mask=MaskConfig("attention", c["mask_ratio"]),
         **dict(zip(weights, c["loss_ratios_clipmid_clipfinal_mae"], strict=True)),
     )
-    stage = PretrainStage(config)
+    stage = AlignmentStage(config)
     assert config.stride == stride
+
     frozen = {"clip_teacher": clip_teacher.variables, "mae_teacher": mae_teacher.variables}
     clips = {"video": jnp.asarray(raw)}
     draws = golden["in/exp_draw"].reshape(batch, -1, golden["in/exp_draw"].shape[-1])
     with jax.default_matmul_precision("highest"):
-        targets = jax.jit(stage.drawn_targets)(frozen, clips, draws)
+        features, targets = jax.jit(lambda *x: (stage.features(*x[:2]), stage.drawn_targets(*x)))(
+            frozen, clips, draws
+        )
+    features = {name.removeprefix("targets/"): x for name, x in features.items()}
+    kept = targets["kept"]
+    teachers = {
+        "attn": features["attention"].reshape(-1, features["attention"].shape[-1]),
+        "mask": kept_to_mask(kept, features["clip_middle"].shape[2]),
+        "norm_clip_middle": features["clip_middle"].swapaxes(0, 1),
+        "norm_clip_final": features["clip_final"],
+        "norm_mae": features["mae"].swapaxes(0, 1),
+    }
+    assert_tensors_close(teachers, {name: golden[f"out/{name}"] for name in teachers})
     expected = {
         "kept": mask_to_kept(golden["out/mask"]),
         "clip_middle": gather_rows(golden["out/norm_clip_middle"], kept).swapaxes(0, 1),
@@ -249,7 +246,9 @@ def check_full_step(golden: Golden) -> None:
 
     def losses(params: Any) -> dict[str, jax.Array]:
         total, (terms, _) = stage.loss(params, {}, clips, targets, jax.random.key(0))
-        return {"loss": total} | {f"loss_{name}": terms[name] for name in outputs}
+        output: Any = student.module.apply({"params": params}, raw[:, ::stride], kept)
+        named = {f"loss_{name}": terms[name] for name in terms}
+        return {"loss": total, **named, **{name: getattr(output, name) for name in terms}}
 
     check_losses_and_gradients(golden, student, losses, "loss")
 

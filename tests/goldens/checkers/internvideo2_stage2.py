@@ -12,7 +12,7 @@ from golden import Golden, checker
 from internvideo_jax.convert.engine.plan import plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import to_state_dict, to_tree
-from internvideo_jax.convert.engine.upstream import architecture_of, infer_config
+from internvideo_jax.convert.engine.upstream import infer_config
 from internvideo_jax.convert.engine.verify import Reference
 from internvideo_jax.convert.families import beats, bert
 from internvideo_jax.data.transforms.filterbank import (
@@ -21,7 +21,7 @@ from internvideo_jax.data.transforms.filterbank import (
     mel_bank,
     povey_window,
 )
-from internvideo_jax.models import ARCHITECTURES
+from internvideo_jax.models import build
 from internvideo_jax.preprocessing import AudioPreprocessing
 
 
@@ -30,8 +30,7 @@ def convert(options: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Conv
     found = recognize({key: x.shape for key, x in state.items()})
     config = infer_config(found, given=options)
     made = plan(found, config)
-    module = ARCHITECTURES[architecture_of(config)].module_cls(config)
-    return Converted(module, to_tree(state, made), made)
+    return Converted(build(config), to_tree(state, made), made)
 
 
 def check(golden: Golden, model: Converted, run: Any, loss: str, key_bias: str) -> None:

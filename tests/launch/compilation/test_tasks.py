@@ -18,7 +18,8 @@ from internvideo_jax.models.video_vit import VideoViTConfig
 from internvideo_jax.models.videomae import VideoMAEConfig
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.training.config import OptimizerConfig, TrainConfig
-from internvideo_jax.training.stages.distill import DistillConfig, DistillStage
+from internvideo_jax.training.stages.alignment import AlignmentStage
+from internvideo_jax.training.stages.distill import DistillConfig
 
 ENCODER = VideoViTConfig(
     width=32, depth=2, num_heads=2, mlp_dim=16, image_size=28, num_frames=2, pooler_heads=2
@@ -95,7 +96,7 @@ def test_inputs_and_outputs_of_the_forward_pass_are_split_over_the_batch(mesh):
 
 
 def test_the_training_step_takes_state_teachers_and_a_batch_of_all_rows(mesh):
-    stage = DistillStage(
+    stage = AlignmentStage(
         DistillConfig(
             DistillStudentConfig(ENCODER, clip_layers=(0, 1), clip_target_dim=32),
             TeacherConfig(ENCODER, layers=(0, 1)),
