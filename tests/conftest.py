@@ -3,6 +3,7 @@
 import os
 
 import hypothesis
+import jax
 import pytest
 
 # The dev extra's libtpu would look for a TPU in every process of the suite.
@@ -19,3 +20,11 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INTERNVIDEO_HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs(tmp_path_factory):
+    """A process compiles the same program once, whoever asks for it."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

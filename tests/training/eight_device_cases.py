@@ -24,9 +24,10 @@ from internvideo_jax.training.stages.pretrain import PretrainConfig
 from internvideo_jax.training.state import abstract_state
 from internvideo_jax.training.step import abstract_batch
 from tests.small_models import ENCODER, VIDEOMAE, noise
+from tests.training import toy_stage as toy
 
 
-def losses(toy, workdir, devices, steps=20, **changes):
+def losses(workdir, devices, steps=20, **changes):
     # Logged step by step, checkpointed at the end only.
     config = toy.make_config(steps=steps, checkpoint=CheckpointConfig(every_steps=100), **changes)
     stage, data = toy.ToyStage(), toy.batches(config)
@@ -36,18 +37,18 @@ def losses(toy, workdir, devices, steps=20, **changes):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_first_losses_are_those_of_one_device(toy, tmp_path, accumulation):
+def test_the_first_losses_are_those_of_one_device(tmp_path, accumulation):
     axes = MeshConfig(data=4, fsdp=2) if accumulation == 1 else MeshConfig()
-    one = losses(toy, tmp_path / "one", jax.devices()[:1], accumulation=accumulation)
-    eight = losses(toy, tmp_path / "eight", None, accumulation=accumulation, mesh=axes)
+    one = losses(tmp_path / "one", jax.devices()[:1], accumulation=accumulation)
+    eight = losses(tmp_path / "eight", None, accumulation=accumulation, mesh=axes)
     assert len(one) == 20
     # Two summation orders of float32.
     np.testing.assert_allclose(one, eight, rtol=1e-5)
 
 
-def test_a_run_goes_on_on_another_mesh(toy, tmp_path):
+def test_a_run_goes_on_on_another_mesh(tmp_path):
     first = toy.make_config(steps=20, checkpoint=CheckpointConfig(every_steps=6, keep=9))
-    reference = losses(toy, tmp_path / "reference", None)
+    reference = losses(tmp_path / "reference", None)
 
     class Stop(Exception):
         pass
@@ -61,18 +62,18 @@ def test_a_run_goes_on_on_another_mesh(toy, tmp_path):
     options = {"run_config": toy.run_config(first), "devices": jax.devices()[:1]}
     with pytest.raises(Stop):
         train(toy.ToyStage(), first, broken_off, tmp_path / "run", **options)
-    resumed = losses(toy, tmp_path / "run", None, mesh=MeshConfig(data=1, fsdp=8))
+    resumed = losses(tmp_path / "run", None, mesh=MeshConfig(data=1, fsdp=8))
     assert len(resumed) == 20
     np.testing.assert_allclose(resumed, reference, rtol=1e-5)
 
 
-def test_batches_must_fit_the_mesh(toy, tmp_path):
+def test_batches_must_fit_the_mesh(tmp_path):
     message = r"the 8 devices of data\*fsdp and the 1 processes divide, found 4 rows \(batch_size=4"
     with pytest.raises(ValueError, match=message):
-        losses(toy, tmp_path, None, batch_size=4, num_sample=1)
+        losses(tmp_path, None, batch_size=4, num_sample=1)
 
 
-def test_state_and_optimizer_are_sharded(toy, tmp_path):
+def test_state_and_optimizer_are_sharded(tmp_path):
     config = toy.make_config(mesh=MeshConfig(data=2, fsdp=2, tensor=2))
     mesh = make_mesh(config.mesh)
     state, _ = abstract_state(toy.ToyStage(), config, mesh, DEFAULT_RULES)

@@ -17,11 +17,12 @@ from internvideo_jax.training.checkpoints import RunCheckpointError
 from internvideo_jax.training.config import CheckpointConfig
 from internvideo_jax.training.loop import NonFiniteError, train
 from internvideo_jax.training.metrics import read_metrics
+from tests.training import toy_stage as toy
 
 SCRIPT = Path(__file__).with_name("toy_stage.py")
 
 
-def run(toy, workdir, config, *, stage=None, data=None, **options):
+def run(workdir, config, *, stage=None, data=None, **options):
     options = {"run_config": toy.run_config(config), "devices": jax.devices()[:1]} | options
     return train(stage or toy.ToyStage(), config, data or toy.batches(config), workdir, **options)
 
@@ -65,20 +66,20 @@ def unbroken(tmp_path_factory):
 
 
 @pytest.fixture
-def reference(toy, unbroken):
+def reference(unbroken):
     """The folder of an unbroken run, made once."""
     if not (unbroken / "model").exists():
-        assert run(toy, unbroken, toy.make_config())
+        assert run(unbroken, toy.make_config())
     return unbroken
 
 
-def test_a_broken_run_ends_as_the_unbroken_one(toy, reference, tmp_path):
+def test_a_broken_run_ends_as_the_unbroken_one(reference, tmp_path):
     config = toy.make_config()
     for at in (3, 7, 12):
         # Before the first checkpoint, between two, before the last step.
         with pytest.raises(Stop):
-            run(toy, tmp_path, config, data=broken_off(toy.batches(config), at))
-    assert run(toy, tmp_path, config)
+            run(tmp_path, config, data=broken_off(toy.batches(config), at))
+    assert run(tmp_path, config)
     assert_same_models(tmp_path, reference)
     metrics = [read_metrics(folder / "metrics.jsonl") for folder in (tmp_path, reference)]
     assert [without_clock(line) for line in metrics[0]] == [
@@ -86,7 +87,7 @@ def test_a_broken_run_ends_as_the_unbroken_one(toy, reference, tmp_path):
     ]
 
 
-def test_what_a_run_leaves(toy, reference):
+def test_what_a_run_leaves(reference):
     lines = read_metrics(reference / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -105,15 +106,15 @@ def test_what_a_run_leaves(toy, reference):
     assert not list(reference.glob(".*"))
 
 
-def test_a_complete_run_is_left_alone(toy, reference, capsys):
+def test_a_complete_run_is_left_alone(reference, capsys):
     def no_data(step):
         raise AssertionError("nothing is left to train")
 
-    assert run(toy, reference, toy.make_config(), data=no_data)
+    assert run(reference, toy.make_config(), data=no_data)
     assert "holds a complete run" in capsys.readouterr().err
 
 
-def test_a_run_that_broke_down_while_saving_its_model_saves_it_again(toy, reference, tmp_path):
+def test_a_run_that_broke_down_while_saving_its_model_saves_it_again(reference, tmp_path):
     class Breaking(toy.ToyStage):
         def save(self, variables, directory):
             super().save(variables, directory)
@@ -121,13 +122,13 @@ def test_a_run_that_broke_down_while_saving_its_model_saves_it_again(toy, refere
 
     config = toy.make_config()
     with pytest.raises(Stop):
-        run(toy, tmp_path, config, stage=Breaking())
+        run(tmp_path, config, stage=Breaking())
     assert not (tmp_path / "model").exists()
-    assert run(toy, tmp_path, config)
+    assert run(tmp_path, config)
     assert_same_models(tmp_path, reference)
 
 
-def test_sigterm_ends_in_a_checkpoint_and_a_later_run_goes_on(toy, reference, tmp_path):
+def test_sigterm_ends_in_a_checkpoint_and_a_later_run_goes_on(reference, tmp_path):
     config = toy.make_config()
 
     def with_signal(step):
@@ -138,32 +139,32 @@ def test_sigterm_ends_in_a_checkpoint_and_a_later_run_goes_on(toy, reference, tm
             yield batch
 
     before = signal.getsignal(signal.SIGTERM)
-    assert run(toy, tmp_path, config, data=with_signal) is False
+    assert run(tmp_path, config, data=with_signal) is False
     assert signal.getsignal(signal.SIGTERM) is before
     # Step 4 was due anyway, step 6 is the notice's.
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "6", "fixed"]
     assert not (tmp_path / "model").exists()
-    assert run(toy, tmp_path, config)
+    assert run(tmp_path, config)
     assert_same_models(tmp_path, reference)
 
 
-def test_what_is_not_trained_is_kept_once_and_needed(toy, tmp_path):
+def test_what_is_not_trained_is_kept_once_and_needed(tmp_path):
     config = toy.make_config()
     with pytest.raises(Stop):
-        run(toy, tmp_path, config, data=broken_off(toy.batches(config), 7))
+        run(tmp_path, config, data=broken_off(toy.batches(config), 7))
     state = tmp_path / "checkpoints" / "4" / "state"
     assert b"fixed" not in (state / "_METADATA").read_bytes()
     shutil.rmtree(tmp_path / "checkpoints" / "fixed")
     with pytest.raises(RunCheckpointError, match="checkpoints/fixed is gone"):
-        run(toy, tmp_path, config)
+        run(tmp_path, config)
 
 
-def test_too_many_bad_steps_in_a_row_stop_the_run(toy, tmp_path):
+def test_too_many_bad_steps_in_a_row_stop_the_run(tmp_path):
     config = toy.make_config(max_bad_steps=2, log_every=100)
     data = toy.batches(config, bad=(3, 6, 7, 8))
     message = r"not finite in 2 steps in a row, the last of them step 7; .*bad_examples\.json"
     with pytest.raises(NonFiniteError, match=message):
-        run(toy, tmp_path, config, data=data)
+        run(tmp_path, config, data=data)
     rows = json.loads((tmp_path / "bad_examples.json").read_text())
     assert [row["step"] for row in rows] == [6, 7]
     assert [row["first_example"] for row in rows] == [40, 48]
@@ -172,16 +173,16 @@ def test_too_many_bad_steps_in_a_row_stop_the_run(toy, tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "fixed"]
 
 
-def test_a_streak_goes_on_over_a_restart(toy, tmp_path):
+def test_a_streak_goes_on_over_a_restart(tmp_path):
     config = toy.make_config(checkpoint=CheckpointConfig(every_steps=1))
     data = toy.batches(config, bad=(5, 6, 7))
     with pytest.raises(Stop):
-        run(toy, tmp_path, config, data=broken_off(data, 7))
+        run(tmp_path, config, data=broken_off(data, 7))
     with pytest.raises(NonFiniteError, match="3 steps in a row, the last of them step 7"):
-        run(toy, tmp_path, config, data=data)
+        run(tmp_path, config, data=data)
 
 
-def test_skipped_steps_are_logged_and_evaluations_see_weights_and_averages(toy, tmp_path):
+def test_skipped_steps_are_logged_and_evaluations_see_weights_and_averages(tmp_path):
     seen = []
 
     def evaluation(variables):
@@ -190,7 +191,7 @@ def test_skipped_steps_are_logged_and_evaluations_see_weights_and_averages(toy, 
 
     config = toy.make_config(eval_every=5, log_every=5)
     data = toy.batches(config, bad=(3, 4, 7))
-    assert run(toy, tmp_path, config, data=data, evaluations={"eval": evaluation})
+    assert run(tmp_path, config, data=data, evaluations={"eval": evaluation})
     logged = read_metrics(tmp_path / "metrics.jsonl")
     skipped = [(line["step"], line["skipped"]) for line in logged if "skipped" in line]
     assert skipped == [(5, 2.0), (10, 1.0), (12, 0.0)]
@@ -204,28 +205,28 @@ def test_skipped_steps_are_logged_and_evaluations_see_weights_and_averages(toy, 
     assert lines[-1]["eval/norm"] != lines[-1]["eval_ema/norm"]
 
 
-def test_a_second_run_in_the_folder_is_refused(toy, tmp_path):
+def test_a_second_run_in_the_folder_is_refused(tmp_path):
     config = toy.make_config()
     refused = []
 
     def second(step):
         with pytest.raises(BlockingIOError, match=f"in use by another run, process {os.getpid()};"):
-            run(toy, tmp_path, config)
+            run(tmp_path, config)
         refused.append(step)
         raise Stop
         yield
 
     with pytest.raises(Stop):
-        run(toy, tmp_path, config, data=second)
+        run(tmp_path, config, data=second)
     assert refused == [0]
     # The lock has gone with the run.
-    assert run(toy, tmp_path, config)
+    assert run(tmp_path, config)
 
 
-def test_another_config_is_refused(toy, reference):
+def test_another_config_is_refused(reference):
     config = toy.make_config(seed=3, log_every=5)
     with pytest.raises(ValueError, match="train.seed: 0 in the checkpoint, 3 now"):
-        run(toy, reference, config)
+        run(reference, config)
 
 
 @pytest.mark.parametrize(
@@ -236,18 +237,18 @@ def test_another_config_is_refused(toy, reference):
         ({"x": np.zeros((8, 16), np.float32)}, r"x float32\[16, 16\], found float32\[8, 16\]"),
     ],
 )
-def test_batches_that_do_not_fit_the_stage(toy, tmp_path, batch, message):
+def test_batches_that_do_not_fit_the_stage(tmp_path, batch, message):
     def data(step):
         while True:
             yield batch
 
     with pytest.raises(ValueError, match=message):
-        run(toy, tmp_path, toy.make_config(), data=data)
+        run(tmp_path, toy.make_config(), data=data)
 
 
-def test_without_a_main_thread_there_is_no_signal_handler(toy, reference):
+def test_without_a_main_thread_there_is_no_signal_handler(reference):
     results = []
-    thread = threading.Thread(target=lambda: results.append(run(toy, reference, toy.make_config())))
+    thread = threading.Thread(target=lambda: results.append(run(reference, toy.make_config())))
     thread.start()
     thread.join()
     assert results == [True]

@@ -14,6 +14,7 @@ from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.training.optimizer import PartConfig
 from internvideo_jax.training.state import abstract_state, create_state, load_frozen
 from internvideo_jax.training.step import abstract_batch, make_train_step
+from tests.training import toy_stage as toy
 
 
 class Run:
@@ -58,7 +59,7 @@ def host(tree):
     return jax.tree.map(np.array, tree)
 
 
-def test_a_step_is_adamw_on_the_mean_gradient(toy):
+def test_a_step_is_adamw_on_the_mean_gradient():
     """Against optax used plainly: rate in the optimizer, one gradient of the whole loss."""
     config = toy.make_config(steps=3, ema_decay=0.9)
     stage = toy.ToyStage()
@@ -110,7 +111,7 @@ def test_a_step_is_adamw_on_the_mean_gradient(toy):
     assert int(made.state.step) == 3
 
 
-def test_micro_batches_give_the_update_of_the_whole_batch(toy):
+def test_micro_batches_give_the_update_of_the_whole_batch():
     whole, parts = (
         run(toy.ToyStage(draws=False), config, toy.batches(config)(0))
         for config in (toy.make_config(steps=4), toy.make_config(steps=4, accumulation=4))
@@ -130,7 +131,7 @@ def test_micro_batches_give_the_update_of_the_whole_batch(toy):
     )
 
 
-def test_micro_batches_have_draws_of_their_own(toy):
+def test_micro_batches_have_draws_of_their_own():
     class Recorder(toy.ToyStage):
         def loss(self, params, extra, batch, targets, key):
             loss, (metrics, extra) = super().loss(params, extra, batch, targets, key)
@@ -146,7 +147,7 @@ def test_micro_batches_have_draws_of_their_own(toy):
 
 
 @pytest.mark.parametrize(("where", "accumulation"), [("loss", 4), ("gradient", 1)])
-def test_a_step_that_is_not_finite_changes_nothing(toy, where, accumulation):
+def test_a_step_that_is_not_finite_changes_nothing(where, accumulation):
     class Bad(toy.ToyStage):
         """NaN in one micro-batch's loss, or a finite loss with a NaN gradient."""
 
@@ -188,7 +189,7 @@ def test_a_step_that_is_not_finite_changes_nothing(toy, where, accumulation):
     assert np.isfinite(metrics["loss"])
 
 
-def test_frozen_parameters_and_layers_stay_and_need_no_optimizer_state(toy):
+def test_frozen_parameters_and_layers_stay_and_need_no_optimizer_state():
     stage = toy.ToyStage(frozen_layers=(0,))
     config = toy.make_config(steps=4)
     made = Run(stage, config)
@@ -211,7 +212,7 @@ def test_frozen_parameters_and_layers_stay_and_need_no_optimizer_state(toy):
     assert norms[0] < everything[0]["grad_norm"]
 
 
-def test_parts_have_rates_of_their_own_or_stay_frozen_in_bfloat16(toy):
+def test_parts_have_rates_of_their_own_or_stay_frozen_in_bfloat16():
     parts = (
         PartConfig("blocks/.*", frozen=True),
         PartConfig("head/bias", lr_factor=0.0),
@@ -241,7 +242,7 @@ def test_parts_have_rates_of_their_own_or_stay_frozen_in_bfloat16(toy):
         Run(toy.ToyStage(), dataclasses.replace(config, optimizer=unused))
 
 
-def test_a_loss_over_the_whole_batch_is_not_split(toy):
+def test_a_loss_over_the_whole_batch_is_not_split():
     class Contrastive(toy.ToyStage):
         loss_is_mean_over_rows = False
 
@@ -250,7 +251,7 @@ def test_a_loss_over_the_whole_batch_is_not_split(toy):
         Run(Contrastive(), toy.make_config(accumulation=2))
 
 
-def test_targets_may_come_from_averaged_weights(toy):
+def test_targets_may_come_from_averaged_weights():
     class Own(toy.ToyStage):
         targets_see_averages = True
 
@@ -271,7 +272,7 @@ def test_targets_may_come_from_averaged_weights(toy):
         Run(Own(), toy.make_config(ema_decay=None))
 
 
-def test_nothing_to_train_is_an_error(toy):
+def test_nothing_to_train_is_an_error():
     class Frozen(toy.ToyStage):
         def trainable(self, path):
             return False
@@ -280,7 +281,7 @@ def test_nothing_to_train_is_an_error(toy):
         Run(Frozen(), toy.make_config())
 
 
-def test_initial_weights_replace_those_of_init(toy):
+def test_initial_weights_replace_those_of_init():
     def initial(variables):
         half = jax.tree.map(lambda x: jnp.full(x.shape, 0.5, jnp.bfloat16), variables["params"])
         return {**variables, "params": half}
@@ -302,7 +303,7 @@ def test_initial_weights_replace_those_of_init(toy):
         Run(toy.ToyStage(initial=misshapen), toy.make_config())
 
 
-def test_loaded_teachers_must_be_those_announced(toy):
+def test_loaded_teachers_must_be_those_announced():
     class Wrong(toy.ToyStage):
         def load_frozen(self, mesh, rules):
             return {"student": jnp.zeros((16, 16))}
@@ -311,7 +312,7 @@ def test_loaded_teachers_must_be_those_announced(toy):
         Run(Wrong(), toy.make_config())
 
 
-def test_the_state_is_what_was_announced_and_its_buffers_are_reused(toy):
+def test_the_state_is_what_was_announced_and_its_buffers_are_reused():
     made = Run(toy.ToyStage(), toy.make_config())
 
     def same(shape, leaf):
