@@ -232,7 +232,8 @@ class EvalExamples:
                         errors.append(reason(problem))
         except (ValueError, OSError) as problem:
             errors.append(reason(problem))
-        columns = self._blank() | columns
+        if errors:
+            columns = self._blank() | columns
         columns |= {
             "index": np.array([index]),
             "segment": np.repeat(np.arange(self._segments, dtype=np.int32), self._crops),

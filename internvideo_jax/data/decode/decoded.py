@@ -35,4 +35,8 @@ class DecodedClip(ClipReader):
     ) -> np.ndarray:
         """Copies chosen frames; see `data.decode.clips.ClipReader`."""
         frames = self._frames[check_numbers(self._name, indices, self.num_frames)]
-        return frames if transform is None else np.stack([transform(frame) for frame in frames])
+        # Transforms go by the frame's shape: what leaves the first as it is leaves all.
+        first = frames[0]
+        if transform is None or transform(first) is first:
+            return frames
+        return np.stack([transform(frame) for frame in frames])

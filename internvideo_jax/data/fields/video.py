@@ -7,14 +7,15 @@ from typing import ClassVar
 import numpy as np
 
 from internvideo_jax.data.config import DataConfig
+from internvideo_jax.data.decode.clips import ClipReader
 from internvideo_jax.data.fields.field import Columns, Draws, Field, LazyClip
 from internvideo_jax.data.transforms.augmentation import (
     FinetuneAugmentation,
     finetuning_augment,
     pretraining_augment,
 )
-from internvideo_jax.data.transforms.frames import eval_frame
-from internvideo_jax.data.transforms.sampling import sample_indices
+from internvideo_jax.data.transforms.frames import center_crop, resize_short_side
+from internvideo_jax.data.transforms.sampling import sample_indices, uniform_indices
 from internvideo_jax.data.transforms.views import EvalViews
 
 # Left and right are part of what its labels say.
@@ -46,8 +47,13 @@ class VideoField(Field):
         }
 
     def train(self, clip: LazyClip, draws: Draws) -> Columns:
-        config, reader, rng = self._config, clip.reader, draws()
+        config, reader = self._config, clip.reader
         size, copies = config.image_size, config.num_sample
+        if config.augmentation == "none" and config.sampling == "uniform":
+            # Leaves nothing to chance.
+            indices = uniform_indices(reader.num_frames, config.num_frames)
+            return {"video": self._view(reader, indices)}
+        rng = draws()
         indices = sample_indices(
             config.sampling,
             reader.num_frames,
@@ -56,7 +62,7 @@ class VideoField(Field):
             rng=rng,
         )
         if config.augmentation == "none":
-            return {"video": reader.read(indices, transform=lambda f: eval_frame(f, size))[None]}
+            return {"video": self._view(reader, indices)}
         frames = reader.read(indices)
         flip = config.flip and clip.record.source != NEVER_FLIPPED
         if config.augmentation == "pretraining":
@@ -65,6 +71,12 @@ class VideoField(Field):
             finetuning = self._finetuning[flip]
             views = [finetuning_augment(frames, rng, finetuning) for _ in range(copies)]
         return {"video": np.stack(views)}
+
+    def _view(self, reader: ClipReader, indices: np.ndarray) -> np.ndarray:
+        """The central view, uint8 `[1, T, S, S, 3]`."""
+        size = self._config.image_size
+        frames = reader.read(indices, transform=functools.partial(resize_short_side, size=size))
+        return center_crop(frames, size)[None]
 
     @functools.cached_property
     def _views(self) -> EvalViews:
