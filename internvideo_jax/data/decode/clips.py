@@ -75,9 +75,7 @@ def open_clip(
     record: ClipRecord,
     *,
     data: bytes | Sequence[bytes] | None = None,
-    index: VideoIndex | None = None,
     limits: Limits = DEFAULT_LIMITS,
-    num_threads: int = 1,
 ) -> ClipReader:
     """Opens a clip and finds its frames.
 
@@ -89,9 +87,7 @@ def open_clip(
       record: the clip.
       data: the bytes of its video file or image, or of each image of its folder, if they are not to
         be read from `record.path`; errors name the paths all the same.
-      index: the video file's index if it is at hand.
       limits: what reading may cost.
-      num_threads: decoder threads; the frames do not depend on it.
 
     Raises:
       VideoError: it cannot be read, or begins after the end of its file.
@@ -102,9 +98,7 @@ def open_clip(
         return _ImageClip(record, names, limits)
     if data is not None and _is_image(record):
         return _ImageClip(record, [record.path], limits, [data])
-    reader = VideoReader(
-        record.path, index=index, num_threads=num_threads, limits=limits, data=data
-    )
+    reader = VideoReader(record.path, limits=limits, data=data)
     try:
         return _VideoClip(reader, record)
     except BaseException:
@@ -146,7 +140,7 @@ class _VideoClip(ClipReader):
         self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
     ) -> np.ndarray:
         numbers = check_numbers(self._reader.index.path, indices, self.num_frames)
-        frames = self._reader.read(numbers + self._first, transform=transform).frames
+        frames = self._reader.read(numbers + self._first, transform=transform)
         self.damaged_frames = self._reader.damaged_frames
         return frames
 

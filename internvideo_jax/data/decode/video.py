@@ -5,9 +5,10 @@ a wanted frame is then decoded from the keyframe before it. Hence the same numbe
 picture whatever the container, the order of packets in it, or the number of decoding threads.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -24,15 +25,12 @@ from internvideo_jax.data.decode.video_index import VideoIndex, make_index
 
 __all__ = [
     "DEFAULT_LIMITS",
-    "Clip",
     "Limits",
     "VideoError",
     "VideoIndex",
     "VideoReader",
     "check_clip_size",
     "check_numbers",
-    "index_video",
-    "read_frames",
 ]
 
 # FFmpeg's own default, which decord and OpenCV keep: the same bytes as theirs. Bicubic matters only
@@ -40,55 +38,6 @@ __all__ = [
 RGB_CONVERSION = Interpolation.BICUBIC
 
 Transform = Callable[[np.ndarray], np.ndarray]
-
-
-class Clip(NamedTuple):
-    """Chosen frames of a video.
-
-    Attributes:
-      frames: uint8 `[T, H, W, 3]`, RGB, upright; or what the transform made of each, stacked.
-      timestamps: seconds of each frame after the file's start, float64 `[T]`.
-    """
-
-    frames: np.ndarray
-    timestamps: np.ndarray
-
-
-def index_video(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> VideoIndex:
-    """Lists the frames of a video file.
-
-    Raises:
-      VideoError: not a local, complete video file within the limits.
-    """
-    with VideoReader(path, limits=limits) as reader:
-        return reader.index
-
-
-def read_frames(
-    path: str | os.PathLike[str],
-    indices: Sequence[int] | np.ndarray,
-    *,
-    index: VideoIndex | None = None,
-    transform: Transform | None = None,
-    num_threads: int = 1,
-    limits: Limits = DEFAULT_LIMITS,
-) -> Clip:
-    """Decodes chosen frames of a video file.
-
-    Args:
-      path: the file.
-      indices: numbers of the wanted frames, in any order, repetitions allowed.
-      index: the file's index if it is at hand.
-      transform: applied to each frame, uint8 `[H, W, 3]`, as soon as it is decoded.
-      num_threads: decoder threads; the result does not depend on it.
-      limits: what reading may cost.
-
-    Raises:
-      VideoError: not a local, complete video file within the limits, or a frame is damaged.
-      ValueError: a number outside the video.
-    """
-    with VideoReader(path, index=index, num_threads=num_threads, limits=limits) as reader:
-        return reader.read(indices, transform=transform)
 
 
 class VideoReader:
@@ -99,8 +48,6 @@ class VideoReader:
 
     Args:
       path: the file; where `data` is given, what errors call it.
-      index: the file's index if it is at hand.
-      num_threads: decoder threads; the frames do not depend on it.
       limits: what reading may cost.
       data: the bytes of a file that is not on disk.
 
@@ -112,13 +59,10 @@ class VideoReader:
         self,
         path: str | os.PathLike[str],
         *,
-        index: VideoIndex | None = None,
-        num_threads: int = 1,
         limits: Limits = DEFAULT_LIMITS,
         data: bytes | None = None,
     ):
-        self._file = VideoFile(path, limits, num_threads, data)
-        self._index = index
+        self._file = VideoFile(path, limits, data)
         self._reformatter = VideoReformatter()
 
     def __enter__(self) -> Self:
@@ -131,12 +75,10 @@ class VideoReader:
         """Closes the file."""
         self._file.close()
 
-    @property
+    @functools.cached_property
     def index(self) -> VideoIndex:
         """The file's index, made on first use."""
-        if self._index is None:
-            self._index = make_index(self._file)
-        return self._index
+        return make_index(self._file)
 
     @property
     def damaged_frames(self) -> int:
@@ -148,8 +90,8 @@ class VideoReader:
 
     def read(
         self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
-    ) -> Clip:
-        """Decodes chosen frames; see `read_frames`."""
+    ) -> np.ndarray:
+        """Decodes chosen frames; arguments, result and errors as `data.decode.clips.ClipReader`."""
         index = self.index
         indices = check_numbers(index.path, indices, index.num_frames)
         wanted: list[int] = np.unique(indices).tolist()
@@ -161,8 +103,7 @@ class VideoReader:
         for number, frame in self._decode(wanted):
             upright = index.orientation.apply(self._to_rgb(frame))
             decoded[number] = upright if transform is None else transform(upright)
-        frames = np.stack([decoded[number] for number in indices.tolist()])
-        return Clip(frames, index.timestamps[indices])
+        return np.stack([decoded[number] for number in indices.tolist()])
 
     def _decode(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
         """Yields each of the frames with the ascending numbers `wanted` once, in any order."""

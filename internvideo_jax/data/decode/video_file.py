@@ -111,12 +111,10 @@ class VideoFile:
         self,
         path: str | os.PathLike[str],
         limits: Limits,
-        num_threads: int = 1,
         data: bytes | None = None,
     ):
         self.path = os.fspath(path)
         self.limits = limits
-        self._num_threads = num_threads
         self._data = data
         self.container: InputContainer
         self.stream: VideoStream
@@ -200,8 +198,7 @@ class VideoFile:
             self.check_frame_size(self.stream.width, self.stream.height)
             codec = self.stream.codec_context
             codec.options = {"max_pixels": str(self.limits.max_frame_pixels)}
-            codec.thread_count = self._num_threads
-            codec.thread_type = "AUTO"
+            codec.thread_count = 1
         except BaseException:
             self.container.close()
             raise

@@ -13,7 +13,8 @@ from PIL import Image
 from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.decode.clip_check import check_clip
 from internvideo_jax.data.decode.clips import frame_range, image_names, open_clip, read_image
-from internvideo_jax.data.decode.video import Limits, VideoError, index_video, read_frames
+from internvideo_jax.data.decode.video import Limits, VideoError
+from tests.data.videos import index_video, read_frames
 
 
 def clip(path: Path, **fields: object) -> ClipRecord:
@@ -50,7 +51,7 @@ def test_video_files(h264, number_of):
 
 def test_a_file_in_memory_needs_none_on_disk(tmp_path, h264):
     record = clip(tmp_path / "gone.mp4", start=1.0)
-    with open_clip(record, data=h264.read_bytes(), index=index_video(h264)) as reader:
+    with open_clip(record, data=h264.read_bytes()) as reader:
         assert reader.num_frames == 20
         assert np.array_equal(reader.read([2, 0]), read_frames(h264, [12, 10]).frames)
     with pytest.raises(VideoError, match=r"gone\.mp4: expected .* found no bytes"):

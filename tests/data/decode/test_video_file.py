@@ -10,13 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from internvideo_jax.data.decode.video import (
-    DEFAULT_LIMITS,
-    Limits,
-    VideoError,
-    index_video,
-    read_frames,
-)
+from internvideo_jax.data.decode.video import DEFAULT_LIMITS, Limits, VideoError
+from tests.data.videos import index_video, read_frames
 
 
 def refusal(path: str | os.PathLike[str], limits: Limits = DEFAULT_LIMITS) -> VideoError:
