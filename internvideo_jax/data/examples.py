@@ -14,14 +14,9 @@ from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.fields import make_fields
 from internvideo_jax.data.fields.field import Columns, LazyClip, UnfitClip
 from internvideo_jax.data.fields.label import label_array
-from internvideo_jax.data.sources.clips import (
-    ClipSource,
-    RecordSource,
-    SourceClip,
-    open_source,
-    reason,
-)
+from internvideo_jax.data.sources.clips import RecordSource, open_source
 from internvideo_jax.data.sources.frame_cache import CachedSource
+from internvideo_jax.data.sources.source import ClipSource, SourceClip, reason
 from internvideo_jax.environment import usable_cpus
 
 # A broken clip's neighbours are tried up to this many times; so many in a row are a broken disk.

@@ -28,7 +28,7 @@ from internvideo_jax.data.examples import (
     broken_clips,
     join_rows,
 )
-from internvideo_jax.data.sources.clips import ClipSource
+from internvideo_jax.data.sources.source import ClipSource
 from internvideo_jax.data.watchdog import BackgroundIterator
 from internvideo_jax.environment import usable_cpus
 

@@ -329,7 +329,7 @@ def test_the_cache_changes_nothing(tmp_path, broken_world, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("internvideo_jax.data.sources.clips.open_clip", refuse)
+    monkeypatch.setattr("internvideo_jax.data.sources.source.open_clip", refuse)
     take(cached, 1)
     monkeypatch.undo()
     assert len(list((tmp_path / "cache").iterdir())) == 1

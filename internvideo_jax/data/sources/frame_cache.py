@@ -20,8 +20,9 @@ import numpy as np
 
 from internvideo_jax.data.decode.video import Transform, VideoError
 from internvideo_jax.data.mapped import MappedArray
-from internvideo_jax.data.sources.clips import ClipSource, RecordSource, SourceClip
+from internvideo_jax.data.sources.clips import RecordSource
 from internvideo_jax.data.sources.shards import record_from_json
+from internvideo_jax.data.sources.source import ClipSource, SourceClip
 from internvideo_jax.data.transforms.frames import resize_short_side
 from internvideo_jax.files import atomic_directory
 

@@ -139,7 +139,7 @@ def test_no_pictures_are_opened_for_sound(world, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("opened")
 
-    monkeypatch.setattr("internvideo_jax.data.sources.clips.open_clip", refuse)
+    monkeypatch.setattr("internvideo_jax.data.sources.source.open_clip", refuse)
     assert rows_of(make_config(world), ("audio", "captions"))["valid"].all()
 
 
