@@ -128,14 +128,8 @@ def _is_annotation(path: str) -> bool:
 def _read(path: str, args: argparse.Namespace) -> "Annotations":
     from internvideo_jax.data.annotations.lists import check_annotations
 
-    return check_annotations(
-        path,
-        root=args.root,
-        format=args.format,
-        num_classes=args.num_classes,
-        separator=args.separator,
-        frame_pattern=args.frame_pattern,
-    )
+    options = arguments.annotation_options(args)
+    return check_annotations(path, num_classes=args.num_classes, **options)
 
 
 class _Clip(NamedTuple):
