@@ -59,10 +59,10 @@ class Summary:
             self.max_label = max(self.max_label, *label, -1)
             if len(label) != 1 and self.first_of_many_labels is None:
                 self.first_of_many_labels = row
-        if path.startswith("/"):
+        if path[0] == "/":
             first, last = self.absolute or (path, path)
             self.absolute = min(first, path), max(last, path)
-        elif path.startswith("../") or path == "..":
+        elif path[:2] == ".." and path[2:3] in ("", "/"):
             self.climbs = True
 
 
@@ -97,21 +97,23 @@ class EntryWriter:
 
     def __init__(self, file: BinaryIO, fingerprint: str):
         self._file = file
-        self._bounds = array("q", [0])
+        self._lengths = array("q")
         self._summary = Summary(fingerprint)
 
     def write(self, entry: Entry) -> None:
         """Writes one more entry."""
         data = _encode(entry)
         self._file.write(data)
-        self._summary.add(len(self._bounds) - 1, entry)
-        self._bounds.append(self._bounds[-1] + len(data))
+        self._summary.add(len(self._lengths), entry)
+        self._lengths.append(len(data))
 
     def finish(self) -> None:
         """Writes what ends the file."""
         summary = _encode(self._summary)
-        self._file.write(self._bounds)
-        self._file.write(summary + _SIZES.pack(len(self._bounds) - 1, len(summary)))
+        bounds = np.zeros(len(self._lengths) + 1, np.int64)
+        np.cumsum(np.frombuffer(self._lengths, np.int64), out=bounds[1:])
+        self._file.write(bounds)
+        self._file.write(summary + _SIZES.pack(len(self._lengths), len(summary)))
 
 
 @contextlib.contextmanager

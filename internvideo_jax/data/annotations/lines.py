@@ -46,14 +46,15 @@ class EntryError(Exception):
 def read_lines(path: str) -> Iterator[tuple[int, str | EntryError]]:
     """The lines of a UTF-8 text file that are not blank, with their numbers from 1."""
     number = 0
-    with Path(path).open("rb") as file:
+    with Path(path).open("rb", buffering=PIECE_BYTES) as file:
         if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             file.seek(0)
-        while data := file.readline(MAX_ENTRY_BYTES + 1):
+        read = file.readline
+        while data := read(MAX_ENTRY_BYTES + 1):
             number += 1
             if len(data) > MAX_ENTRY_BYTES:
                 while data and not data.endswith(b"\n"):
-                    data = file.readline(MAX_ENTRY_BYTES + 1)
+                    data = read(MAX_ENTRY_BYTES + 1)
                 yield number, _too_long("a line")
                 continue
             try:

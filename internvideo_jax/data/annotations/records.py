@@ -139,7 +139,8 @@ def entry_id(entry: Entry) -> str:
     start, end = entry.start, entry.end
     if start is None and end is None:
         return entry.path
-    return f"{entry.path}@{'' if start is None else start}-{'' if end is None else end}"
+    # Formatting floats takes longer than their representation, which is the same.
+    return f"{entry.path}@{'' if start is None else repr(start)}-{'' if end is None else repr(end)}"
 
 
 def _order_path(entry: Entry, root: str) -> None:
