@@ -17,7 +17,6 @@ from internvideo_jax.data.fields.label import label_array
 from internvideo_jax.data.sources.clips import RecordSource, open_source
 from internvideo_jax.data.sources.frame_cache import CachedSource
 from internvideo_jax.data.sources.source import ClipSource, SourceClip, reason
-from internvideo_jax.environment import usable_cpus
 
 # A broken clip's neighbours are tried up to this many times; so many in a row are a broken disk.
 MAX_TRIES = 16
@@ -72,9 +71,7 @@ class Clips:
                 own = config.of_member(self.members[number]) if self.members else config
                 # Whatever comes next begins by scaling the short side, which then is as it must be.
                 size = own.image_size if own.augmentation == "none" else None
-                self._sources[number] = CachedSource(
-                    source, config.cache_dir, num_threads=usable_cpus(), short_side=size
-                )
+                self._sources[number] = CachedSource(source, config.cache_dir, size)
         self._ends = list(itertools.accumulate(map(len, self._sources)))
 
     def __len__(self) -> int:

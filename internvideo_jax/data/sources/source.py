@@ -7,7 +7,7 @@ import numpy as np
 from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.decode.clips import ClipReader, open_clip
 from internvideo_jax.data.decode.decoded import DecodedClip
-from internvideo_jax.data.decode.video import DEFAULT_LIMITS, Limits, VideoError
+from internvideo_jax.data.decode.video import VideoError
 
 
 class SourceClip(NamedTuple):
@@ -23,7 +23,7 @@ class SourceClip(NamedTuple):
     data: bytes | tuple[bytes, ...] | None = None
     frames: np.ndarray | None = None
 
-    def open(self, limits: Limits = DEFAULT_LIMITS) -> ClipReader:
+    def open(self) -> ClipReader:
         """Opens the clip.
 
         Raises:
@@ -31,7 +31,7 @@ class SourceClip(NamedTuple):
         """
         if self.frames is not None:
             return DecodedClip(self.record.path, self.frames)
-        return open_clip(self.record, data=self.data, limits=limits)
+        return open_clip(self.record, data=self.data)
 
 
 def reason(error: Exception) -> str:
