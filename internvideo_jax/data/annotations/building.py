@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from internvideo_jax.data.annotations.entry_file import EntryFile, written
-from internvideo_jax.data.annotations.formats import Layout, read_entries
+from internvideo_jax.data.annotations.formats import Entry, Layout, read_entries
 from internvideo_jax.data.annotations.lines import EntryError, quote
 from internvideo_jax.data.annotations.records import (
     MAX_KEPT_PROBLEMS,
@@ -20,6 +20,8 @@ from internvideo_jax.data.annotations.records import (
 
 _UNIQUE_ID = 'a unique id (by default the path with its times; jsonl may state an "id")'
 _NUMBERED = re.compile("#[0-9]+$")
+_TIME = r"(-?[0-9]+(?:\.[0-9]+)?(?:e[-+][0-9]+)?)?"
+_TIMED = re.compile(f"(.*)@{_TIME}-{_TIME}", re.DOTALL)
 
 
 class Built(NamedTuple):
@@ -68,7 +70,7 @@ def build(path: str, layout: Layout, context: Context, folder: Path, fingerprint
                 continue
             entry.line = line
             writer.write(entry)
-            hashes.append(hash(entry_id(entry)))
+            hashes.append(_hash_id(entry))
     repeated = _repeated(np.frombuffer(hashes, np.int64))
     if repeated.any():
         try:
@@ -80,6 +82,17 @@ def build(path: str, layout: Layout, context: Context, folder: Path, fingerprint
     problems = sorted(wrong.first + repeating.first, key=lambda problem: problem.line or 0)
     number = wrong.number + repeating.number
     return Built(file, problems[:MAX_KEPT_PROBLEMS], number, num_entries)
+
+
+def _hash_id(entry: Entry) -> int:
+    """The same for the same `entry_id`; times are not written out, which takes longest."""
+    if entry.id is None and not (entry.start is None and entry.end is None):
+        return hash((entry.path, entry.start, entry.end))
+    name = entry_id(entry)
+    if "@" in name and (timed := _TIMED.fullmatch(name)):
+        path, start, end = timed.groups()
+        return hash((path, start and float(start), end and float(end)))
+    return hash(name)
 
 
 def _repeated(hashes: np.ndarray) -> np.ndarray:

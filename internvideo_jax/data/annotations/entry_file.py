@@ -54,7 +54,8 @@ class Summary:
         if label is None:
             self.has_unlabelled = True
         elif isinstance(label, int):
-            self.max_label = max(self.max_label, label)
+            if label > self.max_label:
+                self.max_label = label
         else:
             self.max_label = max(self.max_label, *label, -1)
             if len(label) != 1 and self.first_of_many_labels is None:
@@ -104,7 +105,10 @@ class EntryWriter:
         """Writes one more entry."""
         data = _encode(entry)
         self._file.write(data)
-        self._summary.add(len(self._lengths), entry)
+        if entry.label is not None or entry.path[0] in "/.":
+            self._summary.add(len(self._lengths), entry)
+        else:
+            self._summary.has_unlabelled = True
         self._lengths.append(len(data))
 
     def finish(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 MAX_ENTRY_BYTES = 2**20
 # What is read at a time of a JSON list, which may be one line.
 PIECE_BYTES = 2**20
+_BUFFER_BYTES = 2**20
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -46,7 +47,7 @@ class EntryError(Exception):
 def read_lines(path: str) -> Iterator[tuple[int, str | EntryError]]:
     """The lines of a UTF-8 text file that are not blank, with their numbers from 1."""
     number = 0
-    with Path(path).open("rb", buffering=PIECE_BYTES) as file:
+    with Path(path).open("rb", buffering=_BUFFER_BYTES) as file:
         if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             file.seek(0)
         read = file.readline

@@ -202,6 +202,24 @@ def test_numbered_ids(home, tmp_path):
     assert [clip.path for clip in found] == [f"{tmp_path}/{name}" for name in names]
 
 
+def test_no_id_is_the_same_as_another(tmp_path):
+    entries = [
+        {"video": "a@b.mp4", "start": 1, "end": 20.5},
+        {"video": "a@b.mp4", "start": 1e-05},
+        {"video": "a@b.mp4"},
+        {"video": "c.mp4"},
+    ]
+    path = tmp_path / "a.jsonl"
+    for name in ("a@b.mp4@1.0-20.5", "a@b.mp4@1e-05-", "a@b.mp4", "a@b.mp4@1.0-20.6"):
+        entries[-1]["id"] = name
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        if name.endswith("6"):
+            assert read_annotations(path)[3].id == name
+        else:
+            with pytest.raises(AnnotationError, match=f"jsonl:4: .*found '{name}' again"):
+                read_annotations(path)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

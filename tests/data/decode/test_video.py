@@ -76,11 +76,6 @@ def test_indices_may_repeat_and_be_unordered(h264, number_of):
     assert np.array_equal(clip.frames, through[[9, 2, 9, 29, 0]])
 
 
-def test_transform_is_applied_to_each_frame(h264):
-    expected = read_frames(h264, [3, 4]).frames[:, :2]
-    assert np.array_equal(read_frames(h264, [3, 4], transform=lambda f: f[:2]).frames, expected)
-
-
 def test_lossless_remux_changes_nothing(tmp_path, h264, remux):
     # mp4 stores decoding times and an edit list, Matroska milliseconds of presentation only.
     copy = remux(h264, tmp_path / "copy.mkv")
@@ -88,12 +83,6 @@ def test_lossless_remux_changes_nothing(tmp_path, h264, remux):
     copied = read_frames(copy, range(30))
     assert np.array_equal(copied.frames, original.frames)
     np.testing.assert_allclose(copied.timestamps, original.timestamps, atol=1e-3)
-
-
-def test_pixels_are_those_of_opencv(h264):
-    capture = cv2.VideoCapture(str(h264))
-    for frame in read_frames(h264, range(30)).frames:
-        assert np.array_equal(frame, capture.read()[1][..., ::-1])
 
 
 def test_variable_frame_rate_keeps_its_times(tmp_path, render, number_of):
