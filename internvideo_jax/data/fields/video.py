@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from internvideo_jax.data.config import DataConfig
-from internvideo_jax.data.decode.clips import ClipReader
+from internvideo_jax.data.decode.video import ClipReader
 from internvideo_jax.data.fields.field import Columns, Draws, Field, LazyClip
 from internvideo_jax.data.transforms.augmentation import finetuning_augment, pretraining_augment
 from internvideo_jax.data.transforms.frames import center_crop, resize_short_side

@@ -5,9 +5,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from internvideo_jax.data.annotations.records import ClipRecord
-from internvideo_jax.data.decode.clips import ClipReader, open_clip
+from internvideo_jax.data.decode.clips import open_clip
 from internvideo_jax.data.decode.decoded import DecodedClip
-from internvideo_jax.data.decode.video import VideoError
+from internvideo_jax.data.decode.video import ClipReader, VideoError
 
 
 class SourceClip(NamedTuple):

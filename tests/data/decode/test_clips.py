@@ -11,8 +11,8 @@ from PIL import Image
 
 from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.decode.clip_check import check_clip
-from internvideo_jax.data.decode.clips import frame_range, image_names, open_clip, read_image
-from internvideo_jax.data.decode.video import Limits, VideoError
+from internvideo_jax.data.decode.clips import image_names, open_clip, read_image
+from internvideo_jax.data.decode.video import Limits, VideoError, frame_range
 from internvideo_jax.data.decode.video_file import VideoFile
 from tests.data.videos import index_video, read_frames
 
