@@ -116,7 +116,7 @@ class EntryWriter:
         summary = _encode(self._summary)
         bounds = np.zeros(len(self._lengths) + 1, np.int64)
         np.cumsum(np.frombuffer(self._lengths, np.int64), out=bounds[1:])
-        self._file.write(bounds)
+        self._file.write(bounds.data)
         self._file.write(summary + _SIZES.pack(len(self._lengths), len(summary)))
 
 
