@@ -1,4 +1,4 @@
-"""Annotation files into files of entries, in one pass and with little memory: 16 bytes per clip."""
+"""Annotation files into files of entries, in one pass and with little memory: 25 bytes per clip."""
 
 import re
 from array import array

@@ -40,7 +40,7 @@ from internvideo_jax.data.decode.paths import join_inside
 from internvideo_jax.files import write_text
 
 # Changes with what files of entries hold, and with what entries mean.
-_VERSION = "internvideo_jax list 2"
+_VERSION = "internvideo_jax list 1"
 # A file that was changed so lately may change again without its time showing it.
 _SETTLING_SECONDS = 2.0
 _ABANDONED_SECONDS = 86400.0
