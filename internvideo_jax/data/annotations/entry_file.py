@@ -105,10 +105,14 @@ class EntryWriter:
         """Writes one more entry."""
         data = _encode(entry)
         self._file.write(data)
-        if entry.label is not None or entry.path[0] in "/.":
-            self._summary.add(len(self._lengths), entry)
-        else:
-            self._summary.has_unlabelled = True
+        known, label = self._summary, entry.label
+        # What most entries are needs no call: there may be millions.
+        if isinstance(label, tuple) or entry.path[0] in "/.":
+            known.add(len(self._lengths), entry)
+        elif label is None:
+            known.has_unlabelled = True
+        elif label > known.max_label:
+            known.max_label = label
         self._lengths.append(len(data))
 
     def finish(self) -> None:

@@ -84,14 +84,15 @@ def _line_parser(layout: Layout) -> Callable[[str], Entry]:
     if layout.format == "jsonl":
         return _jsonl_entry
     split, parse = splitter(layout.separator or " "), TEXT_FORMATS[layout.format].parse
+    if layout.format != "frames":
+        return lambda line: parse(split(line))
 
-    def parse_columns(line: str) -> Entry:
+    def with_pattern(line: str) -> Entry:
         entry = parse(split(line))
-        if layout.format == "frames":
-            entry.frame_pattern = layout.frame_pattern
+        entry.frame_pattern = layout.frame_pattern
         return entry
 
-    return parse_columns
+    return with_pattern
 
 
 def tell_format(
@@ -173,24 +174,24 @@ def splitter(separator: str) -> Callable[[str], list[str]]:
             return next(rows, [])
         if separator == " ":
             return line.split()
-        return [column.strip() for column in line.split(separator)]
+        return list(map(str.strip, line.split(separator)))
 
     return split
 
 
 def _csv_entry(columns: Sequence[str]) -> Entry:
-    path, label = _exactly(columns, "path, label")
+    path, label = _exactly(columns, 2, "path, label")
     return Entry(path, _index(label))
 
 
 def _interval_entry(columns: Sequence[str]) -> Entry:
-    path, total, start, end, label = _exactly(columns, "path, total time, start, end, label")
+    path, total, start, end, label = _exactly(columns, 5, "path, total time, start, end, label")
     return Entry(path, _index(label), *_interval(total, start, end))
 
 
 def _pretrain_entry(columns: Sequence[str]) -> Entry:
     source, path, total, start, end, label = _exactly(
-        columns, "source, path, total time, start, end, label"
+        columns, 6, "source, path, total time, start, end, label"
     )
     # Pre-training has no use for labels, and lists without them hold -1.
     known = None if label == "-1" else _index(label)
@@ -206,8 +207,7 @@ def _frames_entry(columns: Sequence[str]) -> Entry:
     return Entry(columns[0], _index(columns[-1]), num_frames=num_frames)
 
 
-def _exactly(columns: Sequence[str], names: str) -> Sequence[str]:
-    expected = names.count(",") + 1
+def _exactly(columns: Sequence[str], expected: int, names: str) -> Sequence[str]:
     if len(columns) != expected:
         advice = "; put paths with the separator in them in double quotes"
         found = _count(columns) + advice * (len(columns) > expected)
