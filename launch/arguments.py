@@ -19,7 +19,7 @@ from argparse import (
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from internvideo_jax.config import nearest_name
 from internvideo_jax.environment import is_debugging
@@ -217,6 +217,11 @@ def add_annotation_arguments(parser: ArgumentParser) -> None:
         default=FRAME_PATTERN,
         help='names of images in the folders of "frames" (default: %(default)s)',
     )
+
+
+def annotation_options(args: Namespace) -> dict[str, Any]:
+    """What the arguments of `add_annotation_arguments` say, as options of `read_annotations`."""
+    return {name: getattr(args, name) for name in ("root", "format", "separator", "frame_pattern")}
 
 
 def add_config_argument(parser: ArgumentParser) -> None:

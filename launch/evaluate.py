@@ -155,14 +155,8 @@ def _annotated_clips(args: argparse.Namespace, model: "SavedModel") -> "_Task":
 
     preprocessing = model.preprocessing.require_video()
     evaluator = ClassificationEvaluator(model.module, preprocessing)
-    records = read_annotations(
-        args.annotations,
-        root=args.root,
-        format=args.format,
-        num_classes=model.config.num_classes,
-        separator=args.separator,
-        frame_pattern=args.frame_pattern,
-    )
+    options = arguments.annotation_options(args)
+    records = read_annotations(args.annotations, num_classes=model.config.num_classes, **options)
     data = DataConfig(
         annotations=str(args.annotations),
         num_classes=model.config.num_classes,

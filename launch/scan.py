@@ -128,14 +128,8 @@ def _is_annotation(path: str) -> bool:
 def _read(path: str, args: argparse.Namespace) -> "Annotations":
     from internvideo_jax.data.annotations.lists import check_annotations
 
-    return check_annotations(
-        path,
-        root=args.root,
-        format=args.format,
-        num_classes=args.num_classes,
-        separator=args.separator,
-        frame_pattern=args.frame_pattern,
-    )
+    options = arguments.annotation_options(args)
+    return check_annotations(path, num_classes=args.num_classes, **options)
 
 
 class _Clip(NamedTuple):
@@ -173,19 +167,12 @@ class _Clips:
         yield from (_Clip(ClipRecord("", video)) for video in self._videos)
 
 
-class _Scanned(NamedTuple):
+def _scan(clips: _Clips, args: argparse.Namespace) -> tuple[int, list[dict[str, Any]], float]:
     """How many clips there are, which are unreadable, and how many seconds the others last.
 
     Of an unreadable clip, `name` is its path with its times, `annotations` the first file that
     names it and `id` what it is there; `reason` says why it cannot be read.
     """
-
-    number: int
-    broken: list[dict[str, Any]]
-    seconds: float
-
-
-def _scan(clips: _Clips, args: argparse.Namespace) -> _Scanned:
     from tqdm import tqdm
 
     from internvideo_jax.data.decode.clip_check import ClipCheck
@@ -212,7 +199,7 @@ def _scan(clips: _Clips, args: argparse.Namespace) -> _Scanned:
                 }
                 bar.set_postfix(unreadable=len(broken))
             bar.update()
-    return _Scanned(number, [broken[place] for place in sorted(broken)], seconds)
+    return number, [broken[place] for place in sorted(broken)], seconds
 
 
 def _check(numbered: tuple[int, _Clip], *, every_frame: bool) -> "ClipCheck | VideoError":

@@ -58,14 +58,8 @@ def main(argv: Sequence[str]) -> int:
     from internvideo_jax.data.annotations.lists import read_annotations
     from internvideo_jax.data.sources.shard_writer import describe_broken, write_shards
 
-    records = read_annotations(
-        args.annotations,
-        root=args.root,
-        format=args.format,
-        separator=args.separator,
-        frame_pattern=args.frame_pattern,
-        num_classes=args.num_classes,
-    )
+    options = arguments.annotation_options(args)
+    records = read_annotations(args.annotations, num_classes=args.num_classes, **options)
     if args.num_shards and args.num_shards > len(records):
         print(f"{len(records)} shards: not more than there are clips", file=sys.stderr)
     num_shards = args.num_shards or _num_shards(records, args.shard_mb or DEFAULT_SHARD_MB)

@@ -130,6 +130,10 @@ class DataConfig(ClipSet):
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if not 0 <= self.erase_probability <= 1:
+            raise ValueError(
+                f"expected erase_probability between 0 and 1, found {self.erase_probability}"
+            )
         if self.workers < 0:
             raise ValueError(f"workers: expected 0 (threads) or more, found {self.workers}")
         if not self.stall_timeout > 0:

@@ -14,15 +14,9 @@ from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.fields import make_fields
 from internvideo_jax.data.fields.field import Columns, LazyClip, UnfitClip
 from internvideo_jax.data.fields.label import label_array
-from internvideo_jax.data.sources.clips import (
-    ClipSource,
-    RecordSource,
-    SourceClip,
-    open_source,
-    reason,
-)
+from internvideo_jax.data.sources.clips import RecordSource, open_source
 from internvideo_jax.data.sources.frame_cache import CachedSource
-from internvideo_jax.environment import usable_cpus
+from internvideo_jax.data.sources.source import ClipSource, SourceClip, reason
 
 # A broken clip's neighbours are tried up to this many times; so many in a row are a broken disk.
 MAX_TRIES = 16
@@ -77,9 +71,7 @@ class Clips:
                 own = config.of_member(self.members[number]) if self.members else config
                 # Whatever comes next begins by scaling the short side, which then is as it must be.
                 size = own.image_size if own.augmentation == "none" else None
-                self._sources[number] = CachedSource(
-                    source, config.cache_dir, num_threads=usable_cpus(), short_side=size
-                )
+                self._sources[number] = CachedSource(source, config.cache_dir, size)
         self._ends = list(itertools.accumulate(map(len, self._sources)))
 
     def __len__(self) -> int:
@@ -232,7 +224,8 @@ class EvalExamples:
                         errors.append(reason(problem))
         except (ValueError, OSError) as problem:
             errors.append(reason(problem))
-        columns = self._blank() | columns
+        if errors:
+            columns = self._blank() | columns
         columns |= {
             "index": np.array([index]),
             "segment": np.repeat(np.arange(self._segments, dtype=np.int32), self._crops),

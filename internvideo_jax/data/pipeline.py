@@ -11,8 +11,7 @@ import functools
 import itertools
 import logging
 import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import grain
@@ -29,7 +28,7 @@ from internvideo_jax.data.examples import (
     broken_clips,
     join_rows,
 )
-from internvideo_jax.data.sources.clips import ClipSource
+from internvideo_jax.data.sources.source import ClipSource
 from internvideo_jax.data.watchdog import BackgroundIterator
 from internvideo_jax.environment import usable_cpus
 
@@ -39,6 +38,8 @@ Fields = Sequence[str] | Mapping[str, Sequence[str]]
 
 # Examples that a process holds ready, where batches are large; more would be memory for nothing.
 MAX_READY = 64
+# As many numbers as grain can count exactly in floats.
+_ENDLESS = 2**62
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class TrainBatches:
       broken: reasons of clips that could not be read so far, by their ids.
     """
 
-    def __init__(self, batches: BackgroundIterator[list[Example]]):
+    def __init__(self, batches: BackgroundIterator[tuple[Batch, dict[str, str]]]):
         self._batches = batches
         self.broken: dict[str, str] = {}
 
@@ -58,14 +59,12 @@ class TrainBatches:
         return self
 
     def __next__(self) -> Batch:
-        # Batches of several media may be shorter than the longest.
-        examples = [example for example in next(self._batches) if example]
-        for example in examples:
-            for name, reason in example.pop("problems").items():
-                if name not in self.broken:
-                    self.broken[name] = reason
-                    _log.warning("replaced by the next clip: %s: %s", name, reason)
-        return join_rows(examples)
+        batch, problems = next(self._batches)
+        for name, reason in problems.items():
+            if name not in self.broken:
+                self.broken[name] = reason
+                _log.warning("replaced by the next clip: %s: %s", name, reason)
+        return batch
 
     def close(self) -> None:
         """Ends loading."""
@@ -114,10 +113,9 @@ def train_batches(
         raise ValueError(f"expected a seed and a start of at least 0, found {seed} and {start}")
     rows = _TrainRows(config, fields, batch_size, seed, start, process_index, process_count)
 
-    def make(first_batch: int) -> Iterator[list[Example]]:
-        numbers = functools.partial(int.__add__, first_batch * rows.per_batch)
-        dataset = grain.MapDataset.range(sys.maxsize).map(numbers).map(rows)
-        return _Groups(_load(dataset, config, rows.per_batch), rows.per_batch)
+    def make(first_batch: int) -> Iterator[tuple[Batch, dict[str, str]]]:
+        dataset = grain.MapDataset.range(first_batch * rows.per_batch, _ENDLESS).map(rows)
+        return _Joined(_load(dataset, config, rows.per_batch), rows.per_batch)
 
     return TrainBatches(BackgroundIterator(make, timeout=config.stall_timeout))
 
@@ -158,9 +156,9 @@ class _TrainRows:
             own = config.of_member(first)
             self._examples.append(TrainExamples(clips, own, names, seed, sets=sets, stream=stream))
             self._sizes.append(first.batch_size or batch_size)
-            turns.append(grain.MapDataset.range(sys.maxsize).map(functools.partial(_pair, stream)))
+            turns.append(grain.MapDataset.range(_ENDLESS).map(functools.partial(_pair, stream)))
             weights.append(sum(clips.members[number].weight for number in sets))
-        self._turns = grain.MapDataset.mix(turns, weights) if len(turns) > 1 else turns[0]
+        self._turns = grain.MapDataset.mix(turns, weights) if len(turns) > 1 else None
         self._first_batch, self._offset = divmod(start, batch_size)
         if len(turns) > 1 and self._offset:
             raise ValueError(
@@ -172,7 +170,9 @@ class _TrainRows:
 
     def __call__(self, position: int) -> Example:
         batch, row = divmod(position, self.per_batch)
-        kind, turn = self._turns[self._first_batch + batch]
+        kind, turn = 0, self._first_batch + batch
+        if self._turns is not None:
+            kind, turn = self._turns[turn]
         size = self._sizes[kind]
         local = size // self._count
         if row >= local:
@@ -240,7 +240,7 @@ def eval_batches(
 
 def _eval_rows(
     examples: EvalExamples,
-    loaded: Iterator[Example],
+    loaded: "_Loaded",
     local: int,
     skipped: int,
     num_batches: int,
@@ -260,7 +260,7 @@ def _eval_rows(
             yield {name: array[:local] for name, array in rows.items()}
             ready = {name: array[local:] for name, array in rows.items()}
     finally:
-        loaded.close()  # type: ignore[attr-defined]  # grain's iterators have it
+        loaded.close()
 
 
 def steps_per_epoch(config: DataConfig, batch_size: int) -> int:
@@ -305,17 +305,31 @@ def check_readable(config: DataConfig, fields: Sequence[str]) -> None:
     raise broken_clips(reasons)
 
 
-class _Groups(Iterator[list[Example]]):
-    """Lists of `size` consecutive items; closes what they come from."""
+class _Joined(Iterator[tuple[Batch, dict[str, str]]]):
+    """Batches, with the reasons of their unreadable clips; closes what they come from."""
 
-    def __init__(self, items: Iterator[Example], size: int):
-        self._items, self._size = items, size
+    def __init__(self, loaded: "_Loaded", per_batch: int):
+        self._loaded, self._per_batch = loaded, per_batch
+        self.close = loaded.close
 
-    def __next__(self) -> list[Example]:
-        return list(itertools.islice(self._items, self._size))
+    def __next__(self) -> tuple[Batch, dict[str, str]]:
+        # Batches of several media may be shorter than the longest.
+        examples = [part for part in itertools.islice(self._loaded, self._per_batch) if part]
+        problems: dict[str, str] = {}
+        for example in examples:
+            problems |= example.pop("problems")
+        return join_rows(examples), problems
 
-    def close(self) -> None:
-        self._items.close()  # type: ignore[attr-defined]  # grain's iterators have it
+
+class _Loaded(Iterator[Example]):
+    """The examples of lists of them; closes what the lists come from, in whatever thread."""
+
+    def __init__(self, lists: Iterator[list[Example]]):
+        self._examples = itertools.chain.from_iterable(lists)
+        self.close: Callable[[], None] = lists.close  # type: ignore[attr-defined]  # grain's have it
+
+    def __next__(self) -> Example:
+        return next(self._examples)
 
 
 def _load(
@@ -323,11 +337,15 @@ def _load(
     config: DataConfig,
     batch_size: int,
     num_threads: int | None = None,
-) -> Iterator[Example]:
+) -> _Loaded:
     """The examples in order, made by threads of this process or by processes."""
     threads = num_threads or max(1, usable_cpus() // max(config.workers, 1))
     ready = max(2 * threads, min(batch_size, MAX_READY))
-    loaded = dataset.to_iter_dataset(grain.ReadOptions(threads, ready))
+    # Handing over an example costs as much as reading it from a cache.
+    together = math.gcd(batch_size, ready // (2 * threads))
+    ready //= together
+    lists = dataset.batch(together, batch_fn=list)
+    loaded = lists.to_iter_dataset(grain.ReadOptions(threads, ready))
     if config.workers:
         # grain's worker processes take over flags, which nobody has parsed outside of `absl.app`.
         if not flags.FLAGS.is_parsed():
@@ -336,7 +354,7 @@ def _load(
         loaded = loaded.mp_prefetch(
             grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=buffer)
         )
-    return iter(loaded)
+    return _Loaded(iter(loaded))
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> int:

@@ -10,6 +10,8 @@ from typing import Generic, Self, TypeVar
 T = TypeVar("T")
 
 MAX_RESTARTS = 3
+# Items that are held ready.
+AHEAD = 2
 # How often a thread with nothing to do looks whether it is still wanted, in seconds.
 _POLL = 0.1
 # How long the end may take, in seconds: grain gives its processes ten to leave.
@@ -38,17 +40,15 @@ class BackgroundIterator(Generic[T]):
       make: gives an iterator over the items from a number on; it must give equal items every time.
         If the iterator has `close`, that is called when it is no longer needed.
       timeout: seconds without an item after which the iterator counts as hanging.
-      ahead: items to hold ready.
 
     Raises:
       StalledLoader: from `next`, after `MAX_RESTARTS` at one item.
     """
 
-    def __init__(self, make: Callable[[int], Iterator[T]], *, timeout: float, ahead: int = 2):
+    def __init__(self, make: Callable[[int], Iterator[T]], *, timeout: float):
         self._run: _Run[T] | None = None
         self._make = make
         self._timeout = timeout
-        self._ahead = ahead
         self._delivered = 0
         self._restarts = 0
         self._is_closed = False
@@ -60,7 +60,7 @@ class BackgroundIterator(Generic[T]):
         if self._is_closed:
             raise StopIteration
         if self._run is None:
-            self._run = _Run(self._make, self._delivered, self._ahead)
+            self._run = _Run(self._make, self._delivered)
         try:
             item = self._run.items.get(timeout=self._timeout)
         except queue.Empty:
@@ -107,8 +107,8 @@ class BackgroundIterator(Generic[T]):
 class _Run(Generic[T]):
     """One iterator with its thread and what it has ready."""
 
-    def __init__(self, make: Callable[[int], Iterator[T]], start: int, ahead: int):
-        self.items: queue.Queue[T | _Failure] = queue.Queue(ahead)
+    def __init__(self, make: Callable[[int], Iterator[T]], start: int):
+        self.items: queue.Queue[T | _Failure] = queue.Queue(AHEAD)
         self._is_stopped = threading.Event()
         self._iterator: Iterator[T] | None = None
         self._thread = threading.Thread(

@@ -11,6 +11,14 @@ import pytest
 WIDTH, HEIGHT, BLOCK = 64, 48, 8
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where lists are kept: no test finds those of another one."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("INTERNVIDEO_HOME", str(folder))
+    return folder / "lists"
+
+
 def _picture(number: int) -> np.ndarray:
     """Bits of the number as black and white blocks along the top, over moving stripes."""
     columns = (np.arange(WIDTH) + 3 * number) % 32 * 6

@@ -329,7 +329,7 @@ def test_the_cache_changes_nothing(tmp_path, broken_world, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("internvideo_jax.data.sources.clips.open_clip", refuse)
+    monkeypatch.setattr("internvideo_jax.data.sources.source.open_clip", refuse)
     take(cached, 1)
     monkeypatch.undo()
     assert len(list((tmp_path / "cache").iterdir())) == 1
@@ -454,6 +454,9 @@ def test_an_epoch_is_whole_batches_and_at_least_one(world):
         ({"mixture": [{"annotations": "x", "weight": 0}]}, "expected a weight above 0"),
         ({"num_frames": 0}, "num_frames: expected at least 1"),
         ({"workers": -1}, "workers: expected 0"),
+        ({"segments": 0}, "segments: expected at least 1"),
+        ({"rand_augment": "rand-x"}, "RandAugment policy"),
+        ({"erase_probability": 1.5}, "between 0 and 1, found 1.5"),
         ({"stall_timeout": 0.0}, "stall_timeout: expected seconds"),
         ({"multi_label": True, "num_classes": None}, "expected num_classes"),
         ({"sampling": "sparce"}, "did you mean 'sparse'"),

@@ -13,7 +13,7 @@ import pytest
 
 from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.config import DataConfig
-from internvideo_jax.data.decode.video import VideoReader, read_frames
+from internvideo_jax.data.decode.video import VideoReader
 from internvideo_jax.data.pipeline import eval_batches
 from internvideo_jax.data.sources.clips import RecordSource
 from internvideo_jax.data.synthetic import scenes as synthetic
@@ -136,7 +136,8 @@ def test_every_view_of_every_readable_clip_counts_once(records, classifier, batc
 
     indices = [sample_indices("sparse", 12, 4, view=(segment, 2)) for segment in range(2)]
     assert rows.columns["frame_indices"][-3].tolist() == indices[1].tolist()
-    frames = [read_frames(records[3].path, chosen).frames for chosen in indices]
+    with VideoReader(records[3].path) as reader:
+        frames = [reader.read(chosen) for chosen in indices]
     small = [np.stack([resize_short_side(f, 32) for f in clip]) for clip in frames]
     views = np.concatenate([long_side_crops(clip, 3) for clip in small])
     video = normalize(views, classifier.preprocessing.video)

@@ -172,7 +172,7 @@ class VideoReader:
     def __len__(self):
         return self.reader.index.num_frames
     def get_batch(self, indices):
-        return Frames(self.reader.read(indices).frames OTHER)
+        return Frames(self.reader.read(indices) OTHER)
 """
 
 

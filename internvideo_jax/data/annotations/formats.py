@@ -9,7 +9,9 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+import msgspec
 
 from internvideo_jax.config import nearest_name
 from internvideo_jax.data.annotations.lines import (
@@ -33,8 +35,12 @@ NUM_SAMPLED_LINES = 50
 _FRAME_PATTERN = re.compile(r"[^/\\{}\x00]*\{(:0?\d{0,2}d?)?\}[^/\\{}\x00]*")
 
 
-class Entry(NamedTuple):
-    """What a file states about one clip: the fields of `ClipRecord`, the path as written."""
+class Entry(msgspec.Struct, array_like=True, gc=False):
+    """What a file states about one clip: the fields of `ClipRecord`, the path as written.
+
+    Attributes:
+      line: where the entry begins, from 1.
+    """
 
     path: str
     label: int | tuple[int, ...] | None = None
@@ -45,6 +51,7 @@ class Entry(NamedTuple):
     num_frames: int | None = None
     frame_pattern: str | None = None
     source: str = ""
+    line: int = 0
 
 
 class Layout(NamedTuple):
@@ -61,23 +68,31 @@ class Layout(NamedTuple):
     frame_pattern: str = FRAME_PATTERN
 
 
-def line_parser(layout: Layout) -> Callable[[str], Entry]:
-    """What makes an entry of a line, in all formats but `json`; raises `EntryError`."""
-    if layout.format == "jsonl":
-        return lambda line: _jsonl_entry(parse_json(line))
-    split, parse = splitter(layout.separator or " "), TEXT_FORMATS[layout.format].parse
-    if layout.format == "frames":
-        return lambda line: parse(split(line))._replace(frame_pattern=layout.frame_pattern)
-    return lambda line: parse(split(line))
-
-
-def read_list(path: str) -> Iterator[tuple[int, Entry | EntryError]]:
-    """The entries of a file in the format `json`, with the lines that they begin on."""
-    for number, item in read_items(path):
+def read_entries(path: str, layout: Layout) -> Iterator[tuple[int, Entry | EntryError]]:
+    """The entries of a file, right or wrong, with the lines that they begin on."""
+    is_list = layout.format == "json"
+    parse = _stage2_entry if is_list else _line_parser(layout)
+    for number, item in read_items(path) if is_list else read_lines(path):
         try:
-            yield number, item if isinstance(item, EntryError) else _stage2_entry(item)
+            entry = item if isinstance(item, EntryError) else parse(item)
         except EntryError as error:
-            yield number, error
+            entry = error
+        yield number, entry
+
+
+def _line_parser(layout: Layout) -> Callable[[str], Entry]:
+    if layout.format == "jsonl":
+        return _jsonl_entry
+    split, parse = splitter(layout.separator or " "), TEXT_FORMATS[layout.format].parse
+    if layout.format != "frames":
+        return lambda line: parse(split(line))
+
+    def with_pattern(line: str) -> Entry:
+        entry = parse(split(line))
+        entry.frame_pattern = layout.frame_pattern
+        return entry
+
+    return with_pattern
 
 
 def tell_format(
@@ -137,18 +152,13 @@ def tell_format(
     )
 
 
-def is_frame_pattern(pattern: str) -> bool:
-    """Whether these are names of images with one place for their number."""
-    return _FRAME_PATTERN.fullmatch(pattern) is not None
-
-
 def check_frame_pattern(pattern: str) -> None:
     """Refuses what is no name of images with one place for their number.
 
     Raises:
       EntryError: such a pattern.
     """
-    if not is_frame_pattern(pattern):
+    if _FRAME_PATTERN.fullmatch(pattern) is None:
         raise EntryError(
             f'names of images such as "{FRAME_PATTERN}", with one place for the number',
             quote(pattern),
@@ -164,24 +174,24 @@ def splitter(separator: str) -> Callable[[str], list[str]]:
             return next(rows, [])
         if separator == " ":
             return line.split()
-        return [column.strip() for column in line.split(separator)]
+        return list(map(str.strip, line.split(separator)))
 
     return split
 
 
 def _csv_entry(columns: Sequence[str]) -> Entry:
-    path, label = _exactly(columns, "path, label")
+    path, label = _exactly(columns, 2, "path, label")
     return Entry(path, _index(label))
 
 
 def _interval_entry(columns: Sequence[str]) -> Entry:
-    path, total, start, end, label = _exactly(columns, "path, total time, start, end, label")
+    path, total, start, end, label = _exactly(columns, 5, "path, total time, start, end, label")
     return Entry(path, _index(label), *_interval(total, start, end))
 
 
 def _pretrain_entry(columns: Sequence[str]) -> Entry:
     source, path, total, start, end, label = _exactly(
-        columns, "source, path, total time, start, end, label"
+        columns, 6, "source, path, total time, start, end, label"
     )
     # Pre-training has no use for labels, and lists without them hold -1.
     known = None if label == "-1" else _index(label)
@@ -197,8 +207,7 @@ def _frames_entry(columns: Sequence[str]) -> Entry:
     return Entry(columns[0], _index(columns[-1]), num_frames=num_frames)
 
 
-def _exactly(columns: Sequence[str], names: str) -> Sequence[str]:
-    expected = names.count(",") + 1
+def _exactly(columns: Sequence[str], expected: int, names: str) -> Sequence[str]:
     if len(columns) != expected:
         advice = "; put paths with the separator in them in double quotes"
         found = _count(columns) + advice * (len(columns) > expected)
@@ -270,116 +279,130 @@ TEXT_FORMATS: dict[Format, _TextFormat] = {
     ),
 }
 
-_JSONL_KEYS = frozenset(
-    (
-        *("video", "audio", "label", "caption", "start", "end", "id"),
-        *("num_frames", "frame_pattern", "source"),
-    )
-)
+# msgspec refuses numbers of other kinds: true and 1.0 are none.
+_Index = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+_Texts = str | list[str] | None
 
 
-def _jsonl_entry(value: Any) -> Entry:
-    fields = _object(value)
-    if not _JSONL_KEYS.issuperset(fields):
-        name = min(fields.keys() - _JSONL_KEYS)
-        known = sorted(_JSONL_KEYS)
-        raise EntryError(
-            f"the keys {', '.join(known)}", f"{quote(name)}{nearest_name(name, known)}"
-        )
-    num_frames = fields.get("num_frames")
-    pattern = _text(fields, "frame_pattern", None) if "frame_pattern" in fields else None
-    if num_frames is not None and not _is_natural(num_frames):
-        raise EntryError('"num_frames": an integer', quote(num_frames))
+class _JsonLine(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A line of the format jsonl; null stands for nothing."""
+
+    video: str | None = None
+    audio: str | None = None
+    label: _Index | list[_Index] | None = None
+    caption: _Texts = None
+    start: float | None = None
+    end: float | None = None
+    id: str | None = None
+    num_frames: _Index | None = None
+    frame_pattern: str | None = None
+    source: str | None = None
+
+
+class _Stage2Item(msgspec.Struct):
+    """An item of the format json; has other keys as well."""
+
+    video: str | None = None
+    image: str | None = None
+    audio: str | None = None
+    caption: _Texts = None
+    captions: _Texts = None
+    video_start_frame: Any = None
+    video_end_frame: Any = None
+
+
+_EXPECTED = {
+    "label": "an integer from 0, or a list of different ones",
+    "caption": "a string, or a list of strings",
+    "captions": "a string, or a list of strings",
+    "start": "seconds",
+    "end": "seconds",
+    "num_frames": "an integer",
+}
+_decode_line = msgspec.json.Decoder(_JsonLine).decode
+# Quotes within texts are escaped, so that all keys end so, and little else.
+_KEY_ENDS = re.compile(r'"\s*:')
+
+
+def _jsonl_entry(line: str) -> Entry:
+    try:
+        known = _decode_line(line)
+        stated = msgspec.structs.astuple(known)
+    except msgspec.DecodeError:
+        is_plain = False
+    else:
+        # Of equal keys, msgspec takes the last.
+        num_keys = len(stated) - stated.count(None)
+        is_plain = line.count(":") == num_keys or len(_KEY_ENDS.findall(line)) == num_keys
+    if not is_plain:
+        # Tells what is wrong, if anything is.
+        known = _convert(parse_json(line), _JsonLine)
+        stated = msgspec.structs.astuple(known)
+    video, audio, label, caption, start, end, id, num_frames, pattern, source = stated
+    path = video if audio is None and video is not None else _only(video=video, audio=audio)
+    if isinstance(label, list):
+        if len(set(label)) < len(label):
+            raise EntryError(f'"label": {_EXPECTED["label"]}', quote(label))
+        label = tuple(label)
     if num_frames is None and pattern is not None:
         raise EntryError('"num_frames" beside "frame_pattern"', "none")
     if num_frames is not None and pattern is None:
         pattern = FRAME_PATTERN
-    return Entry(
-        path=_json_path(fields, ("video", "audio")),
-        label=_json_label(fields.get("label")),
-        start=_json_seconds(fields, "start"),
-        end=_json_seconds(fields, "end"),
-        captions=_json_captions(fields, ("caption",)),
-        id=_text(fields, "id", None) if "id" in fields else None,
-        num_frames=num_frames,
-        frame_pattern=pattern,
-        source=_text(fields, "source", ""),
-    )
+    captions = _captions(caption)
+    return Entry(path, label, start, end, captions, id, num_frames, pattern, source or "")
 
 
 def _stage2_entry(value: Any) -> Entry:
-    fields = _object(value)
-    path = _json_path(fields, ("video", "image", "audio"))
-    if numbers := [key for key in ("video_start_frame", "video_end_frame") if key in fields]:
-        raise EntryError('"start" and "end" in seconds, as jsonl has them', quote(numbers[0]))
-    return Entry(path, captions=_json_captions(fields, ("caption", "captions")))
+    item = _convert(value, _Stage2Item)
+    path = _only(video=item.video, image=item.image, audio=item.audio)
+    if item.video_start_frame is not None or item.video_end_frame is not None:
+        raise EntryError('"start" and "end" in seconds, as jsonl has them', "numbers of frames")
+    return Entry(path, captions=_captions(item.captions if item.caption is None else item.caption))
 
 
-def _object(value: Any) -> dict[str, Any]:
+_Json = TypeVar("_Json", bound=msgspec.Struct)
+
+
+def _convert(value: Any, kind: type[_Json]) -> _Json:
+    """What a JSON object states.
+
+    Raises:
+      EntryError: it does not fit.
+    """
     if not isinstance(value, dict):
         raise EntryError("a JSON object", quote(value))
-    return value
+    try:
+        known = msgspec.convert(value, kind)
+        # Escapes may name half a character.
+        msgspec.msgpack.encode(known)
+    except UnicodeEncodeError as error:
+        raise EntryError("strings of Unicode text", quote(error.object)) from None
+    except msgspec.ValidationError as error:
+        name = str(error).rpartition("`$.")[2].rstrip("`").partition("[")[0]
+        if name in value:
+            expected = _EXPECTED.get(name, "a string of Unicode text")
+            raise EntryError(f'"{name}": {expected}', quote(value[name])) from None
+        known_names = sorted(kind.__struct_fields__)
+        name = min(value.keys() - set(known_names))
+        raise EntryError(
+            f"the keys {', '.join(known_names)}", f"{quote(name)}{nearest_name(name, known_names)}"
+        ) from None
+    return known
 
 
-def _json_path(fields: dict[str, Any], keys: Sequence[str]) -> str:
-    found = [key for key in keys if key in fields]
-    if len(found) != 1:
-        expected = " or ".join(f'"{key}"' for key in keys)
-        raise EntryError(f"a key {expected}", f"the keys {quote(list(fields))}")
-    path = _text(fields, found[0], None)
-    if found == ["audio"] and not path.lower().endswith(AUDIO_EXTENSIONS):
+def _only(**paths: str | None) -> str:
+    """The one path that is stated."""
+    stated = [name for name, path in paths.items() if path is not None]
+    if len(stated) != 1:
+        expected = " or ".join(f'"{name}"' for name in paths)
+        raise EntryError(f"a key {expected}", " and ".join(stated) or "none")
+    path = str(paths[stated[0]])
+    if stated == ["audio"] and not path.lower().endswith(AUDIO_EXTENSIONS):
         raise EntryError(f'"audio": a file of sound ({", ".join(AUDIO_EXTENSIONS)})', quote(path))
     return path
 
 
-def _text(fields: dict[str, Any], key: str, default: str | None) -> str:
-    value = fields.get(key, default)
-    if value is None:
-        raise EntryError(f'a key "{key}"', f"the keys {quote(list(fields))}")
-    if not _is_text(value):
-        raise EntryError(f'"{key}": a string of Unicode text', quote(value))
-    return str(value)
-
-
-def _is_text(value: Any) -> bool:
-    """Whether a JSON value is a string that can be written: escapes may name half a character."""
-    if not isinstance(value, str) or value.isascii():
-        return isinstance(value, str)
-    return not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-def _is_natural(value: Any) -> bool:
-    # In Python, true and false are integers.
-    return type(value) is int and 0 <= value < 2**31
-
-
-def _json_label(value: Any) -> int | tuple[int, ...] | None:
-    if value is None or _is_natural(value):
-        return value
-    if isinstance(value, list) and all(map(_is_natural, value)) and len(set(value)) == len(value):
-        return tuple(value)
-    raise EntryError('"label": an integer from 0, or a list of different ones', quote(value))
-
-
-def _json_seconds(fields: dict[str, Any], key: str) -> float | None:
-    value = fields.get(key)
-    if value is None:
-        return None
-    try:
-        if type(value) in (int, float):
-            return float(value)
-    except OverflowError:
-        pass
-    raise EntryError(f'"{key}": seconds', quote(value))
-
-
-def _json_captions(fields: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
-    for key in keys:
-        value = fields.get(key)
-        if value is None:
-            continue
-        captions = [value] if isinstance(value, str) else value
-        if not isinstance(captions, list) or not all(map(_is_text, captions)):
-            raise EntryError(f'"{key}": a string, or a list of strings', quote(value))
-        return tuple(captions)
-    return ()
+def _captions(stated: _Texts) -> tuple[str, ...]:
+    if stated is None:
+        return ()
+    return (stated,) if isinstance(stated, str) else tuple(stated)

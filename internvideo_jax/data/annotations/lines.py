@@ -6,14 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 # Longer than any caption: what is longer is no annotation.
 MAX_ENTRY_BYTES = 2**20
 # What is read at a time of a JSON list, which may be one line.
 PIECE_BYTES = 2**20
-# Lines are parsed together: enough of them for one call to cost nothing, few enough to hold.
-BLOCK_BYTES = 2**22
+_BUFFER_BYTES = 2**20
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -45,52 +44,25 @@ class EntryError(Exception):
         self.found = found
 
 
-class Block(NamedTuple):
-    """Whole lines of a file, but for lines that are too long, of which only the beginning is here.
-
-    Attributes:
-      number: of the first line, from 1.
-      data: the lines, each with its end.
-    """
-
-    number: int
-    data: bytes
-
-
-def read_blocks(path: str) -> Iterator[Block]:
-    """All lines of a file, some `BLOCK_BYTES` at a time."""
-    number = 1
-    with Path(path).open("rb") as file:
-        while data := file.read(BLOCK_BYTES):
-            if not data.endswith(b"\n"):
-                rest = file.readline(MAX_ENTRY_BYTES + 1)
-                data += rest
-                while len(rest) > MAX_ENTRY_BYTES and not rest.endswith(b"\n"):
-                    rest = file.readline(MAX_ENTRY_BYTES + 1)
-            if number == 1:
-                data = data.removeprefix(codecs.BOM_UTF8)
-            if not data.endswith(b"\n"):
-                data += b"\n"
-            yield Block(number, data)
-            number += data.count(b"\n")
-
-
-def decode_line(data: bytes) -> str | EntryError:
-    """A line of UTF-8 without the space around it, or what is wrong with it."""
-    if len(data) > MAX_ENTRY_BYTES:
-        return _too_long("a line")
-    try:
-        return data.decode().strip()
-    except UnicodeDecodeError as error:
-        return _not_utf8(error)
-
-
 def read_lines(path: str) -> Iterator[tuple[int, str | EntryError]]:
     """The lines of a UTF-8 text file that are not blank, with their numbers from 1."""
-    for block in read_blocks(path):
-        for number, data in enumerate(block.data.split(b"\n"), block.number):
-            if line := decode_line(data):
-                yield number, line
+    number = 0
+    with Path(path).open("rb", buffering=_BUFFER_BYTES) as file:
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
+        read = file.readline
+        while data := read(MAX_ENTRY_BYTES + 1):
+            number += 1
+            if len(data) > MAX_ENTRY_BYTES:
+                while data and not data.endswith(b"\n"):
+                    data = read(MAX_ENTRY_BYTES + 1)
+                yield number, _too_long("a line")
+                continue
+            try:
+                if line := data.decode().strip():
+                    yield number, line
+            except UnicodeDecodeError as error:
+                yield number, _not_utf8(error)
 
 
 def read_items(path: str) -> Iterator[tuple[int, Any]]:

@@ -1,14 +1,12 @@
 """Annotation files: which clips a data set has, and what is known of each.
 
-A file is read once: its clips are kept in an Arrow file, which every later start and every process
+A file is read once: its clips are kept in an `EntryFile`, which every later start and every process
 maps into memory. It lies in the folder `lists` of `environment.home()`, under a name that goes by
 the annotation file's content; whoever needs the room may delete it.
 """
 
-import bisect
 import contextlib
 import hashlib
-import itertools
 import logging
 import os
 import stat
@@ -18,13 +16,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
-import pyarrow as pa
-
 from internvideo_jax import environment
-from internvideo_jax.data.annotations.building import PARTIAL, build, open_batches
+from internvideo_jax.data.annotations.building import build
+from internvideo_jax.data.annotations.entry_file import PARTIAL, EntryFile
 from internvideo_jax.data.annotations.formats import (
     FORMATS,
     FRAME_PATTERN,
+    Entry,
     Format,
     Layout,
     check_frame_pattern,
@@ -36,12 +34,12 @@ from internvideo_jax.data.annotations.records import (
     ClipRecord,
     Context,
     Problem,
-    default_id,
+    entry_id,
 )
 from internvideo_jax.data.decode.paths import join_inside
 from internvideo_jax.files import write_text
 
-# Changes with what Arrow files hold, and with what entries mean.
+# Changes with what files of entries hold, and with what entries mean.
 _VERSION = "internvideo_jax list 1"
 # A file that was changed so lately may change again without its time showing it.
 _SETTLING_SECONDS = 2.0
@@ -53,10 +51,10 @@ _log = logging.getLogger(__name__)
 
 
 class ClipList(Sequence[ClipRecord]):
-    """The clips of an annotation file; pickled, it is the name of the Arrow file that holds them.
+    """The clips of an annotation file; pickled, it is the name of the file that holds them.
 
     Args:
-      file: the Arrow file.
+      file: an `EntryFile`.
       root: absolute folder of the clips.
       rows: which of its clips; None is all.
 
@@ -66,10 +64,9 @@ class ClipList(Sequence[ClipRecord]):
 
     def __init__(self, file: str, root: str, rows: range | None = None):
         self._file, self._root = file, root
-        self._batches, self.summary = open_batches(file)
-        self._ends = list(itertools.accumulate(map(len, self._batches)))
-        self._rows = range(self._ends[-1] if self._ends else 0) if rows is None else rows
-        self._columns: dict[int, list[pa.Array | None]] = {}
+        self._entries = EntryFile(file)
+        self.summary = self._entries.summary
+        self._rows = range(len(self._entries)) if rows is None else rows
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ClipList, (self._file, self._root, self._rows)
@@ -91,30 +88,10 @@ class ClipList(Sequence[ClipRecord]):
             some = ClipList.__new__(ClipList)
             some.__dict__.update(self.__dict__, _rows=rows)
             return some
-        number = bisect.bisect_right(self._ends, rows)
-        if number not in self._columns:
-            # Of the line, nobody asks any more.
-            self._columns[number] = [
-                None if column.null_count == len(column) else column
-                for column in self._batches[number].columns[1:]
-            ]
-        row = rows - self._ends[number]
-        values: Iterator[Any] = (
-            None if column is None else column[row].as_py() for column in self._columns[number]
-        )
-        return self._record(*values)
+        return self._record(self._entries[rows])
 
     def __iter__(self) -> Iterator[ClipRecord]:
-        if self._rows.step != 1:
-            yield from map(self.__getitem__, range(len(self)))
-            return
-        begin, end = self._rows.start, self._rows.stop
-        for batch, last in zip(self._batches, self._ends, strict=True):
-            first = last - len(batch)
-            if first < end and begin < last:
-                some = batch.slice(max(begin - first, 0), min(end, last) - max(begin, first))
-                rows = zip(*(column.to_pylist() for column in some.columns[1:]), strict=True)
-                yield from itertools.starmap(self._record, rows)
+        return (self._record(self._entries[row]) for row in self._rows)
 
     @property
     def fingerprint(self) -> str:
@@ -130,31 +107,19 @@ class ClipList(Sequence[ClipRecord]):
             not known.has_unlabelled and known.max_label < context.num_classes
         )
 
-    def _record(
-        self,
-        path: str,
-        id: str | None,
-        start: float | None,
-        end: float | None,
-        label: int | None,
-        labels: list[int] | None,
-        captions: list[str],
-        num_frames: int | None,
-        frame_pattern: str | None,
-        source: str,
-    ) -> ClipRecord:
-        full = join_inside(self._root, path)
-        assert full is not None
+    def _record(self, entry: Entry) -> ClipRecord:
+        path = join_inside(self._root, entry.path)
+        assert path is not None
         return ClipRecord(
-            default_id(path, start, end) if id is None else id,
-            full,
-            start,
-            end,
-            label if labels is None else tuple(labels),
-            tuple(captions),
-            num_frames,
-            frame_pattern,
-            source,
+            entry_id(entry),
+            path,
+            entry.start,
+            entry.end,
+            entry.label,
+            entry.captions,
+            entry.num_frames,
+            entry.frame_pattern,
+            entry.source,
         )
 
 
@@ -173,30 +138,12 @@ class Annotations(NamedTuple):
     error: AnnotationError | None
 
 
-def read_annotations(
-    path: str | os.PathLike[str],
-    *,
-    root: str | os.PathLike[str] | None = None,
-    format: str = "auto",
-    num_classes: int | None = None,
-    separator: str | None = None,
-    frame_pattern: str = FRAME_PATTERN,
-    check_files: bool = False,
-) -> Sequence[ClipRecord]:
-    """Reads the clips of an annotation file.
-
-    Paths in the file are relative to `root` and lie in it, absolute ones too; symbolic links in
-    `root` may lead anywhere, since only its owner can make them.
+def read_annotations(path: str | os.PathLike[str], **options: Any) -> Sequence[ClipRecord]:
+    """Reads the clips of an annotation file, all of which must be right.
 
     Args:
-      path: the file, UTF-8.
-      root: folder of the clips; by default the file's own. "/" admits any absolute path.
-      format: "jsonl", "csv", "interval", "frames", "pretrain" or "json" (see docs/data.md); "auto"
-        goes by the file's name and first lines.
-      num_classes: C, so that every clip needs a label and every label is below C; None admits all.
-      separator: character between columns of the text formats; None goes by the first lines.
-      frame_pattern: names of images by number, from 1, in the folders of `frames`.
-      check_files: whether to look for each clip on disk; reads the file anew.
+      path: the file.
+      options: those of `check_annotations`.
 
     Returns:
       At least one record, in the file's order, with unique ids; a `ClipList`.
@@ -205,15 +152,7 @@ def read_annotations(
       AnnotationError: anything is wrong, and then everything that is.
       ValueError: no such format, or a useless separator or pattern.
     """
-    annotations = check_annotations(
-        path,
-        root=root,
-        format=format,
-        num_classes=num_classes,
-        separator=separator,
-        frame_pattern=frame_pattern,
-        check_files=check_files,
-    )
+    annotations = check_annotations(path, **options)
     if annotations.error is not None:
         raise annotations.error
     return annotations.records
@@ -229,7 +168,20 @@ def check_annotations(
     frame_pattern: str = FRAME_PATTERN,
     check_files: bool = False,
 ) -> Annotations:
-    """Reads an annotation file as `read_annotations` does, but gives errors beside good entries.
+    """Reads an annotation file; errors are beside the good entries.
+
+    Paths in the file are relative to `root` and lie in it, absolute ones too; symbolic links in
+    `root` may lead anywhere, since only its owner can make them.
+
+    Args:
+      path: the file, UTF-8.
+      root: folder of the clips; by default the file's own. "/" admits any absolute path.
+      format: "jsonl", "csv", "interval", "frames", "pretrain" or "json" (see docs/data.md); "auto"
+        goes by the file's name and first lines.
+      num_classes: C, so that every clip needs a label and every label is below C; None admits all.
+      separator: character between columns of the text formats; None goes by the first lines.
+      frame_pattern: names of images by number, from 1, in the folders of `frames`.
+      check_files: whether to look for each clip on disk; reads the file anew.
 
     Raises:
       ValueError: no such format, or a useless separator or pattern.
@@ -256,7 +208,7 @@ def check_annotations(
 
 
 def _read(path: str, layout: Layout, context: Context, name: str) -> Annotations:
-    """Makes the Arrow file of an annotation file; keeps it if all entries are good."""
+    """Makes the file of entries of an annotation file; keeps it if all entries are good."""
     place = _writable_place()
     for left in place.glob(f"*{PARTIAL}"):
         with contextlib.suppress(OSError):
@@ -282,10 +234,10 @@ def _read(path: str, layout: Layout, context: Context, name: str) -> Annotations
 
 
 def _name(path: str, layout: Layout) -> str:
-    """The name of an annotation file's Arrow file."""
+    """The name of an annotation file's file of entries."""
     pattern = layout.frame_pattern if layout.format == "frames" else None
     parts = (_VERSION, _content(path), layout.format, layout.separator, pattern)
-    return f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.arrow"
+    return f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.clips"
 
 
 def _content(path: str) -> str:
@@ -305,7 +257,7 @@ def _content(path: str) -> str:
 
 
 def _places() -> tuple[Path, Path]:
-    """Where Arrow files may lie: at home, or where that may not be written, in a folder apart."""
+    """Where files of entries may lie: at home, or if that cannot be written, in a folder apart."""
     apart = Path(tempfile.gettempdir()) / f"internvideo_jax-{os.getuid()}"
     with contextlib.suppress(FileNotFoundError):
         if apart.lstat().st_uid != os.getuid():

@@ -19,6 +19,7 @@ from internvideo_jax.data.decode.video_file import (
     DEFAULT_LIMITS,
     Limits,
     VideoError,
+    check_clock,
     decoding_errors,
     open_container,
 )
@@ -189,13 +190,7 @@ class _Source:
     def _frames(self, container: InputContainer) -> Iterator[AudioFrame]:
         with decoding_errors(self._path, "decoding its sound"), contextlib.suppress(IndexError):
             for packet in container.demux(self._stream):
-                if time.monotonic() > self._end:
-                    raise VideoError(
-                        self._path,
-                        f"decoding its sound to take at most {self._limits.deadline:g} s",
-                        "more data than that",
-                        "raise Limits.deadline if the file is to be trusted",
-                    )
+                check_clock(self._path, "decoding its sound", self._end, self._limits)
                 # As in players, a damaged packet costs its own frames.
                 with contextlib.suppress(av.error.FFmpegError):
                     yield from packet.decode()

@@ -1,7 +1,5 @@
 """Frames of the clips of a data set: video files, folders of images and single images alike."""
 
-import abc
-import contextlib
 import io
 import os
 import re
@@ -16,68 +14,21 @@ from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.decode.paths import IMAGE_EXTENSIONS
 from internvideo_jax.data.decode.video import (
     DEFAULT_LIMITS,
+    ClipReader,
     Limits,
     Transform,
     VideoError,
-    VideoIndex,
     VideoReader,
     check_clip_size,
     check_numbers,
 )
-
-# Times come as decimal fractions, timestamps as multiples of a tick.
-TIME_TOLERANCE = 1e-6
-
-
-class ClipReader(contextlib.AbstractContextManager["ClipReader"]):
-    """An open clip, to be used in a `with` block and by one thread.
-
-    Attributes:
-      num_frames: frames of the clip, at least 1.
-      fps: mean frames per second; None where the clip has no times.
-      damaged_frames: frames and packets that the decoder called damaged in the last `read`.
-    """
-
-    num_frames: int
-    fps: float | None = None
-    damaged_frames: int = 0
-
-    def timestamps(self, indices: np.ndarray) -> np.ndarray:
-        """Seconds of chosen frames after the file's start, float64 `[T]`; NaN without times."""
-        return np.full(len(indices), np.nan)
-
-    @abc.abstractmethod
-    def read(
-        self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
-    ) -> np.ndarray:
-        """Decodes chosen frames.
-
-        Args:
-          indices: numbers of frames from 0, in any order, repetitions allowed.
-          transform: applied to each frame, uint8 `[H, W, 3]`, as soon as it is decoded.
-
-        Returns:
-          uint8 `[T, H, W, 3]`, RGB, upright; or what the transform made of each, stacked.
-
-        Raises:
-          VideoError: a frame is damaged or missing, or the limits do not allow it.
-          ValueError: a number outside the clip.
-        """
-
-    def close(self) -> None:
-        """Closes the files, if there are any."""
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def open_clip(
     record: ClipRecord,
     *,
     data: bytes | Sequence[bytes] | None = None,
-    index: VideoIndex | None = None,
     limits: Limits = DEFAULT_LIMITS,
-    num_threads: int = 1,
 ) -> ClipReader:
     """Opens a clip and finds its frames.
 
@@ -89,9 +40,7 @@ def open_clip(
       record: the clip.
       data: the bytes of its video file or image, or of each image of its folder, if they are not to
         be read from `record.path`; errors name the paths all the same.
-      index: the video file's index if it is at hand.
       limits: what reading may cost.
-      num_threads: decoder threads; the frames do not depend on it.
 
     Raises:
       VideoError: it cannot be read, or begins after the end of its file.
@@ -102,14 +51,7 @@ def open_clip(
         return _ImageClip(record, names, limits)
     if data is not None and _is_image(record):
         return _ImageClip(record, [record.path], limits, [data])
-    reader = VideoReader(
-        record.path, index=index, num_threads=num_threads, limits=limits, data=data
-    )
-    try:
-        return _VideoClip(reader, record)
-    except BaseException:
-        reader.close()
-        raise
+    return VideoReader(record.path, limits=limits, data=data, start=record.start, end=record.end)
 
 
 def image_names(record: ClipRecord, *, limits: Limits = DEFAULT_LIMITS) -> list[str]:
@@ -127,31 +69,6 @@ def image_names(record: ClipRecord, *, limits: Limits = DEFAULT_LIMITS) -> list[
     else:
         return [record.path] if _is_image(record) else []
     return [os.path.join(record.path, name) for name in names]
-
-
-class _VideoClip(ClipReader):
-    """The frames of a video file that are on screen between two times."""
-
-    def __init__(self, reader: VideoReader, record: ClipRecord):
-        self._reader = reader
-        index = reader.index
-        self._first, stop = frame_range(index, record.start, record.end)
-        self.num_frames = stop - self._first
-        self.fps = index.num_frames / index.duration if index.duration > 0 else None
-
-    def timestamps(self, indices: np.ndarray) -> np.ndarray:
-        return self._reader.index.timestamps[indices + self._first]
-
-    def read(
-        self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
-    ) -> np.ndarray:
-        numbers = check_numbers(self._reader.index.path, indices, self.num_frames)
-        frames = self._reader.read(numbers + self._first, transform=transform).frames
-        self.damaged_frames = self._reader.damaged_frames
-        return frames
-
-    def close(self) -> None:
-        self._reader.close()
 
 
 class _ImageClip(ClipReader):
@@ -196,39 +113,6 @@ class _ImageClip(ClipReader):
     def _load(self, number: int) -> np.ndarray:
         data = None if self._data is None else self._data[number]
         return read_image(self._names[number], data=data, limits=self._limits)
-
-
-def frame_range(
-    index: VideoIndex, start: float | None = None, end: float | None = None
-) -> tuple[int, int]:
-    """Which frames of a video file are on screen at any time in [start, end).
-
-    Args:
-      index: of the file.
-      start: seconds after the file's start; None is the first frame.
-      end: seconds after the file's start; None is the file's end, as is any later time.
-
-    Returns:
-      Numbers of the first of them and of the one after the last.
-
-    Raises:
-      VideoError: the file ends before `start`.
-    """
-    times = index.timestamps
-    first, stop = 0, len(times)
-    if start is not None:
-        if start > times[0] + index.duration - TIME_TOLERANCE:
-            raise VideoError(
-                index.path,
-                f"a clip that begins before the file's end at {times[0] + index.duration:.3f} s",
-                f"a start at {start:g} s",
-                "correct the annotation",
-            )
-        shown = int(np.searchsorted(times, start + TIME_TOLERANCE, side="right"))
-        first = max(shown - 1, 0)
-    if end is not None:
-        stop = max(int(np.searchsorted(times, end - TIME_TOLERANCE)), first + 1)
-    return first, stop
 
 
 def read_image(

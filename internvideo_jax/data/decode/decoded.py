@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from internvideo_jax.data.decode.clips import ClipReader
-from internvideo_jax.data.decode.video import Transform, VideoError, check_numbers
+from internvideo_jax.data.decode.video import ClipReader, Transform, VideoError, check_numbers
 
 
 class DecodedClip(ClipReader):
-    """Frames in memory, or mapped from a file, as a `data.decode.clips.ClipReader`.
+    """Frames in memory, or mapped from a file, as a `data.decode.video.ClipReader`.
 
     Args:
       name: what errors call the clip.
@@ -33,6 +32,10 @@ class DecodedClip(ClipReader):
     def read(
         self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
     ) -> np.ndarray:
-        """Copies chosen frames; see `data.decode.clips.ClipReader`."""
+        """Copies chosen frames; see `data.decode.video.ClipReader`."""
         frames = self._frames[check_numbers(self._name, indices, self.num_frames)]
-        return frames if transform is None else np.stack([transform(frame) for frame in frames])
+        # Transforms go by the frame's shape: what leaves the first as it is leaves all.
+        first = frames[0]
+        if transform is None or transform(first) is first:
+            return frames
+        return np.stack([transform(frame) for frame in frames])

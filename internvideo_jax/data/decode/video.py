@@ -5,9 +5,10 @@ a wanted frame is then decoded from the keyframe before it. Hence the same numbe
 picture whatever the container, the order of packets in it, or the number of decoding threads.
 """
 
+import abc
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Self
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -24,74 +25,70 @@ from internvideo_jax.data.decode.video_index import VideoIndex, make_index
 
 __all__ = [
     "DEFAULT_LIMITS",
-    "Clip",
+    "ClipReader",
     "Limits",
     "VideoError",
     "VideoIndex",
     "VideoReader",
     "check_clip_size",
     "check_numbers",
-    "index_video",
-    "read_frames",
+    "frame_range",
 ]
 
 # FFmpeg's own default, which decord and OpenCV keep: the same bytes as theirs. Bicubic matters only
 # where the picture changes its size in the middle of a file.
 RGB_CONVERSION = Interpolation.BICUBIC
 
+# Times come as decimal fractions, timestamps as multiples of a tick.
+TIME_TOLERANCE = 1e-6
+
 Transform = Callable[[np.ndarray], np.ndarray]
 
 
-class Clip(NamedTuple):
-    """Chosen frames of a video.
+class ClipReader(contextlib.AbstractContextManager["ClipReader"]):
+    """An open clip, to be used in a `with` block and by one thread.
 
     Attributes:
-      frames: uint8 `[T, H, W, 3]`, RGB, upright; or what the transform made of each, stacked.
-      timestamps: seconds of each frame after the file's start, float64 `[T]`.
+      num_frames: frames of the clip, at least 1.
+      fps: mean frames per second; None where the clip has no times.
+      damaged_frames: frames and packets that the decoder called damaged in the last `read`; a
+        frame predicted from a damaged one is not counted.
     """
 
-    frames: np.ndarray
-    timestamps: np.ndarray
+    num_frames: int
+    fps: float | None = None
+    damaged_frames: int = 0
+
+    def timestamps(self, indices: np.ndarray) -> np.ndarray:
+        """Seconds of chosen frames after the file's start, float64 `[T]`; NaN without times."""
+        return np.full(len(indices), np.nan)
+
+    @abc.abstractmethod
+    def read(
+        self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
+    ) -> np.ndarray:
+        """Decodes chosen frames.
+
+        Args:
+          indices: numbers of frames from 0, in any order, repetitions allowed.
+          transform: applied to each frame, uint8 `[H, W, 3]`, as soon as it is decoded.
+
+        Returns:
+          uint8 `[T, H, W, 3]`, RGB, upright; or what the transform made of each, stacked.
+
+        Raises:
+          VideoError: a frame is damaged or missing, or the limits do not allow it.
+          ValueError: a number outside the clip.
+        """
+
+    def close(self) -> None:
+        """Closes the files, if there are any."""
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
-def index_video(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> VideoIndex:
-    """Lists the frames of a video file.
-
-    Raises:
-      VideoError: not a local, complete video file within the limits.
-    """
-    with VideoReader(path, limits=limits) as reader:
-        return reader.index
-
-
-def read_frames(
-    path: str | os.PathLike[str],
-    indices: Sequence[int] | np.ndarray,
-    *,
-    index: VideoIndex | None = None,
-    transform: Transform | None = None,
-    num_threads: int = 1,
-    limits: Limits = DEFAULT_LIMITS,
-) -> Clip:
-    """Decodes chosen frames of a video file.
-
-    Args:
-      path: the file.
-      indices: numbers of the wanted frames, in any order, repetitions allowed.
-      index: the file's index if it is at hand.
-      transform: applied to each frame, uint8 `[H, W, 3]`, as soon as it is decoded.
-      num_threads: decoder threads; the result does not depend on it.
-      limits: what reading may cost.
-
-    Raises:
-      VideoError: not a local, complete video file within the limits, or a frame is damaged.
-      ValueError: a number outside the video.
-    """
-    with VideoReader(path, index=index, num_threads=num_threads, limits=limits) as reader:
-        return reader.read(indices, transform=transform)
-
-
-class VideoReader:
+class VideoReader(ClipReader):
     """An open video file. Not thread-safe: give each thread its own.
 
     Pictures are converted from the colour space and range that the file states (BT.601 and limited
@@ -99,59 +96,51 @@ class VideoReader:
 
     Args:
       path: the file; where `data` is given, what errors call it.
-      index: the file's index if it is at hand.
-      num_threads: decoder threads; the frames do not depend on it.
       limits: what reading may cost.
       data: the bytes of a file that is not on disk.
+      start: the clip has the frames that are on screen at any time from here on, in seconds after
+        the file's start; None is the first frame.
+      end: and before this time; None is the file's end, as is any later time.
+
+    Attributes:
+      index: of the whole file.
 
     Raises:
-      VideoError: not a local, complete video file within the limits.
+      VideoError: not a local, complete video file within the limits, or it ends before `start`.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
-        index: VideoIndex | None = None,
-        num_threads: int = 1,
         limits: Limits = DEFAULT_LIMITS,
         data: bytes | None = None,
+        start: float | None = None,
+        end: float | None = None,
     ):
-        self._file = VideoFile(path, limits, num_threads, data)
-        self._index = index
+        self._file = VideoFile(path, limits, data)
         self._reformatter = VideoReformatter()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
+        try:
+            self.index = make_index(self._file)
+            self._first, stop = frame_range(self.index, start, end)
+        except BaseException:
+            self.close()
+            raise
+        self.num_frames = stop - self._first
+        index = self.index
+        self.fps = index.num_frames / index.duration if index.duration > 0 else None
 
     def close(self) -> None:
-        """Closes the file."""
         self._file.close()
 
-    @property
-    def index(self) -> VideoIndex:
-        """The file's index, made on first use."""
-        if self._index is None:
-            self._index = make_index(self._file)
-        return self._index
-
-    @property
-    def damaged_frames(self) -> int:
-        """How many frames and packets the decoder called damaged in the last `read`.
-
-        That is what FFmpeg notices; a frame predicted from a damaged one is not counted.
-        """
-        return len(self._file.damaged)
+    def timestamps(self, indices: np.ndarray) -> np.ndarray:
+        return self.index.timestamps[indices + self._first]
 
     def read(
         self, indices: Sequence[int] | np.ndarray, *, transform: Transform | None = None
-    ) -> Clip:
-        """Decodes chosen frames; see `read_frames`."""
+    ) -> np.ndarray:
         index = self.index
-        indices = check_numbers(index.path, indices, index.num_frames)
+        indices = check_numbers(index.path, indices, self.num_frames) + self._first
         wanted: list[int] = np.unique(indices).tolist()
         if transform is None:
             check_clip_size(index.path, len(wanted), index.width, index.height, self._file.limits)
@@ -161,8 +150,8 @@ class VideoReader:
         for number, frame in self._decode(wanted):
             upright = index.orientation.apply(self._to_rgb(frame))
             decoded[number] = upright if transform is None else transform(upright)
-        frames = np.stack([decoded[number] for number in indices.tolist()])
-        return Clip(frames, index.timestamps[indices])
+        self.damaged_frames = len(self._file.damaged)
+        return np.stack([decoded[number] for number in indices.tolist()])
 
     def _decode(self, wanted: list[int]) -> Iterator[tuple[int, VideoFrame]]:
         """Yields each of the frames with the ascending numbers `wanted` once, in any order."""
@@ -252,6 +241,39 @@ class VideoReader:
                 threads=1,
             )
             return rgb.to_ndarray()
+
+
+def frame_range(
+    index: VideoIndex, start: float | None = None, end: float | None = None
+) -> tuple[int, int]:
+    """Which frames of a video file are on screen at any time in [start, end).
+
+    Args:
+      index: of the file.
+      start: seconds after the file's start; None is the first frame.
+      end: seconds after the file's start; None is the file's end, as is any later time.
+
+    Returns:
+      Numbers of the first of them and of the one after the last.
+
+    Raises:
+      VideoError: the file ends before `start`.
+    """
+    times = index.timestamps
+    first, stop = 0, len(times)
+    if start is not None:
+        if start > times[0] + index.duration - TIME_TOLERANCE:
+            raise VideoError(
+                index.path,
+                f"a clip that begins before the file's end at {times[0] + index.duration:.3f} s",
+                f"a start at {start:g} s",
+                "correct the annotation",
+            )
+        shown = int(np.searchsorted(times, start + TIME_TOLERANCE, side="right"))
+        first = max(shown - 1, 0)
+    if end is not None:
+        stop = max(int(np.searchsorted(times, end - TIME_TOLERANCE)), first + 1)
+    return first, stop
 
 
 def check_numbers(path: str, indices: Sequence[int] | np.ndarray, num_frames: int) -> np.ndarray:

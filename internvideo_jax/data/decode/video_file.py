@@ -111,12 +111,10 @@ class VideoFile:
         self,
         path: str | os.PathLike[str],
         limits: Limits,
-        num_threads: int = 1,
         data: bytes | None = None,
     ):
         self.path = os.fspath(path)
         self.limits = limits
-        self._num_threads = num_threads
         self._data = data
         self.container: InputContainer
         self.stream: VideoStream
@@ -158,13 +156,7 @@ class VideoFile:
             # PyAV ends with an IndexError where streams appear in the middle of a file.
             with contextlib.suppress(IndexError):
                 for packet in self.container.demux(self.stream):
-                    if time.monotonic() > self._end:
-                        raise VideoError(
-                            self.path,
-                            f"{doing} to take at most {self.limits.deadline:g} s",
-                            "more data than that",
-                            "raise Limits.deadline if the file is to be trusted",
-                        )
+                    check_clock(self.path, doing, self._end, self.limits)
                     if packet.size:
                         yield packet
         yield None
@@ -200,12 +192,22 @@ class VideoFile:
             self.check_frame_size(self.stream.width, self.stream.height)
             codec = self.stream.codec_context
             codec.options = {"max_pixels": str(self.limits.max_frame_pixels)}
-            codec.thread_count = self._num_threads
-            codec.thread_type = "AUTO"
+            codec.thread_count = 1
         except BaseException:
             self.container.close()
             raise
         self._is_fresh = True
+
+
+def check_clock(path: str, doing: str, end: float, limits: Limits) -> None:
+    """Refuses to go on after `end`, in seconds of `time.monotonic`."""
+    if time.monotonic() > end:
+        raise VideoError(
+            path,
+            f"{doing} to take at most {limits.deadline:g} s",
+            "more data than that",
+            "raise Limits.deadline if the file is to be trusted",
+        )
 
 
 def open_container(path: str, limits: Limits, data: bytes | None = None) -> InputContainer:

@@ -39,7 +39,8 @@ class FeaturesField(Field):
             )
 
     def evaluate(self, clip: LazyClip) -> Columns:
-        return {self.name: np.array(self._rows()[clip.index][None])}
+        # Not copied here: joining the rows of a batch does it.
+        return {self.name: self._rows()[clip.index : clip.index + 1]}
 
     def blank(self) -> Columns:
         return {self.name: np.zeros_like(self._rows()[:1])}

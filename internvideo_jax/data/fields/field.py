@@ -11,8 +11,8 @@ import numpy as np
 
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.decode.audio import clip_sound
-from internvideo_jax.data.decode.clips import ClipReader
-from internvideo_jax.data.sources.clips import SourceClip
+from internvideo_jax.data.decode.video import ClipReader
+from internvideo_jax.data.sources.source import SourceClip
 
 # Columns of a batch by name, with rows along the first axis.
 Columns = dict[str, np.ndarray]

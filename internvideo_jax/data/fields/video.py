@@ -7,15 +7,13 @@ from typing import ClassVar
 import numpy as np
 
 from internvideo_jax.data.config import DataConfig
+from internvideo_jax.data.decode.video import ClipReader
 from internvideo_jax.data.fields.field import Columns, Draws, Field, LazyClip
-from internvideo_jax.data.transforms.augmentation import (
-    FinetuneAugmentation,
-    finetuning_augment,
-    pretraining_augment,
-)
-from internvideo_jax.data.transforms.frames import eval_frame
-from internvideo_jax.data.transforms.sampling import sample_indices
-from internvideo_jax.data.transforms.views import EvalViews
+from internvideo_jax.data.transforms.augmentation import finetuning_augment, pretraining_augment
+from internvideo_jax.data.transforms.frames import center_crop, resize_short_side
+from internvideo_jax.data.transforms.randaugment import parse_policy
+from internvideo_jax.data.transforms.sampling import sample_indices, uniform_indices
+from internvideo_jax.data.transforms.views import cut_views, view_indices
 
 # Left and right are part of what its labels say.
 NEVER_FLIPPED = "ssv2"
@@ -35,19 +33,18 @@ class VideoField(Field):
 
     def __init__(self, config: DataConfig):
         self._config = config
-        self._finetuning = {
-            flip: FinetuneAugmentation(
-                config.image_size,
-                rand_augment=config.rand_augment,
-                flip=flip,
-                erase_probability=config.erase_probability,
-            )
-            for flip in (False, True)
-        }
+        # Refuses what it cannot read.
+        parse_policy(config.rand_augment)
+        self._resize = functools.partial(resize_short_side, size=config.image_size)
 
     def train(self, clip: LazyClip, draws: Draws) -> Columns:
-        config, reader, rng = self._config, clip.reader, draws()
+        config, reader = self._config, clip.reader
         size, copies = config.image_size, config.num_sample
+        if config.augmentation == "none" and config.sampling == "uniform":
+            # Leaves nothing to chance.
+            indices = uniform_indices(reader.num_frames, config.num_frames)
+            return {"video": self._view(reader, indices)}
+        rng = draws()
         indices = sample_indices(
             config.sampling,
             reader.num_frames,
@@ -56,38 +53,30 @@ class VideoField(Field):
             rng=rng,
         )
         if config.augmentation == "none":
-            return {"video": reader.read(indices, transform=lambda f: eval_frame(f, size))[None]}
+            return {"video": self._view(reader, indices)}
         frames = reader.read(indices)
         flip = config.flip and clip.record.source != NEVER_FLIPPED
         if config.augmentation == "pretraining":
             views = [pretraining_augment(frames, rng, size, flip) for _ in range(copies)]
         else:
-            finetuning = self._finetuning[flip]
-            views = [finetuning_augment(frames, rng, finetuning) for _ in range(copies)]
+            views = [finetuning_augment(frames, rng, config, flip) for _ in range(copies)]
         return {"video": np.stack(views)}
 
-    @functools.cached_property
-    def _views(self) -> EvalViews:
-        config = self._config
-        return EvalViews(
-            num_frames=config.num_frames,
-            image_size=config.image_size,
-            segments=config.segments,
-            crops=config.crops,
-            sampling=config.sampling,
-            rate=config.sampling_rate,
-        )
+    def _view(self, reader: ClipReader, indices: np.ndarray) -> np.ndarray:
+        """The central view, uint8 `[1, T, S, S, 3]`."""
+        frames = reader.read(indices, transform=self._resize)
+        return center_crop(frames, self._config.image_size)[None]
 
     def evaluate(self, clip: LazyClip) -> Columns:
-        reader, views = clip.reader, self._views
-        indices = views.indices(reader.num_frames)
+        config, reader = self._config, clip.reader
+        indices = view_indices(config, reader.num_frames)
         # All at once, so that no frame is decoded twice.
-        frames = reader.read(indices.ravel(), transform=views.resize)
+        frames = reader.read(indices.ravel(), transform=self._resize)
         times = reader.timestamps(indices.ravel()).reshape(indices.shape)
         return {
-            "video": views.cut(frames),
-            "frame_indices": np.repeat(indices, views.crops, axis=0),
-            "timestamps": np.repeat(times, views.crops, axis=0),
+            "video": cut_views(config, frames),
+            "frame_indices": np.repeat(indices, config.crops, axis=0),
+            "timestamps": np.repeat(times, config.crops, axis=0),
             "num_frames": np.array([reader.num_frames]),
             "damaged_frames": np.array([reader.damaged_frames]),
         }

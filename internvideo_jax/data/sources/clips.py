@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -15,62 +15,13 @@ from internvideo_jax.data.annotations.formats import FRAME_PATTERN
 from internvideo_jax.data.annotations.lists import ClipList, read_annotations
 from internvideo_jax.data.annotations.records import AnnotationError, ClipRecord
 from internvideo_jax.data.config import ClipSet
-from internvideo_jax.data.decode.clips import ClipReader, open_clip
-from internvideo_jax.data.decode.decoded import DecodedClip
-from internvideo_jax.data.decode.video import DEFAULT_LIMITS, Limits, VideoError
-from internvideo_jax.data.sources.shards import ShardReader
+from internvideo_jax.data.sources.shards import ShardSource
+from internvideo_jax.data.sources.source import ClipSource, SourceClip
 
 _log = logging.getLogger(__name__)
 
 # Recipes name the format of the released lists; users bring files of their own to them.
 _SELF_NAMED = (".jsonl", ".ndjson", ".json")
-
-
-class SourceClip(NamedTuple):
-    """One clip with what its source holds of it.
-
-    Attributes:
-      record: what is known of it.
-      data: its encoded file, or the encoded images of its folder; None if they are on disk.
-      frames: uint8 `[T, H, W, 3]` where the source holds decoded frames.
-    """
-
-    record: ClipRecord
-    data: bytes | tuple[bytes, ...] | None = None
-    frames: np.ndarray | None = None
-
-    def open(self, limits: Limits = DEFAULT_LIMITS) -> ClipReader:
-        """Opens the clip.
-
-        Raises:
-          VideoError: it cannot be read.
-        """
-        if self.frames is not None:
-            return DecodedClip(self.record.path, self.frames)
-        return open_clip(self.record, data=self.data, limits=limits)
-
-
-def reason(error: Exception) -> str:
-    """What is wrong with a clip, without its path."""
-    if isinstance(error, VideoError):
-        return error.reason
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-
-
-class ClipSource(Protocol):
-    """A list of clips; any thread or process may ask for any of them."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> SourceClip: ...
-
-    def digest(self) -> str:
-        """Changes with the clips, their order, and the files that hold them."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Changes with the clips and their order, but not with where they lie."""
-        ...
 
 
 def open_source(clips: ClipSet, *, num_classes: int | None = None) -> ClipSource:
@@ -168,29 +119,6 @@ class RecordSource:
             if isinstance(record.label, tuple) and len(record.label) != 1
         )
         return next(many, None)
-
-
-class ShardSource:
-    """Clips in a folder that `internvideo-jax shard` wrote.
-
-    Raises:
-      ShardError: the folder or any of its shards is not as it was written.
-    """
-
-    def __init__(self, directory: str | os.PathLike[str]):
-        self._reader = ShardReader(directory)
-
-    def __len__(self) -> int:
-        return len(self._reader)
-
-    def __getitem__(self, index: int) -> SourceClip:
-        return SourceClip(*self._reader[index])
-
-    def digest(self) -> str:
-        """Of the shards' checksums."""
-        return self._reader.index.digest()
-
-    fingerprint = digest
 
 
 class TfdsSource:

@@ -20,9 +20,11 @@ import numpy as np
 
 from internvideo_jax.data.decode.video import Transform, VideoError
 from internvideo_jax.data.mapped import MappedArray
-from internvideo_jax.data.sources.clips import ClipSource, RecordSource, SourceClip
+from internvideo_jax.data.sources.clips import RecordSource
 from internvideo_jax.data.sources.shards import record_from_json
+from internvideo_jax.data.sources.source import ClipSource, SourceClip
 from internvideo_jax.data.transforms.frames import resize_short_side
+from internvideo_jax.environment import usable_cpus
 from internvideo_jax.files import atomic_directory
 
 MAX_CLIP_BYTES = 2**30
@@ -36,7 +38,6 @@ class CachedSource:
     Args:
       source: the clips.
       cache_dir: folder for caches of any number of sources, which are told apart by their digests.
-      num_threads: threads for decoding.
       short_side: of frames as they are kept, in pixels; None keeps their size.
 
     Raises:
@@ -48,8 +49,6 @@ class CachedSource:
         self,
         source: ClipSource,
         cache_dir: str | os.PathLike[str],
-        *,
-        num_threads: int,
         short_side: int | None = None,
     ):
         self._digest = source.digest()
@@ -59,7 +58,7 @@ class CachedSource:
         size = f"-{short_side}" if short_side else ""
         folder = Path(cache_dir).absolute() / f"{self._digest[:16]}{size}"
         if not folder.is_dir():
-            _write(source, folder, num_threads, short_side)
+            _write(source, folder, short_side)
         self._pixels = MappedArray(functools.partial(_map, folder / "frames.bin"))
         self._clips: list[dict[str, Any]] = json.loads((folder / "clips.json").read_text("utf-8"))
 
@@ -90,11 +89,13 @@ def _map(pixels: Path) -> np.ndarray:
     return np.empty(0, np.uint8) if is_empty else np.memmap(pixels, np.uint8, "r")
 
 
-def _write(source: ClipSource, folder: Path, num_threads: int, short_side: int | None) -> None:
+def _write(source: ClipSource, folder: Path, short_side: int | None) -> None:
     _log.info("decoding %d clips into %s", len(source), folder)
+    num_threads = usable_cpus()
+    scale = None if short_side is None else functools.partial(resize_short_side, size=short_side)
     decoded = (
         grain.MapDataset.range(len(source))
-        .map(_Decoder(source, short_side))
+        .map(functools.partial(_decode, source=source, scale=scale))
         .to_iter_dataset(grain.ReadOptions(num_threads, prefetch_buffer_size=2 * num_threads))
     )
     try:
@@ -119,28 +120,21 @@ def _write(source: ClipSource, folder: Path, num_threads: int, short_side: int |
             ) from error
 
 
-class _Decoder:
-    """All frames of a clip by number, with what the cache states about it."""
-
-    def __init__(self, source: ClipSource, short_side: int | None):
-        self._source = source
-        self._scale: Transform | None = None
-        if short_side is not None:
-            self._scale = functools.partial(resize_short_side, size=short_side)
-
-    def __call__(self, index: int) -> tuple[dict[str, Any], np.ndarray | None]:
-        try:
-            clip = self._source[index]
-            with clip.open() as reader:
-                count, shape = reader.num_frames, reader.read([0], transform=self._scale).shape[1:]
-                size = count * math.prod(shape)
-                if size > MAX_CLIP_BYTES:
-                    raise ValueError(
-                        f"{clip.record.path}: expected a clip of at most {MAX_CLIP_BYTES >> 20} MiB"
-                        f" decoded, found {count} frames of {shape[1]}x{shape[0]}; unset cache_dir,"
-                        " or shrink the clips"
-                    )
-                frames = np.ascontiguousarray(reader.read(range(count), transform=self._scale))
-        except VideoError as error:
-            return {"error": error.args}, None
-        return {"record": dataclasses.asdict(clip.record)}, frames
+def _decode(
+    index: int, *, source: ClipSource, scale: Transform | None
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """What the cache states about a clip, and all its frames."""
+    try:
+        clip = source[index]
+        with clip.open() as reader:
+            count, shape = reader.num_frames, reader.read([0], transform=scale).shape[1:]
+            if count * math.prod(shape) > MAX_CLIP_BYTES:
+                raise ValueError(
+                    f"{clip.record.path}: expected a clip of at most {MAX_CLIP_BYTES >> 20} MiB"
+                    f" decoded, found {count} frames of {shape[1]}x{shape[0]}; unset cache_dir,"
+                    " or shrink the clips"
+                )
+            frames = np.ascontiguousarray(reader.read(range(count), transform=scale))
+    except VideoError as error:
+        return {"error": error.args}, None
+    return {"record": dataclasses.asdict(clip.record)}, frames

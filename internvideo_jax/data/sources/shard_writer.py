@@ -5,7 +5,6 @@ import dataclasses
 import errno
 import json
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
@@ -18,7 +17,6 @@ from internvideo_jax import config as configs
 from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.decode.clips import image_names, open_clip
 from internvideo_jax.data.decode.video import VideoError
-from internvideo_jax.data.sources.clips import reason
 from internvideo_jax.data.sources.shards import (
     INDEX,
     Content,
@@ -28,6 +26,8 @@ from internvideo_jax.data.sources.shards import (
     encode_clip,
     sha256,
 )
+from internvideo_jax.data.sources.source import reason
+from internvideo_jax.files import atomic_directory
 
 # One clip is read at a time, and codecs leave nothing to compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -76,27 +76,19 @@ def write_shards(
       ShardError: broken clips, all of them listed, or nothing to write.
       OSError: the folder cannot be written, or is not empty.
     """
-    target = Path(directory).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not empty; name a new folder or remove it")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    target = temporary = Path(directory).absolute()
     try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        message = f"cannot make this folder ({error.strerror}); name another"
-        raise OSError(error.errno, message, str(target)) from error
-    try:
-        written = _write_all(records, temporary, num_shards, workers, skip_broken, on_clip)
-        text = json.dumps(configs.to_dict(written.index), indent=1) + "\n"
-        (temporary / INDEX).write_text(text, encoding="utf-8")
-        os.replace(temporary, target)
+        with atomic_directory(target) as temporary:
+            temporary.mkdir()
+            written = _write_all(records, temporary, num_shards, workers, skip_broken, on_clip)
+            text = json.dumps(configs.to_dict(written.index), indent=1) + "\n"
+            (temporary / INDEX).write_text(text, encoding="utf-8")
     except OSError as error:
         text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        advice = "; make room and start again" * any(what in text for what in _FULL)
+        is_full = any(what in text for what in _FULL)
+        advice = "make room and start again" if is_full else "name another folder"
         # The temporary name means nothing to users.
-        raise OSError(f"{text.replace(str(temporary), str(target))}{advice}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"{text.replace(str(temporary), str(target))}; {advice}") from error
     return written
 
 

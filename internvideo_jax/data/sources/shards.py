@@ -25,6 +25,7 @@ from grain.sources import ArrayRecordDataSource
 from internvideo_jax import config as configs
 from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.decode.video import VideoError
+from internvideo_jax.data.sources.source import SourceClip
 
 INDEX = "index.json"
 FORMAT = "internvideo_jax clips 1"
@@ -171,8 +172,8 @@ def check_shards(directory: str | os.PathLike[str], *, workers: int = 1) -> Shar
     return index
 
 
-class ShardReader:
-    """Random access to the clips in a folder of shards.
+class ShardSource:
+    """The clips in a folder of shards.
 
     Attributes:
       index: of the folder.
@@ -206,14 +207,14 @@ class ShardReader:
     def __len__(self) -> int:
         return self.index.num_records
 
-    def __getitem__(self, index: int) -> tuple[ClipRecord, Content]:
-        """The clip of a number, and its files.
+    def __getitem__(self, index: int) -> SourceClip:
+        """The clip of a number, with its files.
 
         Raises:
           VideoError: its record is damaged.
         """
         try:
-            return decode_clip(self._records[index])
+            return SourceClip(*decode_clip(self._records[index]))
         # What ArrayRecord raises where a hash does not match.
         except RuntimeError as error:
             raise VideoError(
@@ -222,6 +223,12 @@ class ShardReader:
                 str(error),
                 "compare the shards' checksums (`internvideo-jax shard --check`)",
             ) from error
+
+    def digest(self) -> str:
+        """Of the shards' checksums."""
+        return self.index.digest()
+
+    fingerprint = digest
 
 
 class _FileInstruction(NamedTuple):

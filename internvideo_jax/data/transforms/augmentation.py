@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.transforms.frames import (
     Box,
     antialiased_crop,
@@ -116,31 +117,6 @@ def pretraining_augment(
     return apply_pretraining(frames, draw, size)
 
 
-@dataclasses.dataclass(frozen=True)
-class FinetuneAugmentation:
-    """How fine-tuning changes its clips; the defaults are upstream's.
-
-    Attributes:
-      size: side of the result in pixels.
-      rand_augment: RandAugment policy, or None for none.
-      flip: whether clips may be mirrored.
-      erase_probability: chance that a box is filled with noise.
-    """
-
-    size: int
-    rand_augment: str | None = "rand-m7-n4-mstd0.5-inc1"
-    flip: bool = True
-    erase_probability: float = 0.25
-
-    def __post_init__(self) -> None:
-        if self.rand_augment is not None:
-            parse_policy(self.rand_augment)
-        if not 0 <= self.erase_probability <= 1:
-            raise ValueError(
-                f"expected erase_probability between 0 and 1, found {self.erase_probability}"
-            )
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class FinetuningDraw:
     """Everything random about one fine-tuning clip.
@@ -195,29 +171,25 @@ def draw_erasing(rng: np.random.Generator, height: int, width: int) -> Box | Non
 
 
 def draw_finetuning(
-    rng: np.random.Generator, shape: tuple[int, ...], config: FinetuneAugmentation
+    rng: np.random.Generator, shape: tuple[int, ...], config: DataConfig, flip: bool = True
 ) -> FinetuningDraw:
     """Draws what happens to frames of a `shape` (T, H, W, 3)."""
     frames, height, width = shape[:3]
-    operations: tuple[Operation, ...] = ()
-    if config.rand_augment is not None:
-        operations = draw_operations(rng, parse_policy(config.rand_augment))
+    operations = draw_operations(rng, parse_policy(config.rand_augment))
     box = draw_crop(rng, height, width)
-    flip = bool(rng.random() < FLIP_PROBABILITY) and config.flip
+    flip = bool(rng.random() < FLIP_PROBABILITY) and flip
     erased = noise = None
     if rng.random() < config.erase_probability:
-        erased = draw_erasing(rng, config.size, config.size)
+        erased = draw_erasing(rng, config.image_size, config.image_size)
     if erased is not None:
         noise = rng.standard_normal((frames, erased.height, erased.width, 3), np.float32)
     return FinetuningDraw(operations, box, flip, erased, noise)
 
 
-def apply_finetuning(
-    frames: np.ndarray, draw: FinetuningDraw, config: FinetuneAugmentation
-) -> np.ndarray:
+def apply_finetuning(frames: np.ndarray, draw: FinetuningDraw, size: int) -> np.ndarray:
     """Applies a draw to frames, uint8 `[T, H, W, 3]` -> float32 `[T, size, size, 3]`."""
     frames = apply_operations(frames, draw.operations)
-    pixels = resized_crop(frames, draw.box, config.size)
+    pixels = resized_crop(frames, draw.box, size)
     frames = normalize(pixels, VideoPreprocessing())
     if draw.flip:
         frames = _flipped(frames)
@@ -227,20 +199,22 @@ def apply_finetuning(
 
 
 def finetuning_augment(
-    frames: np.ndarray, rng: np.random.Generator, config: FinetuneAugmentation
+    frames: np.ndarray, rng: np.random.Generator, config: DataConfig, flip: bool = True
 ) -> np.ndarray:
     """What fine-tuning does to a training clip: RandAugment, random resized crop, flip, erasing.
 
     Args:
       frames: uint8 `[T, H, W, 3]` as decoded.
       rng: random numbers; the same state gives the same clip.
-      config: how.
+      config: `image_size`, `rand_augment` and `erase_probability`.
+      flip: whether clips may be mirrored.
 
     Returns:
       float32 `[T, size, size, 3]`, normalised with ImageNet's constants (noise replaces normalised
       pixels).
     """
-    return apply_finetuning(frames, draw_finetuning(rng, frames.shape, config), config)
+    draw = draw_finetuning(rng, frames.shape, config, flip)
+    return apply_finetuning(frames, draw, config.image_size)
 
 
 def _flipped(frames: np.ndarray) -> np.ndarray:

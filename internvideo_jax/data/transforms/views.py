@@ -6,84 +6,48 @@ segment s, crop k. A single view is the one of validation during training, which
 differently.
 """
 
-import dataclasses
-
 import numpy as np
 
-from internvideo_jax.data.transforms.frames import center_crop, long_side_crops, resize_short_side
-from internvideo_jax.data.transforms.sampling import Sampling, sample_indices
+from internvideo_jax.data.config import DataConfig
+from internvideo_jax.data.transforms.frames import center_crop, long_side_crops
+from internvideo_jax.data.transforms.sampling import sample_indices
 
 
-@dataclasses.dataclass(frozen=True)
-class EvalViews:
-    """How a clip is shown in a test.
-
-    Attributes:
-      num_frames: T, frames per view.
-      image_size: side of the square in pixels; the frame's short side is scaled to it.
-      segments: S, choices of frames.
-      crops: K, squares of each; 1 is the central one.
-      sampling: how frames are chosen.
-      rate: frames from one to the next, for "dense".
-    """
-
-    num_frames: int
-    image_size: int
-    segments: int = 4
-    crops: int = 3
-    sampling: Sampling = "sparse"
-    rate: int = 1
-
-    def __post_init__(self) -> None:
-        if self.segments < 1 or self.crops < 1:
-            raise ValueError(
-                f"expected at least 1 segment and 1 crop, found {self.segments} and {self.crops}"
+def view_indices(config: DataConfig, num_frames: int) -> np.ndarray:
+    """Frames of each segment in a clip of `num_frames`, int64 `[S, T]`."""
+    return np.stack(
+        [
+            sample_indices(
+                config.sampling,
+                num_frames,
+                config.num_frames,
+                rate=config.sampling_rate,
+                view=None if _is_validation(config) else (segment, config.segments),
             )
-        if self.sampling == "pretraining":
-            raise ValueError('"pretraining" only draws at random; test with "sparse"')
-        # Refuses whatever else no clip could be sampled with.
-        self.indices(1)
+            for segment in range(config.segments)
+        ]
+    )
 
-    def __len__(self) -> int:
-        """Views per clip, S * K."""
-        return self.segments * self.crops
 
-    @property
-    def is_validation(self) -> bool:
-        """Whether a clip has the one view of validation."""
-        return len(self) == 1
+def cut_views(config: DataConfig, frames: np.ndarray) -> np.ndarray:
+    """The views of a clip.
 
-    def indices(self, num_frames: int) -> np.ndarray:
-        """Frames of each segment in a clip of `num_frames`, int64 `[S, T]`."""
-        return np.stack(
-            [
-                sample_indices(
-                    self.sampling,
-                    num_frames,
-                    self.num_frames,
-                    rate=self.rate,
-                    view=None if self.is_validation else (segment, self.segments),
-                )
-                for segment in range(self.segments)
-            ]
-        )
+    Args:
+      config: how many there are.
+      frames: of all segments, their short side `config.image_size`, uint8 `[S * T, H, W, 3]`.
 
-    def resize(self, frame: np.ndarray) -> np.ndarray:
-        """A decoded frame, uint8 `[H, W, 3]`, as `cut` takes it."""
-        return resize_short_side(frame, self.image_size)
+    Returns:
+      uint8 `[S * K, T, size, size, 3]`.
+    """
+    if _is_validation(config):
+        return center_crop(frames, config.image_size)[None]
+    segments, crops = config.segments, config.crops
+    squares = long_side_crops(frames, crops)
+    by_segment = squares.reshape(crops, segments, -1, *squares.shape[2:])
+    views = by_segment.swapaxes(0, 1)
+    return views.reshape(segments * crops, *views.shape[2:])
 
-    def cut(self, frames: np.ndarray) -> np.ndarray:
-        """The views of a clip.
 
-        Args:
-          frames: of all segments, resized, uint8 `[S * T, H, W, 3]`.
-
-        Returns:
-          uint8 `[S * K, T, size, size, 3]`.
-        """
-        if self.is_validation:
-            return center_crop(frames, self.image_size)[None]
-        squares = long_side_crops(frames, self.crops)
-        by_segment = squares.reshape(self.crops, self.segments, -1, *squares.shape[2:])
-        views = by_segment.swapaxes(0, 1)
-        return views.reshape(len(self), *views.shape[2:])
+def _is_validation(config: DataConfig) -> bool:
+    """Whether a clip has the one view of validation."""
+    return config.segments == config.crops == 1

@@ -5,7 +5,6 @@ import json
 import pickle
 import resource
 import string
-import time
 from pathlib import Path
 
 import pytest
@@ -204,9 +203,10 @@ def test_all_bad_lines_are_listed_at_once(tmp_path):
     [
         ("[1]", "expected a JSON object, found [1]"),
         ('{"video": "a"', "expected JSON, found Expecting ',' delimiter near '{\"video\": \"a\"'"),
-        ('{"label": 1}', 'expected a key "video" or "audio", found the keys [\'label\']'),
+        ('{"label": 1}', 'expected a key "video" or "audio", found none'),
+        ('{"video": "a", "audio": "b.wav"}', 'a key "video" or "audio", found video and audio'),
         ('{"video": 1}', 'expected "video": a string of Unicode text, found 1'),
-        ('{"video": "\\ud800"}', "expected \"video\": a string of Unicode text, found '\\ud800'"),
+        ('{"video": "\\ud800"}', "expected strings of Unicode text, found '\\ud800'"),
         ('{"video": "a\\u0000"}', "expected the path of a local file, found 'a\\x00'"),
         ('{"video": "a", "lable": 1}', "found 'lable'; did you mean 'label'?"),
         ('{"video": "a", "label": true}', '"label": an integer from 0, or a list'),
@@ -228,6 +228,7 @@ def test_all_bad_lines_are_listed_at_once(tmp_path):
         ('{"video": "a", "num_frames": 2, "frame_pattern": "{0.x}"}', "one place for the number"),
         ('{"video": "a", "num_frames": 2, "end": 1, "label": 1}', "no times for a folder"),
         ('{"video": "a", "label": 0, "label": 1}', "each key once, found 'label' twice"),
+        ('{"video": "a:b", "label" : 0, "label"\t:1}', "each key once, found 'label' twice"),
         ('{"video": "a", "caption": {"b": 1, "b": 2}}', "found {'b': 2}"),
         ("[" * 10_000, "nested too deeply"),
         (f'{{"label": 1{"0" * 5000}}}', "numbers too long"),
@@ -446,11 +447,3 @@ def test_json_lists_longer_than_a_piece(tmp_path_factory, seed, padding):
 def test_lines_of_json_items(tmp_path):
     path = write(tmp_path / "a.json", '[\n{"video": "a"},\n\n{"video":\n"a"}, 1\n, 2]')
     assert [line for line, _ in problems(path)] == [5, 6]
-
-
-def test_many_lines_are_read_fast(tmp_path):
-    path = write(tmp_path / "a.csv", "".join(f"c/{i:07}.mp4,{i % 400}\n" for i in range(100_000)))
-    started = time.process_time()
-    assert len(read_annotations(path, num_classes=400)) == 100_000
-    # 0.6 s on one core; a quadratic step would take minutes.
-    assert time.process_time() - started < 6

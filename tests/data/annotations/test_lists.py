@@ -2,10 +2,11 @@
 
 import json
 import logging
-import multiprocessing
 import os
 import pickle
 import random
+import subprocess
+import sys
 import time
 
 import pytest
@@ -15,12 +16,6 @@ from internvideo_jax.data.annotations.lists import check_annotations, read_annot
 from internvideo_jax.data.annotations.records import AnnotationError, ClipRecord
 
 OLD = time.time_ns() - 10**12
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("INTERNVIDEO_HOME", str(tmp_path / "home"))
-    return tmp_path / "home" / "lists"
 
 
 @pytest.fixture
@@ -55,11 +50,9 @@ def record(root, i):
     return ClipRecord(f"{path}@{i / 8}-", f"{root}/{path}", i / 8, None, (i % 3, 3))
 
 
-def test_records_are_those_of_the_file_wherever_one_looks(tmp_path, monkeypatch):
-    monkeypatch.setattr("internvideo_jax.data.annotations.lines.BLOCK_BYTES", 3000)
+def test_records_are_those_of_the_file_wherever_one_looks(home, tmp_path):
     found = read_annotations(write(tmp_path / "a.jsonl"))
     expected = [record(tmp_path, i) for i in range(1000)]
-    assert len(found._batches) > 10
     assert list(found) == expected
     assert [found[i] for i in range(-1000, 1000)] == expected * 2
     assert expected[5] in found
@@ -93,7 +86,7 @@ def test_a_list_is_read_once(home, builds, hashed, tmp_path):
     path.write_text(text.replace("999.mp4", "99x.mp4"))
     assert read_annotations(path)[999].path.endswith("99x.mp4")
     assert len(builds) == 2
-    assert len(list(home.glob("*.arrow"))) == 2
+    assert len(list(home.glob("*.clips"))) == 2
     assert not list(home.glob("*.partial"))
 
 
@@ -132,7 +125,8 @@ def test_records_beside_errors_are_there_as_long_as_they_are_used(home, tmp_path
     assert found.error.problems[0].found == "'0.mp4' again, first on line 1"
     assert [clip.id for clip in found.records] == [f"{i}.mp4" for i in range(90)]
     assert len(found.records[5:]) == 85
-    assert not [file for file in home.iterdir() if file.suffix != ".sha256"]
+    assert not list(home.glob("*.clips"))
+    assert not list(home.glob("*.partial"))
 
 
 def test_a_home_that_cannot_be_written_is_replaced(tmp_path, monkeypatch, caplog):
@@ -144,7 +138,7 @@ def test_a_home_that_cannot_be_written_is_replaced(tmp_path, monkeypatch, caplog
         assert len(read_annotations(path)) == 3
     assert "cannot be written" in caplog.text
     (apart,) = tmp_path.glob("internvideo_jax-*")
-    assert (apart.stat().st_mode & 0o777, len(list(apart.glob("*.arrow")))) == (0o700, 1)
+    assert (apart.stat().st_mode & 0o777, len(list(apart.glob("*.clips")))) == (0o700, 1)
     monkeypatch.setattr(lists.os, "getuid", lambda: 12345)
     apart.rename(tmp_path / "internvideo_jax-12345")
     with pytest.raises(PermissionError, match="another user's: set INTERNVIDEO_HOME"):
@@ -172,24 +166,24 @@ def test_a_file_that_changes_while_it_is_read(home, tmp_path, monkeypatch):
     monkeypatch.setattr(lists, "build", change)
     with pytest.raises(AnnotationError, match="nobody changes while it is read"):
         read_annotations(path)
-    assert not list(home.glob("*.arrow"))
-
-
-def read_in_process(path):
-    found = read_annotations(path)
-    return os.getpid(), len(found), found[17].id
+    assert not list(home.glob("*.clips"))
 
 
 def test_processes_may_read_a_list_at_once(home, tmp_path):
     path = write(tmp_path / "a.jsonl", 20_000)
-    with multiprocessing.get_context("fork").Pool(3) as pool:
-        results = pool.map(read_in_process, [path] * 6, chunksize=1)
-    assert {result[1:] for result in results} == {(20_000, record(tmp_path, 17).id)}
-    assert [file.suffix for file in home.iterdir() if file.suffix != ".sha256"] == [".arrow"]
+    code = f"""if True:
+        from internvideo_jax.data.annotations.lists import read_annotations
+        found = read_annotations({str(path)!r})
+        print(len(found), found[17].id)
+    """
+    command = [sys.executable, "-c", code]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    printed = {process.communicate()[0] for process in processes}
+    assert printed == {f"20000 {record(tmp_path, 17).id}\n"}
+    assert [file.suffix for file in home.iterdir() if file.suffix != ".sha256"] == [".clips"]
 
 
-def test_numbered_ids_in_batches(home, tmp_path, monkeypatch):
-    monkeypatch.setattr("internvideo_jax.data.annotations.building._LIST_ENTRIES", 5)
+def test_numbered_ids(home, tmp_path):
     rng = random.Random(0)
     names = [rng.choice(("a", "b", "a#2", "a#2#2", "b#3", "c")) for _ in range(60)]
     path = tmp_path / "a.json"
@@ -206,6 +200,24 @@ def test_numbered_ids_in_batches(home, tmp_path, monkeypatch):
     found = read_annotations(path)
     assert [clip.id for clip in found] == expected
     assert [clip.path for clip in found] == [f"{tmp_path}/{name}" for name in names]
+
+
+def test_no_id_is_the_same_as_another(tmp_path):
+    entries = [
+        {"video": "a@b.mp4", "start": 1, "end": 20.5},
+        {"video": "a@b.mp4", "start": 1e-05},
+        {"video": "a@b.mp4"},
+        {"video": "c.mp4"},
+    ]
+    path = tmp_path / "a.jsonl"
+    for name in ("a@b.mp4@1.0-20.5", "a@b.mp4@1e-05-", "a@b.mp4", "a@b.mp4@1.0-20.6"):
+        entries[-1]["id"] = name
+        path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        if name.endswith("6"):
+            assert read_annotations(path)[3].id == name
+        else:
+            with pytest.raises(AnnotationError, match=f"jsonl:4: .*found '{name}' again"):
+                read_annotations(path)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from internvideo_jax.data.decode.audio import read_audio
-from internvideo_jax.data.decode.video import Limits, VideoError, index_video
+from internvideo_jax.data.decode.video import Limits, VideoError
+from tests.data.videos import index_video
 
 FREQUENCY, ONSET, AMPLITUDE = 440.0, 0.25, 0.5
 

@@ -5,7 +5,8 @@ import io
 import pytest
 
 from internvideo_jax.data.decode.container_size import announced_size
-from internvideo_jax.data.decode.video import VideoError, index_video
+from internvideo_jax.data.decode.video import VideoError
+from tests.data.videos import index_video
 
 
 def claimed(data: bytes) -> int | None:

@@ -139,7 +139,7 @@ def test_no_pictures_are_opened_for_sound(world, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("opened")
 
-    monkeypatch.setattr("internvideo_jax.data.sources.clips.open_clip", refuse)
+    monkeypatch.setattr("internvideo_jax.data.sources.source.open_clip", refuse)
     assert rows_of(make_config(world), ("audio", "captions"))["valid"].all()
 
 
@@ -245,13 +245,11 @@ def test_a_batch_has_one_kind_of_media_and_its_shapes(mixture):
     assert np.array_equal(np.bincount(index)[NUM_CLIPS:], [8, 8, 8])
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_any_number_of_processes_goes_on_at_any_batch(mixture, count):
+def test_any_number_of_processes_goes_on_at_any_batch(mixture):
     whole = take(mixture, FIELDS, 6, batch_size=4)
-    for start in range(6):
+    for start, count in ((1, 1), (2, 4), (3, 2), (4, 4)):
         place = {"batch_size": 4, "start": 4 * start, "process_count": count}
-        wanted = min(2, 6 - start)
-        shares = [take(mixture, FIELDS, wanted, process_index=p, **place) for p in range(count)]
+        shares = [take(mixture, FIELDS, 2, process_index=p, **place) for p in range(count)]
         for number, parts in enumerate(zip(*shares, strict=True)):
             expected = whole[start + number]
             for name in expected:

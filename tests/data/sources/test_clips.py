@@ -14,8 +14,9 @@ from internvideo_jax.data.decode.clips import open_clip
 from internvideo_jax.data.decode.decoded import DecodedClip
 from internvideo_jax.data.decode.video import VideoError
 from internvideo_jax.data.sources import clips as sources
-from internvideo_jax.data.sources.clips import RecordSource, ShardSource, TfdsSource, open_source
+from internvideo_jax.data.sources.clips import RecordSource, TfdsSource, open_source
 from internvideo_jax.data.sources.shard_writer import write_shards
+from internvideo_jax.data.sources.shards import ShardSource
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from PIL import Image
 from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.decode.clips import open_clip
 from internvideo_jax.data.decode.video import VideoError
-from internvideo_jax.data.sources import shards
+from internvideo_jax.data.sources import shard_writer, shards
 from internvideo_jax.data.sources.shard_writer import write_shards
-from internvideo_jax.data.sources.shards import ShardError, ShardReader
+from internvideo_jax.data.sources.shards import ShardError, ShardSource
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,11 @@ def test_clips_come_back_in_order_and_as_they_were(tmp_path, records, num_shards
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert len(names) == min(num_shards, 6) + 1
     assert written.broken == ()
-    reader = ShardReader(tmp_path / "out")
+    reader = ShardSource(tmp_path / "out")
     assert len(reader) == 6
     assert reader.index == written.index
     for i, expected in enumerate(records):
-        record, content = reader[i]
+        record, content, _ = reader[i]
         assert record.path == record.id == expected.id
         fields = ("label", "captions", "start", "end", "num_frames", "frame_pattern", "source")
         assert [getattr(record, f) for f in fields] == [getattr(expected, f) for f in fields]
@@ -73,7 +73,7 @@ def test_clips_come_back_in_order_and_as_they_were(tmp_path, records, num_shards
 def test_folders_without_numbers_come_back_too(tmp_path, records):
     record = ClipRecord("images", records[-1].path)
     write_shards([record], tmp_path / "out", num_shards=1)
-    read, content = ShardReader(tmp_path / "out")[0]
+    read, content, _ = ShardSource(tmp_path / "out")[0]
     assert read.num_frames == 3
     assert np.array_equal(all_frames(read, content), all_frames(record))
 
@@ -81,7 +81,7 @@ def test_folders_without_numbers_come_back_too(tmp_path, records):
 def test_a_folder_may_have_brackets_in_its_name(tmp_path, records):
     folder = tmp_path / "part[1:2]"
     write_shards(records[:2], folder, num_shards=1)
-    assert [ShardReader(folder)[i][0].id for i in range(2)] == ["clip 0", "clip 1"]
+    assert [ShardSource(folder)[i].record.id for i in range(2)] == ["clip 0", "clip 1"]
 
 
 def test_the_same_clips_give_the_same_shards(tmp_path, folder, records):
@@ -109,16 +109,16 @@ def test_broken_clips_can_be_left_out(tmp_path, records):
     written = write_shards(some, tmp_path / "out", num_shards=4, skip_broken=True)
     assert [clip.record for clip in written.broken] == [bad, bad]
     assert [shard.records for shard in written.index.shards] == [1, 1]
-    reader = ShardReader(tmp_path / "out")
-    assert [reader[i][0].id for i in range(2)] == ["clip 0", "clip 1"]
+    reader = ShardSource(tmp_path / "out")
+    assert [reader[i].record.id for i in range(2)] == ["clip 0", "clip 1"]
     with pytest.raises(ShardError, match="expected clips that can be read, found none"):
         write_shards([bad], tmp_path / "none", num_shards=1, skip_broken=True)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(folder, records):
-    with pytest.raises(FileExistsError, match="exists and is not empty"):
+    with pytest.raises(OSError, match="shards exists; choose another"):
         write_shards(records[:1], folder, num_shards=1)
-    assert len(ShardReader(folder)) == 6
+    assert len(ShardSource(folder)) == 6
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, records):
@@ -134,7 +134,7 @@ def test_a_full_disk_is_an_error(tmp_path, records):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
     try:
-        message = r"/out/clips-00000-of-00001\.array_record: cannot write it: .*too large$"
+        message = r"/out/clips-00000-of-00001\.array_record: cannot write it: .*too large; name"
         with pytest.raises(OSError, match=message):
             write_shards(records[:1], tmp_path / "out", num_shards=1)
     finally:
@@ -146,7 +146,7 @@ def test_room_is_asked_for_on_a_full_disk(tmp_path, records, monkeypatch):
     def full(*_args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "index.json"))
 
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(shard_writer, "_write_all", full)
     with pytest.raises(OSError, match="No space left on device; make room and start again"):
         write_shards(records[:1], tmp_path / "out", num_shards=1)
     assert list(tmp_path.iterdir()) == []
@@ -183,7 +183,7 @@ def test_a_shard_that_is_not_as_written_is_named(folder, damage, message):
     with pytest.raises(
         ShardError, match=rf"copy these again:\n  clips-00000-of-00003\.array_record: {message}"
     ):
-        ShardReader(folder)
+        ShardSource(folder)
 
 
 def flip_a_bit(folder):
@@ -202,10 +202,10 @@ def test_checksums_find_a_changed_bit(folder):
 
 def test_a_damaged_record_is_a_broken_clip(folder):
     flip_a_bit(folder)
-    reader = ShardReader(folder)
+    reader = ShardSource(folder)
     with pytest.raises(VideoError, match="shards: clip 0: expected an undamaged record"):
         reader[0]
-    assert reader[1][0].id == "clip 1"
+    assert reader[1].record.id == "clip 1"
 
 
 def edit(folder, **changes):
@@ -225,7 +225,7 @@ def edit(folder, **changes):
 def test_an_index_that_cannot_be_used_is_an_error(folder, change, message):
     change(folder)
     with pytest.raises(ShardError, match=message):
-        ShardReader(folder)
+        ShardSource(folder)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xff\xff\xffabc", b"\x02\0\0\0{}", b"x" * 100])

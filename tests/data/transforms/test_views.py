@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from internvideo_jax.data.config import DataConfig
+from internvideo_jax.data.transforms.frames import resize_short_side
 from internvideo_jax.data.transforms.sampling import sample_indices
-from internvideo_jax.data.transforms.views import EvalViews
+from internvideo_jax.data.transforms.views import cut_views, view_indices
 
 
 def clip(height: int, width: int) -> np.ndarray:
@@ -12,8 +14,8 @@ def clip(height: int, width: int) -> np.ndarray:
 
 
 def views_of(frames: np.ndarray, **options: int) -> np.ndarray:
-    plan = EvalViews(num_frames=2, image_size=14, **options)
-    return plan.cut(np.stack([plan.resize(frame) for frame in frames]))
+    config = DataConfig(num_frames=2, image_size=14, **options)
+    return cut_views(config, np.stack([resize_short_side(frame, 14) for frame in frames]))
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 33), (33, 20), (14, 14)])
@@ -31,22 +33,9 @@ def test_the_crops_of_a_clip(height, width):
 
 
 def test_a_single_view_is_that_of_validation():
-    plan = EvalViews(8, 14, segments=1, crops=1, sampling="tsn")
-    assert plan.indices(100)[0].tolist() == sample_indices("tsn", 100, 8).tolist()
-    more = EvalViews(8, 14, segments=1, crops=3, sampling="tsn")
-    assert more.indices(100)[0].tolist() == sample_indices("tsn", 100, 8, view=(0, 1)).tolist()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"segments": 0}, "at least 1 segment and 1 crop, found 0 and 3"),
-        ({"crops": 0}, "found 4 and 0"),
-        ({"num_frames": 0}, "at least 1 frame to sample"),
-        ({"sampling": "pretraining"}, 'test with "sparse"'),
-        ({"sampling": "some"}, "expected a sampling of"),
-    ],
-)
-def test_impossible_views(options, message):
-    with pytest.raises(ValueError, match=message):
-        EvalViews(**{"num_frames": 8, "image_size": 14, **options})
+    single = DataConfig(num_frames=8, sampling="tsn")
+    assert view_indices(single, 100)[0].tolist() == sample_indices("tsn", 100, 8).tolist()
+    more = DataConfig(num_frames=8, crops=3, sampling="tsn")
+    assert (
+        view_indices(more, 100)[0].tolist() == sample_indices("tsn", 100, 8, view=(0, 1)).tolist()
+    )

@@ -9,6 +9,7 @@ import numpy as np
 from comparison import assert_table_close, assert_tensor_close, assert_tensors_close
 from golden import Golden, checker
 
+from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.transforms import augmentation, sampling, views
 from internvideo_jax.data.transforms import frames as transforms
 from internvideo_jax.data.transforms.frames import Box
@@ -258,11 +259,17 @@ def _check_some_draw(name: str, frames: np.ndarray, size: int, recorded: np.ndar
 def check_eval_views(golden: Golden) -> None:
     c = golden.config
     video, short_side = golden["in/video"], c["short_side"]
-    plan = views.EvalViews(c["frames"], short_side, c["test_num_segment"], c["test_num_crop"])
-    frames = np.stack([plan.resize(frame) for frame in video[plan.indices(len(video)).ravel()]])
+    plan = DataConfig(
+        num_frames=c["frames"],
+        image_size=short_side,
+        segments=c["test_num_segment"],
+        crops=c["test_num_crop"],
+    )
+    chosen = video[views.view_indices(plan, len(video)).ravel()]
+    frames = np.stack([transforms.resize_short_side(frame, short_side) for frame in chosen])
     order = [[segment, crop] for segment in range(plan.segments) for crop in range(plan.crops)]
     assert [row[:2] for row in c["view_order_chunk_split_id_label"]] == order
-    ours = {f"test_view{i}": view for i, view in enumerate(plan.cut(frames))}
+    ours = {f"test_view{i}": view for i, view in enumerate(views.cut_views(plan, frames))}
     resized = np.stack(
         [
             transforms.resize_short_side(frame, short_side)

@@ -1,0 +1,138 @@
+"""Files of entries, each of which can be had without reading the others.
+
+A file holds the entries one after the other (MessagePack), where each begins and the last one ends
+(int64), the `Summary` (MessagePack), and the number of entries and of the summary's bytes.
+"""
+
+import contextlib
+import dataclasses
+import mmap
+import os
+import struct
+import uuid
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import numpy as np
+
+from internvideo_jax.data.annotations.formats import Entry
+
+# Ends the names of files that are being made.
+PARTIAL = ".partial"
+
+_SIZES = struct.Struct("<QQ")
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Entry).decode
+
+
+@dataclasses.dataclass
+class Summary:
+    """What the entries of a file amount to.
+
+    Attributes:
+      fingerprint: of the clips, wherever they lie.
+      max_label: the largest label; -1 if there is none.
+      has_unlabelled: whether any clip has no label.
+      first_of_many_labels: the first clip whose labels are a list, and not of one; None if none is.
+      absolute: the first and the last of all absolute paths in their alphabetical order, if any.
+      climbs: whether any path goes up from the root and comes back.
+    """
+
+    fingerprint: str
+    max_label: int = -1
+    has_unlabelled: bool = False
+    first_of_many_labels: int | None = None
+    absolute: tuple[str, str] | None = None
+    climbs: bool = False
+
+    def add(self, row: int, entry: Entry) -> None:
+        """Takes one more entry into account."""
+        label, path = entry.label, entry.path
+        if label is None:
+            self.has_unlabelled = True
+        elif isinstance(label, int):
+            if label > self.max_label:
+                self.max_label = label
+        else:
+            self.max_label = max(self.max_label, *label, -1)
+            if len(label) != 1 and self.first_of_many_labels is None:
+                self.first_of_many_labels = row
+        if path[0] == "/":
+            first, last = self.absolute or (path, path)
+            self.absolute = min(first, path), max(last, path)
+        elif path[:2] == ".." and path[2:3] in ("", "/"):
+            self.climbs = True
+
+
+class EntryFile:
+    """The entries of a file, mapped into memory.
+
+    Attributes:
+      summary: what they amount to.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        with open(path, "rb") as file:
+            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        sizes = len(self._data) - _SIZES.size
+        self._count, length = _SIZES.unpack_from(self._data, sizes)
+        summary = sizes - length
+        self.summary = msgspec.msgpack.decode(self._data[summary:sizes], type=Summary)
+        bounds = np.dtype(np.int64)
+        start = summary - bounds.itemsize * (self._count + 1)
+        self._bounds = np.frombuffer(self._data, bounds, self._count + 1, start)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, row: int) -> Entry:
+        start, end = self._bounds[row : row + 2].tolist()
+        return _decode(self._data[start:end])
+
+
+class EntryWriter:
+    """Writes entries to a file."""
+
+    def __init__(self, file: BinaryIO, fingerprint: str):
+        self._file = file
+        self._lengths = array("q")
+        self._summary = Summary(fingerprint)
+
+    def write(self, entry: Entry) -> None:
+        """Writes one more entry."""
+        data = _encode(entry)
+        self._file.write(data)
+        known, label = self._summary, entry.label
+        # What most entries are needs no call: there may be millions.
+        if isinstance(label, tuple) or entry.path[0] in "/.":
+            known.add(len(self._lengths), entry)
+        elif label is None:
+            known.has_unlabelled = True
+        elif label > known.max_label:
+            known.max_label = label
+        self._lengths.append(len(data))
+
+    def finish(self) -> None:
+        """Writes what ends the file."""
+        summary = _encode(self._summary)
+        bounds = np.zeros(len(self._lengths) + 1, np.int64)
+        np.cumsum(np.frombuffer(self._lengths, np.int64), out=bounds[1:])
+        self._file.write(bounds.data)
+        self._file.write(summary + _SIZES.pack(len(self._lengths), len(summary)))
+
+
+@contextlib.contextmanager
+def written(folder: Path, fingerprint: str) -> Iterator[tuple[Path, EntryWriter]]:
+    """A new file under a temporary name, which is removed if the block fails."""
+    path = folder / f"{uuid.uuid4().hex}{PARTIAL}"
+    try:
+        with path.open("wb") as file:
+            writer = EntryWriter(file, fingerprint)
+            yield path, writer
+            writer.finish()
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
