@@ -9,7 +9,7 @@ from pathlib import Path
 from internvideo_jax import environment
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
-from internvideo_jax.launch.benchmarks.report import machine, machine_line, table
+from internvideo_jax.launch.benchmarks.runner import machine, machine_line
 
 SUMMARY = "time the encoder, the converter and the decoder beside their peers"
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
         _expect_writable(args.json)
     # A device would be waited for here and is not used: what is measured runs on the CPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    print(machine_line(machine()), flush=True)
+    print(machine_line(), flush=True)
     print()
     if args.subject == "encoder":
         from internvideo_jax.launch.benchmarks.encoder import benchmark_encoder
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
             repeats=args.repeats,
             say=_say,
         )
-    print(table([row]))
+    print(row.table())
     if args.json:
         write_json(args.json, [row.to_json() | {"machine": machine()}])
     return 0

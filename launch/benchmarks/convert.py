@@ -13,8 +13,14 @@ import numpy as np
 from internvideo_jax.convert.engine.plan import export_plan
 from internvideo_jax.convert.files.safetensors_file import SafetensorsWriter
 from internvideo_jax.launch.arguments import UsageError
-from internvideo_jax.launch.benchmarks.processes import Say, interleave, run_command, timed
-from internvideo_jax.launch.benchmarks.report import Row, Sample
+from internvideo_jax.launch.benchmarks.runner import (
+    Row,
+    Sample,
+    Say,
+    interleave,
+    run_command,
+    timed,
+)
 
 
 def benchmark_convert(name: str, config: Any, *, workdir: Path, repeats: int, say: Say) -> Row:

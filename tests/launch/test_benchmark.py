@@ -1,6 +1,7 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import shutil
 
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 
 from internvideo_jax.data.synthetic import scenes as synthetic
 from internvideo_jax.launch import benchmark
-from internvideo_jax.launch.benchmarks import convert, decode, encoder, processes, report
-from internvideo_jax.launch.benchmarks.report import Row, Sample
+from internvideo_jax.launch.benchmarks import convert, decode, encoder, runner
+from internvideo_jax.launch.benchmarks.runner import Row, Sample
 from internvideo_jax.models import stage1, video_vit
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -27,7 +28,7 @@ TINY = video_vit.VideoViTConfig(
 
 
 def samples(*seconds, peak=0.5):
-    return tuple(Sample(s, 2 * s, peak) for s in seconds)
+    return [Sample(s, 2 * s, peak) for s in seconds]
 
 
 def run_benchmark(tmp_path, *arguments):
@@ -54,13 +55,13 @@ def test_a_row_has_medians_and_how_many_times_faster_than_the_peer():
         "peer_seconds": [3.0, 1.0, 80.0],
         "threads": 2,
     }
-    assert "| 1.50  |" in report.table([row])
+    assert "| 1.50  |" in row.table()
 
 
 def test_a_row_without_a_peer_has_no_ratio():
     row = Row("x/y", samples(1.0))
     assert not {"peer", "peer_value", "ratio"} & row.to_json().keys()
-    assert report.table([row]).splitlines()[-1].startswith("| x/y  | 1 s  | 2 s      | 0.50 GB  |")
+    assert row.table().splitlines()[-1].startswith("| x/y  | 1 s  | 2 s      | 0.50 GB  |")
 
 
 def test_sides_take_turns():
@@ -70,7 +71,7 @@ def test_sides_take_turns():
         for side in ("ours", "theirs")
     }
     said = []
-    row = processes.interleave("name", runs, 2, said.append, {})
+    row = runner.interleave("name", runs, 2, said.append, {})
     assert order == ["ours", "theirs", "ours", "theirs"]
     assert row.peer == "theirs"
     assert [sample.seconds for sample in row.peer_samples] == [2, 4]
@@ -79,7 +80,7 @@ def test_sides_take_turns():
 
 def test_the_encoder_without_torch_is_our_half_and_advice(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(video_vit, "internvideo2_b14", lambda: TINY)
-    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None)
     code, row = run_benchmark(tmp_path, "encoder", "--repeats=2", "--threads=1")
     assert code == 0
     assert row["name"] == "encoder_forward/b14"
@@ -107,11 +108,15 @@ def test_the_encoder_beside_torch(tmp_path, monkeypatch):
 
 
 def test_different_outputs_are_not_raced():
-    ours = {"tokens": np.array([1.0, 2.0]), "pooled": np.array([-4.0, 0.0])}
-    assert encoder.difference(ours, {**ours, "pooled": np.array([-4.0, 1e-5])}) == 2.5e-6
+    tokens, pooled = np.array([1.0, 2.0]), np.array([-4.0, 0.0])
+
+    def difference(error):
+        return encoder.difference([tokens, pooled], [tokens, np.array([-4.0, error])])
+
+    assert difference(1e-5) == 2.5e-6
     for wrong in (1e-3, np.nan):
         with pytest.raises(ValueError, match="agree with the peer's within 1e-05, found"):
-            encoder.difference(ours, {**ours, "pooled": np.array([-4.0, wrong])})
+            difference(wrong)
 
 
 def test_more_threads_than_cpus_are_refused(capsys):
@@ -119,14 +124,14 @@ def test_more_threads_than_cpus_are_refused(capsys):
     assert "lower --threads" in capsys.readouterr().err
 
 
-def test_a_dead_worker_is_reported(tmp_path):
-    with processes.Worker("encoder_worker", "internvideo_jax", str(tmp_path)) as worker:
-        with pytest.raises(
-            ChildProcessError, match="worker `encoder_worker internvideo_jax` ended"
-        ):
-            worker.answer()
-        with pytest.raises(ChildProcessError, match="exit code 1"):
-            worker.measure()
+def die():
+    os._exit(3)
+
+
+def test_a_process_that_dies_is_reported():
+    with pytest.raises(ChildProcessError, match="ended before it answered"):
+        with runner.worker(die, threads=1):
+            pass
 
 
 def test_converting_beside_copying(tmp_path, monkeypatch):
@@ -153,7 +158,7 @@ def test_too_little_room_is_found_out_first(tmp_path, monkeypatch, capsys):
 
 def test_a_failed_conversion_shows_what_it_printed(tmp_path):
     with pytest.raises(ChildProcessError, match=r"(?s)failed:.*nothing\.pth"):
-        processes.run_command("convert", str(tmp_path / "nothing.pth"), f"--output={tmp_path}/out")
+        runner.run_command("convert", str(tmp_path / "nothing.pth"), f"--output={tmp_path}/out")
 
 
 FAKE_DECORD = """
@@ -203,7 +208,7 @@ def test_decoding_beside_decord(tmp_path, clips, monkeypatch, capsys, change, eq
 
 
 def test_decoding_without_decord_is_our_half_and_advice(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(decode, "NUM_SYNTHETIC", 2)
     code, row = run_benchmark(tmp_path, "decode", "--repeats=1")
     assert code == 0
