@@ -57,7 +57,7 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
       arguments.Terminated: stopped by SIGTERM, after a checkpoint.
       OSError, ValueError: as `training.loop.train`.
     """
-    size = common.choose_size(size_name, "common.py")
+    size = common.SIZES[size_name]
     folder = runs.open_folder(size_name, output / "training")
     meter = Meter()
 

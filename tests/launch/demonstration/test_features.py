@@ -26,7 +26,7 @@ def stage():
 
 @pytest.fixture(scope="module")
 def targets(untrained):
-    size = common.choose_size("fast", "common.py")
+    size = common.SIZES["fast"]
     found = features.teacher_features(
         size, untrained / "image teacher", untrained / "video teacher", VIDEO
     )
