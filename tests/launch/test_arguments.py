@@ -263,7 +263,7 @@ def test_output_folders_are_new_or_empty(tmp_path):
     assert arguments.new_output_dir(tmp_path / "a" / "b").is_dir()
     assert arguments.new_output_dir(tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
-    with pytest.raises(arguments.UsageError, match="file exists and is a file"):
+    with pytest.raises(arguments.UsageError, match="file: cannot make this folder .File exists"):
         arguments.new_output_dir(tmp_path / "file")
     with pytest.raises(arguments.UsageError, match="x: cannot make this folder .Not a directory"):
         arguments.new_output_dir(tmp_path / "file" / "x")

@@ -4,7 +4,7 @@ import pytest
 
 from internvideo_jax import models
 from internvideo_jax.configs.demo import common
-from internvideo_jax.launch.demonstration import baseline, features, runs, weights
+from internvideo_jax.launch.demonstration import baseline, features, runs
 from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
 VIDEO = np.random.default_rng(0).integers(0, 256, (6, 8, 32, 32, 3), np.uint8)
@@ -15,7 +15,7 @@ def untrained(tmp_path_factory):
     """Saved models of the fast demo, by run."""
     folder = tmp_path_factory.mktemp("untrained")
     for seed, name in enumerate(runs.CONFIGS):
-        weights.save_untrained(folder / name, runs.recipe(name, "fast").stage, seed)
+        runs.save_untrained(folder / name, runs.recipe(name, "fast").stage, seed)
     return folder
 
 
