@@ -4,7 +4,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
@@ -25,41 +25,40 @@ SIZES: dict[str, Callable[[], VideoViTConfig]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """A classification data set as the recipes read it.
+def _videos(num_classes: int, separator: str = " ", sampling: Sampling = "sparse") -> DataConfig:
+    """A data set with lists of video files and labels."""
+    return DataConfig(
+        format="csv", separator=separator, num_classes=num_classes, sampling=sampling, flip=True
+    )
 
-    Attributes:
-      num_classes: number of labels.
-      separator: between path and label in its lists.
-      format: "csv" lists of video files, or "frames" for folders of images.
-      sampling: how frames are picked.
-      flip: whether left and right may be swapped; the actions of Something-Something name them.
-      frame_pattern: names of the images in a folder.
-    """
 
-    num_classes: int
-    separator: str = " "
-    format: Literal["csv", "frames"] = "csv"
-    sampling: Sampling = "sparse"
-    flip: bool = True
-    frame_pattern: str = "img_{:05}.jpg"
+def _frames(
+    num_classes: int, *, flip: bool = True, frame_pattern: str = "img_{:05}.jpg"
+) -> DataConfig:
+    """A data set with lists of folders of images, how many there are, and labels."""
+    return DataConfig(
+        format="frames",
+        separator=" ",
+        frame_pattern=frame_pattern,
+        num_classes=num_classes,
+        sampling="tsn_frames",
+        flip=flip,
+    )
 
 
 DATASETS = {
-    "k400": Dataset(400, ","),
-    "k600": Dataset(600, ","),
-    "k700": Dataset(700, ","),
-    "k710": Dataset(710, ","),
-    "mit": Dataset(339),
-    "anet": Dataset(200),
-    "hacs": Dataset(200),
-    "ssv1": Dataset(
-        174, format="frames", sampling="tsn_frames", flip=False, frame_pattern="{:05}.jpg"
-    ),
-    "ssv2": Dataset(174, format="frames", sampling="tsn_frames", flip=False),
-    "hmdb51": Dataset(51, format="frames", sampling="tsn_frames"),
-    "ucf101": Dataset(101, sampling="dense"),
+    "k400": _videos(400, ","),
+    "k600": _videos(600, ","),
+    "k700": _videos(700, ","),
+    "k710": _videos(710, ","),
+    "mit": _videos(339),
+    "anet": _videos(200),
+    "hacs": _videos(200),
+    # The actions of Something-Something name left and right.
+    "ssv1": _frames(174, flip=False, frame_pattern="{:05}.jpg"),
+    "ssv2": _frames(174, flip=False),
+    "hmdb51": _frames(51),
+    "ucf101": _videos(101, sampling="dense"),
 }
 
 
@@ -164,7 +163,7 @@ def alignment_run(
 def classification_run(
     recipe: Any,
     stage: ClassifyConfig,
-    dataset: Dataset,
+    dataset: DataConfig,
     *,
     num_sample: int = 1,
     weight_decay: float,
@@ -177,7 +176,7 @@ def classification_run(
     Args:
       recipe: a line of `finetune.RECIPES` or `probe.RECIPES`: batch, lengths, rates, segments.
       stage: model and first weights.
-      dataset: which.
+      dataset: one of `DATASETS`.
       num_sample: augmented copies of each clip.
       weight_decay: decoupled weight decay.
       layer_decay: factor between the rates of neighbouring layers.
@@ -200,18 +199,13 @@ def classification_run(
             layer_decay=layer_decay,
         ),
     )
-    data = DataConfig(
-        format=dataset.format,
-        separator=dataset.separator,
-        frame_pattern=dataset.frame_pattern if dataset.format == "frames" else None,
-        num_classes=dataset.num_classes,
-        sampling=dataset.sampling,
+    data = dataclasses.replace(
+        dataset,
         num_frames=stage.model.encoder.num_frames,
         image_size=stage.model.encoder.image_size,
         augmentation="finetuning",
         rand_augment=rand_augment,
         erase_probability=0.25,
-        flip=dataset.flip,
         num_sample=num_sample,
     )
     views = dataclasses.replace(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from internvideo_jax.launch.arguments import UsageError
-from internvideo_jax.launch.benchmarks.runner import OURS, Row, Say, interleave, sides, worker
+from internvideo_jax.launch.benchmarks.runner import OURS, Row, interleave, say, sides, worker
 from internvideo_jax.launch.extract import find_videos
 
 NUM_SYNTHETIC = 8
@@ -18,21 +18,20 @@ NUM_FRAMES = 8
 SIZE = 224
 
 
-def benchmark_decode(name: str, *, clips: Path | None, repeats: int, say: Say) -> Row:
+def benchmark_decode(*, clips: Path | None, repeats: int) -> Row:
     """Times opening every clip, decoding 8 evenly spread frames and making 224x224 views of them.
 
     Each side runs on one CPU, with one thread, and reads files that are in the system's cache.
 
     Args:
-      name: of the row.
       clips: folder to search for videos; None renders some.
       repeats: timed passes over all clips by each side, after one that is not counted.
-      say: called with a line of progress.
 
     Raises:
       UsageError: a folder without videos.
       ValueError: a side cannot read a clip.
     """
+    name = "decode/clips"
     with ExitStack() as stack:
         if clips is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="internvideo-decode-"))
@@ -42,10 +41,10 @@ def benchmark_decode(name: str, *, clips: Path | None, repeats: int, say: Say) -
             raise UsageError(f"--clips={clips}: expected a folder of videos, found none")
         files = find_videos([str(clips)])
         digests, runs = [], {}
-        for side in sides("decord", "decord", "pip install decord", say):
+        for side in sides("decord", "decord", "pip install decord"):
             digest, runs[side] = stack.enter_context(worker(prepare, side, files, threads=1))
             digests.append(digest)
-        row = interleave(name, runs, repeats, say, {"clips": len(files), "threads": 1})
+        row = interleave(name, runs, repeats, {"clips": len(files), "threads": 1})
     measured, details = row.to_json(), row.details
     details["clips_per_second"] = len(files) / measured["value"]
     speeds = [f"{details['clips_per_second']:.1f}"]

@@ -14,7 +14,7 @@ import numpy as np
 
 from internvideo_jax.config import from_dict, to_dict
 from internvideo_jax.environment import usable_cpus
-from internvideo_jax.launch.benchmarks.runner import OURS, Row, Say, interleave, sides, worker
+from internvideo_jax.launch.benchmarks.runner import OURS, Row, interleave, say, sides, worker
 
 if TYPE_CHECKING:
     from internvideo_jax.models.video_vit import VideoViTConfig
@@ -26,28 +26,26 @@ Forward = Callable[[], tuple[Any, Any]]
 TOLERANCE = 1e-5
 
 
-def benchmark_encoder(
-    name: str, config: "VideoViTConfig", *, batch_size: int, threads: int, repeats: int, say: Say
-) -> Row:
-    """Times compiled forwards in float32, in turns with PyTorch's where that is installed.
+def benchmark_encoder(*, threads: int, repeats: int) -> Row:
+    """Times compiled forwards of B14 in float32, in turns with PyTorch's where that is installed.
 
     Args:
-      name: of the row.
-      config: an encoder with tanh GELU and joint positions, which is what the peer has.
-      batch_size: clips per forward.
       threads: of each side, on so many CPUs.
       repeats: timed runs of each side, after a first one that is not counted.
-      say: called with a line of progress.
 
     Raises:
       ValueError: the two sides' outputs disagree, or there are fewer CPUs than threads.
     """
+    from internvideo_jax.models import video_vit
+
+    # With tanh GELU and joint positions, which is what the peer has.
+    name, config, batch_size = "encoder_forward/b14", video_vit.internvideo2_b14(), 4
     if threads > usable_cpus():
         raise ValueError(
             f"expected at most {usable_cpus()} threads, one for each CPU, found {threads};"
             " lower --threads"
         )
-    names = sides("PyTorch", "torch", "pip install 'internvideo-jax[torch]'", say)
+    names = sides("PyTorch", "torch", "pip install 'internvideo-jax[torch]'")
     details: dict[str, Any] = {"batch_size": batch_size, "threads": threads, "dtype": "float32"}
     runs, outputs = {}, []
     with ExitStack() as stack:
@@ -61,7 +59,7 @@ def benchmark_encoder(
             outputs.append(output)
         if len(outputs) > 1:
             details["difference_from_peer"] = difference(*outputs)
-        return interleave(name, runs, repeats, say, details)
+        return interleave(name, runs, repeats, details)
 
 
 def write_inputs(folder: Path, config: "VideoViTConfig", batch_size: int) -> None:

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import platform
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
@@ -28,7 +29,6 @@ PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch")
 
 OURS = "internvideo_jax"
 
-Say = Callable[[str], object]
 Details = dict[str, Any]
 
 
@@ -95,7 +95,6 @@ def interleave(
     name: str,
     runs: Mapping[str, Callable[[], Sample]],
     repeats: int,
-    say: Say,
     details: Details,
 ) -> Row:
     """Calls every run in turn, `repeats` times over: none overlap, and all meet the same load.
@@ -104,7 +103,6 @@ def interleave(
       name: of the row.
       runs: ours, and after it that of the peer, under the peer's name, where there is one.
       repeats: how often.
-      say: called with a line of progress.
       details: of the row.
     """
     samples: dict[str, list[Sample]] = {side: [] for side in runs}
@@ -118,7 +116,12 @@ def interleave(
     return Row(name, ours, peer, theirs, details)
 
 
-def sides(peer: str, module: str, advice: str, say: Say) -> list[str]:
+def say(message: str) -> None:
+    """Prints a line of progress."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def sides(peer: str, module: str, advice: str) -> list[str]:
     """Names of the sides: this library, and the peer if its module is installed."""
     if importlib.util.find_spec(module) is not None:
         return [OURS, peer]

@@ -64,18 +64,17 @@ def test_a_row_without_a_peer_has_no_ratio():
     assert row.table().splitlines()[-1].startswith("| x/y  | 1 s  | 2 s      | 0.50 GB  |")
 
 
-def test_sides_take_turns():
+def test_sides_take_turns(capsys):
     order = []
     runs = {
         side: lambda side=side: order.append(side) or Sample(len(order), 0.0, None)
         for side in ("ours", "theirs")
     }
-    said = []
-    row = runner.interleave("name", runs, 2, said.append, {})
+    row = runner.interleave("name", runs, 2, {})
     assert order == ["ours", "theirs", "ours", "theirs"]
     assert row.peer == "theirs"
     assert [sample.seconds for sample in row.peer_samples] == [2, 4]
-    assert said[-1] == "name: run 2 of 2: ours 3 s, theirs 4 s"
+    assert capsys.readouterr().err.endswith("name: run 2 of 2: ours 3 s, theirs 4 s\n")
 
 
 def test_the_encoder_without_torch_is_our_half_and_advice(tmp_path, monkeypatch, capsys):
@@ -83,10 +82,7 @@ def test_the_encoder_without_torch_is_our_half_and_advice(tmp_path, monkeypatch,
     monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None)
     code, row = run_benchmark(tmp_path, "encoder", "--repeats=2", "--threads=1")
     assert code == 0
-    assert row["name"] == "encoder_forward/b14"
-    assert row["unit"] == "s"
-    assert len(row["seconds"]) == 2
-    assert min(row["seconds"]) <= row["value"] <= max(row["seconds"])
+    assert (row["name"], len(row["seconds"])) == ("encoder_forward/b14", 2)
     assert 0.05 < row["peak_rss_gb"] < 2
     assert "ratio" not in row
     assert row["machine"]["versions"]["jax"]
@@ -224,9 +220,10 @@ def test_decoding_needs_clips(tmp_path, capsys):
     assert "expected a folder with videos" in capsys.readouterr().err
 
 
-def test_a_place_that_cannot_hold_the_json_is_refused_first(tmp_path, capsys):
-    assert benchmark.main(["convert", f"--json={tmp_path}"]) == 2
-    assert "is a folder" in capsys.readouterr().err
-    (tmp_path / "file").touch()
-    assert benchmark.main(["convert", f"--json={tmp_path}/file/rows.json"]) == 2
-    assert "is not a folder" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "message"), [("", "is a folder"), ("f/rows.json", "not a folder")]
+)
+def test_a_place_that_cannot_hold_the_json_is_refused_first(tmp_path, capsys, name, message):
+    (tmp_path / "f").touch()
+    assert benchmark.main(["convert", f"--json={tmp_path / name}"]) == 2
+    assert message in capsys.readouterr().err
