@@ -42,13 +42,7 @@ def compile_report(config: ConfigDict, topology_name: str) -> dict[str, Any]:
     programs = {}
     for name, (task, flops) in work.items():
         print(f"compiling the {name} program of {topology_name} ...", file=sys.stderr, flush=True)
-        program = aot.compile_ahead(
-            task.fn,
-            task.arguments,
-            mesh=mesh,
-            rules=DEFAULT_RULES,
-            out_shardings=task.out_shardings,
-        )
+        program = aot.compile_ahead(*task, mesh=mesh, rules=DEFAULT_RULES)
         programs[name] = _program_report(program) | {
             "analytic_flops_per_clip": flops,
             "analytic_flops_per_device": flops * facts["batch_size"] // mesh.size,
@@ -72,7 +66,7 @@ def _training_step(config: ConfigDict, topology: aot.Topology) -> Compilation:
     mesh = make_mesh(run.train.mesh, topology.devices)
     with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
         task = tasks.train_step_task(run.stage, run.train, mesh)
-    state, fixed, frozen, batch = task.arguments
+    _, (state, fixed, frozen, batch) = task
     parts = run.stage.flops()
     facts = {
         "model": {"architecture": f"{config.stage.kind} stage", "config": config.stage.to_dict()},

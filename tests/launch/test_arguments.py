@@ -120,7 +120,6 @@ def test_configs_come_from_the_package_unless_the_working_directory_has_them(tmp
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (arguments.UsageError("no such thing"), 2, "no such thing"),
         (ValueError("expected 1, found 2"), 2, "expected 1, found 2"),
         (FileNotFoundError(2, "No such file", "x.mp4"), 2, "x.mp4: No such file"),
         (OSError("no number"), 2, "no number"),

@@ -1,3 +1,5 @@
+from operator import attrgetter
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -35,12 +37,13 @@ def mesh():
 def test_gradients_have_the_shapes_and_shardings_of_the_parameters(architecture, mesh):
     module = make_module(model(architecture))
     assert module.config == CONFIGS[architecture]
-    task = gradient_task(module, mesh, batch_size=4)
-    params = task.arguments[0]
-    loss, grads = jax.eval_shape(task.fn, *task.arguments)
+    gradient, arguments = gradient_task(module, mesh, batch_size=4)
+    loss, grads = gradient.eval_shape(*arguments)
     assert (loss.shape, loss.dtype) == ((), jnp.float32)
-    assert jax.tree.map(lambda x: x.shape, grads) == jax.tree.map(lambda x: x.shape, params)
-    assert task.out_shardings[1] == jax.tree.map(lambda x: x.sharding, params)
+    assert "batch_stats" not in grads
+    for name in ("shape", "sharding"):
+        found, expected = (jax.tree.map(attrgetter(name), x) for x in (grads, arguments[0]))
+        assert found == expected
 
 
 @pytest.mark.parametrize(
@@ -52,8 +55,7 @@ def test_gradients_have_the_shapes_and_shardings_of_the_parameters(architecture,
     ],
 )
 def test_students_get_float32_targets_split_over_the_batch(architecture, terms, mesh):
-    task = gradient_task(make_module(model(architecture)), mesh, batch_size=4)
-    targets = task.arguments[2]
+    _, (_, _, targets, *_) = gradient_task(make_module(model(architecture)), mesh, batch_size=4)
     assert targets.keys() == terms.keys()
     for name, batch_axis in terms.items():
         assert targets[name].dtype == jnp.float32
@@ -62,14 +64,15 @@ def test_students_get_float32_targets_split_over_the_batch(architecture, terms, 
 
 
 def test_inputs_and_outputs_of_the_forward_pass_are_split_over_the_batch(mesh):
-    task = forward_task(make_module(model("teacher")), mesh, batch_size=4)
-    variables, video = task.arguments
+    forward, arguments = forward_task(make_module(model("teacher")), mesh, batch_size=4)
+    variables, video = arguments
     assert video.shape == (4, 2, 8, 8, 3)
     assert video.sharding.spec == P(BATCH, None, None, None, None)
     qkv = variables["params"]["encoder"]["blocks"]["attn"]["qkv"]["kernel"]
     assert qkv.sharding.spec == P(None, "fsdp", None, "tensor", None)
-    assert task.out_shardings.middle.spec == P(None, BATCH, None, None)
-    assert task.out_shardings.final.spec == P(BATCH, None)
+    output = forward.eval_shape(*arguments)
+    assert output.middle.sharding.spec == P(None, BATCH, None, None)
+    assert output.final.sharding.spec == P(BATCH, None)
 
 
 def test_the_training_step_takes_state_teachers_and_a_batch_of_all_rows(mesh):
@@ -80,13 +83,13 @@ def test_the_training_step_takes_state_teachers_and_a_batch_of_all_rows(mesh):
         )
     )
     config = TrainConfig(4, OptimizerConfig(1e-3), epochs=2, num_sample=2, ema_decay=0.9)
-    task = train_step_task(stage, config, mesh)
-    state, fixed, frozen, batch = task.arguments
+    step, arguments = train_step_task(stage, config, mesh)
+    state, fixed, frozen, batch = arguments
     assert fixed == {}
     assert frozen.keys() == {"teacher"}
     assert batch["video"].shape == (8, 2, 8, 8, 3)
     assert state.ema.keys() == state.params.keys()
-    new, metrics = jax.eval_shape(task.fn, *task.arguments)
+    new, metrics = jax.eval_shape(step, *arguments)
     assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
     assert {"loss", "clip_middle", "clip_final", "grad_norm"} <= metrics.keys()
 

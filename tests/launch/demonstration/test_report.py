@@ -60,11 +60,8 @@ def test_the_page_says_what_was_seen_and_shows_the_pictures():
 def test_json_holds_the_numbers():
     data = json.loads(json.dumps(report.as_json(REPORT), allow_nan=False))
     assert data["passed"] is True
-    assert data["probes"][0]["motion"] == {
-        "mean": 61.0,
-        "deviation": 1.0,
-        "accuracies": [60.0, 62.0],
-    }
+    motion = {"mean": 61.0, "deviation": 1.0, "accuracies": [60.0, 62.0]}
+    assert data["probes"][0]["motion"] == motion
     assert data["parts"][1]["flops"] == 2e12
     assert data["runs"][0]["constants"] == {"loss": 5.5}
 
