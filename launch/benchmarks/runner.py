@@ -218,6 +218,11 @@ def _process(
                 "a process of the benchmark ended before it answered; look above for its own"
                 " message, and whether there is memory enough"
             ) from error
+        except BaseException:
+            # Who interrupts a benchmark need not wait for the end of its run.
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise
 
 
 def _limit_threads(count: int) -> None:
