@@ -109,6 +109,7 @@ def get_config(name: str = "1b,k400") -> ConfigDict:
     recipe: Recipe = common.choose(RECIPES, name, "stage1/finetune.py")
     size, dataset_name, variant = (*name.split(","), "")[:3]
     dataset = common.DATASETS[dataset_name]
+    assert dataset.num_classes is not None
     frames = 16 if variant == "f16" else 8
     image_size = 336 if variant == "336" else 224
     encoder = common.encoder(

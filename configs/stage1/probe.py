@@ -121,6 +121,7 @@ def get_config(name: str = "1b,ap_k710") -> ConfigDict:
     size, run = name.split(",")[:2]
     kind, dataset_name = run.split("_")
     dataset = common.DATASETS[dataset_name]
+    assert dataset.num_classes is not None
     stage = ClassifyConfig(
         model=VideoClassifierConfig(
             common.encoder(size, num_frames=NUM_FRAMES),

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from internvideo_jax.launch.arguments import UsageError
-from internvideo_jax.launch.benchmarks.runner import OURS, Row, interleave, say, sides, worker
+from internvideo_jax.launch.benchmarks.runner import (
+    OURS,
+    Row,
+    Sample,
+    interleave,
+    say,
+    sides,
+    worker,
+)
 from internvideo_jax.launch.extract import find_videos
 
 NUM_SYNTHETIC = 8
@@ -40,7 +48,8 @@ def benchmark_decode(*, clips: Path | None, repeats: int) -> Row:
         elif not clips.is_dir():
             raise UsageError(f"--clips={clips}: expected a folder of videos, found none")
         files = find_videos([str(clips)])
-        digests, runs = [], {}
+        digests = []
+        runs: dict[str, Callable[[], Sample]] = {}
         for side in sides("decord", "decord", "pip install decord"):
             digest, runs[side] = stack.enter_context(worker(prepare, side, files, threads=1))
             digests.append(digest)

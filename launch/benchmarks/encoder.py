@@ -14,7 +14,15 @@ import numpy as np
 
 from internvideo_jax.config import from_dict, to_dict
 from internvideo_jax.environment import usable_cpus
-from internvideo_jax.launch.benchmarks.runner import OURS, Row, interleave, say, sides, worker
+from internvideo_jax.launch.benchmarks.runner import (
+    OURS,
+    Row,
+    Sample,
+    interleave,
+    say,
+    sides,
+    worker,
+)
 
 if TYPE_CHECKING:
     from internvideo_jax.models.video_vit import VideoViTConfig
@@ -47,7 +55,8 @@ def benchmark_encoder(*, threads: int, repeats: int) -> Row:
         )
     names = sides("PyTorch", "torch", "pip install 'internvideo-jax[torch]'")
     details: dict[str, Any] = {"batch_size": batch_size, "threads": threads, "dtype": "float32"}
-    runs, outputs = {}, []
+    runs: dict[str, Callable[[], Sample]] = {}
+    outputs = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="internvideo-")))
         write_inputs(folder, config, batch_size)
@@ -76,7 +85,7 @@ def write_inputs(folder: Path, config: "VideoViTConfig", batch_size: int) -> Non
     (video,) = VideoViT(config).example_inputs(batch_size)
     np.save(folder / "video.npy", rng.standard_normal(video.shape, np.float32))
     shapes = traverse_util.flatten_dict(abstract_variables(VideoViT(config))["params"], sep="/")
-    params = {path: _values(path, leaf.shape, rng) for path, leaf in shapes.items()}
+    params: dict[str, Any] = {path: _values(path, leaf.shape, rng) for path, leaf in shapes.items()}
     np.savez(folder / "params.npz", **params)
 
 
