@@ -17,17 +17,11 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from internvideo_jax.config import to_dict
+from internvideo_jax.configs.stage1.common import SIZES, in_bfloat16
 from internvideo_jax.models import stage1, teacher, video_vit
 from internvideo_jax.models.video_classifier import VideoClassifierConfig
 from internvideo_jax.nn.stack import Remat
 
-_SIZES: dict[str, Callable[[], video_vit.VideoViTConfig]] = {
-    "s14": video_vit.internvideo2_s14,
-    "b14": video_vit.internvideo2_b14,
-    "l14": video_vit.internvideo2_l14,
-    "1b": video_vit.internvideo2_1b,
-    "6b": video_vit.internvideo2_6b,
-}
 # Architecture name, its config from the encoder's, and whether it is trained.
 _KINDS: dict[str, tuple[str, Callable[[video_vit.VideoViTConfig], Any], bool]] = {
     "encoder": ("video_vit", lambda encoder: encoder, True),
@@ -51,18 +45,16 @@ def get_config(model: str = "1b") -> ConfigDict:
     size, kind = model.split(",", 1) if "," in model else (model, "encoder")
     if model in _TEACHERS:
         architecture, make_config = _TEACHERS[model]
-        model_config, is_trained = make_config(), False
-        encoder = dataclasses.replace(model_config.encoder, dtype="bfloat16")
-        model_config = dataclasses.replace(model_config, encoder=encoder)
-    elif size in _SIZES and kind in _KINDS:
+        model_config, is_trained = in_bfloat16(make_config()), False
+    elif size in SIZES and kind in _KINDS:
         architecture, from_encoder, is_trained = _KINDS[kind]
         # Activations of all blocks would not fit at the training batch.
         remat: Remat = "full" if is_trained else "none"
-        encoder = dataclasses.replace(_SIZES[size](), dtype="bfloat16", remat=remat)
+        encoder = dataclasses.replace(SIZES[size](), dtype="bfloat16", remat=remat)
         model_config = from_encoder(encoder)
     else:
         raise ValueError(
-            f"expected SIZE[,KIND] with SIZE of {', '.join(_SIZES)} and KIND of"
+            f"expected SIZE[,KIND] with SIZE of {', '.join(SIZES)} and KIND of"
             f" {', '.join(_KINDS)}, or {' or '.join(_TEACHERS)}; found {model!r}"
         )
 

@@ -2,10 +2,10 @@
 
 import contextlib
 import functools
-import importlib.util
 import inspect
 import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from argparse import (
 )
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from internvideo_jax.config import nearest_name
@@ -254,7 +254,7 @@ def parse_config(args: Namespace, leftover: Sequence[str]) -> "ConfigDict":
     from ml_collections.config_flags import config_path
 
     path, colon, config_argument = args.config.partition(":")
-    get_config = _load_config_file(path).get_config
+    get_config = _load_config_file(path)
     arguments = [config_argument] if colon else []
     try:
         inspect.signature(get_config).bind(*arguments)
@@ -269,7 +269,7 @@ def parse_config(args: Namespace, leftover: Sequence[str]) -> "ConfigDict":
         )
     names = _field_names(config)
     for argument in leftover:
-        name, equals, _ = argument.partition("=")
+        name, equals, value = argument.partition("=")
         field = name.removeprefix("--config.")
         if field == name:
             raise UsageError(f"unknown argument {argument!r}; --help lists the known ones")
@@ -277,24 +277,17 @@ def parse_config(args: Namespace, leftover: Sequence[str]) -> "ConfigDict":
             raise UsageError(f"{name}: {path} has no such field{nearest_name(field, names)}")
         if not equals:
             raise UsageError(f"{name}: expected {name}=VALUE")
-    values = flags.FlagValues()
-    argv = ["internvideo-jax", *leftover]
-    # absl and ml_collections report a value of the wrong type in these ways.
-    try:
-        holder = config_flags.DEFINE_config_dict(
-            "config", config, flag_values=values, sys_argv=argv
-        )
-        values(argv)
-    except flags.IllegalFlagValueError as error:
-        for argument in leftover:
-            name, _, value = argument.partition("=")
-            kind = config_path.get_type(name.removeprefix("--config."), config)
-            if kind in (bool, int, float) and str(error).startswith(f"flag {argument}:"):
+        values, argv = flags.FlagValues(), ["internvideo-jax", argument]
+        # absl and ml_collections report a value of the wrong type in these ways.
+        try:
+            config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+            values(argv)
+        except (flags.Error, TypeError) as error:
+            kind = config_path.get_type(field, config)
+            if kind in (bool, int, float):
                 raise UsageError(f"{name}: expected {kind.__name__}, found {value!r}") from None
-        raise UsageError(str(error)) from None
-    except (flags.Error, TypeError) as error:
-        raise UsageError(str(error)) from None
-    return holder.value
+            raise UsageError(str(error)) from None
+    return config.lock()
 
 
 def default_dtype(device: "jax.Device") -> str:
@@ -322,8 +315,6 @@ def new_output_dir(path: str | os.PathLike[str]) -> Path:
     directory = Path(path)
     if directory.is_dir() and any(directory.iterdir()):
         raise UsageError(f"{directory} exists and is not empty; name a new folder or remove it")
-    if directory.exists() and not directory.is_dir():
-        raise UsageError(f"{directory} exists and is a file; name a new folder")
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -333,8 +324,8 @@ def new_output_dir(path: str | os.PathLike[str]) -> Path:
     return directory
 
 
-def _load_config_file(path: str) -> ModuleType:
-    """Runs a config file; one under `configs/` may be in the working directory or the package."""
+def _load_config_file(path: str) -> "Callable[..., ConfigDict]":
+    """The `get_config` of a file; one under `configs/` may be here or in the package."""
     from internvideo_jax import configs
 
     packaged = Path(str(configs.__file__)).parent
@@ -349,16 +340,12 @@ def _load_config_file(path: str) -> ModuleType:
         )
         raise UsageError(
             f"--config={path}: no such Python file{nearest_name(path, known)}"
-            f" (with the package come: {', '.join(known) or 'none'})"
+            f" (with the package come: {', '.join(known)})"
         )
-    spec = importlib.util.spec_from_file_location("internvideo_jax_config_file", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "get_config", None)):
+    get_config = runpy.run_path(str(file)).get("get_config")
+    if not callable(get_config):
         raise UsageError(f"--config={path}: the file defines no function get_config")
-    return module
+    return get_config
 
 
 def _field_names(config: "ConfigDict", prefix: str = "") -> list[str]:

@@ -2,14 +2,13 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from internvideo_jax import environment
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
-from internvideo_jax.launch.benchmarks.report import machine, machine_line, table
+from internvideo_jax.launch.benchmarks.runner import machine, machine_line
 
 SUMMARY = "time the encoder, the converter and the decoder beside their peers"
 
@@ -42,37 +41,21 @@ def main(argv: Sequence[str]) -> int:
         _expect_writable(args.json)
     # A device would be waited for here and is not used: what is measured runs on the CPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    print(machine_line(machine()), flush=True)
+    print(machine_line(), flush=True)
     print()
     if args.subject == "encoder":
         from internvideo_jax.launch.benchmarks.encoder import benchmark_encoder
-        from internvideo_jax.models.video_vit import internvideo2_b14
 
-        row = benchmark_encoder(
-            "encoder_forward/b14",
-            internvideo2_b14(),
-            batch_size=4,
-            threads=args.threads,
-            repeats=args.repeats,
-            say=_say,
-        )
+        row = benchmark_encoder(threads=args.threads, repeats=args.repeats)
     elif args.subject == "decode":
         from internvideo_jax.launch.benchmarks.decode import benchmark_decode
 
-        row = benchmark_decode("decode/clips", clips=args.clips, repeats=args.repeats, say=_say)
+        row = benchmark_decode(clips=args.clips, repeats=args.repeats)
     else:
         from internvideo_jax.launch.benchmarks.convert import benchmark_convert
-        from internvideo_jax.models.stage1 import stage1_student
-        from internvideo_jax.models.video_vit import internvideo2_1b
 
-        row = benchmark_convert(
-            "convert/1b",
-            stage1_student(internvideo2_1b()),
-            workdir=args.workdir or environment.home(),
-            repeats=args.repeats,
-            say=_say,
-        )
-    print(table([row]))
+        row = benchmark_convert(workdir=args.workdir or environment.home(), repeats=args.repeats)
+    print(row.table())
     if args.json:
         write_json(args.json, [row.to_json() | {"machine": machine()}])
     return 0
@@ -127,7 +110,3 @@ def _expect_writable(path: Path) -> None:
         raise arguments.UsageError(
             f"--json={path}: {existing} cannot be written; name another file"
         )
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

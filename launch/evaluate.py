@@ -18,14 +18,15 @@ from internvideo_jax.launch import arguments, inference
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from internvideo_jax.data.annotations.records import ClipRecord
     from internvideo_jax.data.config import DataConfig
     from internvideo_jax.data.examples import Clips
     from internvideo_jax.data.sources.clips import RecordSource
     from internvideo_jax.evaluation.runner import Evaluator, Rows
     from internvideo_jax.saved_model import SavedModel
 
-    # Evaluators by name, how clips are shown, all clips; a `RecordSource` replaces the data's own.
-    _Task = tuple[Mapping[str, Evaluator], DataConfig, Clips | RecordSource]
+    # Evaluators by name, how clips are shown, and clips that replace the data's own.
+    _Task = tuple[Mapping[str, Evaluator], DataConfig, RecordSource | None]
 
 SUMMARY = "measure a classifier on annotated clips"
 
@@ -75,13 +76,15 @@ def main(argv: Sequence[str]) -> int:
         )
 
     from internvideo_jax.convert.files.checksums import Checksums
+    from internvideo_jax.data.examples import Clips
     from internvideo_jax.evaluation import result_card
 
     model, dtype = inference.load_model(args)
     if args.config is None:
-        evaluators, data, clips = _annotated_clips(args, model)
+        evaluators, data, source = _annotated_clips(args, model)
     else:
-        evaluators, data, clips = _config_clips(arguments.parse_config(args, overrides), model)
+        evaluators, data, source = _config_clips(arguments.parse_config(args, overrides), model)
+    clips = Clips(data, source=source)
     names = class_names(args.class_names, data.num_classes or 0)
     arguments.new_output_dir(args.output)
     print(
@@ -98,7 +101,10 @@ def main(argv: Sequence[str]) -> int:
         annotations = [Path(data.annotations)] if data.annotations else []
         for file in (*annotations, *model_files):
             checksums.start(file)
-        measured = {n: _measure(e, model, data, clips, args) for n, e in evaluators.items()}
+        measured = {
+            name: _measure(evaluator, model, data, source, clips, args)
+            for name, evaluator in evaluators.items()
+        }
         sums = checksums.wait([*annotations, *model_files])
     seconds = time.perf_counter() - started
     setting = {
@@ -130,7 +136,7 @@ def main(argv: Sequence[str]) -> int:
         shown = [clips[index].record for index in np.unique(rows.columns["index"]).tolist()]
         print(evaluator.report(rows, shown, names, output))
         failed |= rows.errors
-        unread = [(clips[index].record, reason) for index, reason in rows.errors.items()]
+        unread = [(_record(clips, index), reason) for index, reason in rows.errors.items()]
         card = {
             "task": evaluator.task,
             "metrics": evaluator.metrics(rows),
@@ -173,7 +179,6 @@ def _annotated_clips(args: argparse.Namespace, model: "SavedModel") -> "_Task":
 
 def _config_clips(config: "ConfigDict", model: "SavedModel") -> "_Task":
     """What the stage of a training config is evaluated by, and the clips of its `eval_data`."""
-    from internvideo_jax.data.examples import Clips
     from internvideo_jax.launch.train import parse_run
 
     run = parse_run(config)
@@ -183,14 +188,15 @@ def _config_clips(config: "ConfigDict", model: "SavedModel") -> "_Task":
             "expected the config of a stage that is evaluated, with eval_data, found none; see"
             " configs/stage1/finetune.py and probe.py"
         )
-    return evaluators, run.eval_data, Clips(run.eval_data)
+    return evaluators, run.eval_data, None
 
 
 def _measure(
     evaluator: "Evaluator",
     model: "SavedModel",
     data: "DataConfig",
-    clips: "Clips | RecordSource",
+    source: "RecordSource | None",
+    clips: "Clips",
     args: argparse.Namespace,
 ) -> "Rows":
     """Shows the model all views of all clips.
@@ -201,14 +207,13 @@ def _measure(
     from tqdm import tqdm
 
     from internvideo_jax.data import pipeline
-    from internvideo_jax.data.sources.clips import RecordSource
     from internvideo_jax.evaluation import runner
 
     batches = pipeline.eval_batches(
         data,
         evaluator.fields,
         batch_size=args.batch_size,
-        source=clips if isinstance(clips, RecordSource) else None,
+        source=source,
         num_threads=args.num_threads,
     )
     progress = tqdm(total=len(clips), unit="clip", disable=None)
@@ -220,8 +225,18 @@ def _measure(
     return rows
 
 
-def _print_failures(clips: "Clips | RecordSource", errors: Mapping[int, str]) -> None:
-    inference.print_failures([(clips[index].record.path, why) for index, why in errors.items()])
+def _print_failures(clips: "Clips", errors: Mapping[int, str]) -> None:
+    inference.print_failures([(_record(clips, i).path, why) for i, why in errors.items()])
+
+
+def _record(clips: "Clips", index: int) -> "ClipRecord":
+    """What is known of a clip; its number where a damaged shard does not even say that."""
+    from internvideo_jax.data.annotations.records import ClipRecord
+
+    try:
+        return clips[index].record
+    except (ValueError, OSError):
+        return ClipRecord(id=f"clip {index}", path=f"clip {index}")
 
 
 def _parser() -> argparse.ArgumentParser:

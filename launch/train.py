@@ -145,8 +145,10 @@ def parse_run(config: "ConfigDict") -> Run:
 
 def _check_fits(stage: "Stage", data: "DataConfig", where: str) -> None:
     """Raises ValueError naming all fields in which the data are not what the stage takes."""
-    frames, size = stage.example_batch(1)["video"].shape[1:3]
-    wanted = {"num_frames": frames, "image_size": size}
+    wanted = {}
+    video = stage.example_batch(1).get("video")
+    if video is not None:
+        wanted["num_frames"], wanted["image_size"] = video.shape[1:3]
     if stage.num_classes is not None:
         wanted["num_classes"] = stage.num_classes
     wrong = [

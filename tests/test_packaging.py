@@ -75,15 +75,6 @@ def test_a_bare_checkout_works_from_anywhere(checkout, tmp_path):
     assert places == expected | {f"internvideo_jax.{name}": checkout / name for name in FOLDERS}
 
 
-def test_each_module_of_a_checkout_exists_once():
-    from internvideo_jax import kernels
-
-    assert sys.modules["internvideo_jax.kernels"] is kernels
-    assert kernels.__spec__.name == kernels.__name__ == "internvideo_jax.kernels"
-    assert Path(kernels.__file__) == ROOT / "kernels" / "__init__.py"
-    assert internvideo_jax.kernels is kernels
-
-
 def test_package_walkers_see_everything_once_and_end(checkout, tmp_path):
     names = python(WALK, tmp_path, PYTHONPATH=str(checkout)).split()
     assert len(names) == len(set(names))

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from internvideo_jax.configs.stage1.common import choose
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.synthetic.world import WorldConfig
 from internvideo_jax.models import VideoClassifierConfig, VideoViTConfig, stage1
@@ -63,16 +62,6 @@ SIZES = {
         probe_draws=2,
     ),
 }
-
-
-def choose_size(name: str, file: str) -> Size:
-    """The size of that name.
-
-    Raises:
-      ValueError: there is none; lists all.
-    """
-    size: Size = choose(SIZES, name, file)
-    return size
 
 
 def encoder(size: Size, *, num_frames: int = 8, tubelet_size: int = 2) -> VideoViTConfig:

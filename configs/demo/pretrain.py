@@ -7,7 +7,7 @@
 from ml_collections import ConfigDict
 
 from internvideo_jax.configs.demo import common
-from internvideo_jax.configs.stage1.common import run_config
+from internvideo_jax.configs.stage1.common import choose, run_config
 from internvideo_jax.models import (
     Stage1StudentConfig,
     TeacherConfig,
@@ -23,7 +23,7 @@ def get_config(name: str = "full") -> ConfigDict:
     Raises:
       ValueError: there is no such size; lists all.
     """
-    size = common.choose_size(name, "pretrain.py")
+    size: common.Size = choose(common.SIZES, name, "demo/pretrain.py")
     encoder = common.encoder(size)
     layers = common.aligned_layers(size)
     stage = PretrainConfig(

@@ -9,7 +9,7 @@ clips.
 from ml_collections import ConfigDict
 
 from internvideo_jax.configs.demo import common
-from internvideo_jax.configs.stage1.common import run_config
+from internvideo_jax.configs.stage1.common import choose, run_config
 from internvideo_jax.data.synthetic.world import MOTIONS
 
 
@@ -19,7 +19,7 @@ def get_config(name: str = "full") -> ConfigDict:
     Raises:
       ValueError: there is no such size; lists all.
     """
-    size = common.choose_size(name, "video_teacher.py")
+    size: common.Size = choose(common.SIZES, name, "demo/video_teacher.py")
     stage = common.classifier(common.encoder(size), len(MOTIONS))
     train = common.train(size.video_steps, size.batch_size // 2, seed=2)
     return run_config("classify", stage, train, common.data(len(MOTIONS)), None)

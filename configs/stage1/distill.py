@@ -7,29 +7,14 @@
 Source: `scripts/distillation/` of upstream `InternVideo2/single_modality`.
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from internvideo_jax.configs.stage1 import common
-from internvideo_jax.data.config import DataConfig
 from internvideo_jax.models import stage1, teacher
-from internvideo_jax.training.config import OptimizerConfig, TrainConfig
 from internvideo_jax.training.stages.distill import DistillConfig
 
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What differs between the sizes."""
-
-    batch_size: int
-
-
-RECIPES = {
-    "s14": Recipe(batch_size=4096),
-    "b14": Recipe(batch_size=4096),
-    "l14": Recipe(batch_size=2048),
-}
+# Clips of an optimizer step.
+RECIPES = {"s14": 4096, "b14": 4096, "l14": 2048}
 
 
 def get_config(name: str = "b14") -> ConfigDict:
@@ -38,32 +23,18 @@ def get_config(name: str = "b14") -> ConfigDict:
     Raises:
       ValueError: there is no such recipe; lists all.
     """
-    recipe: Recipe = common.choose(RECIPES, name, "distill.py")
-    teacher_encoder = dataclasses.replace(common.SIZES["1b"](), dtype="bfloat16")
+    batch_size: int = common.choose(RECIPES, name, "stage1/distill.py")
     stage = DistillConfig(
         student=stage1.distill_student(common.encoder(name, drop_path_rate=0.05)),
-        teacher=teacher.internvideo2_teacher(teacher_encoder),
+        teacher=common.in_bfloat16(teacher.internvideo2_teacher(common.SIZES["1b"]())),
     )
-    train = TrainConfig(
-        batch_size=recipe.batch_size,
+    return common.alignment_run(
+        "distill",
+        stage,
+        batch_size=batch_size,
         epochs=101,
-        warmup_epochs=20,
-        optimizer=OptimizerConfig(
-            lr=common.scaled(1e-3, recipe.batch_size),
-            min_lr=common.scaled(1e-5, recipe.batch_size),
-            warmup_lr=0.0,
-            betas=(0.9, 0.98),
-            eps=1e-6,
-            weight_decay=0.05,
-            max_grad_norm=5.0,
-        ),
-    )
-    data = DataConfig(
-        format="pretrain",
-        sampling="pretraining",
+        warmup=20,
+        lr=1e-3,
+        max_grad_norm=5.0,
         num_frames=8,
-        sampling_rate=1,
-        augmentation="pretraining",
-        flip=True,
     )
-    return common.run_config("distill", stage, train, data, None)

@@ -16,10 +16,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from internvideo_jax.configs.stage1 import common
-from internvideo_jax.data.config import DataConfig
 from internvideo_jax.models import VideoClassifierConfig
-from internvideo_jax.training.config import OptimizerConfig, TrainConfig
-from internvideo_jax.training.mixup import MixConfig
 from internvideo_jax.training.stages.classify import ClassifyConfig
 
 
@@ -109,9 +106,10 @@ def get_config(name: str = "1b,k400") -> ConfigDict:
     Raises:
       ValueError: there is no such recipe; lists all.
     """
-    recipe: Recipe = common.choose(RECIPES, name, "finetune.py")
+    recipe: Recipe = common.choose(RECIPES, name, "stage1/finetune.py")
     size, dataset_name, variant = (*name.split(","), "")[:3]
     dataset = common.DATASETS[dataset_name]
+    assert dataset.num_classes is not None
     frames = 16 if variant == "f16" else 8
     image_size = 336 if variant == "336" else 224
     encoder = common.encoder(
@@ -119,45 +117,16 @@ def get_config(name: str = "1b,k400") -> ConfigDict:
     )
     stage = ClassifyConfig(
         model=VideoClassifierConfig(encoder, dataset.num_classes),
-        mix=MixConfig(
-            mixup_alpha=0.8,
-            cutmix_alpha=1.0,
-            probability=1.0,
-            switch_probability=0.5,
-            label_smoothing=0.1,
-        ),
         mix_group=recipe.per_gpu * recipe.num_sample,
         starts_from=recipe.start,
         # A Kinetics head knows other classes; of K710's, K400, K600 and K700 take their own rows.
         new_head=dataset_name == "mit" and "k400" in recipe.start,
     )
-    rows = recipe.batch_size, recipe.num_sample
-    train = TrainConfig(
-        batch_size=recipe.batch_size,
-        num_sample=recipe.num_sample,
-        epochs=recipe.epochs,
-        warmup_epochs=recipe.warmup,
-        optimizer=OptimizerConfig(
-            lr=common.scaled(recipe.lr, *rows),
-            min_lr=common.scaled(recipe.min_lr, *rows),
-            warmup_lr=common.scaled(1e-6, *rows),
-            betas=(0.9, 0.999),
-            eps=1e-8,
-            weight_decay=recipe.weight_decay,
-            layer_decay=recipe.layer_decay,
-        ),
-    )
-    data, eval_data = common.classification_data(
+    return common.classification_run(
+        recipe,
+        stage,
         dataset,
-        DataConfig(
-            num_frames=frames,
-            image_size=image_size,
-            augmentation="finetuning",
-            rand_augment="rand-m7-n4-mstd0.5-inc1",
-            erase_probability=0.25,
-            num_sample=recipe.num_sample,
-        ),
-        segments=recipe.segments,
-        crops=3,
+        num_sample=recipe.num_sample,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
     )
-    return common.run_config("classify", stage, train, data, eval_data)

@@ -18,15 +18,12 @@ listed in docs/stage1.md.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
 from internvideo_jax.configs.stage1 import common
-from internvideo_jax.data.config import DataConfig
 from internvideo_jax.models import VideoClassifierConfig
-from internvideo_jax.training.config import OptimizerConfig, TrainConfig
-from internvideo_jax.training.mixup import MixConfig
 from internvideo_jax.training.stages.classify import ClassifyConfig, ProbeConfig
 
 NUM_FRAMES = 16
@@ -67,7 +64,11 @@ class Recipe:
 
 
 R = Recipe
-STRONG = "rand-m7-n4-mstd0.5-inc1"
+LONG_VIDEOS: dict[str, Any] = {
+    "dropout": 0.5,
+    "segments": 4,
+    "rand_augment": "rand-m7-n4-mstd0.5-inc1",
+}
 RECIPES = {
     "1b,ap_k710": R("internvideo2-1b-pretrain+stage2", 1024, 64, 25, 5, 2e-4),
     "6b,ap_k710": R("internvideo2-6b-pretrain+stage2", 1024, 32, 20, 4, 1e-4),
@@ -81,28 +82,8 @@ RECIPES = {
     "6b,ap_mit": R("probe.py:6b,ap_k710", 2048, 64, 30, 5, 1e-4),
     "1b,ap_ssv2": R("internvideo2-1b-pretrain+stage2", 1024, 64, 25, 5, 2e-4, head="attentive"),
     "6b,ap_ssv2": R("internvideo2-6b-pretrain+stage2", 1024, 64, 20, 4, 1e-4, head="attentive"),
-    "6b,ap_anet": R(
-        "internvideo2-6b-k400-f8",
-        1024,
-        64,
-        40,
-        0,
-        2e-4,
-        dropout=0.5,
-        segments=4,
-        rand_augment=STRONG,
-    ),
-    "6b,ap_hacs": R(
-        "internvideo2-6b-k400-f8",
-        1024,
-        64,
-        40,
-        0,
-        2e-4,
-        dropout=0.5,
-        segments=4,
-        rand_augment=STRONG,
-    ),
+    "6b,ap_anet": R("internvideo2-6b-k400-f8", 1024, 64, 40, 0, 2e-4, **LONG_VIDEOS),
+    "6b,ap_hacs": R("internvideo2-6b-k400-f8", 1024, 64, 40, 0, 2e-4, **LONG_VIDEOS),
     "1b,lp_k400": R("internvideo2-1b-pretrain", 1024, 64, 15, 3, 1e-3, min_lr=1e-6),
     "6b,lp_k400": R("internvideo2-6b-pretrain", 1024, 64, 9, 2, 5e-4),
     "6b,lp_k400,stage2": R("internvideo2-6b-pretrain+stage2", 1024, 64, 9, 2, 5e-4),
@@ -136,10 +117,11 @@ def get_config(name: str = "1b,ap_k710") -> ConfigDict:
     Raises:
       ValueError: there is no such recipe; lists all.
     """
-    recipe: Recipe = common.choose(RECIPES, name, "probe.py")
+    recipe: Recipe = common.choose(RECIPES, name, "stage1/probe.py")
     size, run = name.split(",")[:2]
     kind, dataset_name = run.split("_")
     dataset = common.DATASETS[dataset_name]
+    assert dataset.num_classes is not None
     stage = ClassifyConfig(
         model=VideoClassifierConfig(
             common.encoder(size, num_frames=NUM_FRAMES),
@@ -149,40 +131,16 @@ def get_config(name: str = "1b,ap_k710") -> ConfigDict:
             merge_norm="ln",
             dropout_rate=recipe.dropout,
         ),
-        mix=MixConfig(
-            mixup_alpha=0.8,
-            cutmix_alpha=1.0,
-            probability=1.0,
-            switch_probability=0.5,
-            label_smoothing=0.1,
-        ),
         mix_group=recipe.per_gpu,
         probe=ProbeConfig(open_block_num=0, open_clip_projector=kind == "ap"),
         starts_from=recipe.start,
         new_head=dataset_name in ("mit", "anet", "hacs"),
     )
-    train = TrainConfig(
-        batch_size=recipe.batch_size,
-        epochs=recipe.epochs,
-        warmup_epochs=recipe.warmup,
-        optimizer=OptimizerConfig(
-            lr=common.scaled(recipe.lr, recipe.batch_size),
-            min_lr=common.scaled(recipe.min_lr, recipe.batch_size),
-            warmup_lr=common.scaled(1e-6, recipe.batch_size),
-            betas=(0.9, 0.999),
-            eps=1e-8,
-            weight_decay=0.0,
-        ),
-    )
-    data, eval_data = common.classification_data(
+    return common.classification_run(
+        recipe,
+        stage,
         dataset,
-        DataConfig(
-            num_frames=NUM_FRAMES,
-            augmentation="finetuning",
-            rand_augment=recipe.rand_augment,
-            erase_probability=0.25,
-        ),
-        segments=recipe.segments,
+        weight_decay=0.0,
+        rand_augment=recipe.rand_augment,
         crops=recipe.crops,
     )
-    return common.run_config("classify", stage, train, data, eval_data)

@@ -3,14 +3,14 @@
 import logging
 import os
 from types import ModuleType
-from typing import Literal, NamedTuple, TypedDict, Unpack, overload
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from internvideo_jax.kernels.attention import reference, xla_chunked
-from internvideo_jax.kernels.attention.masks import Dropout
+from internvideo_jax.kernels.attention.masks import Dropout, Masks
 from internvideo_jax.kernels.attention.request import (
     Operands,
     Request,
@@ -40,41 +40,6 @@ class Choice(NamedTuple):
     reason: str
 
 
-class _Options(TypedDict, total=False):
-    """The options of `attention` that leave what it returns as it is."""
-
-    scale: float | None
-    bias: Array | None
-    segment_ids: tuple[Array, Array] | None
-    kv_lengths: Array | None
-    query_offset: int | Array
-    is_causal: bool
-    dropout_rate: float
-    dropout_rng: Array | None
-    dropout_origin: tuple[int | Array, int | Array, int | Array]
-    implementation: str | None
-
-
-@overload
-def attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    *,
-    return_lse: Literal[False] = ...,
-    return_weights: Literal[False] = ...,
-    **options: Unpack[_Options],
-) -> Array: ...
-@overload
-def attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    *,
-    return_lse: bool = ...,
-    return_weights: bool = ...,
-    **options: Unpack[_Options],
-) -> tuple[Array, ...]: ...
 def attention(
     q: Float[Array, "B N H D"],
     k: Float[Array, "B M Hkv D"],
@@ -92,7 +57,7 @@ def attention(
     return_lse: bool = False,
     return_weights: bool = False,
     implementation: str | None = None,
-) -> Array | tuple[Array, ...]:
+) -> Any:
     """Softmax attention: softmax(scale · q kᵀ + bias, over the keys that may be seen) v.
 
     Scores, softmax and sums are in float32 whatever the dtype of q, k and v. A query that may see
@@ -130,15 +95,8 @@ def attention(
     Raises:
       ValueError: shapes, dtypes or options do not fit, or the named implementation cannot serve.
     """
-    operands = Operands(
-        q,
-        k,
-        v,
-        bias=bias,
-        segment_ids=segment_ids,
-        kv_lengths=kv_lengths,
-        query_offset=jnp.asarray(query_offset) if is_causal else None,
-    )
+    offset = jnp.asarray(query_offset) if is_causal else None
+    operands = Operands(q, k, v, bias, Masks(segment_ids, kv_lengths, offset))
     request = make_request(
         operands,
         scale=scale,
@@ -152,7 +110,7 @@ def attention(
             raise ValueError("expected a random key as dropout_rng with dropout, found None")
         seed = jax.random.bits(dropout_rng, (2,), jnp.uint32)
         origin = jnp.stack([jnp.asarray(index) for index in dropout_origin])
-        operands = operands._replace(dropout=Dropout(seed, origin))
+        operands = operands._replace(masks=operands.masks._replace(dropout=Dropout(seed, origin)))
 
     choice = select_implementation(request, implementation)
     _logger.debug("%s (%s) for %s", *choice, request)

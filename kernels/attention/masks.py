@@ -25,31 +25,47 @@ class Dropout(NamedTuple):
     origin: Int[Array, "3"]
 
 
-def visible(
-    rows: Int[Array, " n"],
-    num_keys: int,
-    *,
-    query_offset: Int[Array, "*b"] | None,
-    segment_ids: tuple[Int[Array, "*b n"], Int[Array, "*b M"]] | None,
-    kv_lengths: Int[Array, "*b"] | None,
-) -> Bool[Array, "*#b #n M"] | None:
+class Masks(NamedTuple):
+    """The operands of a call without a gradient; None for what it does not use.
+
+    Attributes:
+      segment_ids: of the queries and of the keys; only equal ones see each other.
+      kv_lengths: how many leading keys exist.
+      query_offset: where query 0 lies among the keys; None when attention is not causal.
+      dropout: what is dropped.
+    """
+
+    segment_ids: tuple[Int[Array, "*b N"], Int[Array, "*b M"]] | None = None
+    kv_lengths: Int[Array, "*b"] | None = None
+    query_offset: Int[Array, "*#b"] | None = None
+    dropout: Dropout | None = None
+
+    def of_example(self, index: Int[Array, ""]) -> "Masks":
+        """Those of one example, without the leading axis."""
+        segment_ids, lengths = jax.tree.map(lambda x: x[index], (self.segment_ids, self.kv_lengths))
+        offset = self.query_offset
+        if offset is not None and offset.ndim:
+            offset = offset[index]
+        return Masks(segment_ids, lengths, offset, self.dropout)
+
+
+def visible(rows: Int[Array, " n"], num_keys: int, masks: Masks) -> Bool[Array, "*#b #n M"] | None:
     """The keys that some rows of queries may see; None when nothing is hidden.
 
     Args:
       rows: the queries' indices.
       num_keys: M.
-      query_offset: where query 0 lies among the keys; None when attention is not causal.
-      segment_ids: of these queries and of all keys; only equal ones see each other.
-      kv_lengths: how many leading keys exist.
+      masks: with the segments of these queries and of all keys.
     """
     keys = jnp.arange(num_keys)
     conditions = []
-    if query_offset is not None:
-        conditions.append(keys <= rows[:, None] + query_offset[..., None, None])
-    if segment_ids is not None:
-        conditions.append(segment_ids[0][..., :, None] == segment_ids[1][..., None, :])
-    if kv_lengths is not None:
-        conditions.append(keys < kv_lengths[..., None, None])
+    if masks.query_offset is not None:
+        conditions.append(keys <= rows[:, None] + masks.query_offset[..., None, None])
+    if masks.segment_ids is not None:
+        of_queries, of_keys = masks.segment_ids
+        conditions.append(of_queries[..., :, None] == of_keys[..., None, :])
+    if masks.kv_lengths is not None:
+        conditions.append(keys < masks.kv_lengths[..., None, None])
     return reduce(jnp.logical_and, conditions) if conditions else None
 
 

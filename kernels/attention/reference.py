@@ -31,13 +31,7 @@ def attend(request: Request, operands: Operands) -> Result:
     scores = jnp.einsum("bnkgd,bmkd->bkgnm", q, k).reshape(b, h, n, m)
     if operands.bias is not None:
         scores = scores + operands.bias.astype(jnp.float32)
-    allowed = visible(
-        jnp.arange(n),
-        m,
-        query_offset=operands.query_offset,
-        segment_ids=operands.segment_ids,
-        kv_lengths=operands.kv_lengths,
-    )
+    allowed = visible(jnp.arange(n), m, operands.masks)
     if allowed is not None:
         allowed = allowed[:, None] if allowed.ndim == 3 else allowed
         scores = jnp.where(allowed, scores, -jnp.inf)
@@ -53,9 +47,9 @@ def attend(request: Request, operands: Operands) -> Result:
     weights = unnormalized / total
 
     kept = weights
-    if operands.dropout is not None:
+    if operands.masks.dropout is not None:
         examples, heads, rows = jnp.ix_(jnp.arange(b), jnp.arange(h), jnp.arange(n))
-        keep = dropout_keep(operands.dropout, examples, heads, rows, m, request.dropout_rate)
+        keep = dropout_keep(operands.masks.dropout, examples, heads, rows, m, request.dropout_rate)
         kept = jnp.where(keep, weights / (1 - request.dropout_rate), 0.0)
     out = jnp.einsum("bkgnm,bmkd->bnkgd", kept.reshape(b, kv_heads, group, n, m), v)
 

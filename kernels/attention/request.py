@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from internvideo_jax.kernels.attention.masks import Dropout
+from internvideo_jax.kernels.attention.masks import Masks
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -50,16 +50,13 @@ class Request:
 
 
 class Operands(NamedTuple):
-    """The arrays of a call; None for what it does not use."""
+    """The arrays of a call; no bias is None."""
 
     q: Float[Array, "B N H D"]
     k: Float[Array, "B M Hkv D"]
     v: Float[Array, "B M Hkv D"]
-    bias: Float[Array, "#B #H N M"] | None = None
-    segment_ids: tuple[Int[Array, "B N"], Int[Array, "B M"]] | None = None
-    kv_lengths: Int[Array, " B"] | None = None
-    query_offset: Int[Array, ""] | Int[Array, " B"] | None = None
-    dropout: Dropout | None = None
+    bias: Float[Array, "#B #H N M"] | None
+    masks: Masks
 
 
 class Result(NamedTuple):
@@ -100,7 +97,7 @@ def make_request(
     Raises:
       ValueError: shapes, dtypes or options do not fit together.
     """
-    q, k, v, bias, segment_ids, kv_lengths, query_offset, _ = operands
+    q, k, v, bias, (segment_ids, kv_lengths, query_offset, _) = operands
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4 or 0 in x.shape:
             axes = "[B, N, H, D]" if name == "q" else "[B, M, Hkv, D]"

@@ -6,13 +6,13 @@ over the rows of each; the last rows may be padding, which is dropped when resul
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Self
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from internvideo_jax.kernels.attention.masks import Dropout, dropout_keep, visible
+from internvideo_jax.kernels.attention.masks import Masks, dropout_keep, visible
 from internvideo_jax.kernels.attention.request import Request
 
 # Scores of one tile. On a CPU: few enough to stay in the last-level cache, so many that starting
@@ -22,15 +22,6 @@ _CPU_TILE_SCORES = 6 * 2**18
 _TILE_SCORES = 2**25
 # With fewer rows the matrix products become slow.
 _MIN_ROWS = 128
-
-
-class Masks(NamedTuple):
-    """The operands without a gradient (see `Operands`)."""
-
-    segment_ids: tuple[Int[Array, "B N"], Int[Array, "B M"]] | None
-    kv_lengths: Int[Array, " B"] | None
-    query_offset: Int[Array, ""] | Int[Array, " B"] | None
-    dropout: Dropout | None
 
 
 @dataclass(frozen=True)
@@ -55,51 +46,21 @@ def tiling(request: Request) -> Tiling:
     )
 
 
-class Cut:
-    """A call cut into blocks.
+def block_indices(request: Request) -> Int[Array, " b"]:
+    """The indices of a call's blocks, to be given to `Block.at` one by one."""
+    return jnp.arange(request.batch * (request.kv_heads // tiling(request).kv_heads))
 
-    Attributes:
-      blocks: the indices of the blocks, to be given to `block` one by one.
-    """
 
-    def __init__(self, request: Request, bias: Array | None, masks: Masks) -> None:
-        self._request = request
-        self._tiling = tiling(request)
-        self._masks = masks
-        self._original_bias = bias
-        self._bias = None if bias is None else self._split_bias(bias)
-        self.blocks = jnp.arange(request.batch * (request.kv_heads // self._tiling.kv_heads))
-
-    def block(self, index: Int[Array, ""]) -> "Block":
-        """One block, of a traced index."""
-        per_example = self._request.kv_heads // self._tiling.kv_heads
-        return Block(
-            request=self._request,
-            tiling=self._tiling,
-            bias=self._bias,
-            masks=self._masks,
-            example=index // per_example,
-            first_head=index % per_example * self._tiling.kv_heads,
-        )
-
-    def zero_bias_gradient(self) -> Float[Array, "#B #Hkv #G P M"] | None:
-        """What `Block.add_bias_gradient` starts from."""
-        return None if self._bias is None else lax.full_like(self._bias, 0, jnp.float32)
-
-    def bias_gradient(self, total: Array | None) -> Float[Array, "#B #H N M"] | None:
-        """The sum made by `Block.add_bias_gradient` in the bias's own shape and dtype."""
-        bias = self._original_bias
-        if bias is None or total is None:
-            return None
-        total = total[..., : self._request.queries, :]
-        return total.reshape(bias.shape).astype(bias.dtype)
-
-    def _split_bias(self, bias: Array) -> Float[Array, "#B #Hkv #G P M"]:
-        examples, heads, n, m = bias.shape
-        split = (1, 1) if heads == 1 else (self._request.kv_heads, self._request.group)
-        padding = self._tiling.rows * self._tiling.tiles - n
-        bias = jnp.pad(bias, ((0, 0), (0, 0), (0, padding), (0, 0)))
-        return bias.reshape(examples, *split, n + padding, m)
+def split_bias(request: Request, bias: Array | None) -> Float[Array, "#B #Hkv #G P M"] | None:
+    """A bias by groups of heads, its rows padded to whole tiles."""
+    if bias is None:
+        return None
+    examples, heads, n, m = bias.shape
+    cut = tiling(request)
+    split = (1, 1) if heads == 1 else (request.kv_heads, request.group)
+    padding = cut.rows * cut.tiles - n
+    bias = jnp.pad(bias, ((0, 0), (0, 0), (0, padding), (0, 0)))
+    return bias.reshape(examples, *split, n + padding, m)
 
 
 @dataclass(frozen=True)
@@ -112,6 +73,14 @@ class Block:
     masks: Masks
     example: Int[Array, ""]
     first_head: Int[Array, ""]
+
+    @classmethod
+    def at(cls, index: Int[Array, ""], request: Request, bias: Array | None, masks: Masks) -> Self:
+        """A block of a call whose bias `split_bias` has split."""
+        cut = tiling(request)
+        per_example = request.kv_heads // cut.kv_heads
+        first_head = index % per_example * cut.kv_heads
+        return cls(request, cut, bias, masks, index // per_example, first_head)
 
     @property
     def tiles(self) -> Int[Array, " t"]:
@@ -159,18 +128,12 @@ class Block:
         if self.bias is not None:
             bias = lax.dynamic_slice(self.bias, *self._bias_tile(self.bias, tile))[0, :, 0]
             scores = scores + bias.astype(jnp.float32)
-        offset, lengths, segments = (
-            getattr(self.masks, name) for name in ("query_offset", "kv_lengths", "segment_ids")
-        )
-        if offset is not None and offset.ndim:
-            offset = offset[self.example]
-        allowed = visible(
-            self._rows(tile),
-            self.request.keys,
-            query_offset=offset,
-            segment_ids=None if segments is None else self._segments(segments, tile),
-            kv_lengths=None if lengths is None else lengths[self.example],
-        )
+        rows, masks = self._rows(tile), self.masks.of_example(self.example)
+        if masks.segment_ids is not None:
+            of_queries, of_keys = masks.segment_ids
+            of_rows = of_queries.at[rows].get(mode="fill", fill_value=0)
+            masks = masks._replace(segment_ids=(of_rows, of_keys))
+        allowed = visible(rows, self.request.keys, masks)
         return scores if allowed is None else jnp.where(allowed, scores, -jnp.inf)
 
     def dropout(self, x: Float[Array, "h c M"], tile: Int[Array, ""]) -> Float[Array, "h c M"]:
@@ -199,12 +162,6 @@ class Block:
 
     def _rows(self, tile: Int[Array, ""]) -> Int[Array, " c"]:
         return tile % self.tiling.tiles * self.tiling.rows + jnp.arange(self.tiling.rows)
-
-    def _segments(
-        self, ids: tuple[Array, Array], tile: Int[Array, ""]
-    ) -> tuple[Int[Array, " c"], Int[Array, " M"]]:
-        queries, keys = (x[self.example] for x in ids)
-        return queries.at[self._rows(tile)].get(mode="fill", fill_value=0), keys
 
     def _bias_tile(
         self, bias: Float[Array, "#B #Hkv #G P M"], tile: Int[Array, ""]

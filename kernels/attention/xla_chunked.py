@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from internvideo_jax.kernels.attention.masks import Masks
 from internvideo_jax.kernels.attention.request import Operands, Request, Result
-from internvideo_jax.kernels.attention.tiles import Cut, Masks
+from internvideo_jax.kernels.attention.tiles import Block, block_indices, split_bias
 
 PyTree = Any
 
@@ -40,8 +41,7 @@ def attend(request: Request, operands: Operands) -> Result:
     Returns:
       The result; its out has q's dtype, its lse is float32.
     """
-    masks = Masks(*(getattr(operands, name) for name in Masks._fields))
-    out, lse = _attend(request, operands.q, operands.k, operands.v, operands.bias, masks)
+    out, lse = _attend(request, *operands)
     return Result(out=out, lse=lse[..., 0].swapaxes(1, 2) if request.return_lse else None)
 
 
@@ -49,10 +49,10 @@ def attend(request: Request, operands: Operands) -> Result:
 def _attend(
     request: Request, q: Array, k: Array, v: Array, bias: Array | None, masks: Masks
 ) -> tuple[Float[Array, "B N H D"], Float[Array, "B N H 1"]]:
-    cut = Cut(request, bias, masks)
+    bias = split_bias(request, bias)
 
     def run_block(results: PyTree, index: Array) -> tuple[PyTree, None]:
-        block = cut.block(index)
+        block = Block.at(index, request, bias, masks)
         keys, values = block.keys(k), block.keys(v)
         queries = block.queries(q) * request.scale
 
@@ -71,7 +71,7 @@ def _attend(
 
     out = lax.full_like(q, 0)
     lse = lax.full_like(q, 0, dtype=jnp.float32, shape=(*q.shape[:3], 1))
-    return lax.scan(run_block, (out, lse), cut.blocks)[0]
+    return lax.scan(run_block, (out, lse), block_indices(request))[0]
 
 
 def _attend_forward(
@@ -84,7 +84,7 @@ def _attend_forward(
 def _attend_backward(request: Request, saved: PyTree, cotangents: tuple[Array, Array]) -> PyTree:
     q, k, v, bias, masks, out, lse = saved
     d_out, d_lse = cotangents
-    cut = Cut(request, bias, masks)
+    split = split_bias(request, bias)
     # The mean of d_weights under the weights of a row equals d_out · out.
     mean = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
     mean = mean - d_lse
@@ -93,7 +93,7 @@ def _attend_backward(request: Request, saved: PyTree, cotangents: tuple[Array, A
 
     def run_block(grads: PyTree, index: Array) -> tuple[PyTree, None]:
         dq, dk, dv, d_bias = grads
-        block = cut.block(index)
+        block = Block.at(index, request, split, masks)
         keys, values = block.keys(k), block.keys(v)
         per_row = (block.queries(q) * request.scale, *map(block.queries, (d_out, lse, mean)))
 
@@ -114,9 +114,12 @@ def _attend_backward(request: Request, saved: PyTree, cotangents: tuple[Array, A
         dq = block.store_queries(dq, dq_tiles * request.scale)
         return (dq, block.store_keys(dk, dk_t), block.store_keys(dv, dv_t), d_bias), None
 
-    zeros = (*(lax.full_like(x, 0) for x in (q, k, v)), cut.zero_bias_gradient())
-    dq, dk, dv, d_bias = lax.scan(run_block, zeros, cut.blocks)[0]
-    return dq, dk, dv, cut.bias_gradient(d_bias), None
+    d_bias = None if split is None else lax.full_like(split, 0, jnp.float32)
+    zeros = (*(lax.full_like(x, 0) for x in (q, k, v)), d_bias)
+    dq, dk, dv, d_bias = lax.scan(run_block, zeros, block_indices(request))[0]
+    if d_bias is not None:
+        d_bias = d_bias[..., : request.queries, :].reshape(bias.shape).astype(bias.dtype)
+    return dq, dk, dv, d_bias, None
 
 
 def _rows(x: Float[Array, "h t c E"], tile: Array) -> Float[Array, "h c E"]:

@@ -13,32 +13,37 @@ import numpy as np
 from internvideo_jax.convert.engine.plan import export_plan
 from internvideo_jax.convert.files.safetensors_file import write_safetensors_file
 from internvideo_jax.launch.arguments import UsageError
-from internvideo_jax.launch.benchmarks.processes import Say, interleave, run_command, timed
-from internvideo_jax.launch.benchmarks.report import Row, Sample
+from internvideo_jax.launch.benchmarks.runner import (
+    Row,
+    Sample,
+    interleave,
+    run_command,
+    say,
+    timed,
+)
+from internvideo_jax.models import stage1, video_vit
 
 
-def benchmark_convert(name: str, config: Any, *, workdir: Path, repeats: int, say: Say) -> Row:
-    """Times `internvideo-jax convert` of a random float32 checkpoint, in turns with a copy of it.
+def benchmark_convert(*, workdir: Path, repeats: int) -> Row:
+    """Times `internvideo-jax convert` of a random 1B checkpoint, in turns with a copy of it.
 
-    The checkpoint is a `.safetensors` file; it, its copy and the converted model lie on one disk.
-    Before each run, not timed, the system writes out what earlier runs left, free memory is touched
-    and the file is read: all start from a quiet disk, a cached file, and memory that a virtual
-    machine has (a host that lends it on first use takes up to four times as long as the copy
-    itself, and now one side pays, now the other). Neither side waits until its own output has
+    The checkpoint is a float32 `.safetensors` file; it, its copy and the converted model lie on one
+    disk. Before each run, not timed, the system writes out what earlier runs left, free memory is
+    touched and the file is read: all start from a quiet disk, a cached file, and memory that a
+    virtual machine has (a host that lends it on first use takes up to four times as long as the
+    copy itself, and now one side pays, now the other). Neither side waits until its own output has
     reached the disk. Our time includes the start of the program.
 
     Args:
-      name: of the row.
-      config: config of one of the `models.ARCHITECTURES`.
       workdir: where to make a folder for all files; it is removed at the end, come what may.
       repeats: timed runs of each side.
-      say: called with a line of progress.
 
     Raises:
       UsageError: too little room.
       ChildProcessError: the conversion failed.
     """
-    shapes = checkpoint_shapes(config)
+    name = "convert/1b"
+    shapes = checkpoint_shapes(stage1.stage1_student(video_vit.internvideo2_1b()))
     size = sum(4 * int(np.prod(shape)) for shape in shapes.values())
     workdir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=workdir) as temporary:
@@ -62,7 +67,7 @@ def benchmark_convert(name: str, config: Any, *, workdir: Path, repeats: int, sa
 
         runs = {"convert": convert, "copying the file": copy}
         details = {"checkpoint": "safetensors, float32", "checkpoint_gb": size / 1e9}
-        return interleave(name, runs, repeats, say, details)
+        return interleave(name, runs, repeats, details)
 
 
 def checkpoint_shapes(config: Any) -> dict[str, tuple[int, ...]]:

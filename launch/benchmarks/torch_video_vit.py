@@ -1,8 +1,8 @@
 """The InternVideo2 video encoder in plain PyTorch: what `benchmark encoder` races against.
 
-Written the way a PyTorch user would write it for inference: fused linear layers, fused
-`scaled_dot_product_attention`, one op per line otherwise. It reads the parameters of
-`models.video_vit` by name, so both sides compute the same function of the same numbers.
+Fused linear layers, fused `scaled_dot_product_attention`, one op per line otherwise. It takes the
+parameters of `models.video_vit` by name, so both sides compute the same function of the same
+numbers.
 """
 
 import math
@@ -11,121 +11,79 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-Arrays = Mapping[str, np.ndarray]
+from torch import Tensor
 
 
-def _parameter(array: np.ndarray) -> nn.Parameter:
-    return nn.Parameter(torch.from_numpy(np.array(array, order="C")), requires_grad=False)
-
-
-def _linear(params: Arrays, name: str, inputs: int, layer: int | None = None) -> nn.Linear:
-    """`nn.Linear` with the kernel `[in..., out...]` called `name`, its first `inputs` axes in."""
-
-    def read(key: str) -> np.ndarray:
-        array = params[f"{name}/{key}"]
-        return array if layer is None else array[layer]
-
-    kernel = read("kernel")
-    kernel = kernel.reshape(math.prod(kernel.shape[:inputs]), -1)
-    has_bias = f"{name}/bias" in params
-    linear = nn.Linear(*kernel.shape, bias=has_bias, device="meta")
-    linear.weight = _parameter(kernel.T)
-    if has_bias:
-        linear.bias = _parameter(read("bias").reshape(-1))
-    return linear
-
-
-def _layer_norm(params: Arrays, name: str) -> nn.LayerNorm:
-    norm = nn.LayerNorm(params[f"{name}/scale"].size, eps=1e-5, device="meta")
-    norm.weight, norm.bias = (_parameter(params[f"{name}/{key}"]) for key in ("scale", "bias"))
-    return norm
-
-
-def _rms_norm(scale: np.ndarray) -> nn.RMSNorm:
-    norm = nn.RMSNorm(scale.size, eps=1e-6, device="meta")
-    norm.weight = _parameter(scale.reshape(-1))
-    return norm
-
-
-def _heads(x: Tensor, num_heads: int) -> Tensor:
-    """`[B, N, H * Dh] -> [B, H, N, Dh]`."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
-
-
-class Block(nn.Module):
-    """One pre-norm layer with q/k RMSNorm over the full width and layer scale."""
-
-    def __init__(self, params: Arrays, layer: int) -> None:
-        super().__init__()
-        self.num_heads = params["blocks/attn/qkv/kernel"].shape[-2]
-        self.norm1, self.norm2, self.q_norm, self.k_norm = (
-            _rms_norm(params[f"blocks/{name}/scale"][layer])
-            for name in ("norm1", "norm2", "attn/q_norm", "attn/k_norm")
-        )
-        self.qkv = _linear(params, "blocks/attn/qkv", 1, layer)
-        self.proj = _linear(params, "blocks/attn/proj", 2, layer)
-        self.fc1 = _linear(params, "blocks/mlp/fc1", 1, layer)
-        self.fc2 = _linear(params, "blocks/mlp/fc2", 1, layer)
-        self.ls1, self.ls2 = (
-            _parameter(params[f"blocks/{name}/gamma"][layer]) for name in ("ls1", "ls2")
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
-        q, k, v = (_heads(a, self.num_heads) for a in (self.q_norm(q), self.k_norm(k), v))
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + self.ls1 * self.proj(attended)
-        hidden = F.gelu(self.fc1(self.norm2(x)), approximate="tanh")
-        return x + self.ls2 * self.fc2(hidden)
-
-
-class AttentionPooler(nn.Module):
-    """Cross-attention of the tokens' mean to the tokens."""
-
-    def __init__(self, params: Arrays) -> None:
-        super().__init__()
-        self.num_heads = params["pooler/q/kernel"].shape[1]
-        self.norm_q, self.norm_k, self.norm_v = (
-            _layer_norm(params, f"pooler/norm_{name}") for name in "qkv"
-        )
-        self.q, self.k, self.v = (_linear(params, f"pooler/{name}", 1) for name in "qkv")
-        self.proj = _linear(params, "pooler/proj", 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean = x.mean(1, keepdim=True)
-        q, k, v = (
-            _heads(a, self.num_heads)
-            for a in (self.q(self.norm_q(mean)), self.k(self.norm_k(x)), self.v(self.norm_v(x)))
-        )
-        pooled = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return self.proj(pooled)[:, 0]
-
-
-class TorchVideoViT(nn.Module):
+class TorchVideoViT:
     """`models.video_vit.VideoViT` with tanh GELU and one position table over all tokens."""
 
-    def __init__(self, params: Arrays) -> None:
-        """Builds the model around copies of parameters named as in `VideoViT`, joined by `/`."""
-        super().__init__()
-        kernel = params["patch_embed/kernel"]
-        self.patch_embed = nn.Conv3d(
-            kernel.shape[3], kernel.shape[4], kernel.shape[:3], kernel.shape[:3], device="meta"
-        )
-        self.patch_embed.weight = _parameter(kernel.transpose(4, 3, 0, 1, 2))
-        self.patch_embed.bias = _parameter(params["patch_embed/bias"])
-        self.cls_token = _parameter(params["cls_token"])
-        self.pos_embed = _parameter(params["pos_embed"])
-        depth = params["blocks/norm1/scale"].shape[0]
-        self.blocks = nn.ModuleList(Block(params, layer) for layer in range(depth))
-        self.pooler = AttentionPooler(params)
+    def __init__(self, params: Mapping[str, np.ndarray]) -> None:
+        """Takes copies of parameters named as in `VideoViT`, joined by `/`."""
+        self._depth, self._num_heads, _ = params["blocks/attn/q_norm/scale"].shape
+        self._pooler_heads = params["pooler/q/kernel"].shape[1]
+        self._weights: dict[str, Tensor] = {}
+        for path, array in params.items():
+            if path.startswith("blocks/"):
+                for layer, part in enumerate(array):
+                    self._add(path.replace("blocks", f"blocks/{layer}"), part)
+            else:
+                self._add(path, array)
 
-    def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes clips `[B, T, H, W, 3]`; returns tokens `[B, N, D]` and pooled `[B, P]`."""
-        patches = self.patch_embed(video.permute(0, 4, 1, 2, 3)).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
-        x = x + self.pos_embed
-        for block in self.blocks:
-            x = block(x)
-        return x, self.pooler(x)
+        w = self._weights
+        kernel = w["patch_embed/kernel"]
+        patches = F.conv3d(
+            video.permute(0, 4, 1, 2, 3), kernel, w["patch_embed/bias"], stride=kernel.shape[2:]
+        )
+        patches = patches.flatten(2).transpose(1, 2)
+        x = torch.cat([w["cls_token"].expand(len(patches), -1, -1), patches], dim=1)
+        x = x + w["pos_embed"]
+        for layer in range(self._depth):
+            x = self._block(f"blocks/{layer}", x)
+        inputs = {"q": x.mean(1, keepdim=True), "k": x, "v": x}
+        q, k, v = (
+            self._linear(f"pooler/{name}", self._layer_norm(f"pooler/norm_{name}", y))
+            for name, y in inputs.items()
+        )
+        pooled = self._linear("pooler/proj", _attend(q, k, v, self._pooler_heads))
+        return x, pooled[:, 0]
+
+    def _block(self, name: str, x: Tensor) -> Tensor:
+        """One pre-norm layer with q/k RMSNorm over the full width and layer scale."""
+        qkv = self._linear(f"{name}/attn/qkv", self._rms_norm(f"{name}/norm1", x))
+        q, k, v = qkv.chunk(3, dim=-1)
+        q, k = self._rms_norm(f"{name}/attn/q_norm", q), self._rms_norm(f"{name}/attn/k_norm", k)
+        attended = self._linear(f"{name}/attn/proj", _attend(q, k, v, self._num_heads))
+        x = x + self._weights[f"{name}/ls1/gamma"] * attended
+        hidden = self._linear(f"{name}/mlp/fc1", self._rms_norm(f"{name}/norm2", x))
+        hidden = self._linear(f"{name}/mlp/fc2", F.gelu(hidden, approximate="tanh"))
+        return x + self._weights[f"{name}/ls2/gamma"] * hidden
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        return F.linear(x, self._weights[f"{name}/kernel"], self._weights.get(f"{name}/bias"))
+
+    def _rms_norm(self, name: str, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], self._weights[f"{name}/scale"], eps=1e-6)
+
+    def _layer_norm(self, name: str, x: Tensor) -> Tensor:
+        scale, bias = (self._weights[f"{name}/{key}"] for key in ("scale", "bias"))
+        return F.layer_norm(x, x.shape[-1:], scale, bias, eps=1e-5)
+
+    def _add(self, path: str, array: np.ndarray) -> None:
+        """Keeps a copy of a parameter in PyTorch's layout."""
+        if path == "patch_embed/kernel":
+            array = array.transpose(4, 3, 0, 1, 2)
+        elif path.endswith("/kernel"):
+            num_inputs = 2 if path.endswith("/proj/kernel") else 1
+            array = array.reshape(math.prod(array.shape[:num_inputs]), -1).T
+        elif "/" in path:
+            # Norms and biases of heads are over the full width.
+            array = array.reshape(-1)
+        self._weights[path] = torch.from_numpy(np.array(array, order="C"))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
+    """Attention of `[B, N, H * Dh]`."""
+    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -62,10 +62,10 @@ def describe(
         "parameters:",
         parameter_overview.get_parameter_overview(params, include_stats="sharding"),
         f"trained: {_count(state.params):,} of {_count(params):,}",
-        *(["", "frozen models:"] if jax.tree.leaves(frozen) else []),
     ]
     if jax.tree.leaves(frozen):
-        lines.append(parameter_overview.get_parameter_overview(frozen, include_stats="sharding"))
+        overview = parameter_overview.get_parameter_overview(frozen, include_stats="sharding")
+        lines += ["", "frozen models:", overview]
     lines += [f"note: {note}" for note in unsplit(stage, mesh, DEFAULT_RULES)]
     lines += ["", "memory per device, before activations:", *_memory_lines(memory, memory_limit)]
     micro_batches = f" in {config.accumulation} micro-batches" if config.accumulation > 1 else ""
@@ -133,4 +133,4 @@ def _rate_lines(schedule: optax.Schedule, places: dict[int, str], rows: int) -> 
 
 
 def _count(tree: PyTree) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

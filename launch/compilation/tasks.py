@@ -1,7 +1,5 @@
 """The programs of a report: a forward pass, a loss with its gradients, a step of training."""
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,17 +19,8 @@ from internvideo_jax.training.stage import Stage
 from internvideo_jax.training.state import abstract_frozen, abstract_state
 from internvideo_jax.training.step import abstract_batch, make_train_step
 
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """A function to compile: its abstract arguments and the shardings of its results.
-
-    A jitted function has its own, `out_shardings` is None then.
-    """
-
-    fn: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    out_shardings: Any
+# A jitted function and its abstract arguments.
+Task = tuple[Any, tuple[Any, ...]]
 
 
 def make_module(config: ConfigDict) -> nn.Module:
@@ -56,7 +45,8 @@ def forward_task(module: nn.Module, mesh: Mesh, batch_size: int) -> Task:
     variables = _abstract_variables(module, mesh)
     inputs = _abstract_inputs(module, mesh, batch_size)
     outputs = _abstract_outputs(module, mesh, batch_size)
-    return Task(module.apply, (variables, *inputs), jax.tree.map(lambda x: x.sharding, outputs))
+    shardings = jax.tree.map(lambda x: x.sharding, outputs)
+    return jax.jit(module.apply, out_shardings=shardings), (variables, *inputs)
 
 
 def gradient_task(module: nn.Module, mesh: Mesh, batch_size: int) -> Task:
@@ -86,11 +76,11 @@ def gradient_task(module: nn.Module, mesh: Mesh, batch_size: int) -> Task:
         squares = (jnp.mean(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(outputs))
         return sum(squares, jnp.float32(0.0))
 
-    return Task(
-        jax.value_and_grad(loss),
-        (params, variables, targets, *_abstract_inputs(module, mesh, batch_size)),
-        (NamedSharding(mesh, PartitionSpec()), jax.tree.map(lambda x: x.sharding, params)),
-    )
+    whole = NamedSharding(mesh, PartitionSpec())
+    parts = jax.tree.map(lambda x: x.sharding, params)
+    # Left to itself, the compiler may replicate the gradient of a sharded parameter.
+    gradient = jax.jit(jax.value_and_grad(loss), out_shardings=(whole, parts))
+    return gradient, (params, variables, targets, *_abstract_inputs(module, mesh, batch_size))
 
 
 def train_step_task(stage: Stage, config: TrainConfig, mesh: Mesh) -> Task:
@@ -101,7 +91,7 @@ def train_step_task(stage: Stage, config: TrainConfig, mesh: Mesh) -> Task:
     schedule = config.schedule(config.lengths(steps_per_epoch=1000))
     step = make_train_step(stage, config, schedule, state, mesh, DEFAULT_RULES)
     frozen = abstract_frozen(stage, mesh, DEFAULT_RULES)
-    return Task(step, (state, fixed, frozen, batch), None)
+    return step, (state, fixed, frozen, batch)
 
 
 def _abstract_variables(module: nn.Module, mesh: Mesh) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.pipeline import eval_batches
-from internvideo_jax.data.synthetic.world import MOTIONS, SHAPES, Content, Split, World
+from internvideo_jax.data.synthetic.world import MOTIONS, SHAPES, Split, World
 
 _BATCH = 50
 
@@ -18,29 +18,15 @@ class Clips:
 
     Attributes:
       video: uint8 `[N, T, S, S, 3]`.
-      contents: everything that is known of them.
+      motions: index in `world.MOTIONS`, int64 `[N]`.
+      shapes: index in `world.SHAPES`, int64 `[N]`.
+      looks: `Content.look`, int64 `[N]`.
     """
 
     video: np.ndarray
-    contents: list[Content]
-
-    @property
-    def motions(self) -> np.ndarray:
-        """Index in `world.MOTIONS`, int64 `[N]`."""
-        return np.array([MOTIONS.index(content.motion) for content in self.contents])
-
-    @property
-    def shapes(self) -> np.ndarray:
-        """Index in `world.SHAPES`, int64 `[N]`."""
-        return np.array([SHAPES.index(content.shape) for content in self.contents])
-
-    @property
-    def looks(self) -> np.ndarray:
-        """`Content.look`, int64 `[N]`."""
-        return np.array([content.look for content in self.contents])
-
-    def __len__(self) -> int:
-        return len(self.video)
+    motions: np.ndarray
+    shapes: np.ndarray
+    looks: np.ndarray
 
 
 def cache_dir(world: World) -> Path:
@@ -67,4 +53,10 @@ def read_clips(world: World, split: Split, config: DataConfig) -> Clips:
         if errors := [error for error in batch["error"] if error]:
             raise ValueError(f"expected clips of the demo's own, found {errors[0]}")
         video.append(batch["video"][batch["valid"]])
-    return Clips(np.concatenate(video), world.contents(split))
+    contents = world.contents(split)
+    return Clips(
+        np.concatenate(video),
+        motions=np.array([MOTIONS.index(content.motion) for content in contents]),
+        shapes=np.array([SHAPES.index(content.shape) for content in contents]),
+        looks=np.array([content.look for content in contents]),
+    )

@@ -27,25 +27,15 @@ class Part:
     flops: float = 0.0
 
 
-class Meter:
-    """Measures parts one after the other.
-
-    Attributes:
-      parts: those that are done.
-    """
-
-    def __init__(self) -> None:
-        self.parts: list[Part] = []
-
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[Part]:
-        """Measures what is done within; its FLOPs are for the caller to set."""
-        part = Part(name)
-        began, cpu_began = time.perf_counter(), _cpu_seconds()
-        yield part
-        part.seconds = time.perf_counter() - began
-        part.cpu_seconds = _cpu_seconds() - cpu_began
-        self.parts.append(part)
+@contextlib.contextmanager
+def measured(parts: list[Part], name: str) -> Iterator[Part]:
+    """Measures what is done within as a part, and adds it; its FLOPs are for the caller to set."""
+    part = Part(name)
+    began, cpu_began = time.perf_counter(), _cpu_seconds()
+    yield part
+    part.seconds = time.perf_counter() - began
+    part.cpu_seconds = _cpu_seconds() - cpu_began
+    parts.append(part)
 
 
 def matmul_gflops(size: int = 2048, repeats: int = 5) -> float:

@@ -2,13 +2,19 @@
 
 import dataclasses
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from internvideo_jax.data.synthetic.world import MOTIONS, SHAPES
 from internvideo_jax.launch.demonstration.meter import Part
 from internvideo_jax.launch.demonstration.probe import ProbeResult
+from internvideo_jax.training.metrics import METRICS, read_metrics
+
+# Beside the model of a run, the one that it started from.
+UNTRAINED = "untrained"
 
 # Points on motion by which stage 1 must beat the encoder that it started from.
 REQUIRED_GAIN = 10.0
@@ -38,7 +44,7 @@ class Run:
 
     Attributes:
       name: of what was trained.
-      model: directory of the saved model.
+      model: directory of the saved model, in the folder of the run.
       steps: of the run.
       losses: final value of each metric to show.
       constants: a constant predictor's value of the same.
@@ -49,10 +55,31 @@ class Run:
     name: str
     model: Path
     steps: int
-    losses: dict[str, float]
-    constants: dict[str, float]
-    data_wait: float
+    losses: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    constants: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    data_wait: float = 0.0
     accuracy: float | None = None
+
+    @property
+    def untrained(self) -> Path:
+        """The saved model that training started from."""
+        return self.model.with_name(UNTRAINED)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of its metrics file."""
+        return read_metrics(self.model.with_name(METRICS))
+
+    def judged(self, constants: Mapping[str, float], accuracy: float | None = None) -> "Run":
+        """The run with its losses beside those of a constant predictor."""
+        lines = self.metrics()
+        waits = [line["data_wait"] for line in lines if "data_wait" in line]
+        return dataclasses.replace(
+            self,
+            losses={name: lines[-1][name] for name in constants},
+            constants=constants,
+            data_wait=float(np.mean(waits or [0.0])),
+            accuracy=accuracy,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,57 +8,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+import jax
 import numpy as np
+from flax import traverse_util
 
 from internvideo_jax.configs.demo import common, image_teacher, pretrain, video_teacher
+from internvideo_jax.files import atomic_directory
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch import train as command
 from internvideo_jax.launch.demonstration.meter import Part
-from internvideo_jax.launch.demonstration.weights import save_untrained
+from internvideo_jax.launch.demonstration.report import UNTRAINED, Run
+from internvideo_jax.models.video_vit import VideoViTConfig
 from internvideo_jax.training.loop import MODEL
-from internvideo_jax.training.metrics import METRICS, read_metrics
+from internvideo_jax.training.stage import Variables
 
 CONFIGS = {
     "image teacher": image_teacher.get_config,
     "video teacher": video_teacher.get_config,
     "stage 1": pretrain.get_config,
 }
-UNTRAINED = "untrained"
 # In the folder of the runs, once all is done: the next demo starts anew.
 _FINISHED = "finished"
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedModel:
-    """What a run has left.
-
-    Attributes:
-      name: of the run.
-      directory: its folder.
-      steps: its length.
-    """
-
-    name: str
-    directory: Path
-    steps: int
-
-    @property
-    def model(self) -> Path:
-        """The saved model."""
-        return self.directory / MODEL
-
-    @property
-    def untrained(self) -> Path:
-        """The saved model that training started from."""
-        return self.directory / UNTRAINED
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of its metrics file."""
-        return read_metrics(self.directory / METRICS)
-
-    def data_wait(self) -> float:
-        """Share of the steps' time that the device waited for data."""
-        return float(np.mean([x["data_wait"] for x in self.metrics() if "data_wait" in x] or [0.0]))
+# Of all linear layers of the family (`nn.linear.default_kernel_init`).
+_RELEASED_STD = 0.02
 
 
 def recipe(
@@ -99,7 +72,7 @@ def close_folder(directory: Path) -> None:
     (directory / _FINISHED).touch()
 
 
-def train(name: str, size: str, folder: Path, part: Part, data: Mapping[str, str]) -> TrainedModel:
+def train(name: str, size: str, folder: Path, part: Part, data: Mapping[str, str]) -> Run:
     """Trains from random weights, or goes on from the newest checkpoint.
 
     Args:
@@ -120,4 +93,37 @@ def train(name: str, size: str, folder: Path, part: Part, data: Mapping[str, str
     part.flops = sum(run.stage.flops().values()) * float(run.train.rows * run.train.steps)
     if not command.train(run, directory):
         raise arguments.Terminated
-    return TrainedModel(name, directory, run.train.steps)
+    return Run(name, directory / MODEL, run.train.steps)
+
+
+def save_untrained(directory: Path, stage: Any, seed: int) -> None:
+    """Writes a stage's model with random weights, unless it is there.
+
+    Args:
+      directory: of the saved model.
+      stage: whose model; its module has an encoder.
+      seed: of the weights.
+    """
+    if directory.exists():
+        return
+    variables = nn.unbox(jax.jit(stage.init)(jax.random.key(seed)))
+    with atomic_directory(directory) as partial:
+        stage.save(fan_in(variables, stage.module.config.encoder), partial)
+
+
+def fan_in(variables: Variables, encoder: VideoViTConfig) -> Variables:
+    """Rescales an encoder's kernels from the released deviation to 1 / sqrt(inputs).
+
+    The released 0.02 is made for widths in the thousands; a narrow network is nearly linear at it.
+    """
+
+    def rescale(path: str, leaf: jax.Array) -> jax.Array:
+        names = path.split("/")
+        # Patch embeddings start so anyway; decoders and heads are normalised or start small.
+        if "encoder" not in names or "patch_embed" in names or names[-1] != "kernel":
+            return leaf
+        inputs = encoder.mlp_dim if names[-2] == "fc2" else encoder.width
+        return leaf * np.float32(inputs**-0.5 / _RELEASED_STD)
+
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    return traverse_util.unflatten_dict({p: rescale(p, x) for p, x in flat.items()}, sep="/")

@@ -21,10 +21,9 @@ from internvideo_jax.launch.demonstration import features, runs
 from internvideo_jax.launch.demonstration.baseline import constant_losses
 from internvideo_jax.launch.demonstration.clips import Clips, cache_dir, read_clips
 from internvideo_jax.launch.demonstration.figures import loss_figure, mask_figure, world_figure
-from internvideo_jax.launch.demonstration.meter import Meter, matmul_gflops
+from internvideo_jax.launch.demonstration.meter import Part, matmul_gflops, measured
 from internvideo_jax.launch.demonstration.probe import draw_labels, probe
 from internvideo_jax.launch.demonstration.report import ProbeRow, Report, Run, as_html, as_json
-from internvideo_jax.launch.demonstration.runs import TrainedModel
 from internvideo_jax.launch.train import Run as Recipe
 from internvideo_jax.training.masking import attention_guided_kept, kept_to_mask
 from internvideo_jax.training.stages.alignment import AlignmentStage
@@ -57,15 +56,15 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
       arguments.Terminated: stopped by SIGTERM, after a checkpoint.
       OSError, ValueError: as `training.loop.train`.
     """
-    size = common.choose_size(size_name, "common.py")
+    size = common.SIZES[size_name]
     folder = runs.open_folder(size_name, output / "training")
-    meter = Meter()
+    parts: list[Part] = []
 
     say("Make a world: mp4 files with sound, captions and labels; decode them once")
     gflops = matmul_gflops()
-    with meter.part("world"):
+    with measured(parts, "world"):
         world, clips = _make_clips(size, home)
-    print(f"{sum(map(len, clips.values()))} clips in {world.directory}")
+    print(f"{sum(len(split.video) for split in clips.values())} clips in {world.directory}")
     seen = clips["train"]
     train = functools.partial(runs.train, size=size_name, folder=folder)
     cached = {"cache_dir": str(cache_dir(world))}
@@ -75,15 +74,15 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
     )
 
     say("Train an image teacher: single frames, labelled with colour, shape and size")
-    with meter.part("image teacher") as part:
+    with measured(parts, "image teacher") as part:
         image_teacher = train("image teacher", part=part, data=looks)
 
     say("Train a video teacher: clips, labelled with their motion")
-    with meter.part("video teacher") as part:
+    with measured(parts, "video teacher") as part:
         video_teacher = train("video teacher", part=part, data=motions)
 
     say("Stage 1: a masked student follows both teachers, without labels")
-    with meter.part("teachers' features"):
+    with measured(parts, "teachers' features"):
         targets = features.teacher_features(
             size, image_teacher.model, video_teacher.model, seen.video
         )
@@ -92,26 +91,29 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
         for name, array in targets.items():
             np.save(features_dir / f"{name}.npy", array)
     data = {**motions, "features_dir": str(features_dir)}
-    with meter.part("stage 1") as part:
+    with measured(parts, "stage 1") as part:
         student = train("stage 1", part=part, data=data)
 
     say("Probe the frozen encoders on held-out clips")
-    with meter.part("probes and report"):
+    with measured(parts, "probes and report"):
         rows = _probe_all(size, clips, student, video_teacher, image_teacher)
         stage1 = runs.recipe("stage 1", size_name, data)
         assert isinstance(stage1.stage, AlignmentStage)
+        test = clips["test"]
         results = [
-            _result(image_teacher, _constant(seen.looks), clips["test"], "looks"),
-            _result(video_teacher, _constant(seen.motions), clips["test"], "motions"),
-            _result(student, _constants(stage1, stage1.stage)),
+            image_teacher.judged(_constant(seen.looks), _accuracy(image_teacher, test, test.looks)),
+            video_teacher.judged(
+                _constant(seen.motions), _accuracy(video_teacher, test, test.motions)
+            ),
+            student.judged(_constants(stage1, stage1.stage)),
         ]
         pictures = {
-            "losses.png": _draw_losses([image_teacher, video_teacher, student], results),
+            "losses.png": _draw_losses(results),
             "masks.png": _draw_masks(stage1.stage, seen, targets["attention"]),
-            "confusion.png": _draw_confusion(rows[0], clips["test"].motions),
+            "confusion.png": _draw_confusion(rows[0], test.motions),
             "world.png": _draw_world(world, seen),
         }
-    report = Report(size_name, size.probe_labels, rows, results, meter.parts, gflops, usable_cpus())
+    report = Report(size_name, size.probe_labels, rows, results, parts, gflops, usable_cpus())
     _write(report, pictures, output)
     runs.close_folder(folder)
     return report
@@ -128,12 +130,12 @@ def _make_clips(size: common.Size, home: Path) -> tuple[World, dict[Split, Clips
 def _probe_all(
     size: common.Size,
     clips: Mapping[Split, Clips],
-    student: TrainedModel,
-    video_teacher: TrainedModel,
-    image_teacher: TrainedModel,
+    student: Run,
+    video_teacher: Run,
+    image_teacher: Run,
 ) -> list[ProbeRow]:
     """The table of probes, stage 1 and its start first."""
-    drawn = draw_labels(len(clips["probe"]), size.probe_labels, size.probe_draws, _PROBE_SEED)
+    drawn = draw_labels(len(clips["probe"].video), size.probe_labels, size.probe_draws, _PROBE_SEED)
     learnt, judged = clips["probe"], clips["test"]
 
     def row(name: str, model: Path, is_still: bool = False) -> ProbeRow:
@@ -159,27 +161,8 @@ def _still(video: np.ndarray) -> np.ndarray:
     return np.repeat(video[:, _MIDDLE : _MIDDLE + 1], video.shape[1], axis=1)
 
 
-def _result(
-    trained: TrainedModel,
-    constants: dict[str, float],
-    judged: Clips | None = None,
-    labels: str = "",
-) -> Run:
-    """What the report says of a run; of classifiers also how good they are."""
-    accuracy = None
-    if judged is not None:
-        scores = features.class_scores(trained.model, judged.video)
-        accuracy = top_k_accuracy(scores, getattr(judged, labels), 1)
-    last = trained.metrics()[-1]
-    return Run(
-        trained.name,
-        trained.model,
-        trained.steps,
-        {name: last[name] for name in constants},
-        constants,
-        trained.data_wait(),
-        accuracy,
-    )
+def _accuracy(classifier: Run, clips: Clips, labels: np.ndarray) -> float:
+    return top_k_accuracy(features.class_scores(classifier.model, clips.video), labels, 1)
 
 
 def _constant(labels: np.ndarray) -> dict[str, float]:
@@ -199,12 +182,12 @@ def _constants(run: Recipe, stage: AlignmentStage) -> dict[str, float]:
         batches.close()
 
 
-def _draw_losses(trained: Sequence[TrainedModel], results: Sequence[Run]) -> "Figure":
+def _draw_losses(results: Sequence[Run]) -> "Figure":
     curves = []
-    for model, result in zip(trained, results, strict=True):
+    for run in results:
         # Of several terms the sum would only flatten the rest.
-        terms = {n: x for n, x in result.constants.items() if n != "loss"} or result.constants
-        curves.append((model.name, model.metrics(), terms))
+        terms = {n: x for n, x in run.constants.items() if n != "loss"} or run.constants
+        curves.append((run.name, run.metrics(), terms))
     return loss_figure(curves)
 
 
@@ -212,7 +195,7 @@ def _draw_masks(stage: AlignmentStage, clips: Clips, attention: np.ndarray) -> "
     """Masks as training draws them, of the first clips."""
     grid = stage.config.encoder.grid
     shown = []
-    for number in range(min(_MASKS_SHOWN, len(clips))):
+    for number in range(min(_MASKS_SHOWN, len(clips.video))):
         weights = attention[number]
         draws = jax.random.exponential(jax.random.key(number), weights.shape)
         kept = attention_guided_kept(weights, draws, stage.mask.ratio, batch_size=1)
@@ -231,7 +214,7 @@ def _draw_confusion(row: ProbeRow, motions: np.ndarray) -> "Figure":
 
 def _draw_world(world: World, clips: Clips) -> "Figure":
     captions = [record.captions[0] for record in read_annotations(world.annotations("train"))]
-    count = min(_CLIPS_SHOWN, len(clips))
+    count = min(_CLIPS_SHOWN, len(clips.video))
     return world_figure([(captions[i], clips.video[i]) for i in range(count)])
 
 

@@ -67,11 +67,6 @@ def test_overrides_take_the_type_of_their_field(config_file):
     assert config.is_locked
 
 
-def test_each_call_reads_the_file_anew(config_file):
-    parse(f"--config={config_file}", "--config.width=9")
-    assert parse(f"--config={config_file}").width == 8
-
-
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -79,14 +74,10 @@ def test_each_call_reads_the_file_anew(config_file):
         (["--config.model.dept=9"], "no such field; did you mean 'model.depth'?"),
         (["--config.width"], "expected --config.width=VALUE"),
         (["--config.width=nine"], "--config.width: expected int, found 'nine'"),
-        (["--config.width=2.5"], "--config.width: expected int, found '2.5'"),
-        (["--config.rate=fast"], "--config.rate: expected float, found 'fast'"),
         (["--config.rate=1", "--config.scale=a=b"], "--config.scale: expected float, found 'a=b'"),
         (["--config.is_causal=maybe"], "--config.is_causal: expected bool, found 'maybe'"),
-        (["--config.model.depth="], "--config.model.depth: expected int, found ''"),
         (["--config.model=3"], "is not a dict"),
         (["--config.unset=9"], "config.unset"),
-        (["--config.layers.x=9"], "no such field"),
         (["--confg.width=9"], "unknown argument '--confg.width=9'"),
         (["file.mp4"], "unknown argument 'file.mp4'"),
     ],
@@ -111,16 +102,6 @@ def test_files_that_are_no_configs(tmp_path, text, argument, message):
         parse(f"--config={tmp_path}/bad.py{argument}")
 
 
-def test_errors_of_the_config_itself_are_kept(config_file):
-    with pytest.raises(ValueError, match="expected small or large, found 'huge'"):
-        parse(f"--config={config_file}:huge")
-
-
-def test_a_missing_config_file_is_named():
-    with pytest.raises(arguments.UsageError, match=r"configs/nothing\.py: no such Python file"):
-        parse("--config=configs/nothing.py")
-
-
 def test_configs_come_from_the_package_unless_the_working_directory_has_them(tmp_path, monkeypatch):
     from internvideo_jax import configs
 
@@ -139,7 +120,6 @@ def test_configs_come_from_the_package_unless_the_working_directory_has_them(tmp
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (arguments.UsageError("no such thing"), 2, "no such thing"),
         (ValueError("expected 1, found 2"), 2, "expected 1, found 2"),
         (FileNotFoundError(2, "No such file", "x.mp4"), 2, "x.mp4: No such file"),
         (OSError("no number"), 2, "no number"),
@@ -228,14 +208,11 @@ def test_default_dtype_is_what_the_device_multiplies():
 
 
 def test_home_is_the_variable_or_the_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("INTERNVIDEO_HOME", str(tmp_path))
-    assert environment.home() == tmp_path
-    monkeypatch.setenv("INTERNVIDEO_HOME", "here")
-    assert environment.home() == Path.cwd() / "here"
-    monkeypatch.setenv("INTERNVIDEO_HOME", "")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
-    assert environment.home() == tmp_path / "internvideo_jax"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for value, expected in (("here", Path.cwd() / "here"), ("", tmp_path / "internvideo_jax")):
+        monkeypatch.setenv("INTERNVIDEO_HOME", value)
+        assert environment.home() == expected
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert environment.home() == Path.home() / ".cache" / "internvideo_jax"
 
@@ -263,7 +240,7 @@ def test_output_folders_are_new_or_empty(tmp_path):
     assert arguments.new_output_dir(tmp_path / "a" / "b").is_dir()
     assert arguments.new_output_dir(tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
-    with pytest.raises(arguments.UsageError, match="file exists and is a file"):
+    with pytest.raises(arguments.UsageError, match="file: cannot make this folder .File exists"):
         arguments.new_output_dir(tmp_path / "file")
     with pytest.raises(arguments.UsageError, match="x: cannot make this folder .Not a directory"):
         arguments.new_output_dir(tmp_path / "file" / "x")

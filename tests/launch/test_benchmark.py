@@ -1,6 +1,7 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import shutil
 
 import numpy as np
@@ -8,26 +9,18 @@ import pytest
 
 from internvideo_jax.data.synthetic import scenes as synthetic
 from internvideo_jax.launch import benchmark
-from internvideo_jax.launch.benchmarks import convert, decode, encoder, processes, report
-from internvideo_jax.launch.benchmarks.report import Row, Sample
+from internvideo_jax.launch.benchmarks import convert, decode, encoder, runner
+from internvideo_jax.launch.benchmarks.runner import Row, Sample
 from internvideo_jax.models import stage1, video_vit
+from tests.small_models import ENCODER
 
-HAS_TORCH = importlib.util.find_spec("torch") is not None
-
-TINY = video_vit.VideoViTConfig(
-    width=32,
-    depth=2,
-    num_heads=2,
-    mlp_dim=64,
-    image_size=28,
-    num_frames=2,
-    pooled_dim=16,
-    pooler_heads=2,
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="the extra `torch` is not installed"
 )
 
 
 def samples(*seconds, peak=0.5):
-    return tuple(Sample(s, 2 * s, peak) for s in seconds)
+    return [Sample(s, 2 * s, peak) for s in seconds]
 
 
 def run_benchmark(tmp_path, *arguments):
@@ -39,79 +32,60 @@ def run_benchmark(tmp_path, *arguments):
 
 def test_a_row_has_medians_and_how_many_times_faster_than_the_peer():
     row = Row("x/y", samples(9.0, 1.0, 2.0), "peer", samples(3.0, 1.0, 80.0), {"threads": 2})
-    assert row.to_json() == {
-        "name": "x/y",
-        "value": 2.0,
-        "unit": "s",
-        "peak_rss_gb": 0.5,
-        "cpu_seconds": 4.0,
-        "seconds": [9.0, 1.0, 2.0],
-        "peer": "peer",
-        "peer_value": 3.0,
-        "ratio": 1.5,
-        "peer_peak_rss_gb": 0.5,
-        "peer_cpu_seconds": 6.0,
-        "peer_seconds": [3.0, 1.0, 80.0],
-        "threads": 2,
-    }
-    assert "| 1.50  |" in report.table([row])
+    found = row.to_json()
+    assert (found["value"], found["cpu_seconds"], found["seconds"]) == (2.0, 4.0, [9.0, 1.0, 2.0])
+    assert (found["peer_value"], found["ratio"], found["threads"]) == (3.0, 1.5, 2)
+    assert "| 1.50  |" in row.table()
+    alone = Row("x/y", samples(1.0))
+    assert not {"peer", "peer_value", "ratio"} & alone.to_json().keys()
+    assert alone.table().splitlines()[-1].startswith("| x/y  | 1 s  | 2 s      | 0.50 GB  |")
 
 
-def test_a_row_without_a_peer_has_no_ratio():
-    row = Row("x/y", samples(1.0))
-    assert not {"peer", "peer_value", "ratio"} & row.to_json().keys()
-    assert report.table([row]).splitlines()[-1].startswith("| x/y  | 1 s  | 2 s      | 0.50 GB  |")
-
-
-def test_sides_take_turns():
+def test_sides_take_turns(capsys):
     order = []
     runs = {
         side: lambda side=side: order.append(side) or Sample(len(order), 0.0, None)
         for side in ("ours", "theirs")
     }
-    said = []
-    row = processes.interleave("name", runs, 2, said.append, {})
+    row = runner.interleave("name", runs, 2, {})
     assert order == ["ours", "theirs", "ours", "theirs"]
     assert row.peer == "theirs"
     assert [sample.seconds for sample in row.peer_samples] == [2, 4]
-    assert said[-1] == "name: run 2 of 2: ours 3 s, theirs 4 s"
+    assert capsys.readouterr().err.endswith("name: run 2 of 2: ours 3 s, theirs 4 s\n")
 
 
-def test_the_encoder_without_torch_is_our_half_and_advice(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(video_vit, "internvideo2_b14", lambda: TINY)
-    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
+@pytest.mark.parametrize("peer", ["", pytest.param("PyTorch", marks=needs_torch)])
+def test_the_encoder_alone_and_beside_torch(tmp_path, monkeypatch, capsys, peer):
+    monkeypatch.setattr(video_vit, "internvideo2_b14", lambda: ENCODER)
+    if not peer:
+        monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None)
     code, row = run_benchmark(tmp_path, "encoder", "--repeats=2", "--threads=1")
     assert code == 0
-    assert row["name"] == "encoder_forward/b14"
-    assert row["unit"] == "s"
-    assert len(row["seconds"]) == 2
-    assert min(row["seconds"]) <= row["value"] <= max(row["seconds"])
+    assert (row["name"], len(row["seconds"])) == ("encoder_forward/b14", 2)
     assert 0.05 < row["peak_rss_gb"] < 2
-    assert "ratio" not in row
     assert row["machine"]["versions"]["jax"]
     printed = capsys.readouterr()
-    assert "pip install 'internvideo-jax[torch]'" in printed.err
     assert "| encoder_forward/b14 |" in printed.out
-
-
-@pytest.mark.skipif(not HAS_TORCH, reason="the extra `torch` is not installed")
-def test_the_encoder_beside_torch(tmp_path, monkeypatch):
-    monkeypatch.setattr(video_vit, "internvideo2_b14", lambda: TINY)
-    code, row = run_benchmark(tmp_path, "encoder", "--repeats=2", "--threads=1")
-    assert code == 0
-    assert row["peer"] == "PyTorch"
+    if not peer:
+        assert "ratio" not in row
+        assert "pip install 'internvideo-jax[torch]'" in printed.err
+        return
+    assert row["peer"] == peer
     assert row["ratio"] == row["peer_value"] / row["value"]
-    assert len(row["peer_seconds"]) == 2
     assert row["peer_peak_rss_gb"] > 0.05
     assert row["difference_from_peer"] < 1e-5
 
 
 def test_different_outputs_are_not_raced():
-    ours = {"tokens": np.array([1.0, 2.0]), "pooled": np.array([-4.0, 0.0])}
-    assert encoder.difference(ours, {**ours, "pooled": np.array([-4.0, 1e-5])}) == 2.5e-6
+    tokens, pooled = np.array([1.0, 2.0]), np.array([-4.0, 0.0])
+
+    def difference(error):
+        return encoder.difference([tokens, pooled], [tokens, np.array([-4.0, error])])
+
+    assert difference(1e-5) == 2.5e-6
     for wrong in (1e-3, np.nan):
         with pytest.raises(ValueError, match="agree with the peer's within 1e-05, found"):
-            encoder.difference(ours, {**ours, "pooled": np.array([-4.0, wrong])})
+            difference(wrong)
 
 
 def test_more_threads_than_cpus_are_refused(capsys):
@@ -119,14 +93,14 @@ def test_more_threads_than_cpus_are_refused(capsys):
     assert "lower --threads" in capsys.readouterr().err
 
 
-def test_a_dead_worker_is_reported(tmp_path):
-    with processes.Worker("encoder_worker", "internvideo_jax", str(tmp_path)) as worker:
-        with pytest.raises(
-            ChildProcessError, match="worker `encoder_worker internvideo_jax` ended"
-        ):
-            worker.answer()
-        with pytest.raises(ChildProcessError, match="exit code 1"):
-            worker.measure()
+def die():
+    os._exit(3)
+
+
+def test_a_process_that_dies_is_reported():
+    with pytest.raises(ChildProcessError, match="ended before it answered"):
+        with runner.worker(die, threads=1):
+            pass
 
 
 def test_converting_beside_copying(tmp_path, monkeypatch):
@@ -153,7 +127,7 @@ def test_too_little_room_is_found_out_first(tmp_path, monkeypatch, capsys):
 
 def test_a_failed_conversion_shows_what_it_printed(tmp_path):
     with pytest.raises(ChildProcessError, match=r"(?s)failed:.*nothing\.pth"):
-        processes.run_command("convert", str(tmp_path / "nothing.pth"), f"--output={tmp_path}/out")
+        runner.run_command("convert", str(tmp_path / "nothing.pth"), f"--output={tmp_path}/out")
 
 
 FAKE_DECORD = """
@@ -203,7 +177,7 @@ def test_decoding_beside_decord(tmp_path, clips, monkeypatch, capsys, change, eq
 
 
 def test_decoding_without_decord_is_our_half_and_advice(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(decode, "NUM_SYNTHETIC", 2)
     code, row = run_benchmark(tmp_path, "decode", "--repeats=1")
     assert code == 0
@@ -219,9 +193,10 @@ def test_decoding_needs_clips(tmp_path, capsys):
     assert "expected a folder with videos" in capsys.readouterr().err
 
 
-def test_a_place_that_cannot_hold_the_json_is_refused_first(tmp_path, capsys):
-    assert benchmark.main(["convert", f"--json={tmp_path}"]) == 2
-    assert "is a folder" in capsys.readouterr().err
-    (tmp_path / "file").touch()
-    assert benchmark.main(["convert", f"--json={tmp_path}/file/rows.json"]) == 2
-    assert "is not a folder" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "message"), [("", "is a folder"), ("f/rows.json", "not a folder")]
+)
+def test_a_place_that_cannot_hold_the_json_is_refused_first(tmp_path, capsys, name, message):
+    (tmp_path / "f").touch()
+    assert benchmark.main(["convert", f"--json={tmp_path / name}"]) == 2
+    assert message in capsys.readouterr().err

@@ -84,18 +84,26 @@ def report(**changes):
     }
 
 
+def lines_of(given):
+    return {" ".join(line.split()) for line in report_text.render(given).splitlines()}
+
+
 def test_text_of_a_report():
-    text = report_text.render(report())
-    assert "static estimate" in text
-    assert "mfu" not in text.lower()
-    assert "video_vit, 1,050.0 M parameters, 3.91 GiB" in text
-    assert "v5e:4x4 (TPU v5e), 16 devices with 14.00 GiB each" in text
-    assert "data=2 x fsdp=8 x tensor=1 x context=1" in text
-    lines = {" ".join(line.split()) for line in text.splitlines()}
+    given = report(note="no collectives: INTERNAL: async-update")
+    given["kept_whole"] = ["params/head/kernel: axis 'vocab' of size 403 is kept whole"]
+    lines = lines_of(given)
+    assert f"{report_text.LABEL} (libtpu 0.0.51, jax 0.10.2)" in lines
+    assert "model video_vit, 1,050.0 M parameters, 3.91 GiB" in lines
+    assert "topology v5e:4x4 (TPU v5e), 16 devices with 14.00 GiB each" in lines
+    assert "mesh data=2 x fsdp=8 x tensor=1 x context=1" in lines
     assert "analytic FLOPs per clip 4.500 T" in lines
     assert "memory per device: total 3.50 GiB" in lines
     assert "of the device's memory 25 %" in lines
     assert "forward all-gather 8 5 161 1,500.0 1,312.5" in lines
+    assert "forward: no collectives: INTERNAL: async-update" in lines
+    assert "note params/head/kernel: axis 'vocab' of size 403 is kept whole" in lines
+    given["programs"]["forward"]["collectives"][0]["trips_known"] = False
+    assert "forward all-gather 8 5 161+ 1,500.0 1,312.5" in lines_of(given)
 
 
 def test_a_training_step_shows_its_teachers_and_micro_batches():
@@ -105,35 +113,18 @@ def test_a_training_step_shows_its_teachers_and_micro_batches():
         "micro_batches": 4,
         "analytic_flops_by_part": {"student": 2_000_000_000_000, "clip_teacher": 25 * 10**12},
     }
-    lines = {" ".join(line.split()) for line in report_text.render(given).splitlines()}
+    lines = lines_of(given)
     assert "batch 128 clips of 8x224x224x3 in 4 micro-batches" in lines
     assert "model video_vit, 1,050.0 M parameters, 3.91 GiB, 6,900.0 M frozen ones" in lines
-    assert "student 2.000 T" in lines
-    assert "clip_teacher 25.000 T" in lines
+    assert {"student 2.000 T", "clip_teacher 25.000 T"} <= lines
 
 
 def test_text_of_a_program_that_does_not_fit():
     overflow = "RESOURCE_EXHAUSTED: the total memory required (28.00G) exceeds available HBM"
-    changes = {
-        "fits": False,
-        "overflow": overflow,
-        "required_bytes": 28 * 2**30,
-        "memory": None,
-        "collectives": None,
-    }
-    text = report_text.render(report(**changes))
-    assert f"forward: DOES NOT FIT. {overflow}" in text
-    assert "of the device's memory 200 %" in " ".join(text.split())
-
-
-def test_unknown_trip_counts_and_notes_are_shown():
-    given = report(note="no collectives: INTERNAL: async-update")
-    given["programs"]["forward"]["collectives"][0]["trips_known"] = False
-    given["kept_whole"] = ["params/head/kernel: axis 'vocab' of size 403 is kept whole"]
-    text = report_text.render(given)
-    assert " 161+ " in text
-    assert "forward: no collectives: INTERNAL: async-update" in text
-    assert "note       params/head/kernel: axis 'vocab'" in text
+    changes = {"required_bytes": 28 * 2**30, "memory": None, "collectives": None}
+    lines = lines_of(report(fits=False, overflow=overflow, **changes))
+    assert f"forward: DOES NOT FIT. {overflow}" in lines
+    assert "of the device's memory 200 %" in lines
 
 
 def test_without_the_compiler_it_says_how_to_get_it(monkeypatch, capsys):
@@ -224,37 +215,3 @@ def test_pretraining_of_the_1b_student_fits_with_both_teachers(tmp_path):
     # Gradients are reduced by shards.
     scattered = sum(c["bytes"] for c in step["collectives"] if c["kind"] == "reduce-scatter")
     assert scattered > 0
-
-
-@pytest.mark.slow
-@needs_compiler
-def test_large_students_trace_and_lower_within_a_minute():
-    """The target of 60 s is for the reference machine's two cores."""
-    code = """
-import os, sys, time
-from internvideo_jax.parallel import aot
-os.environ.update(aot.ENVIRONMENT)
-import flax.linen as nn, jax
-from internvideo_jax.configs.encoder import get_config
-from internvideo_jax.launch.compilation import tasks
-from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
-from internvideo_jax.parallel.rules import DEFAULT_RULES
-mesh = make_mesh(MeshConfig(fsdp=16), aot.topology("v5e:16x16").devices)
-for name in ("1b", "6b", "1b,student", "6b,student"):
-    start = time.perf_counter()
-    module = tasks.make_module(get_config(name).model)
-    task = tasks.gradient_task(module, mesh, 1024)
-    with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
-        jax.jit(task.fn, out_shardings=task.out_shardings).lower(*task.arguments)
-    print(name, time.perf_counter() - start)
-"""
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    seconds = [float(line.split()[1]) for line in result.stdout.splitlines()]
-    assert len(seconds) == 4
-    assert max(seconds) < 60

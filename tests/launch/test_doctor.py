@@ -98,16 +98,14 @@ def test_a_package_that_hangs_is_named(fake_package):
     assert last.advice == "waiting for the chip"
 
 
-def test_wrong_products_are_bad(monkeypatch):
-    monkeypatch.setattr(doctor_probes, "matmul_error", lambda *_: 0.5)
-    check = next(c for c in doctor_probes.device_checks() if c.name == "cpu")
-    assert check.status == "bad"
-    monkeypatch.setattr(doctor_probes, "matmul_error", lambda *_: float("nan"))
-    check = next(c for c in doctor_probes.device_checks() if c.name == "cpu")
-    assert check.status == "bad"
+@pytest.mark.parametrize("error", [0.5, float("nan")])
+def test_wrong_products_are_bad(monkeypatch, error):
+    monkeypatch.setattr(doctor_probes, "matmul_error", lambda *_: error)
+    statuses = {check.name: check.status for check in doctor_probes.device_checks()}
+    assert statuses["cpu"] == "bad"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_products_of_this_cpu_are_right(dtype):
     import jax
 
@@ -156,11 +154,3 @@ def test_a_home_that_is_a_file(tmp_path, monkeypatch):
     check = only(doctor.file_checks())
     assert check.status == "bad"
     assert "cannot be written" in check.value
-
-
-def test_an_unwritable_report_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "requirements", lambda: [])
-    monkeypatch.setattr(doctor_probes, "run", lambda _requirements: iter(()))
-    (tmp_path / "file").touch()
-    assert doctor.main([f"--json={tmp_path}/file/report.json"]) == 2
-    assert capsys.readouterr().err.startswith("internvideo-jax doctor: ")

@@ -110,8 +110,12 @@ def test_unreadable_clips_are_listed_and_never_replaced(run, videos, capsys):
     assert all(row["reason"] for row in card["failed"])
 
 
-def test_failures_may_be_allowed(run):
-    assert run([*CLIPS, {"video": "broken.mp4", "label": 2}], "--allow_failed") == 0
+def test_a_clip_that_cannot_be_looked_up_has_a_number():
+    class Damaged:
+        def __getitem__(self, index):
+            raise ValueError("expected an undamaged record")
+
+    assert evaluate._record(Damaged(), 7).id == "clip 7"
 
 
 def test_nothing_readable_is_an_error(run, capsys):
@@ -120,9 +124,9 @@ def test_nothing_readable_is_an_error(run, capsys):
     assert not (run.output / "result.json").exists()
 
 
-def test_multi_label_clips(run, capsys):
-    clips = [{"video": "a.mp4", "label": [0, 1]}, {"video": "b.mp4", "label": [1]}]
-    assert run(clips) == 0
+def test_multi_label_clips_of_which_some_may_fail(run):
+    clips = [{"video": "a.mp4", "label": [0, 1]}, {"video": "broken.mp4", "label": [1]}]
+    assert run(clips, "--allow_failed") == 0
     card = json.loads((run.output / "result.json").read_text())
     assert set(card["metrics"]) == {"mAP"}
     assert not (run.output / "confusion.png").exists()
@@ -130,23 +134,14 @@ def test_multi_label_clips(run, capsys):
     assert lines[0]["label"] == [0, 1]
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("names.txt", "cat\ndog\ncow\n"), ("names.json", '["cat", "dog", "cow"]')],
-)
-def test_classes_have_names(run, tmp_path, capsys, name, text):
-    (tmp_path / name).write_text(text)
-    assert run(CLIPS, f"--class_names={tmp_path / name}") == 0
-    assert "\ncat  " in capsys.readouterr().out
-    assert "cat" in (run.output / "per_class.csv").read_text()
-
-
 @pytest.mark.filterwarnings("error")
-def test_characters_that_the_font_lacks_are_said_once(run, tmp_path, capsys):
-    (tmp_path / "names.txt").write_text("猫狗\ndog\n牛\n")
-    assert run(CLIPS, f"--class_names={tmp_path / 'names.txt'}") == 0
-    lines = [x for x in capsys.readouterr().err.splitlines() if "font" in x or "Glyph" in x]
-    assert lines == [
+def test_classes_have_names_in_any_script(run, tmp_path, capsys):
+    (tmp_path / "names.json").write_text('["猫狗", "dog", "牛"]')
+    assert run(CLIPS, f"--class_names={tmp_path / 'names.json'}") == 0
+    captured = capsys.readouterr()
+    assert "\ndog  " in captured.out
+    assert "猫狗" in (run.output / "per_class.csv").read_text()
+    assert [x for x in captured.err.splitlines() if "font" in x or "Glyph" in x] == [
         "confusion.png: the font lacks characters of the class names; they show as boxes"
     ]
 
@@ -163,17 +158,9 @@ def test_wrong_class_names(run, tmp_path, capsys, text, message):
     assert not run.output.exists()
 
 
-@pytest.mark.parametrize(
-    ("clips", "message"),
-    [
-        ([{"video": "a.mp4", "label": 3}], "clips.jsonl:1"),
-        ([{"video": "a.mp4"}], "clips.jsonl:1"),
-        ([{"video": "../a.mp4", "label": 0}], "clips.jsonl:1"),
-    ],
-)
-def test_wrong_annotations_are_refused_before_anything_is_done(run, capsys, clips, message):
-    assert run(clips) == 2
-    assert message in capsys.readouterr().err
+def test_wrong_annotations_are_refused_before_anything_is_done(run, capsys):
+    assert run([*CLIPS, {"video": "a.mp4", "label": 3}]) == 2
+    assert "clips.jsonl:4" in capsys.readouterr().err
     assert not run.output.exists()
 
 

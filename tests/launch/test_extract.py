@@ -104,12 +104,6 @@ def test_a_path_that_does_not_exist_is_told_before_anything_is_made(run, videos,
     assert not run.output.exists()
 
 
-def test_a_run_without_features_leaves_no_folder_behind(run, videos, tmp_path, capsys):
-    assert run(videos / "notes.txt") == 1
-    assert "1 failed" in capsys.readouterr().err
-    assert not run.output.exists()
-
-
 def test_damage_that_the_decoder_reports_is_told(run, tmp_path, capsys):
     # Noise, so that frames are large enough to have a middle that can be overwritten.
     frames = np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), np.uint8)
@@ -135,15 +129,13 @@ def test_an_existing_output_is_left_alone(run, videos, capsys):
     assert written(run.output) == ["precious"]
 
 
-def test_a_file_is_no_output_folder(run, videos, model_dir, tmp_path, capsys):
-    (tmp_path / "file").touch()
-    for name, message in (("file", "is a file"), ("file/x", "Not a directory")):
-        for resume in ([], ["--resume"]):
-            argv = [str(videos), f"--model={model_dir}", f"--output={tmp_path / name}", *resume]
-            assert extract.main(argv) == 2
-            error = capsys.readouterr().err
-            assert message in error
-            assert "--resume" not in error
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+def test_a_file_is_no_output_folder(run, videos, model_dir, capsys, resume):
+    run.output.touch()
+    assert run(videos, *resume) == 2
+    error = capsys.readouterr().err
+    assert "cannot make this folder (File exists)" in error
+    assert "--resume" not in error
 
 
 def test_resume_keeps_what_is_finished(run, videos, capsys):
@@ -162,21 +154,19 @@ def test_resume_keeps_what_is_finished(run, videos, capsys):
 
 
 def test_resume_refuses_other_settings(run, videos, capsys):
-    assert run(videos) == 0
-    assert run(videos, "--resume", "--kind=tokens") == 2
-    error = capsys.readouterr().err
-    assert "expected features of model tiny" in error
-    assert "kind tokens" in error
-    assert "kind pooled" in error
+    assert run(videos / "a.mp4") == 0
+    for settings in ("--kind=tokens", "--frames=8"):
+        assert run(videos, "--resume", settings) == 2
+        error = capsys.readouterr().err
+        assert "expected features of model tiny" in error
+        assert "resume with the settings of the first run" in error
 
 
-def test_resume_with_other_videos_adds_to_the_folder(run, videos, tmp_path, capsys):
+def test_resume_with_other_videos_adds_to_the_folder(run, videos, tmp_path):
     (tmp_path / "bad.mp4").touch()
     (tmp_path / "new.mp4").symlink_to(videos / "x/same.mp4")
     assert run(videos / "y/same.mp4", tmp_path / "bad.mp4", "--short=repeat") == 1
     before = json.loads((run.output / "summary.json").read_text())
-    assert run(tmp_path / "new.mp4", "--resume", "--frames=8") == 2
-    assert "resume with the settings of the first run" in capsys.readouterr().err
     assert run(tmp_path / "new.mp4", "--resume") == 0
     after = json.loads((run.output / "summary.json").read_text())
     assert (after["written"], after["finished_before"]) == (1, 1)
@@ -205,26 +195,17 @@ def test_what_does_not_fit_into_memory_says_what_to_lower(run, videos, monkeypat
     assert not run.output.exists()
 
 
-def test_a_folder_without_videos(run, tmp_path, capsys):
-    (tmp_path / "none").mkdir()
-    assert run(tmp_path / "none") == 2
+def test_folders_without_videos_or_that_cannot_be_read(run, tmp_path, monkeypatch, capsys):
+    assert run(tmp_path) == 2
     assert "found none" in capsys.readouterr().err
 
-
-def test_a_folder_that_cannot_be_read(run, videos, tmp_path, monkeypatch, capsys):
-    locked = tmp_path / "locked"
-    locked.mkdir()
-    scandir = os.scandir
-
     def refuse(path):
-        if path == str(locked):
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
+        raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert run(locked, videos / "a.mp4") == 2
+    assert run(tmp_path) == 2
     error = capsys.readouterr().err
-    assert f"{locked}: expected a folder that can be searched" in error
+    assert f"{tmp_path}: expected a folder that can be searched" in error
     assert "Permission denied" in error
     assert not run.output.exists()
 

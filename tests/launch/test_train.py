@@ -138,24 +138,16 @@ def test_a_schedule_in_epochs_needs_no_data(config_file):
         (["--dry_run", "--config.train.batch_size=0"], "batch_size: expected at least 1, found 0"),
         (["--dry_run", "--config.train.num_sample=2"], "data.num_sample=1 and train.num_sample=2"),
         (["--dry_run", "--config.stage.kind=clasify"], "did you mean 'classify'"),
+        (["--dry_run", "--topology=v5e:4x4"], "pip install libtpu"),
+        (["--dry_run", "--config=configs/encoder.py:s14"], "expected a config with stage, train"),
     ],
 )
-def test_misuse(config_file, capsys, options, message):
+def test_misuse(config_file, capsys, monkeypatch, options, message):
+    monkeypatch.setattr(aot, "compiler_version", lambda: None)
     assert train.main([f"--config={config_file}", *options]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
-
-
-def test_a_config_of_something_else(tmp_path, capsys):
-    assert train.main(["--config=configs/encoder.py:s14", f"--workdir={tmp_path}"]) == 2
-    assert "expected a config with stage, train, data" in capsys.readouterr().err
-
-
-def test_topologies_need_the_compiler(config_file, capsys, monkeypatch):
-    monkeypatch.setattr(aot, "compiler_version", lambda: None)
-    assert train.main([f"--config={config_file}", "--dry_run", "--topology=v5e:4x4"]) == 2
-    assert "pip install libtpu" in capsys.readouterr().err
 
 
 def command(*options, **environment):

@@ -106,9 +106,7 @@ def test_weight_gradients_are_scattered_and_never_reduced_whole_over_the_slice()
     )
     mesh = make_mesh(MeshConfig(fsdp=8), aot.topology("v5e:4x4").devices)
     task = gradient_task(VideoViT(config), mesh, batch_size=64 * 16)
-    program = aot.compile_ahead(
-        task.fn, task.arguments, mesh=mesh, rules=DEFAULT_RULES, out_shardings=task.out_shardings
-    )
+    program = aot.compile_ahead(*task, mesh=mesh, rules=DEFAULT_RULES)
     in_blocks = [c for c in program.collectives if c.trips == config.depth]
     scattered = [c for c in in_blocks if c.kind == "reduce-scatter"]
     kernels = 3 * config.width**2 + 2 * config.width * config.mlp_dim

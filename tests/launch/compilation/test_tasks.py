@@ -1,3 +1,5 @@
+from operator import attrgetter
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,34 +13,19 @@ from internvideo_jax.launch.compilation.tasks import (
     make_module,
     train_step_task,
 )
-from internvideo_jax.models.stage1 import DistillStudentConfig, Stage1StudentConfig
-from internvideo_jax.models.teacher import TeacherConfig
-from internvideo_jax.models.video_classifier import VideoClassifierConfig
-from internvideo_jax.models.video_vit import VideoViTConfig
-from internvideo_jax.models.videomae import VideoMAEConfig
+from internvideo_jax.models.stage1 import DistillStudentConfig
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.training.config import OptimizerConfig, TrainConfig
 from internvideo_jax.training.stages.alignment import AlignmentStage
 from internvideo_jax.training.stages.distill import DistillConfig
+from tests.small_models import CONFIGS, ENCODER
 
-ENCODER = VideoViTConfig(
-    width=32, depth=2, num_heads=2, mlp_dim=16, image_size=28, num_frames=2, pooler_heads=2
-)
-MODELS = {
-    "video_vit": ENCODER,
-    "video_classifier": VideoClassifierConfig(ENCODER, num_classes=3, head="concat"),
-    "stage1_student": Stage1StudentConfig(ENCODER, clip_layers=(0, 1), mae_layers=(1,)),
-    "distill_student": DistillStudentConfig(ENCODER, clip_layers=(0, 1)),
-    "teacher": TeacherConfig(ENCODER, layers=(1,)),
-    "videomae": VideoMAEConfig(
-        width=32, depth=1, num_heads=2, mlp_dim=16, image_size=28, num_frames=4
-    ),
-}
+KINDS = ("video_vit", "video_classifier", "stage1_student", "distill_student", "videomae")
 BATCH = ("data", "fsdp")
 
 
 def model(architecture):
-    config = to_dict(MODELS[architecture])
+    config = to_dict(CONFIGS[architecture])
     return ConfigDict({"architecture": architecture, "config": config})
 
 
@@ -47,16 +34,17 @@ def mesh():
     return make_mesh(MeshConfig(), jax.devices()[:1])
 
 
-@pytest.mark.parametrize("architecture", MODELS)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_gradients_have_the_shapes_and_shardings_of_the_parameters(architecture, mesh):
     module = make_module(model(architecture))
-    assert module.config == MODELS[architecture]
-    task = gradient_task(module, mesh, batch_size=4)
-    params = task.arguments[0]
-    loss, grads = jax.eval_shape(task.fn, *task.arguments)
+    assert module.config == CONFIGS[architecture]
+    gradient, arguments = gradient_task(module, mesh, batch_size=4)
+    loss, grads = gradient.eval_shape(*arguments)
     assert (loss.shape, loss.dtype) == ((), jnp.float32)
-    assert jax.tree.map(lambda x: x.shape, grads) == jax.tree.map(lambda x: x.shape, params)
-    assert task.out_shardings[1] == jax.tree.map(lambda x: x.sharding, params)
+    assert "batch_stats" not in grads
+    for name in ("shape", "sharding"):
+        found, expected = (jax.tree.map(attrgetter(name), x) for x in (grads, arguments[0]))
+        assert found == expected
 
 
 @pytest.mark.parametrize(
@@ -68,8 +56,7 @@ def test_gradients_have_the_shapes_and_shardings_of_the_parameters(architecture,
     ],
 )
 def test_students_get_float32_targets_split_over_the_batch(architecture, terms, mesh):
-    task = gradient_task(make_module(model(architecture)), mesh, batch_size=4)
-    targets = task.arguments[2]
+    _, (_, _, targets, *_) = gradient_task(make_module(model(architecture)), mesh, batch_size=4)
     assert targets.keys() == terms.keys()
     for name, batch_axis in terms.items():
         assert targets[name].dtype == jnp.float32
@@ -77,39 +64,33 @@ def test_students_get_float32_targets_split_over_the_batch(architecture, terms, 
         assert targets[name].sharding.spec[batch_axis] == BATCH
 
 
-def test_batch_statistics_are_no_parameters(mesh):
-    task = gradient_task(make_module(model("video_classifier")), mesh, batch_size=4)
-    params, rest, *_ = task.arguments
-    assert "batch_stats" in rest
-    assert "down_norm" not in params
-
-
 def test_inputs_and_outputs_of_the_forward_pass_are_split_over_the_batch(mesh):
-    task = forward_task(make_module(model("teacher")), mesh, batch_size=4)
-    variables, video = task.arguments
-    assert video.shape == (4, 2, 28, 28, 3)
+    forward, arguments = forward_task(make_module(model("teacher")), mesh, batch_size=4)
+    variables, video = arguments
+    assert video.shape == (4, 2, 8, 8, 3)
     assert video.sharding.spec == P(BATCH, None, None, None, None)
     qkv = variables["params"]["encoder"]["blocks"]["attn"]["qkv"]["kernel"]
     assert qkv.sharding.spec == P(None, "fsdp", None, "tensor", None)
-    assert task.out_shardings.middle.spec == P(None, BATCH, None, None)
-    assert task.out_shardings.final.spec == P(BATCH, None)
+    output = forward.eval_shape(*arguments)
+    assert output.middle.sharding.spec == P(None, BATCH, None, None)
+    assert output.final.sharding.spec == P(BATCH, None)
 
 
 def test_the_training_step_takes_state_teachers_and_a_batch_of_all_rows(mesh):
     stage = AlignmentStage(
         DistillConfig(
-            DistillStudentConfig(ENCODER, clip_layers=(0, 1), clip_target_dim=32),
-            TeacherConfig(ENCODER, layers=(0, 1)),
+            DistillStudentConfig(ENCODER, (0, 1), ENCODER.width, ENCODER.pooled_dim),
+            CONFIGS["teacher"],
         )
     )
     config = TrainConfig(4, OptimizerConfig(1e-3), epochs=2, num_sample=2, ema_decay=0.9)
-    task = train_step_task(stage, config, mesh)
-    state, fixed, frozen, batch = task.arguments
+    step, arguments = train_step_task(stage, config, mesh)
+    state, fixed, frozen, batch = arguments
     assert fixed == {}
     assert frozen.keys() == {"teacher"}
-    assert batch["video"].shape == (8, 2, 28, 28, 3)
+    assert batch["video"].shape == (8, 2, 8, 8, 3)
     assert state.ema.keys() == state.params.keys()
-    new, metrics = jax.eval_shape(task.fn, *task.arguments)
+    new, metrics = jax.eval_shape(step, *arguments)
     assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
     assert {"loss", "clip_middle", "clip_final", "grad_norm"} <= metrics.keys()
 

@@ -4,7 +4,7 @@ import pytest
 
 from internvideo_jax import models
 from internvideo_jax.configs.demo import common
-from internvideo_jax.launch.demonstration import baseline, features, runs, weights
+from internvideo_jax.launch.demonstration import baseline, features, runs
 from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
 VIDEO = np.random.default_rng(0).integers(0, 256, (6, 8, 32, 32, 3), np.uint8)
@@ -15,7 +15,7 @@ def untrained(tmp_path_factory):
     """Saved models of the fast demo, by run."""
     folder = tmp_path_factory.mktemp("untrained")
     for seed, name in enumerate(runs.CONFIGS):
-        weights.save_untrained(folder / name, runs.recipe(name, "fast").stage, seed)
+        runs.save_untrained(folder / name, runs.recipe(name, "fast").stage, seed)
     return folder
 
 
@@ -26,7 +26,7 @@ def stage():
 
 @pytest.fixture(scope="module")
 def targets(untrained):
-    size = common.choose_size("fast", "common.py")
+    size = common.SIZES["fast"]
     found = features.teacher_features(
         size, untrained / "image teacher", untrained / "video teacher", VIDEO
     )
@@ -38,9 +38,8 @@ def test_cached_features_are_what_the_stage_takes(stage, targets):
     assert {"video", *targets} == set(example)
     for name, array in targets.items():
         assert (array.shape, array.dtype) == (example[name].shape, example[name].dtype)
-    for name in ("clip_middle", "clip_final", "mae"):
-        lengths = np.linalg.norm(targets[f"targets/{name}"], axis=-1)
-        np.testing.assert_allclose(lengths, 1, atol=1e-5)
+        if name != "targets/attention":
+            np.testing.assert_allclose(np.linalg.norm(array, axis=-1), 1, atol=1e-5)
 
 
 def test_image_features_are_those_of_the_first_frame_of_each_tubelet(targets, untrained):
@@ -80,14 +79,13 @@ def test_frozen_image_towers_see_one_frame_of_each_tubelet(stage):
 
 
 def test_probe_features_of_frames_are_averaged(untrained):
-    clip = features.probe_features(untrained / "stage 1", VIDEO)
-    still = features.probe_features(untrained / "image teacher", VIDEO)
-    assert clip.shape == still.shape == (6, 3 * 32)
-    frames = VIDEO.reshape(48, 1, 32, 32, 3)
+    clip = features.probe_features(untrained / "stage 1", VIDEO[:2])
+    still = features.probe_features(untrained / "image teacher", VIDEO[:2])
+    assert clip.shape == still.shape == (2, 3 * 32)
+    frames = VIDEO[:2].reshape(16, 1, 32, 32, 3)
     each = features.probe_features(untrained / "image teacher", frames)
-    np.testing.assert_allclose(still, each.reshape(6, 8, -1).mean(1), atol=1e-5)
-    scores = features.class_scores(untrained / "image teacher", VIDEO)
-    assert scores.shape == (6, 48)
+    np.testing.assert_allclose(still, each.reshape(2, 8, -1).mean(1), atol=1e-5)
+    assert features.class_scores(untrained / "image teacher", VIDEO[:2]).shape == (2, 48)
 
 
 def test_the_untrained_model_is_where_training_starts(untrained):

