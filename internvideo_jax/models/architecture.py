@@ -4,15 +4,15 @@ import abc
 import collections
 import dataclasses
 import math
-import os
 import re
 from typing import Any, ClassVar
-from unittest import mock
 
 import flax.linen as nn
 import jax
 import jax.extend.core
 import numpy as np
+
+from internvideo_jax.kernels.attention import prefer
 
 # Scales, biases and tables of positions do not decay, matrices do, whatever their rank.
 _DECAYED = re.compile(r"kernel|embedding")
@@ -51,8 +51,7 @@ class Tower(nn.Module, abc.ABC):
         """
         parts: collections.Counter[str] = collections.Counter()
         # Tiled attention also multiplies the padding of its last tile.
-        untiled = mock.patch.dict(os.environ, INTERNVIDEO_ATTENTION="reference")
-        with untiled, nn.logical_axis_rules(()):
+        with prefer("reference"), nn.logical_axis_rules(()):
             # A call need not run all heads, `init` does.
             init = jax.make_jaxpr(self.init)
             _count_products(

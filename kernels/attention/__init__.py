@@ -4,6 +4,7 @@ from internvideo_jax.kernels.attention.api import (
     Choice,
     attention,
     available_implementations,
+    prefer,
     select_implementation,
 )
 from internvideo_jax.kernels.attention.request import Request
@@ -13,5 +14,6 @@ __all__ = [
     "Request",
     "attention",
     "available_implementations",
+    "prefer",
     "select_implementation",
 ]

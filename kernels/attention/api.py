@@ -1,7 +1,10 @@
 """The attention function of every tower, and the choice of its implementation."""
 
+import contextlib
+import contextvars
 import logging
 import os
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -25,6 +28,7 @@ _logger = logging.getLogger(__name__)
 _IMPLEMENTATIONS: dict[str, ModuleType] = {"xla_chunked": xla_chunked, "reference": reference}
 
 _PREFERENCE = "INTERNVIDEO_ATTENTION"
+_preferred: contextvars.ContextVar[str | None] = contextvars.ContextVar("preferred", default=None)
 
 # Up to so many scores `reference` is the default. On CPU, counted per example: above, the forward
 # pass of `xla_chunked` is faster (its gradients are from some 128 × 128 × 12 on). Elsewhere, over
@@ -119,6 +123,19 @@ def attention(
     return (result.out, *extras) if extras else result.out
 
 
+@contextlib.contextmanager
+def prefer(implementation: str) -> Iterator[None]:
+    """Within, calls that are traced take this implementation if it can serve them.
+
+    It goes before INTERNVIDEO_ATTENTION.
+    """
+    token = _preferred.set(implementation)
+    try:
+        yield
+    finally:
+        _preferred.reset(token)
+
+
 def available_implementations() -> dict[str, str | None]:
     """The implementations by name, each with the reason why it cannot run here, or None."""
     plain = Request(
@@ -143,8 +160,8 @@ def select_implementation(request: Request, implementation: str | None = None) -
       implementation: the name of one that must serve; None to choose.
 
     Raises:
-      ValueError: the name, or that in INTERNVIDEO_ATTENTION, is unknown, or the named
-        implementation cannot serve.
+      ValueError: the name, or the preferred one, is unknown, or the named implementation cannot
+        serve.
     """
     if implementation is not None:
         reason = _module("implementation", implementation).supports(request)
@@ -155,13 +172,15 @@ def select_implementation(request: Request, implementation: str | None = None) -
             f" the nearest that can is {_first_that_serves(request)!r}"
         )
     default = _default(request)
-    preferred = os.environ.get(_PREFERENCE)
+    by, preferred = "prefer", _preferred.get()
+    if preferred is None:
+        by, preferred = _PREFERENCE, os.environ.get(_PREFERENCE)
     if not preferred:
         return default
-    reason = _module(_PREFERENCE, preferred).supports(request)
+    reason = _module(by, preferred).supports(request)
     if reason is None:
-        return Choice(preferred, f"preferred by {_PREFERENCE}")
-    return Choice(default.name, f"{_PREFERENCE}={preferred} cannot serve: {reason}")
+        return Choice(preferred, f"preferred by {by}")
+    return Choice(default.name, f"{by}={preferred} cannot serve: {reason}")
 
 
 def _default(request: Request) -> Choice:

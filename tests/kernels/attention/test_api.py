@@ -11,6 +11,7 @@ from internvideo_jax.kernels.attention import (
     Request,
     attention,
     available_implementations,
+    prefer,
     select_implementation,
 )
 from internvideo_jax.kernels.attention.request import current_platform
@@ -121,6 +122,8 @@ def test_the_environment_is_a_preference(qkv, monkeypatch):
     assert name == "reference"
     assert reason.startswith("INTERNVIDEO_ATTENTION=xla_chunked cannot serve: return_weights")
     assert attention(*qkv, return_weights=True)[1].shape == (2, 4, 3, 5)
+    with prefer("reference"):
+        assert select_implementation(SHORT) == Choice("reference", "preferred by prefer")
     # What the caller names counts.
     assert select_implementation(SHORT, "reference").name == "reference"
 
