@@ -59,18 +59,21 @@ def build(path: str, layout: Layout, context: Context, folder: Path, fingerprint
     hashes = array("q")
     num_entries = 0
     with written(folder, fingerprint) as (file, writer):
-        for line, entry in read_entries(path, layout):
-            num_entries += 1
-            try:
-                if isinstance(entry, EntryError):
-                    raise entry
-                check_entry(entry, context)
-            except EntryError as error:
-                wrong.add(line, error.expected, error.found)
-                continue
-            entry.line = line
-            writer.write(entry)
-            hashes.append(_hash_id(entry))
+        for entries in read_entries(path, layout):
+            num_entries += len(entries)
+            good = []
+            for line, entry in entries:
+                try:
+                    if isinstance(entry, EntryError):
+                        raise entry
+                    check_entry(entry, context)
+                except EntryError as error:
+                    wrong.add(line, error.expected, error.found)
+                else:
+                    entry.line = line
+                    good.append(entry)
+            writer.write(good)
+            hashes.extend(map(_hash_id, good))
     repeated = _repeated(np.frombuffer(hashes, np.int64))
     if repeated.any():
         try:
@@ -135,5 +138,5 @@ def _settle_ids(
                     counts[name] = times
                     name = entry.id = f"{name}#{times}"
                 lines[name] = entry.line
-            writer.write(entry)
+            writer.write([entry])
     return target

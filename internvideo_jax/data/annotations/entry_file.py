@@ -11,7 +11,7 @@ import os
 import struct
 import uuid
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -101,19 +101,21 @@ class EntryWriter:
         self._lengths = array("q")
         self._summary = Summary(fingerprint)
 
-    def write(self, entry: Entry) -> None:
-        """Writes one more entry."""
-        data = _encode(entry)
-        self._file.write(data)
-        known, label = self._summary, entry.label
-        # What most entries are needs no call: there may be millions.
-        if isinstance(label, tuple) or entry.path[0] in "/.":
-            known.add(len(self._lengths), entry)
-        elif label is None:
-            known.has_unlabelled = True
-        elif label > known.max_label:
-            known.max_label = label
-        self._lengths.append(len(data))
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Writes some more entries."""
+        data = list(map(_encode, entries))
+        self._file.write(b"".join(data))
+        known = self._summary
+        for row, entry in enumerate(entries, len(self._lengths)):
+            label = entry.label
+            # What most entries are needs no call: there may be millions.
+            if isinstance(label, tuple) or entry.path[0] in "/.":
+                known.add(row, entry)
+            elif label is None:
+                known.has_unlabelled = True
+            elif label > known.max_label:
+                known.max_label = label
+        self._lengths.extend(map(len, data))
 
     def finish(self) -> None:
         """Writes what ends the file."""

@@ -5,6 +5,7 @@ Source: the data sets of upstream's `InternVideo2/single_modality/datasets` (`cs
 """
 
 import csv
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,9 @@ from internvideo_jax.data.annotations.lines import (
     EntryError,
     parse_json,
     quote,
+    read_blocks,
     read_items,
-    read_lines,
+    split_lines,
 )
 from internvideo_jax.data.decode.paths import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
 
@@ -31,6 +33,7 @@ FRAME_PATTERN = "img_{:05}.jpg"
 SEPARATORS = (",", "\t", " ")
 # How many lines decide which format and separator a file has.
 NUM_SAMPLED_LINES = 50
+_LIST_ITEMS = 1024
 # A file name with one place for a number: what else `str.format` can do is not for data to ask.
 _FRAME_PATTERN = re.compile(r"[^/\\{}\x00]*\{(:0?\d{0,2}d?)?\}[^/\\{}\x00]*")
 
@@ -68,21 +71,33 @@ class Layout(NamedTuple):
     frame_pattern: str = FRAME_PATTERN
 
 
-def read_entries(path: str, layout: Layout) -> Iterator[tuple[int, Entry | EntryError]]:
-    """The entries of a file, right or wrong, with the lines that they begin on."""
-    is_list = layout.format == "json"
-    parse = _stage2_entry if is_list else _line_parser(layout)
-    for number, item in read_items(path) if is_list else read_lines(path):
-        try:
-            entry = item if isinstance(item, EntryError) else parse(item)
-        except EntryError as error:
-            entry = error
-        yield number, entry
+def read_entries(path: str, layout: Layout) -> Iterator[Sequence[tuple[int, Entry | EntryError]]]:
+    """The entries of a file, right or wrong, many at a time, with the lines that they begin on."""
+    if layout.format == "json":
+        items = read_items(path)
+        while some := list(islice(items, _LIST_ITEMS)):
+            yield [(number, _parsed(_stage2_entry, item)) for number, item in some]
+        return
+    parse = _line_parser(layout)
+    for number, block in read_blocks(path):
+        entries = _plain_jsonl_entries(block) if layout.format == "jsonl" else None
+        if entries is not None:
+            yield list(enumerate(entries, number))
+        else:
+            lines = split_lines(number, block)
+            yield [(line, _parsed(parse, text)) for line, text in lines]
+
+
+def _parsed(parse: Callable[[Any], Entry], item: Any) -> Entry | EntryError:
+    try:
+        return item if isinstance(item, EntryError) else parse(item)
+    except EntryError as error:
+        return error
 
 
 def _line_parser(layout: Layout) -> Callable[[str], Entry]:
     if layout.format == "jsonl":
-        return _jsonl_entry
+        return _parse_jsonl
     split, parse = splitter(layout.separator or " "), TEXT_FORMATS[layout.format].parse
     if layout.format != "frames":
         return lambda line: parse(split(line))
@@ -107,7 +122,8 @@ def tell_format(
       EntryError: no format fits, or several do.
     """
     suffix = path.lower().rpartition(".")[2]
-    sampled = [line for _, line in islice(read_lines(path), NUM_SAMPLED_LINES)]
+    texts = itertools.chain.from_iterable(itertools.starmap(split_lines, read_blocks(path)))
+    sampled = [line for _, line in islice(texts, NUM_SAMPLED_LINES)]
     lines = [line for line in sampled if isinstance(line, str)]
     first = lines[0] if lines else ""
     if format is None and (suffix in ("jsonl", "ndjson") or first.startswith("{")):
@@ -319,37 +335,54 @@ _EXPECTED = {
     "end": "seconds",
     "num_frames": "an integer",
 }
-_decode_line = msgspec.json.Decoder(_JsonLine).decode
-# Quotes within texts are escaped, so that all keys end so, and little else.
-_KEY_ENDS = re.compile(r'"\s*:')
+_DECODER = msgspec.json.Decoder(_JsonLine)
 
 
-def _jsonl_entry(line: str) -> Entry:
+def _plain_jsonl_entries(block: bytes) -> list[Entry] | None:
+    """The entries of lines that have nothing unusual; of others, None."""
+    num_lines = block.count(b"\n")
+    # The decoder would take several objects on a line, or one on several; texts have no line ends.
+    if not block.startswith(b"{") or block.count(b"\n{") != num_lines - 1:
+        return None
     try:
-        known = _decode_line(line)
-        stated = msgspec.structs.astuple(known)
-    except msgspec.DecodeError:
-        is_plain = False
-    else:
-        # Of equal keys, msgspec takes the last.
-        num_keys = len(stated) - stated.count(None)
-        is_plain = line.count(":") == num_keys or len(_KEY_ENDS.findall(line)) == num_keys
-    if not is_plain:
-        # Tells what is wrong, if anything is.
-        known = _convert(parse_json(line), _JsonLine)
-        stated = msgspec.structs.astuple(known)
-    video, audio, label, caption, start, end, id, num_frames, pattern, source = stated
+        objects = _DECODER.decode_lines(block)
+        stated = list(map(msgspec.structs.astuple, objects))
+        # Of equal keys, it would take the last. Quotes within texts are escaped.
+        num_keys = sum(len(values) - values.count(None) for values in stated)
+        if len(objects) != num_lines or block.count(b'":') - block.count(b'\\":') != num_keys:
+            return None
+        return list(itertools.starmap(_jsonl_entry, stated))
+    except (msgspec.DecodeError, UnicodeDecodeError, EntryError):
+        return None
+
+
+def _parse_jsonl(line: str) -> Entry:
+    return _jsonl_entry(*msgspec.structs.astuple(_convert(parse_json(line), _JsonLine)))
+
+
+def _jsonl_entry(
+    video: str | None,
+    audio: str | None,
+    label: int | list[int] | None,
+    caption: _Texts,
+    start: float | None,
+    end: float | None,
+    id: str | None,
+    num_frames: int | None,
+    frame_pattern: str | None,
+    source: str | None,
+) -> Entry:
     path = video if audio is None and video is not None else _only(video=video, audio=audio)
     if isinstance(label, list):
         if len(set(label)) < len(label):
             raise EntryError(f'"label": {_EXPECTED["label"]}', quote(label))
         label = tuple(label)
-    if num_frames is None and pattern is not None:
+    if num_frames is None and frame_pattern is not None:
         raise EntryError('"num_frames" beside "frame_pattern"', "none")
-    if num_frames is not None and pattern is None:
-        pattern = FRAME_PATTERN
+    if num_frames is not None and frame_pattern is None:
+        frame_pattern = FRAME_PATTERN
     captions = _captions(caption)
-    return Entry(path, label, start, end, captions, id, num_frames, pattern, source or "")
+    return Entry(path, label, start, end, captions, id, num_frames, frame_pattern, source or "")
 
 
 def _stage2_entry(value: Any) -> Entry:

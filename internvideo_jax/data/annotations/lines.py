@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 MAX_ENTRY_BYTES = 2**20
 # What is read at a time of a JSON list, which may be one line.
 PIECE_BYTES = 2**20
-_BUFFER_BYTES = 2**20
+# Lines are read together: enough of them for one call to cost nothing, few enough to hold.
+BLOCK_BYTES = 2**16
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -44,25 +45,38 @@ class EntryError(Exception):
         self.found = found
 
 
-def read_lines(path: str) -> Iterator[tuple[int, str | EntryError]]:
-    """The lines of a UTF-8 text file that are not blank, with their numbers from 1."""
-    number = 0
-    with Path(path).open("rb", buffering=_BUFFER_BYTES) as file:
-        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
-            file.seek(0)
-        read = file.readline
-        while data := read(MAX_ENTRY_BYTES + 1):
-            number += 1
-            if len(data) > MAX_ENTRY_BYTES:
-                while data and not data.endswith(b"\n"):
-                    data = read(MAX_ENTRY_BYTES + 1)
-                yield number, _too_long("a line")
-                continue
-            try:
-                if line := data.decode().strip():
-                    yield number, line
-            except UnicodeDecodeError as error:
-                yield number, _not_utf8(error)
+def read_blocks(path: str) -> Iterator[tuple[int, bytes]]:
+    """All lines of a file, many at a time, each with its end; before them the first one's number.
+
+    Of a line that is too long, only the beginning is there.
+    """
+    number = 1
+    with Path(path).open("rb") as file:
+        while data := file.read(BLOCK_BYTES):
+            if not data.endswith(b"\n"):
+                rest = file.readline(MAX_ENTRY_BYTES + 1)
+                data += rest
+                while len(rest) > MAX_ENTRY_BYTES and not rest.endswith(b"\n"):
+                    rest = file.readline(MAX_ENTRY_BYTES + 1)
+            if number == 1:
+                data = data.removeprefix(codecs.BOM_UTF8)
+            if not data.endswith(b"\n"):
+                data += b"\n"
+            yield number, data
+            number += data.count(b"\n")
+
+
+def split_lines(number: int, block: bytes) -> Iterator[tuple[int, str | EntryError]]:
+    """The lines of a block of UTF-8 text that are not blank, with their numbers."""
+    for line, data in enumerate(block.split(b"\n"), number):
+        if len(data) > MAX_ENTRY_BYTES:
+            yield line, _too_long("a line")
+            continue
+        try:
+            if text := data.decode().strip():
+                yield line, text
+        except UnicodeDecodeError as error:
+            yield line, _not_utf8(error)
 
 
 def read_items(path: str) -> Iterator[tuple[int, Any]]:

@@ -241,6 +241,22 @@ def test_bad_json_lines(tmp_path, line, expected):
     assert expected in message
 
 
+def test_a_line_holds_one_object(tmp_path):
+    two_and_a_half = '{"video": "a"} {"video": "b"}\n{"video":\n"c"}\n'
+    lines = [line for line, _ in problems(write(tmp_path / "c.jsonl", two_and_a_half))]
+    assert lines == [1, 2, 3]
+
+
+def test_unusual_lines_do_not_change_what_others_state(tmp_path):
+    unusual = ['{"video" : "a"}', "", '{"video": "b", "caption": "a\\": b\\\\"}', ' {"video": "c"}']
+    records = read_annotations(write(tmp_path / "c.jsonl", "\n".join(unusual)))
+    assert [(record.id, record.captions) for record in records] == [
+        ("a", ()),
+        ("b", ('a": b\\',)),
+        ("c", ()),
+    ]
+
+
 @pytest.mark.parametrize(
     ("format_", "line", "expected"),
     [
