@@ -28,7 +28,7 @@ venv: .venv/installed
 demo: .venv/installed
 	JAX_PLATFORMS=$${JAX_PLATFORMS-cpu} $(BIN)/internvideo-jax demo
 
-# Most of the time goes into compiling small programs. The goldens undo the second setting.
+# Most of the time goes into compiling small programs: faster, to slower ones.
 test: .venv/installed
 	JAX_PLATFORMS=cpu JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 

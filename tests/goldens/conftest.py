@@ -1,16 +1,15 @@
 """Options of the golden tests; one test item per golden file, its path as id.
 
-Unless a folder is asked for, what is not committed belongs to the slow suite.
+The reference data beside the checkout belongs to the slow suite, unless its folder is asked for.
+There programs are optimised as users' are, while `make test` compiles them as fast as it can.
 """
 
 import importlib
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
 _HERE = Path(__file__).parent
@@ -18,16 +17,6 @@ _COMMITTED = _HERE / "data"
 # `golden`, `comparison` and `checkers` are shared by the modules here and by nothing else.
 sys.path.insert(0, str(_HERE))
 _FILES = pytest.StashKey[list[Any]]()
-
-
-@pytest.fixture(autouse=True)
-def optimizations() -> Iterator[None]:
-    """Numbers are judged as users' programs compute them, also under `make test`."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.values[name]
-    jax.config.update(name, False)
-    yield
-    jax.config.update(name, before)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     shared = os.environ.get("INTERNVIDEO_SHARED")
     roots = [Path(folder)] if folder else [_COMMITTED]
     if shared and not folder:
-        roots.insert(0, Path(shared) / "goldens")
+        roots.append(Path(shared) / "goldens")
     names = {
         option: [n for n in config.getoption(f"--goldens-{option}", "").split(",") if n]
         for option in ("require", "exclude")
@@ -77,11 +66,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             importlib.import_module(f"checkers.{path.stem}")
         asked = metafunc.config.getoption("--goldens", None)
         cases = [
-            pytest.param(
-                file,
-                id=file.name,
-                marks=() if asked or file.path.is_relative_to(_COMMITTED) else pytest.mark.slow,
-            )
+            pytest.param(file, id=file.name)
+            if asked or file.path.is_relative_to(_COMMITTED)
+            else pytest.param(file, id=f"shared/{file.name}", marks=pytest.mark.slow)
             for file in metafunc.config.stash[_FILES]
         ]
         metafunc.parametrize("golden_file", cases)

@@ -192,14 +192,13 @@ def select(
     """Drops excluded kinds and marks required ones.
 
     Args:
-      files: all files; of several with one name the last counts.
+      files: all files.
       require: names of systems, kinds (`system.family`) or families.
       exclude: likewise.
 
     Raises:
       BadGolden: a name fits no file.
     """
-    by_name = {file.name: file for file in files}
 
     def fits(file: GoldenFile, names: Sequence[str]) -> bool:
         return any(name in (file.kind, *file.kind.split(".")) for name in names)
@@ -209,10 +208,10 @@ def select(
         if unknown:
             raise BadGolden(f"{option}: no golden file has the system or kind {', '.join(unknown)}")
 
-    check_names(exclude, list(by_name.values()), "--goldens-exclude")
+    check_names(exclude, files, "--goldens-exclude")
     chosen = [
         dataclasses.replace(file, required=fits(file, require))
-        for file in by_name.values()
+        for file in files
         if not fits(file, exclude)
     ]
     check_names(require, chosen, "--goldens-require")
