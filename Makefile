@@ -20,17 +20,20 @@ venv: .venv/installed
 	    "Install one, or name one: make PYTHON=/path/to/python3.12" >&2; \
 	  exit 1; \
 	fi
-	@# setuptools has two screens of general remarks on every editable installation.
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	@# setuptools has two screens of general remarks on every editable installation. What is imported
+	@# compiles then, the rest need not.
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile \
+	  --editable '.[dev]'
 	@touch $@
 
 # The dev extra's libtpu looks for a TPU, in vain and aloud, unless a platform is named.
 demo: .venv/installed
 	JAX_PLATFORMS=$${JAX_PLATFORMS-cpu} $(BIN)/internvideo-jax demo
 
-# Most of the time goes into compiling small programs: faster, to slower ones.
+# Most of the time goes into compiling small programs: faster, to slower ones, and those of one file
+# of tests by one process, which then compiles none twice.
 test: .venv/installed
-	JAX_PLATFORMS=cpu JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	JAX_PLATFORMS=cpu JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 --dist=loadfile -m "not slow"
 
 test-slow: .venv/installed
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m slow

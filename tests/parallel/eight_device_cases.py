@@ -44,9 +44,7 @@ STUDENT = Stage1StudentConfig(
     [
         # Nine tokens on two shards.
         (VideoViT(ENCODER), {"data": 2, "tensor": 2, "context": 2}),
-        pytest.param(
-            Stage1Student(STUDENT), {"data": 2, "fsdp": 2, "tensor": 2}, marks=pytest.mark.slow
-        ),
+        (Stage1Student(STUDENT), {"data": 2, "fsdp": 2, "tensor": 2}),
     ],
 )
 def test_models_give_what_they_give_on_one_device(module, sizes):
@@ -139,12 +137,11 @@ TOKENS_OVER_FOUR = {"data": 1, "fsdp": 2, "context": 4}
 @pytest.mark.parametrize(
     ("sizes", "implementation", "names"),
     [
-        (CUBE, "reference", ("padded", "bias", "caches", "one query", "together")),
-        pytest.param(CUBE, "reference", ATTENTION, marks=pytest.mark.slow),
-        pytest.param(HEADS_OVER_FOUR, "xla_chunked", ATTENTION, marks=pytest.mark.slow),
-        pytest.param(TOKENS_OVER_FOUR, "reference", ATTENTION, marks=pytest.mark.slow),
+        (CUBE, "reference", ATTENTION),
+        (HEADS_OVER_FOUR, "xla_chunked", ATTENTION),
+        (TOKENS_OVER_FOUR, "reference", ATTENTION),
     ],
-    ids=["some", "all", "heads", "tokens"],
+    ids=["all", "heads", "tokens"],
 )
 def test_each_option_of_attention_gives_what_it_gives_on_one_device(
     sizes, implementation, names, monkeypatch

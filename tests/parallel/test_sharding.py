@@ -9,9 +9,9 @@ from internvideo_jax.parallel.sharding import partition_spec, shard_map_logical
 from tests.processes import run_on_eight_devices
 
 
-@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_on_eight_devices(which):
-    run_on_eight_devices(Path(__file__).with_name("eight_device_cases.py"), "-m", which)
+@pytest.mark.slow
+def test_on_eight_devices():
+    run_on_eight_devices(Path(__file__).with_name("eight_device_cases.py"))
 
 
 @pytest.mark.parametrize(
