@@ -1,6 +1,6 @@
 """Reading the constructor options of an upstream class so that none is overlooked."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from internvideo_jax.config import nearest_name
@@ -35,6 +35,8 @@ class Options:
     def size(self, name: str, default: Any = _REQUIRED) -> Any:
         """An option that counts something, of which there must be one."""
         value = self.take(name, default)
+        if isinstance(value, str):
+            raise ValueError(f"{name}: expected int, found {value!r}")
         if isinstance(value, int) and value < 1:
             raise ValueError(
                 f"expected option {name!r} of kind {self.kind!r} to be at least 1, found {value}"
@@ -62,3 +64,34 @@ class Options:
                 f"unknown options of a model of kind {self.kind!r}: {', '.join(unknown)}"
                 f"{nearest_name(unknown[0], self._known)} (known: {', '.join(self._known)})"
             )
+
+
+def expect_heads(
+    heads: Mapping[str, int | None],
+    width: int,
+    released: Iterable[int],
+    known: Container[str],
+    problems: Sequence[str] = (),
+) -> None:
+    """Raises what there is to say, together with numbers of heads that nothing tells.
+
+    Args:
+      heads: by option, of released models of this width; None if there is none.
+      width: token width.
+      released: widths of released models.
+      known: options that are given or stored.
+      problems: what else is wrong.
+
+    Raises:
+      ValueError: there is anything to say.
+    """
+    found = list(problems)
+    missing = [name for name, number in heads.items() if number is None and name not in known]
+    if missing:
+        found.append(
+            f"expected a released width ({', '.join(map(str, released))}), whose numbers of heads"
+            f" are known, found {width}, and tensors do not show them; pass"
+            f" {' '.join(f'--option={name}=N' for name in missing)}"
+        )
+    if found:
+        raise ValueError("\n".join(found))

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from internvideo_jax.convert.engine.family import Family, Shapes
-from internvideo_jax.convert.engine.options import Options
+from internvideo_jax.convert.engine.options import Options, expect_heads
 from internvideo_jax.convert.engine.rules import (
     Ignore,
     Rule,
@@ -28,6 +28,9 @@ from internvideo_jax.models.bert import BertConfig
 from internvideo_jax.nn.mlp import Activation
 from internvideo_jax.objectives.masked_lm import masked_lm_loss
 from internvideo_jax.preprocessing import Preprocessing, TextPreprocessing
+
+# Attention heads of released BERTs by width.
+_HEADS = {128: 2, 256: 4, 512: 8, 768: 12, 1024: 16}
 
 _WORDS = "bert.embeddings.word_embeddings.weight"
 
@@ -153,8 +156,9 @@ def _infer(
         "intermediate_size": "bert.encoder.layer.0.intermediate.dense.weight",
     }
     shown |= {option: shapes[key][0] for option, key in named.items() if key in shapes}
-    # All released BERTs have heads of 64 channels.
-    return shown, {"num_attention_heads": max(width // 64, 1)}
+    heads = {"num_attention_heads": _HEADS.get(width)}
+    expect_heads(heads, width, _HEADS, given.keys() | stored.keys())
+    return shown, heads
 
 
 def _to_options(config: BertConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from internvideo_jax.convert.engine.family import Shapes
-from internvideo_jax.convert.engine.options import Options
+from internvideo_jax.convert.engine.options import Options, expect_heads
 from internvideo_jax.convert.engine.rules import (
     ONES,
     ZEROS,
@@ -315,7 +315,7 @@ def infer(
         options = _shown(kind, shapes, given, stored)
     except ValueError as error:
         problems.append(str(error))
-    video_vit.expect_heads(heads, width, given.keys() | stored.keys(), problems)
+    expect_heads(heads, width, video_vit.HEADS, given.keys() | stored.keys(), problems)
     return options, heads
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from internvideo_jax.convert.engine.family import Family, Shapes
-from internvideo_jax.convert.engine.options import Options
+from internvideo_jax.convert.engine.options import Options, expect_heads
 from internvideo_jax.convert.engine.rules import Ignore, Rule, Table, Tie, nested, rule
 from internvideo_jax.convert.engine.transforms import (
     LINEAR,
@@ -39,6 +39,9 @@ _LINEARS: dict[str, tuple[str, str, Transform]] = {
     "down": ("mlp/down", "mlp.down_proj", LINEAR),
 }
 _NAMES = {keys.rpartition(".")[2]: name for name, (_, keys, _) in _LINEARS.items()}
+
+# Attention heads of released LLaMAs by width.
+_HEADS = {4096: 32, 5120: 40, 6656: 52, 8192: 64}
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -183,8 +186,11 @@ def _infer(
     numbers = (re.match(rf"{re.escape(prefix)}layers\.(\d+)\.", key) for key in shapes)
     vocab_size, width = shapes[f"{prefix}embed_tokens.weight"]
     options = {**stored, **stored.get("llama", {}), **given, **given.get("llama", {})}
-    # Released models have heads of 128 channels.
-    heads = options.get("num_attention_heads") or max(width // 128, 1)
+    released = {"num_attention_heads": _HEADS.get(width)}
+    expect_heads(released, width, _HEADS, options.keys())
+    heads = options.get("num_attention_heads", _HEADS.get(width))
+    if not isinstance(heads, int) or heads < 1:
+        raise ValueError(f"num_attention_heads: expected int from 1, found {heads!r}")
     queries = shapes[f"{first}.self_attn.q_proj.weight"][0]
     keys = shapes[f"{first}.self_attn.k_proj.weight"][0]
     shown: dict[str, Any] = {

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -279,28 +279,6 @@ def infer_grid(num_tokens: int, *, side: int | None = None, frames: int | None =
         f" x width) with side {side or 'unknown'} and {frames or 'unknown'} steps; pass"
         " --option=img_size=PIXELS or --option=num_frames=N of the model that was trained"
     )
-
-
-def expect_heads(
-    heads: Mapping[str, int | None], width: int, known: Container[str], problems: list[str]
-) -> None:
-    """Raises what there is to say, together with numbers of heads that nothing tells.
-
-    Args:
-      heads: of released models of this width, None if there is none.
-      width: token width.
-      known: options that are given or stored.
-      problems: what else is wrong.
-    """
-    missing = [name for name, number in heads.items() if number is None and name not in known]
-    if missing:
-        problems.append(
-            f"expected a released width ({', '.join(map(str, HEADS))}), whose numbers of heads are"
-            f" known, found {width}, and tensors do not show them; pass"
-            f" {' '.join(f'--option={name}=N' for name in missing)}"
-        )
-    if problems:
-        raise ValueError("\n".join(problems))
 
 
 def in_blocks(shapes: Shapes, name: str) -> Shape | None:

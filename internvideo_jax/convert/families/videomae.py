@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from internvideo_jax.convert.engine.family import Shapes
-from internvideo_jax.convert.engine.options import Options
+from internvideo_jax.convert.engine.options import Options, expect_heads
 from internvideo_jax.convert.engine.rules import Ignore, Table, nested, norm, rule
 from internvideo_jax.convert.engine.transforms import JOIN_QV_BIAS
 from internvideo_jax.convert.engine.verify import Arrays, Recipe, Reference
@@ -107,7 +107,8 @@ def _infer(
         except ValueError as error:
             problems.append(str(error))
     heads = {"num_heads": video_vit.HEADS.get(options["embed_dim"])}
-    video_vit.expect_heads(heads, options["embed_dim"], given.keys() | stored.keys(), problems)
+    known = given.keys() | stored.keys()
+    expect_heads(heads, options["embed_dim"], video_vit.HEADS, known, problems)
     return options, heads
 
 

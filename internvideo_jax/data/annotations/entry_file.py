@@ -28,6 +28,13 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Entry).decode
 
 
+class DamagedFileError(ValueError):
+    """A file of entries that does not hold what was written; without it, it is made anew."""
+
+    def __init__(self, path: str):
+        super().__init__(f"{path}: expected the entries of a list, found damaged bytes; delete it")
+
+
 @dataclasses.dataclass
 class Summary:
     """What the entries of a file amount to.
@@ -72,25 +79,38 @@ class EntryFile:
 
     Attributes:
       summary: what they amount to.
+
+    Raises:
+      DamagedFileError: at once or when an entry is read: this is no such file.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
+        self._path = os.fspath(path)
         with open(path, "rb") as file:
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        sizes = len(self._data) - _SIZES.size
-        self._count, length = _SIZES.unpack_from(self._data, sizes)
-        summary = sizes - length
-        self.summary = msgspec.msgpack.decode(self._data[summary:sizes], type=Summary)
-        bounds = np.dtype(np.int64)
-        start = summary - bounds.itemsize * (self._count + 1)
-        self._bounds = np.frombuffer(self._data, bounds, self._count + 1, start)
+            try:
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                sizes = len(self._data) - _SIZES.size
+                self._count, length = _SIZES.unpack_from(self._data, sizes)
+                summary = sizes - length
+                self.summary = msgspec.msgpack.decode(self._data[summary:sizes], type=Summary)
+                bounds = np.dtype(np.int64)
+                start = summary - bounds.itemsize * (self._count + 1)
+                self._bounds = np.frombuffer(self._data, bounds, self._count + 1, start)
+            # Also what the decoder raises is a ValueError.
+            except (ValueError, OverflowError, struct.error):
+                raise DamagedFileError(self._path) from None
+        if self._bounds[-1] != start:
+            raise DamagedFileError(self._path)
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, row: int) -> Entry:
         start, end = self._bounds[row : row + 2].tolist()
-        return _decode(self._data[start:end])
+        try:
+            return _decode(self._data[start:end])
+        except ValueError:
+            raise DamagedFileError(self._path) from None
 
 
 class EntryWriter:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import stat
 import tempfile
 import time
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple, overload
 
 from internvideo_jax import environment
 from internvideo_jax.data.annotations.building import build
-from internvideo_jax.data.annotations.entry_file import PARTIAL, EntryFile
+from internvideo_jax.data.annotations.entry_file import PARTIAL, DamagedFileError, EntryFile
 from internvideo_jax.data.annotations.formats import (
     FORMATS,
     FRAME_PATTERN,
@@ -43,6 +44,7 @@ from internvideo_jax.files import write_text
 _VERSION = "internvideo_jax list 1"
 # A file that was changed so lately may change again without its time showing it.
 _SETTLING_SECONDS = 2.0
+_DIGEST = re.compile("[0-9a-f]{64}")
 _ABANDONED_SECONDS = 86400.0
 # A list of this size takes about a second.
 _LONG_BYTES = 2**24
@@ -200,7 +202,7 @@ def check_annotations(
     name = _name(path, layout)
     if not check_files:
         for place in _places():
-            if (place / name).is_file():
+            with contextlib.suppress(OSError, DamagedFileError):
                 records = ClipList(str(place / name), folder)
                 if records.fits(context):
                     return Annotations(layout.format, records, None)
@@ -246,8 +248,10 @@ def _content(path: str) -> str:
     state = (os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ino)
     note = f"{hashlib.sha256(repr(state).encode()).hexdigest()[:32]}.sha256"
     for place in _places():
-        with contextlib.suppress(OSError):
-            return (place / note).read_text("utf-8")
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            known = (place / note).read_text("utf-8")
+            if _DIGEST.fullmatch(known):
+                return known
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if time.time() - status.st_mtime > _SETTLING_SECONDS:

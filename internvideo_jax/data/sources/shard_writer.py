@@ -15,6 +15,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from internvideo_jax import config as configs
 from internvideo_jax.data.annotations.records import ClipRecord
+from internvideo_jax.data.decode.audio import clip_sound
 from internvideo_jax.data.decode.clips import image_names, open_clip
 from internvideo_jax.data.decode.video import VideoError
 from internvideo_jax.data.sources.shards import (
@@ -173,6 +174,9 @@ def read_content(record: ClipRecord) -> Content:
 
 
 def _check_readable(record: ClipRecord, content: Content) -> None:
+    if record.media == "audio":
+        clip_sound(record, 16_000, data=content)
+        return
     with open_clip(record, data=content) as clip:
         clip.read([0, clip.num_frames - 1])
 

@@ -76,6 +76,12 @@ def test_released_models_are_read_from_their_tensors_alone(config, shapes_of):
     assert _read(shapes_of(config)) == config
 
 
+@pytest.mark.parametrize("config", [BERT, LLAMA])
+def test_numbers_of_heads_that_nothing_tells_are_asked_for(config, shapes_of):
+    with pytest.raises(ValueError, match="pass --option=num_attention_heads=N"):
+        _read(shapes_of(config))
+
+
 def test_berts_repeat_their_words_and_lose_a_prefix(make_state):
     state = make_state(BERT)
     stored = to_upstream(BERT)
@@ -170,7 +176,7 @@ def test_what_is_not_supported_is_refused_by_name(shapes_of, make_state):
     shapes = shapes_of(LLAMA)
     del shapes["transformer.layers.0.self_attn.q_proj.weight"]
     with pytest.raises(ValueError, match="expected a tensor .*q_proj"):
-        _read(shapes)
+        _read(shapes, given=to_upstream(LLAMA))
     state = make_state(BERT) | {"bert.more": np.zeros(1)}
     del state["bert.encoder.layer.2.crossattention.self.query.bias"]
     with pytest.raises(CheckpointMisfit, match="1 keys missing, 1 extra"):

@@ -154,6 +154,28 @@ def test_what_killed_processes_have_left_is_removed(home, tmp_path):
     assert [file.name for file in home.glob("*.partial")] == ["new.partial"]
 
 
+@pytest.mark.parametrize("length", [0, 10, -100, None], ids=["empty", "begun", "cut", "other"])
+def test_damaged_files_of_a_home_are_made_anew(home, builds, tmp_path, length):
+    path = write(tmp_path / "a.jsonl")
+    read_annotations(path)
+    for kept in home.iterdir():
+        data = kept.read_bytes()
+        kept.write_bytes(data[:length] if length is not None else bytes([255]) * len(data))
+    assert read_annotations(path)[7] == record(tmp_path, 7)
+    assert len(builds) == 2
+
+
+def test_a_damaged_entry_names_the_file(home, tmp_path):
+    path = write(tmp_path / "a.jsonl")
+    read_annotations(path)
+    (kept,) = home.glob("*.clips")
+    data = bytearray(kept.read_bytes())
+    data[:10] = bytes([255]) * 10
+    kept.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{kept}: expected .* delete it"):
+        read_annotations(path)[0]
+
+
 def test_a_file_that_changes_while_it_is_read(home, tmp_path, monkeypatch):
     path = write(tmp_path / "a.jsonl", 3)
     build = lists.build

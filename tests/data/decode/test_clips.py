@@ -1,6 +1,7 @@
 """Clips of video files, folders of images and single images."""
 
 import os
+import wave
 from fractions import Fraction
 from pathlib import Path
 
@@ -290,6 +291,10 @@ def test_check_tells_what_was_found(h264, folder, tmp_path):
     assert check_clip(clip(h264)) == (30, pytest.approx(10))
     assert check_clip(clip(h264), every_frame=True) == (30, pytest.approx(10))
     assert check_clip(clip(folder)) == (12, None)
+    with wave.open(str(tmp_path / "silence.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8_000, 0, "NONE", ""))
+        sound.writeframes(bytes(2 * 8_000))
+    assert check_clip(clip(tmp_path / "silence.wav")) == (16_000, 16_000)
     (tmp_path / "empty.mp4").touch()
     error = check_clip(clip(tmp_path / "empty.mp4"))
     assert isinstance(error, VideoError)

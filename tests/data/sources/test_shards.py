@@ -4,12 +4,14 @@ import errno
 import json
 import os
 import resource
+import wave
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from internvideo_jax.data.annotations.records import ClipRecord
+from internvideo_jax.data.decode.audio import clip_sound
 from internvideo_jax.data.decode.clips import open_clip
 from internvideo_jax.data.decode.video import VideoError
 from internvideo_jax.data.sources import shard_writer, shards
@@ -76,6 +78,20 @@ def test_folders_without_numbers_come_back_too(tmp_path, records):
     read, content, _ = ShardSource(tmp_path / "out")[0]
     assert read.num_frames == 3
     assert np.array_equal(all_frames(read, content), all_frames(record))
+
+
+def test_sound_comes_back_too(tmp_path):
+    with wave.open(str(tmp_path / "a.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8_000, 0, "NONE", ""))
+        sound.writeframes(bytes(range(200)) * 80)
+    (tmp_path / "b.wav").write_bytes(b"no sound")
+    records = [ClipRecord(name, str(tmp_path / name)) for name in ("a.wav", "b.wav")]
+    written = write_shards(records, tmp_path / "out", num_shards=1, skip_broken=True)
+    assert [clip.record.id for clip in written.broken] == ["b.wav"]
+    record, data, _ = ShardSource(tmp_path / "out")[0]
+    np.testing.assert_array_equal(
+        clip_sound(record, 8_000, data=data), clip_sound(records[0], 8_000)
+    )
 
 
 def test_a_folder_may_have_brackets_in_its_name(tmp_path, records):
