@@ -373,16 +373,15 @@ def _jsonl_entry(
     source: str | None,
 ) -> Entry:
     path = video if audio is None and video is not None else _only(video=video, audio=audio)
-    if isinstance(label, list):
-        if len(set(label)) < len(label):
-            raise EntryError(f'"label": {_EXPECTED["label"]}', quote(label))
-        label = tuple(label)
+    if isinstance(label, list) and len(set(label)) < len(label):
+        raise EntryError(f'"label": {_EXPECTED["label"]}', quote(label))
+    labels = tuple(label) if isinstance(label, list) else label
     if num_frames is None and frame_pattern is not None:
         raise EntryError('"num_frames" beside "frame_pattern"', "none")
     if num_frames is not None and frame_pattern is None:
         frame_pattern = FRAME_PATTERN
     captions = _captions(caption)
-    return Entry(path, label, start, end, captions, id, num_frames, frame_pattern, source or "")
+    return Entry(path, labels, start, end, captions, id, num_frames, frame_pattern, source or "")
 
 
 def _stage2_entry(value: Any) -> Entry:
