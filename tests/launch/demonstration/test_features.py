@@ -7,6 +7,9 @@ from internvideo_jax.configs.demo import common
 from internvideo_jax.launch.demonstration import baseline, features, runs
 from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
+# Compiling teachers and student takes longest.
+pytestmark = pytest.mark.slow
+
 VIDEO = np.random.default_rng(0).integers(0, 256, (6, 8, 32, 32, 3), np.uint8)
 
 
