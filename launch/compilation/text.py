@@ -47,7 +47,7 @@ def render(report: dict[str, Any]) -> str:
 
     lines += ["", "collectives per device and step"]
     header = (
-        f"  {'program':10}{'kind':20}{'group':>7}{'ops':>6}{'runs':>7}{'MiB':>12}{'MiB sent':>12}"
+        f"  {'program':12}{'kind':20}{'group':>7}{'ops':>6}{'runs':>7}{'MiB':>12}{'MiB sent':>12}"
     )
     rows = [
         _collective_row(name, c) for name, p in programs.items() for c in p["collectives"] or ()
@@ -77,6 +77,6 @@ def _share(program: dict[str, Any], limit: int) -> str:
 def _collective_row(name: str, c: dict[str, Any]) -> str:
     runs = str(c["executions"]) + ("" if c["trips_known"] else "+")
     return (
-        f"  {name:10}{c['kind']:20}{c['group']:>7}{c['operations']:>6}{runs:>7}"
+        f"  {name:12}{c['kind']:20}{c['group']:>7}{c['operations']:>6}{runs:>7}"
         f"{c['bytes'] / 2**20:>12,.1f}{c['wire_bytes'] / 2**20:>12,.1f}"
     )
