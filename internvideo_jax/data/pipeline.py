@@ -11,7 +11,7 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import grain
@@ -324,9 +324,9 @@ class _Joined(Iterator[tuple[Batch, dict[str, str]]]):
 class _Loaded(Iterator[Example]):
     """The examples of lists of them; closes what the lists come from, in whatever thread."""
 
-    def __init__(self, lists: Iterator[list[Example]]):
+    def __init__(self, lists: grain.DatasetIterator[list[Example]]):
         self._examples = itertools.chain.from_iterable(lists)
-        self.close: Callable[[], None] = lists.close  # type: ignore[attr-defined]  # grain's have it
+        self.close = lists.close
 
     def __next__(self) -> Example:
         return next(self._examples)

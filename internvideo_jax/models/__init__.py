@@ -3,9 +3,6 @@
 A model file lists what it offers in its `ARCHITECTURES`; here they come together.
 """
 
-# What is imported here is what users import from here.
-# ruff: noqa: F401
-
 import importlib
 import pkgutil
 from typing import Any
@@ -31,6 +28,31 @@ from internvideo_jax.models.teacher import (
 from internvideo_jax.models.video_classifier import VideoClassifier, VideoClassifierConfig
 from internvideo_jax.models.video_vit import VideoViT, VideoViTConfig, encode, video_encoder
 from internvideo_jax.models.videomae import VideoMAE, VideoMAEConfig
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "DistillStudent",
+    "DistillStudentConfig",
+    "Stage1Student",
+    "Stage1StudentConfig",
+    "Teacher",
+    "TeacherConfig",
+    "Tower",
+    "VideoClassifier",
+    "VideoClassifierConfig",
+    "VideoMAE",
+    "VideoMAEConfig",
+    "VideoMAETeacher",
+    "VideoMAETeacherConfig",
+    "VideoViT",
+    "VideoViTConfig",
+    "abstract_variables",
+    "build",
+    "encode",
+    "gradient_flops",
+    "video_encoder",
+]
 
 
 def _collect() -> dict[str, Architecture]:

@@ -65,6 +65,10 @@ def keep(config: Any, changes: Mapping[str, int]) -> Any:
     return config
 
 
+def fits(*_: Any) -> None:
+    """The `fit` of families whose parameters fit as they are."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """All that is known of one family's files; functions get canonical keys.
@@ -111,9 +115,7 @@ class Family:
     neutral: frozenset[str] = frozenset()
     spellings: tuple[tuple[str, str], ...] = ()
     retarget: Callable[[Any, Mapping[str, int]], Any] = keep
-    fit: Callable[[str, Shape, Any, Any, Inflation | None, Shape], Adaptation | None] = lambda *_: (
-        None
-    )
+    fit: Callable[[str, Shape, Any, Any, Inflation | None, Shape], Adaptation | None] = fits
     new_head: str | None = None
     parts: tuple[Part, ...] = ()
     recipes: Mapping[str, "Recipe"] = dataclasses.field(default_factory=dict)
