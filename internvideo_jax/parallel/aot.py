@@ -9,7 +9,6 @@ import dataclasses
 import importlib.metadata
 import re
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from internvideo_jax.parallel import hlo
@@ -144,22 +143,19 @@ def topology(name: str) -> Topology:
 
 
 def compile_ahead(
-    fn: Callable[..., Any],
+    fn: Any,
     arguments: tuple[Any, ...],
     *,
     mesh: "Mesh",
     rules: "Rules",
-    out_shardings: Any = None,
 ) -> Program:
     """Lowers and compiles a function for the devices of a mesh without running it.
 
     Args:
-      fn: function of pytrees of arrays; one that is jitted already keeps its own options.
+      fn: jitted function of pytrees of arrays.
       arguments: pytrees of `jax.ShapeDtypeStruct` with shardings on `mesh`.
       mesh: mesh of described or attached devices.
       rules: logical axis rules for the models' constraints.
-      out_shardings: as for `jax.jit`. State them for gradients: left to itself, the compiler may
-        replicate the gradient of a sharded parameter.
 
     Returns:
       What the compiler says. A program that does not fit into device memory is such a result;
@@ -170,10 +166,7 @@ def compile_ahead(
 
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         start = time.perf_counter()
-        jitted: Any = fn
-        if not hasattr(fn, "lower"):
-            jitted = jax.jit(fn, out_shardings=out_shardings)
-        lowered = jitted.lower(*arguments)
+        lowered = fn.lower(*arguments)
         lower_seconds = time.perf_counter() - start
         start = time.perf_counter()
         try:

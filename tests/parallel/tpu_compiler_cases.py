@@ -61,11 +61,10 @@ def product(mesh, rows, columns):
     x = jax.ShapeDtypeStruct((rows, columns), jnp.float32, sharding=spec(mesh, ("data", "fsdp")))
     w = jax.ShapeDtypeStruct((columns, columns), jnp.float32, sharding=spec(mesh, "fsdp"))
     return aot.compile_ahead(
-        lambda x, w: x @ w,
+        jax.jit(lambda x, w: x @ w, out_shardings=spec(mesh, ("data", "fsdp"))),
         (x, w),
         mesh=mesh,
         rules=DEFAULT_RULES,
-        out_shardings=spec(mesh, ("data", "fsdp")),
     )
 
 
