@@ -1,4 +1,4 @@
-"""What this process was given from outside: CPUs, and the wish to see everything."""
+"""What this process was given from outside, and what its terminal can be given."""
 
 import os
 import sys
@@ -28,3 +28,13 @@ def home() -> Path:
     else:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "internvideo_jax"
+
+
+def printable(text: str) -> str:
+    """Text in which every control character but tab and line feed is written as an escape.
+
+    Names in files of any origin may hold sequences that a terminal would obey.
+    """
+    return "".join(
+        c if c.isprintable() or c in "\n\t " else c.encode("unicode_escape").decode() for c in text
+    )

@@ -1,18 +1,98 @@
-"""Files and folders that are whole or absent: made under another name, then renamed."""
+"""Small files of any origin read within limits; files and folders that are whole or absent: made
+under another name, then renamed."""
 
 import contextlib
 import fcntl
 import glob
+import itertools
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn
 
 # In an unfinished directory; held by the process that makes it, however that ends.
 _LOCK = "lock"
+
+# Far above every description that we write.
+_JSON_BYTES = 64 * 2**20
+_JSON_DEPTH = 64
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Looks at a file before it is opened: a pipe or device may never end.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is a folder, pipe, device or socket.
+    """
+    if "://" in os.fspath(path):
+        return
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_ISDIR: "folder", stat.S_ISFIFO: "pipe", stat.S_ISSOCK: "socket"}
+        kind = next((name for is_kind, name in kinds.items() if is_kind(mode)), "device")
+        raise ValueError(f"{path}: expected a regular file, found a {kind}")
+
+
+def read_json(path: str | os.PathLike[str], max_bytes: int = _JSON_BYTES) -> Any:
+    """Reads a JSON file of any origin; `gs://` paths work too.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: no regular file, larger than `max_bytes`, or as `parse_json`; names it.
+    """
+    check_regular(path)
+    with _open(path) as file:
+        text = file.read(max_bytes + 1)
+    if len(text) > max_bytes:
+        raise ValueError(f"{path}: expected at most {max_bytes:,} bytes, found more")
+    return parse_json(text, str(path))
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """Parses JSON of any origin; no value nests deeper than code that walks it can.
+
+    Args:
+      text: UTF-8 if bytes.
+      where: what to call it in errors.
+
+    Raises:
+      ValueError: not valid JSON, NaN or an infinity, or nested more than 64 levels deep.
+    """
+    too_deep = f"{where}: expected JSON of at most {_JSON_DEPTH} levels, found deeper"
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    except ValueError as error:
+        raise ValueError(f"{where}: not valid JSON ({error})") from None
+    level = [value]
+    for _ in range(_JSON_DEPTH + 1):
+        inner = [x.values() if isinstance(x, dict) else x for x in level if _is_container(x)]
+        if not inner:
+            return value
+        level = list(itertools.chain.from_iterable(inner))
+    raise ValueError(too_deep)
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, dict | list)
+
+
+def _open(path: str | os.PathLike[str]) -> IO[bytes]:
+    if "://" not in os.fspath(path):
+        return open(path, "rb")
+    from etils import epath
+
+    return epath.Path(path).open("rb")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Models on disk that describe themselves: `load(path)` needs nothing but the directory.
 
   model.json   format version, architecture, config, preprocessing, the SHA-256 of each tokenizer
-               file, and what the writer adds (where the weights come from, how they were converted)
+               file, the names of a classifier's classes where they are known, and what the writer
+               adds (where the weights come from, how they were converted)
   params/      the variables tree {"params": ..., ["batch_stats": ...]}, an Orbax checkpoint;
                kernels may be int8 values with scales beside them (`nn.int8`)
   tokenizer/   the files that the text preprocessing names
@@ -13,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -27,6 +28,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from internvideo_jax.config import from_dict, nearest_name, to_dict
+from internvideo_jax.files import read_json
 from internvideo_jax.models import ARCHITECTURES, abstract_variables
 from internvideo_jax.nn import int8
 from internvideo_jax.parallel.rules import DEFAULT_RULES
@@ -39,6 +41,8 @@ ARRAYS = "params"
 TOKENIZER = "tokenizer"
 _DTYPES = ("float32", "bfloat16", "float16")
 _OWN_KEYS = ("format_version", "architecture", "config", "preprocessing", "tokenizer")
+# In the description only of classifiers whose classes have names.
+_CLASSES = "classes"
 
 
 class SavedModelError(ValueError):
@@ -55,6 +59,7 @@ class SavedModel:
       config: the module's config dataclass.
       preprocessing: what its inputs must have gone through, by modality.
       metadata: the rest of the description: "source", "conversion", ...
+      classes: names of the classes in the order of the logits; None where nobody has named them.
       tokenizer_files: where the files of `preprocessing.text` lie, by name.
     """
 
@@ -63,6 +68,7 @@ class SavedModel:
     config: Any
     preprocessing: Preprocessing
     metadata: dict[str, Any]
+    classes: tuple[str, ...] | None = None
     tokenizer_files: Mapping[str, epath.Path] = dataclasses.field(default_factory=dict)
 
 
@@ -112,7 +118,8 @@ def load(
         variables=_restore(directory / ARRAYS, module, dtype, storage, mesh),
         config=config,
         preprocessing=preprocessing,
-        metadata={key: value for key, value in description.items() if key not in _OWN_KEYS},
+        classes=_checked_classes(description.get(_CLASSES), config, where),
+        metadata={k: v for k, v in description.items() if k not in (*_OWN_KEYS, _CLASSES)},
     )
 
 
@@ -124,6 +131,7 @@ def save(
     variables: Mapping[str, Any],
     metadata: Mapping[str, Any] | None = None,
     tokenizer_files: Mapping[str, epath.PathLike] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> None:
     """Writes a model from its variables in memory; with several processes, all must call it.
 
@@ -136,6 +144,7 @@ def save(
         int8 with scales beside them.
       metadata: further JSON-ready entries of the description, e.g. "source".
       tokenizer_files: where to copy the files of `preprocessing.text` from, by name.
+      classes: names of the classes in the order of the logits.
 
     Raises:
       FileExistsError: the directory exists and is not empty.
@@ -157,7 +166,7 @@ def save(
             checkpointer.save(directory / ARRAYS, dict(variables))
         if jax.process_index() == 0:
             write_description(
-                directory, architecture, config, preprocessing, metadata, tokenizer_files
+                directory, architecture, config, preprocessing, metadata, tokenizer_files, classes
             )
     except BaseException:
         if jax.process_index() == 0:
@@ -172,19 +181,20 @@ def write_description(
     preprocessing: Preprocessing,
     metadata: Mapping[str, Any] | None = None,
     tokenizer_files: Mapping[str, epath.PathLike] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> None:
     """Copies the tokenizer files and writes `model.json`; the arrays must be there already.
 
     Raises:
-      SavedModelError: the architecture is unknown, `config` is not its config, or the tokenizer
-        files are not those that the preprocessing names.
+      SavedModelError: the architecture is unknown, `config` is not its config, the tokenizer files
+        are not those that the preprocessing names, or the classes not as many as the config's.
     """
     expected = _architecture(architecture).config_cls
     if not isinstance(config, expected):
         raise SavedModelError(
             f"{architecture} has a config of {expected.__name__}, found {type(config).__name__}"
         )
-    taken = [key for key in metadata or {} if key in _OWN_KEYS]
+    taken = [key for key in metadata or {} if key in (*_OWN_KEYS, _CLASSES)]
     if taken:
         raise SavedModelError(f"metadata may not hold the description's own entries {taken}")
     description = {
@@ -195,6 +205,8 @@ def write_description(
         "tokenizer": _copy_files(epath.Path(directory), preprocessing, tokenizer_files or {}),
         **(metadata or {}),
     }
+    if classes is not None:
+        description[_CLASSES] = list(_checked_classes(list(classes), config, str(directory)) or ())
     text = json.dumps(description, indent=2) + "\n"
     partial = epath.Path(directory) / f".{DESCRIPTION}.partial"
     partial.write_text(text)
@@ -221,9 +233,9 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
             f"{directory} is not a saved model: it has no {DESCRIPTION}. {advice}"
         )
     try:
-        description = json.loads(path.read_text())
+        description = read_json(path)
     except ValueError as error:
-        raise SavedModelError(f"{path} is not valid JSON: {error}") from None
+        raise SavedModelError(str(error)) from None
     if not isinstance(description, dict) or "format_version" not in description:
         raise SavedModelError(f"{path} does not describe a saved model")
     version = description["format_version"]
@@ -251,6 +263,20 @@ def _architecture(name: Any) -> Any:
             + nearest_name(str(name), ARCHITECTURES)
         )
     return ARCHITECTURES[name]
+
+
+def _checked_classes(classes: Any, config: Any, where: str) -> tuple[str, ...] | None:
+    if classes is None:
+        return None
+    wanted = getattr(config, "num_classes", 0)
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise SavedModelError(f"{where}: expected {_CLASSES} to be a list of names")
+    if len(classes) != wanted or len(set(classes)) != wanted:
+        raise SavedModelError(
+            f"{where}: expected {wanted} different names of {_CLASSES}, as the model has, found"
+            f" {len(set(classes))} in {len(classes)}"
+        )
+    return tuple(classes)
 
 
 def _computing_in(config: Any, dtype: str) -> Any:

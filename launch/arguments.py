@@ -22,7 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from internvideo_jax.config import nearest_name
-from internvideo_jax.environment import is_debugging
+from internvideo_jax.environment import is_debugging, printable
 from internvideo_jax.parallel import aot
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def command(main: Main) -> Main:
         except (UsageError, ValueError, OSError) as error:
             if is_debugging():
                 raise
-            print(f"internvideo-jax {name}: {_message(error)}", file=sys.stderr)
+            print(f"internvideo-jax {name}: {printable(_message(error))}", file=sys.stderr)
             return 2
 
     return run
@@ -115,7 +115,7 @@ class _LineHandler(logging.Handler):
         from tqdm import tqdm
 
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        tqdm.write(f"{prefix}{record.getMessage()}", file=sys.stderr)
+        tqdm.write(f"{prefix}{printable(record.getMessage())}", file=sys.stderr)
 
 
 @contextlib.contextmanager

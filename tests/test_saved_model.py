@@ -466,3 +466,15 @@ def test_names_of_tokenizer_files_never_leave_the_directory(tmp_path, with_token
     edit_description(path, preprocessing=preprocessing)
     with pytest.raises(SavedModelError, match="expected the plain name of a tokenizer file"):
         saved_model.load(path)
+
+
+def test_class_names_come_with_a_classifier(tmp_path):
+    config = CONFIGS["video_classifier"]
+    names = [f"class {i}" for i in range(config.num_classes)]
+    save(tmp_path / "model", "video_classifier", classes=names)
+    model = saved_model.load(tmp_path / "model")
+    assert model.classes == tuple(names)
+    assert "classes" not in model.metadata
+    for wrong in (names[1:], names[:1] * len(names)):
+        with pytest.raises(SavedModelError, match=f"expected {len(names)} different names"):
+            save(tmp_path / "other", "video_classifier", classes=wrong)
