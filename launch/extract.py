@@ -10,9 +10,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from internvideo_jax.data.decode.paths import VIDEO_EXTENSIONS
+from internvideo_jax.data.annotations.folders import named_videos
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments, inference
 from internvideo_jax.launch.feature_files import (
@@ -49,7 +48,7 @@ In Python: internvideo_jax.evaluation.features.extract_features.
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code: 1 if any file failed."""
     args = _parser().parse_args(argv)
-    videos = find_videos(args.videos)
+    videos = named_videos(args.videos)
     targets = {video: args.output / name for video, name in output_names(videos).items()}
     with _output_dir(args.output, args.resume):
         return _extract(args, targets)
@@ -147,46 +146,6 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="keep what an earlier run has finished in --output"
     )
     return parser
-
-
-def find_videos(named: Sequence[str]) -> list[str]:
-    """Absolute paths of the named files, and of the files in named folders that look like videos.
-
-    Raises:
-      UsageError: a path that does not exist; a folder without videos, or one that cannot be read.
-    """
-    absent = [argument for argument in named if not os.path.lexists(argument)]
-    if absent:
-        raise arguments.UsageError(
-            f"expected video files and folders, found nothing at {', '.join(absent)};"
-            " check these paths"
-        )
-    videos: dict[str, None] = {}
-    for argument in named:
-        path = os.path.abspath(argument)
-        if not os.path.isdir(path):
-            videos[path] = None
-            continue
-        found = [
-            os.path.join(folder, name)
-            for folder, _, names in os.walk(path, onerror=_refuse_folder)
-            for name in names
-            if name.lower().endswith(VIDEO_EXTENSIONS) and not name.startswith(".")
-        ]
-        if not found:
-            raise arguments.UsageError(
-                f"{argument}: expected a folder with videos ({', '.join(VIDEO_EXTENSIONS)}),"
-                " found none; name files of other extensions one by one"
-            )
-        videos.update(dict.fromkeys(sorted(found)))
-    return list(videos)
-
-
-def _refuse_folder(error: OSError) -> NoReturn:
-    raise arguments.UsageError(
-        f"{error.filename}: expected a folder that can be searched for videos, found"
-        f" {error.strerror!r}; mend that, or name its files one by one"
-    ) from error
 
 
 def _identity(model: str) -> tuple[str, str]:

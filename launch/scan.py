@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from internvideo_jax.data.annotations.folders import named_videos
 from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.environment import usable_cpus
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
-from internvideo_jax.launch.extract import find_videos
 
 if TYPE_CHECKING:
     from internvideo_jax.data.annotations.lists import Annotations
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         read = f"{path}: {len(found.records)} clips, format {found.format}"
         print(found.error or read, flush=True)
     videos = [path for path in args.inputs if not _is_annotation(path)]
-    clips = _Clips(annotations, find_videos(videos) if videos else [])
+    clips = _Clips(annotations, named_videos(videos) if videos else [])
     number, broken, seconds_readable = _scan(clips, args)
     seconds = time.perf_counter() - started
     print(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from internvideo_jax.data.annotations.folders import named_videos
 from internvideo_jax.launch.arguments import UsageError
 from internvideo_jax.launch.benchmarks.runner import (
     OURS,
@@ -19,7 +20,6 @@ from internvideo_jax.launch.benchmarks.runner import (
     sides,
     worker,
 )
-from internvideo_jax.launch.extract import find_videos
 
 NUM_SYNTHETIC = 8
 NUM_FRAMES = 8
@@ -36,8 +36,8 @@ def benchmark_decode(*, clips: Path | None, repeats: int) -> Row:
       repeats: timed passes over all clips by each side, after one that is not counted.
 
     Raises:
-      UsageError: a folder without videos.
-      ValueError: a side cannot read a clip.
+      UsageError: no such folder.
+      ValueError: a folder without videos, or a side cannot read a clip.
     """
     name = "decode/clips"
     with ExitStack() as stack:
@@ -47,7 +47,7 @@ def benchmark_decode(*, clips: Path | None, repeats: int) -> Row:
             render_clips(clips)
         elif not clips.is_dir():
             raise UsageError(f"--clips={clips}: expected a folder of videos, found none")
-        files = find_videos([str(clips)])
+        files = named_videos([clips])
         digests = []
         runs: dict[str, Callable[[], Sample]] = {}
         for side in sides("decord", "decord", "pip install decord"):

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from internvideo_jax.data.annotations.formats import FRAME_PATTERN
 from internvideo_jax.data.annotations.records import ClipRecord
-from internvideo_jax.data.decode.paths import IMAGE_EXTENSIONS
+from internvideo_jax.data.decode.paths import IMAGE_EXTENSIONS, is_hidden
 from internvideo_jax.data.decode.video import (
     DEFAULT_LIMITS,
     ClipReader,
@@ -34,7 +34,7 @@ def open_clip(
 
     Of a video file, the clip has the frames that are on screen at any time in [start, end). A
     folder is one of images: as many and with such names as the record says, or all that it has in
-    the natural order of their names ("2.jpg" before "10.jpg").
+    the natural order of their names ("2.jpg" before "10.jpg"), but for hidden ones.
 
     Args:
       record: the clip.
@@ -181,11 +181,12 @@ def _names_in_memory(record: ClipRecord, count: int) -> list[str]:
 
 def _list_images(folder: str) -> list[str]:
     try:
-        names = [name for name in os.listdir(folder) if name.lower().endswith(IMAGE_EXTENSIONS)]
+        found = [name for name in os.listdir(folder) if not is_hidden(name)]
     except OSError as error:
         raise VideoError(
             folder, "a folder of images", error.strerror or str(error), "check the path"
         ) from error
+    names = [name for name in found if name.lower().endswith(IMAGE_EXTENSIONS)]
     if not names:
         raise VideoError(
             folder,

@@ -1,4 +1,4 @@
-"""Names of files: what looks like a clip, and what lies inside a folder."""
+"""Names of files: what looks like a clip, what is hidden, and what lies inside a folder."""
 
 import os
 
@@ -10,6 +10,22 @@ VIDEO_EXTENSIONS = (
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png")
 # Clips without pictures.
 AUDIO_EXTENSIONS = (".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus")
+
+# What systems and file servers leave in folders, beside all that begins with a dot.
+_SYSTEM_FOLDERS = frozenset(
+    ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name in a folder is nobody's data.
+
+    Such are previews, caches, and macOS's companions `._NAME` of all files.
+
+    Args:
+      name: without its folder.
+    """
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
 
 
 def join_inside(root: str, path: str) -> str | None:

@@ -101,6 +101,14 @@ def test_a_clip_after_the_end_is_refused(h264):
         assert reader.num_frames == 1
 
 
+def test_hidden_images_are_none(folder):
+    (folder / "._img_00001.png").write_bytes(b"Mac OS X")
+    Image.fromarray(gray(99)).save(folder / ".thumb.jpg")
+    (folder / ".ipynb_checkpoints").mkdir()
+    with open_clip(clip(folder)) as reader:
+        assert values(reader.read(range(reader.num_frames))) == list(range(1, 13))
+
+
 def test_frames_outside_the_clip_are_refused(h264, folder):
     images = clip(folder, num_frames=10, frame_pattern="img_{:05}.png")
     for record in (clip(h264, start=1.0, end=2.0), images):
