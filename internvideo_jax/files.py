@@ -38,19 +38,24 @@ def check_regular(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{path}: expected a regular file, found a {kind}")
 
 
-def read_json(path: str | os.PathLike[str], max_bytes: int = _JSON_BYTES) -> Any:
-    """Reads a JSON file of any origin; `gs://` paths work too.
+def read_bytes(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+    """Reads a whole file of any origin; `gs://` paths work too.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: no regular file, larger than `max_bytes`, or as `parse_json`; names it.
+      ValueError: no regular file, or larger than `max_bytes`; names it.
     """
     check_regular(path)
     with _open(path) as file:
-        text = file.read(max_bytes + 1)
-    if len(text) > max_bytes:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
         raise ValueError(f"{path}: expected at most {max_bytes:,} bytes, found more")
-    return parse_json(text, str(path))
+    return content
+
+
+def read_json(path: str | os.PathLike[str], max_bytes: int = _JSON_BYTES) -> Any:
+    """Reads a JSON file of any origin; errors as of `read_bytes` and `parse_json`."""
+    return parse_json(read_bytes(path, max_bytes), str(path))
 
 
 def parse_json(text: str | bytes, where: str) -> Any:

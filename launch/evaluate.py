@@ -2,16 +2,16 @@
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
+from internvideo_jax.class_names import read_class_names
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments, inference
 
@@ -85,7 +85,10 @@ def main(argv: Sequence[str]) -> int:
     else:
         evaluators, data, source = _config_clips(arguments.parse_config(args, overrides), model)
     clips = Clips(data, source=source)
-    names = class_names(args.class_names, data.num_classes or 0)
+    num_classes = data.num_classes or 0
+    names: Sequence[str] = [str(number) for number in range(num_classes)]
+    if args.class_names is not None:
+        names = read_class_names(args.class_names, num_classes)
     arguments.new_output_dir(args.output)
     print(
         f"{len(clips)} clips, {data.segments} segments x {data.crops} crops of"
@@ -258,7 +261,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
     arguments.add_annotation_arguments(parser)
     parser.add_argument(
-        "--class_names", type=Path, metavar="FILE", help="one name per line, or a JSON list"
+        "--class_names",
+        type=Path,
+        metavar="FILE",
+        help="one name per line, or JSON: a list, {name: number}, a config with id2label",
     )
     for name, number, text in (
         ("segments", 4, ""),
@@ -279,22 +285,3 @@ def _parser() -> argparse.ArgumentParser:
         "--allow_failed", action="store_true", help="exit code 0 although clips cannot be read"
     )
     return parser
-
-
-def class_names(path: Path | None, num_classes: int) -> list[str]:
-    """Names of the classes from a file, or their numbers.
-
-    Raises:
-      UsageError: no list of as many names as the model has classes.
-    """
-    if path is None:
-        return [str(number) for number in range(num_classes)]
-    text = path.read_text(encoding="utf-8")
-    names: Any = json.loads(text) if path.suffix == ".json" else text.splitlines()
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise arguments.UsageError(f"{path}: expected a JSON list of class names")
-    if len(names) != num_classes:
-        raise arguments.UsageError(
-            f"{path}: expected names of the model's {num_classes} classes, found {len(names)}"
-        )
-    return names

@@ -148,7 +148,7 @@ def test_classes_have_names_in_any_script(run, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("cat\n", "the model's 3 classes, found 1"), ('{"a": 1}', "a JSON list of class names")],
+    [("cat\n", "the model's 3 classes, found 1"), ('{"a": 1}', "each number from 0 to 0")],
 )
 def test_wrong_class_names(run, tmp_path, capsys, text, message):
     file = tmp_path / ("names.json" if text.startswith("{") else "names.txt")

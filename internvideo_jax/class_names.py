@@ -1,0 +1,98 @@
+"""Names of a classifier's classes, from the files in which they are usually kept."""
+
+import os
+from collections.abc import Iterable
+from pathlib import PurePath
+from typing import Any
+
+from internvideo_jax.files import parse_json, read_bytes
+
+# Names of a million classes.
+_MAX_BYTES = 64 * 2**20
+
+
+def read_class_names(
+    path: str | os.PathLike[str], num_classes: int | None = None
+) -> tuple[str, ...]:
+    """Reads class names in the order of the labels, which count from 0.
+
+    Args:
+      path: a UTF-8 file of any origin. `.json`: a list of names, `{name: number}`,
+        `{number: name}`, or a Hugging Face config that holds one of these as `id2label` or
+        `label2id`. Any other: one name per line.
+      num_classes: how many there must be; None for any number.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: another form, an empty name, one that occurs twice, numbers that are not 0, 1,
+        2, ..., or another number of names; says where.
+    """
+    content = read_bytes(path, _MAX_BYTES)
+    if PurePath(path).suffix.lower() == ".json":
+        names = names_in_json(parse_json(content, str(path)), str(path))
+    else:
+        names = _names_in_lines(content, str(path))
+    if num_classes is not None and len(names) != num_classes:
+        raise ValueError(
+            f"{path}: expected names of the model's {num_classes} classes, found {len(names)}"
+        )
+    return names
+
+
+def names_in_json(value: Any, where: str) -> tuple[str, ...]:
+    """Class names in a parsed JSON file; its forms and errors are those of `read_class_names`."""
+    if isinstance(value, dict):
+        value = value.get("id2label") or value.get("label2id") or value
+    if isinstance(value, dict):
+        numbered = _numbered(value.items()) or _numbered((n, name) for name, n in value.items())
+    else:
+        numbered = _numbered(enumerate(value)) if isinstance(value, list) else None
+    if not numbered:
+        raise ValueError(
+            f"{where}: expected a list of class names, {{name: number}}, {{number: name}} or a"
+            " config with id2label, found another form"
+        )
+    numbers = sorted(number for number, _ in numbered)
+    if numbers != list(range(len(numbers))):
+        raise ValueError(
+            f"{where}: expected each number from 0 to {len(numbers) - 1} once for {len(numbers)}"
+            f" classes, found {numbers[0]} to {numbers[-1]}"
+        )
+    # Some lists have names in quotation marks of their own: {"\"riding a bike\"": 200}.
+    return _checked((f"{where}: class {n}", name.strip('"')) for n, name in sorted(numbered))
+
+
+def _numbered(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[int, str]] | None:
+    """Pairs of a number, in digits or as one, and a name; None if some are not."""
+    found = []
+    for number, name in pairs:
+        is_number = type(number) is int or (
+            isinstance(number, str) and number.isascii() and number.isdecimal() and len(number) < 10
+        )
+        if not is_number or not isinstance(name, str):
+            return None
+        found.append((int(number), name))
+    return found
+
+
+def _names_in_lines(content: bytes, where: str) -> tuple[str, ...]:
+    try:
+        lines = content.decode("utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: expected UTF-8 text, found {error.reason}") from None
+    return _checked((f"{where}:{i}", line) for i, line in enumerate(lines, start=1))
+
+
+def _checked(names: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """The names, which come with their places."""
+    places: dict[str, str] = {}
+    for place, name in names:
+        name = name.strip()
+        if not name:
+            raise ValueError(f"{place}: expected the name of a class, found none")
+        if name in places:
+            raise ValueError(
+                f"{place}: expected another name than {name!r}, which {places[name]} has"
+            )
+        places[name] = place
+    return tuple(places)
