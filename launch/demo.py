@@ -131,7 +131,7 @@ def _use_a_checkpoint(home: Path, output: Path, fast: bool, say: Callable[[str],
     say("Extract their features")
     _run("extract", extract.main, [str(clips), f"--model={model}", f"--output={features}"])
 
-    say("See where the pooler looks")
+    say("See where the pooler looks (these weights are random, and so are the places)")
     rows = _draw_attention(model, sorted(clips.glob("*.mp4")), output / "attention.png")
     summary = {"model": str(model), "features": str(features), "clips": rows}
     write_json(output / "summary.json", summary)

@@ -91,6 +91,8 @@ class Report:
       labels: labels of a probe.
       probes: stage 1 first, then the encoder it started from, then others.
       runs: training runs in order.
+      confusions: counts `[motions, motions]` of test clips, true motions in rows, by who told them:
+        the video teacher's head, and the probes of stage 1.
       parts: costs.
       gflops: of this machine's matrix products, per second.
       cpus: that it has.
@@ -100,6 +102,7 @@ class Report:
     labels: int
     probes: Sequence[ProbeRow]
     runs: Sequence[Run]
+    confusions: Mapping[str, np.ndarray]
     parts: Sequence[Part]
     gflops: float
     cpus: int
@@ -132,6 +135,8 @@ def as_json(report: Report) -> dict[str, Any]:
             {"encoder": row.encoder, "motion": row.motion.as_json(), "shape": row.shape.as_json()}
             for row in report.probes
         ],
+        "confusions": {name: counts.tolist() for name, counts in report.confusions.items()},
+        "blind_spots": blind_spots(report),
         "runs": [{**dataclasses.asdict(run), "model": str(run.model)} for run in report.runs],
         "verdict": report.verdict,
         "passed": report.has_passed,
@@ -148,12 +153,32 @@ def as_text(report: Report) -> str:
         _table(_probe_cells(report)),
         "percent of held-out clips that a linear probe gets right, mean and deviation of"
         f" {draws} probes with {report.labels} labels each",
+        _table(_motion_cells(report)),
+        "percent of a motion's test clips that the video teacher's own head, and the probes of"
+        " stage 1, tell right",
+        *blind_spots(report),
         _table(_run_cells(report)),
         _table(_part_cells(report)),
         f"this machine now: {report.gflops:.0f} GFLOP/s (float32 product of 2048x2048 matrices),"
         f" {report.cpus} CPUs",
     ]
     return "\n\n".join(sections)
+
+
+def blind_spots(report: Report) -> list[str]:
+    """A sentence for each motion that somebody tells right less often than by chance."""
+    sentences = []
+    for name, counts in report.confusions.items():
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        for number, row in enumerate(shares):
+            if row[number] < 1 / len(MOTIONS):
+                taken = int(row.argmax())
+                sentences.append(
+                    f"{name}: {row[number]:.0%} of {MOTIONS[number]} right, {row[taken]:.0%} taken"
+                    f" for {MOTIONS[taken]}; what a teacher cannot tell apart, its student is not"
+                    " taught"
+                )
+    return sentences
 
 
 def as_html(report: Report, pictures: Sequence[tuple[str, str]]) -> str:
@@ -192,6 +217,14 @@ def _probe_cells(report: Report) -> Cells:
         values = [f"{r.mean:.1f} ±{r.deviation:.1f}" for r in (row.motion, row.shape)]
         rows.append([row.encoder, *values])
     return [*rows, ["chance", f"{100 / len(MOTIONS):.1f}", f"{100 / len(SHAPES):.1f}"]]
+
+
+def _motion_cells(report: Report) -> Cells:
+    rows = [["motion", *report.confusions]]
+    for number, motion in enumerate(MOTIONS):
+        shares = [c[number, number] / max(c[number].sum(), 1) for c in report.confusions.values()]
+        rows.append([motion, *(f"{100 * share:.0f}" for share in shares)])
+    return rows
 
 
 def _run_cells(report: Report) -> Cells:

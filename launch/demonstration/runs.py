@@ -27,6 +27,8 @@ CONFIGS = {
     "image teacher": image_teacher.get_config,
     "video teacher": video_teacher.get_config,
     "stage 1": pretrain.get_config,
+    # The same, after teachers that have learnt nothing.
+    "control": pretrain.get_config,
 }
 # In the folder of the runs, once all is done: the next demo starts anew.
 _FINISHED = "finished"

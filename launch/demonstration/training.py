@@ -86,17 +86,21 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
         targets = features.teacher_features(
             size, image_teacher.model, video_teacher.model, seen.video
         )
-        features_dir = folder / "features"
-        features_dir.mkdir(exist_ok=True)
-        for name, array in targets.items():
-            np.save(features_dir / f"{name}.npy", array)
-    data = {**motions, "features_dir": str(features_dir)}
+        data = {**motions, "features_dir": _save(targets, folder / "features")}
     with measured(parts, "stage 1") as part:
         student = train("stage 1", part=part, data=data)
 
+    say("Control: the same student follows the teachers as they were before their training")
+    with measured(parts, "control") as part:
+        untrained = features.teacher_features(
+            size, image_teacher.untrained, video_teacher.untrained, seen.video
+        )
+        features_dir = _save(untrained, folder / "control_features")
+        control = train("control", part=part, data={**motions, "features_dir": features_dir})
+
     say("Probe the frozen encoders on held-out clips")
     with measured(parts, "probes and report"):
-        rows = _probe_all(size, clips, student, video_teacher, image_teacher)
+        rows = _probe_all(size, clips, student, control, video_teacher, image_teacher)
         stage1 = runs.recipe("stage 1", size_name, data)
         assert isinstance(stage1.stage, AlignmentStage)
         test = clips["test"]
@@ -107,16 +111,32 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
             ),
             student.judged(_constants(stage1, stage1.stage)),
         ]
+        guesses = features.class_scores(video_teacher.model, test.video).argmax(-1)
+        confusions = {
+            "video teacher": _confusion(test.motions, guesses),
+            "stage 1": _confusion(test.motions, rows[0].motion.predictions),
+        }
         pictures = {
             "losses.png": _draw_losses(results),
             "masks.png": _draw_masks(stage1.stage, seen, targets["attention"]),
-            "confusion.png": _draw_confusion(rows[0], test.motions),
+            "confusion.png": confusion_figure(confusions["stage 1"], MOTIONS),
+            "teacher_confusion.png": confusion_figure(confusions["video teacher"], MOTIONS),
             "world.png": _draw_world(world, seen),
         }
-    report = Report(size_name, size.probe_labels, rows, results, parts, gflops, usable_cpus())
+    report = Report(
+        size_name, size.probe_labels, rows, results, confusions, parts, gflops, usable_cpus()
+    )
     _write(report, pictures, output)
     runs.close_folder(folder)
     return report
+
+
+def _save(targets: Mapping[str, np.ndarray], folder: Path) -> str:
+    """Writes features as `data.features_dir` takes them; returns the folder."""
+    folder.mkdir(exist_ok=True)
+    for name, array in targets.items():
+        np.save(folder / f"{name}.npy", array)
+    return str(folder)
 
 
 def _make_clips(size: common.Size, home: Path) -> tuple[World, dict[Split, Clips]]:
@@ -131,6 +151,7 @@ def _probe_all(
     size: common.Size,
     clips: Mapping[Split, Clips],
     student: Run,
+    control: Run,
     video_teacher: Run,
     image_teacher: Run,
 ) -> list[ProbeRow]:
@@ -149,6 +170,7 @@ def _probe_all(
     return [
         row("stage 1", student.model),
         row("untrained, where stage 1 started", student.untrained),
+        row("stage 1 after untrained teachers", control.model),
         row("video teacher", video_teacher.model),
         row("image teacher", image_teacher.model),
         row("stage 1, one frame repeated", student.model, is_still=True),
@@ -205,11 +227,10 @@ def _draw_masks(stage: AlignmentStage, clips: Clips, attention: np.ndarray) -> "
     return mask_figure(shown)
 
 
-def _draw_confusion(row: ProbeRow, motions: np.ndarray) -> "Figure":
-    predictions = row.motion.predictions
+def _confusion(motions: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """Counts `[motions, motions]` of predictions `[..., N]` for clips of motions `[N]`."""
     labels = np.broadcast_to(motions, predictions.shape)
-    counts = confusion_counts(labels.ravel(), predictions.ravel(), len(MOTIONS))
-    return confusion_figure(counts, MOTIONS)
+    return confusion_counts(labels.ravel(), predictions.ravel(), len(MOTIONS))
 
 
 def _draw_world(world: World, clips: Clips) -> "Figure":
@@ -223,6 +244,7 @@ _CAPTIONS = {
     "masks.png": "Clips at the student's time steps, the image teacher's attention, and the tokens"
     " that the student keeps, drawn in proportion to it.",
     "confusion.png": "Motions as the probes of stage 1 read them off the test clips.",
+    "teacher_confusion.png": "The same as the video teacher's own head tells them.",
     "world.png": "Training clips with their captions, as the models see them. What a caption says"
     " of a voice can only be heard.",
 }

@@ -16,7 +16,7 @@ from internvideo_jax.training.checkpoints import checksums
 
 pytestmark = pytest.mark.slow
 
-RUNS = {"image_teacher": 4, "video_teacher": 4, "stage_1": 6}
+RUNS = {"image_teacher": 4, "video_teacher": 4, "stage_1": 6, "control": 6}
 COMMAND = [sys.executable, "-m", "internvideo_jax.launch.main", "demo", "--fast"]
 
 

@@ -17,11 +17,16 @@ def row(name, *accuracies):
     return report.ProbeRow(name, result, ProbeResult((25.0,), np.zeros((1, 4), int)))
 
 
+# Anticlockwise is taken for clockwise.
+CONFUSION = np.diag([50, 50, 50, 50, 50, 1, 50, 50])
+CONFUSION[5, 4] = 49
+
 REPORT = report.Report(
     "full",
     300,
     [row("stage 1", 60.0, 62.0), row("untrained <here>", 40.0, 42.0)],
     [report.Run("stage 1", Path("m"), 120, {"loss": 1.25, "mae": 1.0}, {"loss": 5.5}, 0.012)],
+    {"video teacher": CONFUSION, "stage 1": np.eye(8, dtype=int)},
     [Part("world", 10.0, 20.0), Part("stage 1", 30.0, 50.0, 2e12)],
     gflops=470.0,
     cpus=2,
@@ -46,7 +51,14 @@ def test_text_has_a_line_for_everything():
     assert any(line.split() == ["chance", "12.5", "25.0"] for line in lines)
     assert any(line.split() == ["stage", "1", "120", "1.25", "5.50", "1.2", "%"] for line in lines)
     assert any(line.split() == ["sum", "40", "70", "2.00"] for line in lines)
+    assert any(line.split() == ["anticlockwise", "2", "100"] for line in lines)
     assert "470 GFLOP/s" in lines[-1]
+
+
+def test_motions_that_nobody_tells_apart_are_named():
+    (sentence,) = report.blind_spots(REPORT)
+    assert sentence.startswith("video teacher: 2% of anticlockwise right, 98% taken for clockwise")
+    assert sentence in report.as_text(REPORT)
 
 
 def test_the_page_says_what_was_seen_and_shows_the_pictures():
@@ -64,6 +76,8 @@ def test_json_holds_the_numbers():
     assert data["probes"][0]["motion"] == motion
     assert data["parts"][1]["flops"] == 2e12
     assert data["runs"][0]["constants"] == {"loss": 5.5}
+    assert data["confusions"]["video teacher"][5][4] == 49
+    assert len(data["blind_spots"]) == 1
 
 
 def test_parts_are_measured():
