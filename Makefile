@@ -4,7 +4,7 @@ BIN := .venv/bin
 CODE := internvideo_jax kernels configs launch tests setup.py
 PACKAGES := .mypy_cache/installed
 
-.PHONY: venv demo test test-slow lint clean
+.PHONY: venv demo test test-slow fuzz lint clean
 
 venv: .venv/installed
 
@@ -37,6 +37,10 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m slow
+
+# N damaged and hostile inputs for the readers; those that are not answered well are kept in fuzz/.
+fuzz: .venv/installed
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.fuzz --inputs=$(or $(N),100000) --output=fuzz
 
 # mypy follows neither our import finder nor setuptools' one, hence links in the installed layout.
 lint: .venv/installed
