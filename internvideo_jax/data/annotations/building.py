@@ -66,7 +66,7 @@ def build(path: str, layout: Layout, context: Context, folder: Path, fingerprint
                 try:
                     if isinstance(entry, EntryError):
                         raise entry
-                    check_entry(entry, context)
+                    check_entry(entry, context, layout.has_names)
                 except EntryError as error:
                     wrong.add(line, error.expected, error.found)
                 else:

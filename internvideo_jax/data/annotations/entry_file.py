@@ -20,6 +20,9 @@ import numpy as np
 
 from internvideo_jax.data.annotations.formats import Entry
 
+# More names are no classes, but captions or file names.
+MAX_NAMES = 100_000
+
 # Ends the names of files that are being made.
 PARTIAL = ".partial"
 
@@ -43,6 +46,7 @@ class Summary:
       fingerprint: of the clips, wherever they lie.
       max_label: the largest label; -1 if there is none.
       has_unlabelled: whether any clip has no label.
+      names: of classes, where labels are names; no more than `MAX_NAMES` and one.
       first_of_many_labels: the first clip whose labels are a list, and not of one; None if none is.
       absolute: the first and the last of all absolute paths in their alphabetical order, if any.
       climbs: whether any path goes up from the root and comes back.
@@ -51,6 +55,7 @@ class Summary:
     fingerprint: str
     max_label: int = -1
     has_unlabelled: bool = False
+    names: set[str] = dataclasses.field(default_factory=set)
     first_of_many_labels: int | None = None
     absolute: tuple[str, str] | None = None
     climbs: bool = False
@@ -58,15 +63,16 @@ class Summary:
     def add(self, row: int, entry: Entry) -> None:
         """Takes one more entry into account."""
         label, path = entry.label, entry.path
-        if label is None:
-            self.has_unlabelled = True
-        elif isinstance(label, int):
-            if label > self.max_label:
-                self.max_label = label
-        else:
-            self.max_label = max(self.max_label, *label, -1)
-            if len(label) != 1 and self.first_of_many_labels is None:
-                self.first_of_many_labels = row
+        labels = label if isinstance(label, tuple) else (label,)
+        for each in labels:
+            if each is None:
+                self.has_unlabelled = True
+            elif isinstance(each, int):
+                self.max_label = max(self.max_label, each)
+            elif len(self.names) <= MAX_NAMES:
+                self.names.add(each)
+        if len(labels) != 1 and self.first_of_many_labels is None:
+            self.first_of_many_labels = row
         if path[0] == "/":
             first, last = self.absolute or (path, path)
             self.absolute = min(first, path), max(last, path)
@@ -129,7 +135,7 @@ class EntryWriter:
         for row, entry in enumerate(entries, len(self._lengths)):
             label = entry.label
             # What most entries are needs no call: there may be millions.
-            if isinstance(label, tuple) or entry.path[0] in "/.":
+            if isinstance(label, tuple | str) or entry.path[0] in "/.":
                 known.add(row, entry)
             elif label is None:
                 known.has_unlabelled = True

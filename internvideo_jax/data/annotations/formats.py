@@ -5,6 +5,7 @@ Source: the data sets of upstream's `InternVideo2/single_modality/datasets` (`cs
 """
 
 import csv
+import functools
 import itertools
 import math
 import re
@@ -17,6 +18,7 @@ import msgspec
 from internvideo_jax.config import nearest_name
 from internvideo_jax.data.annotations.lines import (
     EntryError,
+    check_encoding,
     parse_json,
     quote,
     read_blocks,
@@ -30,12 +32,23 @@ FORMATS: tuple[Format, ...] = ("jsonl", "csv", "interval", "frames", "pretrain",
 
 FRAME_PATTERN = "img_{:05}.jpg"
 
-SEPARATORS = (",", "\t", " ")
+SEPARATORS = (",", "\t", " ", ";")
 # How many lines decide which format and separator a file has.
 NUM_SAMPLED_LINES = 50
 _LIST_ITEMS = 1024
+# Columns that a header may name, and the keys of jsonl that they stand for.
+_FIELDS = (
+    dict.fromkeys(("path", "video", "video_path", "file", "file_name", "filename"), "video")
+    | dict.fromkeys(("label", "class", "class_name", "label_name", "category"), "label")
+    | {key: key for key in ("caption", "start", "end", "id", "num_frames", "source")}
+)
+
 # A file name with one place for a number: what else `str.format` can do is not for data to ask.
 _FRAME_PATTERN = re.compile(r"[^/\\{}\x00]*\{(:0?\d{0,2}d?)?\}[^/\\{}\x00]*")
+
+
+# Classes by number or by name; some clips have several.
+Labels = int | str | tuple[int | str, ...] | None
 
 
 class Entry(msgspec.Struct, array_like=True, gc=False):
@@ -46,7 +59,7 @@ class Entry(msgspec.Struct, array_like=True, gc=False):
     """
 
     path: str
-    label: int | tuple[int, ...] | None = None
+    label: Labels = None
     start: float | None = None
     end: float | None = None
     captions: tuple[str, ...] = ()
@@ -64,11 +77,15 @@ class Layout(NamedTuple):
       format: one of `FORMATS`.
       separator: between the columns of text formats; else None.
       frame_pattern: names of the images, for `frames`.
+      header: fields of `Entry` in the columns of a `csv` whose first line names them; else None.
+      has_names: whether labels are names of classes, not their numbers.
     """
 
     format: Format
     separator: str | None = None
     frame_pattern: str = FRAME_PATTERN
+    header: tuple[str, ...] | None = None
+    has_names: bool = False
 
 
 def read_entries(path: str, layout: Layout) -> Iterator[Sequence[tuple[int, Entry | EntryError]]]:
@@ -79,12 +96,16 @@ def read_entries(path: str, layout: Layout) -> Iterator[Sequence[tuple[int, Entr
             yield [(number, _parsed(_stage2_entry, item)) for number, item in some]
         return
     parse = _line_parser(layout)
+    is_header = layout.header is not None
     for number, block in read_blocks(path):
         entries = _plain_jsonl_entries(block) if layout.format == "jsonl" else None
         if entries is not None:
             yield list(enumerate(entries, number))
         else:
-            lines = split_lines(number, block)
+            lines = list(split_lines(number, block))
+            if is_header and lines:
+                is_header = False
+                del lines[0]
             yield [(line, _parsed(parse, text)) for line, text in lines]
 
 
@@ -99,6 +120,8 @@ def _line_parser(layout: Layout) -> Callable[[str], Entry]:
     if layout.format == "jsonl":
         return _parse_jsonl
     split, parse = splitter(layout.separator or " "), TEXT_FORMATS[layout.format].parse
+    if layout.header is not None:
+        parse = functools.partial(_headed_entry, layout.header)
     if layout.format != "frames":
         return lambda line: parse(split(line))
 
@@ -110,62 +133,140 @@ def _line_parser(layout: Layout) -> Callable[[str], Entry]:
     return with_pattern
 
 
-def tell_format(
-    path: str, format: Format | None, separator: str | None
-) -> tuple[Format, str | None]:
-    """Finds out what is not given of a file's format and separator.
+def tell_layout(
+    path: str, format: Format | None, separator: str | None, frame_pattern: str
+) -> Layout:
+    """Finds out what is not given of how a file is written.
 
     The ending of the name decides for `.jsonl` and `.json`, the first lines for all others: they
     are taken to be in the format and with the separator that most of them fit, more than half.
 
     Raises:
-      EntryError: no format fits, or several do.
+      EntryError: no format fits, or several do, or the first line is a header of other columns.
     """
-    suffix = path.lower().rpartition(".")[2]
+    check_encoding(path)
     texts = itertools.chain.from_iterable(itertools.starmap(split_lines, read_blocks(path)))
-    sampled = [line for _, line in islice(texts, NUM_SAMPLED_LINES)]
-    lines = [line for line in sampled if isinstance(line, str)]
-    first = lines[0] if lines else ""
+    numbered = list(islice(texts, NUM_SAMPLED_LINES))
+    lines = [line for _, line in numbered if isinstance(line, str)]
+    header = _find_header(lines, separator) if format in (None, "csv") else None
+    if header is None:
+        layout = Layout(*_tell_format(path, format, separator, numbered), frame_pattern)
+        _refuse_other_header(layout, lines)
+    else:
+        layout = Layout("csv", header[0], frame_pattern, header[1])
+        del lines[0]
+    if layout.format == "json":
+        return layout
+    parse = _line_parser(layout)
+    entries = [_parsed(parse, line) for line in lines]
+    labels = [e.label for e in entries if isinstance(e, Entry) and e.label not in (None, ())]
+    return layout._replace(has_names=2 * sum(map(is_name, labels)) > len(labels))
+
+
+def is_name(label: Labels) -> bool:
+    """Whether a label, or the first of several, is the name of a class."""
+    return isinstance(label[0] if isinstance(label, tuple) and label else label, str)
+
+
+def _find_header(lines: Sequence[str], separator: str | None) -> tuple[str, tuple[str, ...]] | None:
+    """The separator and the fields of `Entry` of a first line that names the columns of a csv.
+
+    Raises:
+      EntryError: some of the names are not known.
+    """
+    if not lines:
+        return None
+
+    def known(mark: str) -> list[str | None]:
+        return [_FIELDS.get(name.lower()) for name in _columns(lines[0], mark)]
+
+    marks = [separator] if separator else SEPARATORS
+    mark = max(marks, key=lambda m: sum(1 if field else -1 for field in known(m)))
+    names, fields = _columns(lines[0], mark), known(mark)
+    is_data = any(_is_number(name) or _is_media(name) for name in names)
+    if is_data or len(names) < 2 or not {"video", "label"} & set(fields):
+        return None
+    expected = f"a header with columns of {', '.join(_FIELDS)}, one of them the path"
+    unknown = [name for name, field in zip(names, fields, strict=True) if field is None]
+    if unknown:
+        raise EntryError(expected, f"{quote(unknown[0])}; rename or remove that column")
+    if len(set(fields)) < len(fields) or "video" not in fields:
+        raise EntryError(f"{expected}, each thing once", quote(lines[0]))
+    return mark, tuple(map(str, fields))
+
+
+def _refuse_other_header(layout: Layout, lines: Sequence[str]) -> None:
+    """Refuses a first line of words alone that does not fit the format as the others do."""
+    if layout.format in TEXT_FORMATS and _is_wordy(lines):
+        fits = [_fits(layout.format, layout.separator or " ", line) for line in lines]
+        if not fits[0] and 2 * sum(fits) > len(fits[1:]):
+            raise EntryError(
+                f"clips, or a header with columns of {', '.join(_FIELDS)}",
+                f"the first line {quote(lines[0])}; name the columns so, or remove it",
+            )
+
+
+def _is_wordy(lines: Sequence[str]) -> bool:
+    """Whether the first of several lines has no digits, as headers have none."""
+    return len(lines) > 1 and not any(map(str.isdigit, lines[0]))
+
+
+def _tell_format(
+    path: str,
+    format: Format | None,
+    separator: str | None,
+    numbered: Sequence[tuple[int, str | EntryError]],
+) -> tuple[Format, str | None]:
+    suffix = path.lower().rpartition(".")[2]
+    lines = [line for _, line in numbered if isinstance(line, str)]
+    first = lines[0].lstrip() if lines else ""
     if format is None and (suffix in ("jsonl", "ndjson") or first.startswith("{")):
         format = "jsonl"
     elif format is None and (suffix == "json" or first.startswith("[")):
         format = "json"
     if format in ("json", "jsonl"):
         return format, None
-    errors = [entry for entry in sampled if isinstance(entry, EntryError)]
-    if not sampled:
+    errors = [(line, entry) for line, entry in numbered if isinstance(entry, EntryError)]
+    if not numbered:
         raise EntryError("at least one clip", "an empty file")
     formats = [format] if format else list(TEXT_FORMATS)
     separators = [separator] if separator else SEPARATORS
     if len(formats) == len(separators) == 1:
         return formats[0], separators[0]
+    some = lines[1:] if _is_wordy(lines) else lines
     counts = {
-        (name, mark): sum(
-            TEXT_FORMATS[name].fits(columns) for columns in map(splitter(mark), lines)
-        )
+        (name, mark): sum(_fits(name, mark, line) for line in some)
         for name in formats
         for mark in separators
     }
     best = max(counts.values())
     winners = [key for key, count in counts.items() if count == best]
-    if 2 * best > len(sampled) and len({name for name, _ in winners}) == 1:
+    if 2 * best > len(some) + len(errors) and len({name for name, _ in winners}) == 1:
         return winners[0]
     if format:
         # Whatever the separator, the lines are wrong: one that occurs makes for better messages.
         return format, next((mark for mark in SEPARATORS if mark in first), " ")
     if errors:
-        raise errors[0]
-    fitting = {
-        line
-        for line in lines
-        for name, mark in counts
-        if TEXT_FORMATS[name].fits(splitter(mark)(line))
-    }
+        line, error = errors[0]
+        raise EntryError(error.expected, f"{error.found} (line {line})")
+    fitting = {line for line in some for name, mark in counts if _fits(name, mark, line)}
     example = next((line for line in lines if line not in fitting), first)
     raise EntryError(
         f"a format that can be told ({', '.join(FORMATS)}); name it with --format (format=...)",
         f"lines such as {quote(example)}",
     )
+
+
+def _fits(format: Format, separator: str, line: str) -> bool:
+    return TEXT_FORMATS[format].fits(_columns(line, separator))
+
+
+def _columns(line: str, separator: str) -> list[str]:
+    """The columns of a line; none if its quotes are wrong."""
+    try:
+        return splitter(separator)(line)
+    except EntryError:
+        return []
 
 
 def check_frame_pattern(pattern: str) -> None:
@@ -182,12 +283,20 @@ def check_frame_pattern(pattern: str) -> None:
 
 
 def splitter(separator: str) -> Callable[[str], list[str]]:
-    """Splits a line into columns: as CSV where there are quotes, several spaces count as one."""
+    """Splits a line into columns: as CSV where there are quotes, several spaces count as one.
+
+    Blanks around a column do not belong to it. What it returns raises EntryError for wrong quotes.
+    """
 
     def split(line: str) -> list[str]:
         if '"' in line:
             rows = csv.reader([line], delimiter=separator, skipinitialspace=True)
-            return next(rows, [])
+            try:
+                columns = next(rows, [])
+            except csv.Error as error:
+                raise EntryError("columns with quotes as in CSV", str(error)) from None
+            # Blanks after a closing quote, before the separator.
+            return list(map(str.strip, columns))
         if separator == " ":
             return line.split()
         return list(map(str.strip, line.split(separator)))
@@ -195,14 +304,33 @@ def splitter(separator: str) -> Callable[[str], list[str]]:
     return split
 
 
+def _headed_entry(header: Sequence[str], columns: Sequence[str]) -> Entry:
+    values = zip(header, _exactly(columns, len(header), ", ".join(header)), strict=True)
+    stated = {field: value for field, value in values if value}
+    label, num_frames = stated.get("label"), stated.get("num_frames")
+    start, end = (_seconds(stated[name]) if name in stated else None for name in ("start", "end"))
+    return _jsonl_entry(
+        stated.get("video"),
+        None,
+        None if label is None else _label(label),
+        stated.get("caption"),
+        start,
+        end,
+        stated.get("id"),
+        None if num_frames is None else _index(num_frames, "a number of frames"),
+        None,
+        stated.get("source"),
+    )
+
+
 def _csv_entry(columns: Sequence[str]) -> Entry:
     path, label = _exactly(columns, 2, "path, label")
-    return Entry(path, _index(label))
+    return Entry(path, _label(label))
 
 
 def _interval_entry(columns: Sequence[str]) -> Entry:
     path, total, start, end, label = _exactly(columns, 5, "path, total time, start, end, label")
-    return Entry(path, _index(label), *_interval(total, start, end))
+    return Entry(path, _label(label), *_interval(total, start, end))
 
 
 def _pretrain_entry(columns: Sequence[str]) -> Entry:
@@ -210,17 +338,18 @@ def _pretrain_entry(columns: Sequence[str]) -> Entry:
         columns, 6, "source, path, total time, start, end, label"
     )
     # Pre-training has no use for labels, and lists without them hold -1.
-    known = None if label == "-1" else _index(label)
+    known = None if label == "-1" else _label(label)
     return Entry(path, known, *_interval(total, start, end), source=source)
 
 
 def _frames_entry(columns: Sequence[str]) -> Entry:
-    if len(columns) < 3:
-        raise EntryError(
-            "at least 3 columns (folder, number of frames, ..., label)", _count(columns)
+    if len(columns) != 3:
+        advice = "; only jsonl holds several labels, or images from a number on" * (
+            len(columns) > 3
         )
+        raise EntryError("3 columns (folder, number of frames, label)", _count(columns) + advice)
     num_frames = _index(columns[1], "a number of frames")
-    return Entry(columns[0], _index(columns[-1]), num_frames=num_frames)
+    return Entry(columns[0], _label(columns[2]), num_frames=num_frames)
 
 
 def _exactly(columns: Sequence[str], expected: int, names: str) -> Sequence[str]:
@@ -235,11 +364,14 @@ def _count(columns: Sequence[str]) -> str:
     return f"{len(columns)}: {quote(list(columns))}"
 
 
-def _index(text: str, what: str = "a label") -> int:
+def _label(text: str) -> int | str:
+    """The number or the name of a class; what is nearly a number is neither."""
+    return text if _is_word(text) else _index(text, "a label")
+
+
+def _index(text: str, what: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        is_word = text != "" and not any(map(str.isdigit, text))
-        advice = "; remove the line if it is a header" * is_word
-        raise EntryError(f"{what}: an integer from 0", quote(text) + advice)
+        raise EntryError(f"{what}: an integer from 0", quote(text))
     return int(text)
 
 
@@ -261,10 +393,23 @@ def _seconds(text: str) -> float:
 
 
 def _is_number(text: str) -> bool:
+    return _as_float(text) is not None and math.isfinite(float(text))
+
+
+def _is_word(text: str) -> bool:
+    """Whether a text may be a name: with some letter, and no number, not even NaN."""
+    return any(map(str.isalpha, text)) and _as_float(text) is None
+
+
+def _as_float(text: str) -> float | None:
     try:
-        return math.isfinite(float(text))
+        return float(text)
     except ValueError:
-        return False
+        return None
+
+
+def _is_label(text: str) -> bool:
+    return _is_index(text) or _is_word(text)
 
 
 def _is_index(text: str) -> bool:
@@ -282,16 +427,29 @@ class _TextFormat(NamedTuple):
 
 # Numbers of columns tell these formats apart, and endings of paths where those are the same.
 TEXT_FORMATS: dict[Format, _TextFormat] = {
-    "csv": _TextFormat(_csv_entry, lambda c: len(c) == 2 and _is_index(c[1])),
-    "interval": _TextFormat(
-        _interval_entry, lambda c: len(c) == 5 and _is_media(c[0]) and all(map(_is_number, c[1:]))
+    "csv": _TextFormat(
+        _csv_entry,
+        lambda c: len(c) == 2 and (_is_index(c[1]) or (_is_media(c[0]) and _is_word(c[1]))),
     ),
+    "interval": _TextFormat(
+        _interval_entry,
+        lambda c: (
+            len(c) == 5 and _is_media(c[0]) and all(map(_is_number, c[1:4])) and _is_label(c[4])
+        ),
+    ),
+    # More columns fit, to be refused one by one: no other format has them.
     "frames": _TextFormat(
         _frames_entry,
-        lambda c: len(c) > 2 and not _is_media(c[0]) and _is_index(c[1]) and _is_index(c[-1]),
+        lambda c: len(c) > 2 and not _is_media(c[0]) and _is_index(c[1]) and _is_label(c[-1]),
     ),
     "pretrain": _TextFormat(
-        _pretrain_entry, lambda c: len(c) == 6 and _is_media(c[1]) and all(map(_is_number, c[2:]))
+        _pretrain_entry,
+        lambda c: (
+            len(c) == 6
+            and _is_media(c[1])
+            and all(map(_is_number, c[2:5]))
+            and (_is_label(c[5]) or c[5] == "-1")
+        ),
     ),
 }
 
@@ -305,7 +463,7 @@ class _JsonLine(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
     video: str | None = None
     audio: str | None = None
-    label: _Index | list[_Index] | None = None
+    label: _Index | str | list[_Index | str] | None = None
     caption: _Texts = None
     start: float | None = None
     end: float | None = None
@@ -328,7 +486,7 @@ class _Stage2Item(msgspec.Struct):
 
 
 _EXPECTED = {
-    "label": "an integer from 0, or a list of different ones",
+    "label": "an integer from 0 or the name of a class, or a list of different ones",
     "caption": "a string, or a list of strings",
     "captions": "a string, or a list of strings",
     "start": "seconds",
@@ -363,7 +521,7 @@ def _parse_jsonl(line: str) -> Entry:
 def _jsonl_entry(
     video: str | None,
     audio: str | None,
-    label: int | list[int] | None,
+    label: int | str | list[int | str] | None,
     caption: _Texts,
     start: float | None,
     end: float | None,
@@ -373,8 +531,12 @@ def _jsonl_entry(
     source: str | None,
 ) -> Entry:
     path = video if audio is None and video is not None else _only(video=video, audio=audio)
-    if isinstance(label, list) and len(set(label)) < len(label):
+    if isinstance(label, list) and (len(set(label)) < len(label) or len(set(map(type, label))) > 1):
         raise EntryError(f'"label": {_EXPECTED["label"]}', quote(label))
+    if id == "":
+        raise EntryError('"id": a string that is not empty', quote(id))
+    if audio is not None and num_frames is not None:
+        raise EntryError('no "num_frames" beside "audio"', quote(num_frames))
     labels = tuple(label) if isinstance(label, list) else label
     if num_frames is None and frame_pattern is not None:
         raise EntryError('"num_frames" beside "frame_pattern"', "none")

@@ -36,6 +36,9 @@ def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_json_object)
 
 
+_BYTE_ORDER_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
 class EntryError(Exception):
     """One entry of an annotation file that is wrong: what was expected and what was found."""
 
@@ -43,6 +46,18 @@ class EntryError(Exception):
         super().__init__(expected, found)
         self.expected = expected
         self.found = found
+
+
+def check_encoding(path: str) -> None:
+    """Refuses what is in UTF-16 or UTF-32, as some systems save text.
+
+    Raises:
+      EntryError: such a file.
+    """
+    with Path(path).open("rb") as file:
+        head = file.read(len(codecs.BOM_UTF32_LE))
+    if head.startswith(_BYTE_ORDER_MARKS):
+        raise EntryError("UTF-8 text", "UTF-16 or UTF-32; save it as UTF-8")
 
 
 def read_blocks(path: str) -> Iterator[tuple[int, bytes]]:
@@ -73,10 +88,17 @@ def split_lines(number: int, block: bytes) -> Iterator[tuple[int, str | EntryErr
             yield line, _too_long("a line")
             continue
         try:
-            if text := data.decode().strip():
-                yield line, text
+            # Tabs may stand for empty columns.
+            text = data.decode().strip(" \r\n")
         except UnicodeDecodeError as error:
             yield line, _not_utf8(error)
+            continue
+        if "\r" in text:
+            yield line, EntryError("lines that end in a line feed", "a carriage return in one")
+        elif "\0" in text:
+            yield line, EntryError("UTF-8 text", "a zero byte, as of UTF-16; save it as UTF-8")
+        elif text.strip():
+            yield line, text
 
 
 def read_items(path: str) -> Iterator[tuple[int, Any]]:

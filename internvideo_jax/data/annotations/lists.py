@@ -13,13 +13,18 @@ import re
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 from internvideo_jax import environment
 from internvideo_jax.data.annotations.building import build
-from internvideo_jax.data.annotations.entry_file import PARTIAL, DamagedFileError, EntryFile
+from internvideo_jax.data.annotations.entry_file import (
+    MAX_NAMES,
+    PARTIAL,
+    DamagedFileError,
+    EntryFile,
+)
 from internvideo_jax.data.annotations.formats import (
     FORMATS,
     FRAME_PATTERN,
@@ -27,7 +32,7 @@ from internvideo_jax.data.annotations.formats import (
     Format,
     Layout,
     check_frame_pattern,
-    tell_format,
+    tell_layout,
 )
 from internvideo_jax.data.annotations.lines import EntryError
 from internvideo_jax.data.annotations.records import (
@@ -41,7 +46,7 @@ from internvideo_jax.data.decode.paths import join_inside
 from internvideo_jax.files import write_text
 
 # Changes with what files of entries hold, and with what entries mean.
-_VERSION = "internvideo_jax list 1"
+_VERSION = "internvideo_jax list 2"
 # A file that was changed so lately may change again without its time showing it.
 _SETTLING_SECONDS = 2.0
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -96,6 +101,11 @@ class ClipList(Sequence[ClipRecord]):
         return (self._record(self._entries[row]) for row in self._rows)
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The different labels of all clips of the file that are names, in alphabetical order."""
+        return tuple(sorted(self.summary.names))
+
+    @property
     def fingerprint(self) -> str:
         """Changes with the clips and their order, but not with where they lie."""
         return f"{self.summary.fingerprint} {self._rows}"
@@ -105,8 +115,12 @@ class ClipList(Sequence[ClipRecord]):
         known, prefix = self.summary, context.root.rstrip(os.sep) + os.sep
         if known.climbs or not all(path.startswith(prefix) for path in known.absolute or ()):
             return False
-        return context.num_classes is None or (
-            not known.has_unlabelled and known.max_label < context.num_classes
+        if context.num_classes is None:
+            return True
+        return (
+            not known.has_unlabelled
+            and known.max_label < context.num_classes
+            and known.names <= context.classes
         )
 
     def _record(self, entry: Entry) -> ClipRecord:
@@ -166,6 +180,7 @@ def check_annotations(
     root: str | os.PathLike[str] | None = None,
     format: str = "auto",
     num_classes: int | None = None,
+    classes: Collection[str] | None = None,
     separator: str | None = None,
     frame_pattern: str = FRAME_PATTERN,
     check_files: bool = False,
@@ -180,7 +195,8 @@ def check_annotations(
       root: folder of the clips; by default the file's own. "/" admits any absolute path.
       format: "jsonl", "csv", "interval", "frames", "pretrain" or "json" (see docs/data.md); "auto"
         goes by the file's name and first lines.
-      num_classes: C, so that every clip needs a label and every label is below C; None admits all.
+      num_classes: C, so that every clip needs a label and every number is below C; None admits all.
+      classes: names of these classes, of which every label that is a name must be one.
       separator: character between columns of the text formats; None goes by the first lines.
       frame_pattern: names of images by number, from 1, in the folders of `frames`.
       check_files: whether to look for each clip on disk; reads the file anew.
@@ -194,11 +210,13 @@ def check_annotations(
     folder = os.path.dirname(os.path.abspath(path)) if root is None else os.path.abspath(root)
     try:
         _check_is_file(path)
-        layout = Layout(*tell_format(path, known, separator), frame_pattern)
+        layout = tell_layout(path, known, separator, frame_pattern)
     except EntryError as error:
         problem = Problem(None, error.expected, error.found)
         return Annotations(known, [], AnnotationError(path, [problem], 1, 0))
-    context = Context(folder, num_classes, check_files)
+    if classes and num_classes is None:
+        num_classes = len(classes)
+    context = Context(folder, num_classes, check_files, frozenset(classes or ()))
     name = _name(path, layout)
     if not check_files:
         for place in _places():
@@ -225,6 +243,9 @@ def _read(path: str, layout: Layout, context: Context, name: str) -> Annotations
     elif _name(path, layout) != name:
         expected = "a file that nobody changes while it is read"
         problems, num_problems = [Problem(None, expected, "a changed one")], 1
+    elif len(EntryFile(built.file).summary.names) > MAX_NAMES:
+        expected = f"labels of at most {MAX_NAMES:,} classes"
+        problems, num_problems = [Problem(None, expected, "more different names")], 1
     try:
         if problems:
             error = AnnotationError(path, problems, num_problems, built.num_entries)

@@ -3,16 +3,20 @@
 import dataclasses
 import math
 import os
+import unicodedata
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from internvideo_jax.data.annotations.formats import Entry, check_frame_pattern
+from internvideo_jax.config import nearest_name
+from internvideo_jax.data.annotations.formats import Entry, Labels, check_frame_pattern
 from internvideo_jax.data.annotations.lines import EntryError, quote
 from internvideo_jax.data.decode.paths import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, join_inside
 
 # A wrong format makes every line of a long file a bad one.
 MAX_KEPT_PROBLEMS = 1000
 MAX_SHOWN_PROBLEMS = 20
+# Longer than any name of a class, in characters.
+MAX_NAME_LENGTH = 500
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,7 +28,8 @@ class ClipRecord:
       path: absolute: a file of video or sound, an image, or a folder of images.
       start: seconds after the file's start; None is the start.
       end: seconds after the file's start; None is the file's end.
-      label: class index; a tuple of them where a clip has any number; None if unknown.
+      label: number or name of its class; a tuple of them where a clip has any number; None if
+        unknown. Names become numbers in `data.fields.label`, by `DataConfig.classes`.
       captions: texts, if any.
       num_frames: images in the folder, if their names have a pattern; else None.
       frame_pattern: their names by number, from 1, such as "img_{:05}.jpg"; else None.
@@ -35,7 +40,7 @@ class ClipRecord:
     path: str
     start: float | None = None
     end: float | None = None
-    label: int | tuple[int, ...] | None = None
+    label: Labels = None
     captions: tuple[str, ...] = ()
     num_frames: int | None = None
     frame_pattern: str | None = None
@@ -103,17 +108,24 @@ class Context(NamedTuple):
 
     Attributes:
       root: absolute folder of the clips.
-      num_classes: C, so that every clip needs a label and every label is below C; None admits all.
+      num_classes: C, so that every clip needs a label and every number is below C; None admits all.
+      classes: names of these classes, of which every label that is a name must be one.
       check_files: whether the clips have to be there.
     """
 
     root: str
     num_classes: int | None = None
     check_files: bool = False
+    classes: frozenset[str] = frozenset()
 
 
-def check_entry(entry: Entry, context: Context) -> None:
+def check_entry(entry: Entry, context: Context, has_names: bool) -> None:
     """Checks what an entry tells, and puts its path in order.
+
+    Args:
+      entry: it.
+      context: what it has to fit.
+      has_names: whether the labels of its file are names, not numbers.
 
     Raises:
       EntryError: the entry is wrong.
@@ -126,8 +138,10 @@ def check_entry(entry: Entry, context: Context) -> None:
         _check_times(entry)
     if entry.num_frames is not None:
         _check_images(entry)
+    if has_names or isinstance(entry.label, str | tuple):
+        _check_kind(entry.label, has_names)
     if context.num_classes is not None:
-        _check_label(entry.label, context.num_classes)
+        _check_label(entry.label, context)
     if context.check_files:
         _check_exists(os.path.join(context.root, entry.path), entry)
 
@@ -173,12 +187,39 @@ def _check_images(entry: Entry) -> None:
     check_frame_pattern(entry.frame_pattern or "")
 
 
-def _check_label(label: int | tuple[int, ...] | None, num_classes: int) -> None:
-    labels = label if isinstance(label, tuple) else (label,)
-    for each in labels:
-        if each is None or each >= num_classes:
+def _check_kind(label: Labels, has_names: bool) -> None:
+    for each in label if isinstance(label, tuple) else (label,):
+        if each is not None and isinstance(each, str) is not has_names:
+            kind = "the name of a class" if has_names else "an integer from 0"
+            raise EntryError(f"a label: {kind}, as most in this file", quote(each))
+        if isinstance(each, str) and not is_class_name(each):
+            raise EntryError("a label: the name of a class", quote(each))
+
+
+def is_class_name(text: str) -> bool:
+    """Whether a text can stand for a class in files and on terminals."""
+    is_plain = not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+    return is_plain and text.strip() == text and 0 < len(text) <= MAX_NAME_LENGTH
+
+
+def _check_label(label: Labels, context: Context) -> None:
+    assert context.num_classes is not None
+    for each in label if isinstance(label, tuple) else (label,):
+        if isinstance(each, str):
+            if not context.classes:
+                raise EntryError(
+                    f"a label from 0 to {context.num_classes - 1}, or names of the classes with it",
+                    f"the name {quote(each)}",
+                )
+            if each not in context.classes:
+                near = nearest_name(each, sorted(context.classes))
+                raise EntryError(
+                    f"a label: one of the names of the {context.num_classes} classes",
+                    f"{quote(each)}{near}",
+                )
+        elif each is None or each >= context.num_classes:
             found = "none" if each is None else str(each)
-            raise EntryError(f"a label from 0 to {num_classes - 1}", found)
+            raise EntryError(f"a label from 0 to {context.num_classes - 1}", found)
 
 
 def _check_exists(path: str, entry: Entry) -> None:

@@ -51,7 +51,7 @@ FILES = {
         ],
     ),
     "ssv2.txt": (
-        "1234 48 17\n77 1 a note 0\n",
+        "1234 48 17\n77 1 0\n",
         "frames",
         [
             (ClipRecord("1234", "/data/1234", num_frames=48, frame_pattern="img_{:05}.jpg"), 17),
@@ -175,7 +175,7 @@ def test_all_bad_lines_are_listed_at_once(tmp_path):
     ]
     named = {
         2: "expected 2 columns (path, label), found 1: ['no label.mp4']",
-        3: "found 'one'; remove the line if it is a header",
+        3: "expected a label: an integer from 0, as most in this file, found 'one'",
         4: "expected a label from 0 to 3, found 4",
         5: "expected a label: an integer from 0, found '-1'",
         6: "found 3: ['a.mp4', '1', '2']; put paths with the separator in them in double quotes",
@@ -209,7 +209,7 @@ def test_all_bad_lines_are_listed_at_once(tmp_path):
         ('{"video": "\\ud800"}', "expected strings of Unicode text, found '\\ud800'"),
         ('{"video": "a\\u0000"}', "expected the path of a local file, found 'a\\x00'"),
         ('{"video": "a", "lable": 1}', "found 'lable'; did you mean 'label'?"),
-        ('{"video": "a", "label": true}', '"label": an integer from 0, or a list'),
+        ('{"video": "a", "label": true}', '"label": an integer from 0 or the name of a class, or'),
         ('{"video": "a", "label": 1.0}', "found 1.0"),
         ('{"video": "a", "label": -1}', "found -1"),
         ('{"video": "a", "label": [1, 1]}', "different ones, found [1, 1]"),
@@ -230,6 +230,13 @@ def test_all_bad_lines_are_listed_at_once(tmp_path):
         ('{"video": "a", "label": 0, "label": 1}', "each key once, found 'label' twice"),
         ('{"video": "a:b", "label" : 0, "label"\t:1}', "each key once, found 'label' twice"),
         ('{"video": "a", "caption": {"b": 1, "b": 2}}', "found {'b': 2}"),
+        ('{"video": "a", "id": ""}', "expected \"id\": a string that is not empty, found ''"),
+        ('{"audio": "a.wav", "num_frames": 3}', 'no "num_frames" beside "audio", found 3'),
+        ('{"video": "a", "label": ["b", 1]}', "a list of different ones, found ['b', 1]"),
+        (
+            '{"video": "a", "label": "yoga"}',
+            "an integer from 0, as most in this file, found 'yoga'",
+        ),
         ("[" * 10_000, "nested too deeply"),
         (f'{{"label": 1{"0" * 5000}}}', "numbers too long"),
     ],
@@ -268,7 +275,9 @@ def test_unusual_lines_do_not_change_what_others_state(tmp_path):
         ("interval", "a b.mp4 10 1 3 1", "total time, start, end, label), found 6"),
         ("pretrain", "a.mp4 10 1 3 1", "expected 6 columns (source, path, total time,"),
         ("pretrain", "s a.mp4 10 1 3 -2", "a label: an integer from 0, found '-2'"),
-        ("frames", "folder 1", "expected at least 3 columns"),
+        ("frames", "folder 1", "expected 3 columns (folder, number of frames, label)"),
+        ("frames", "folder 5 1 3 5", "only jsonl holds several labels"),
+        ("frames", "folder 2 3 7", "found 4: ['folder', '2', '3', '7']; only jsonl holds"),
         ("frames", "folder few 1", "a number of frames: an integer from 0, found 'few'"),
         ("frames", "folder 0 1", "at least 1 frame in the folder, found 0"),
     ],
@@ -280,11 +289,128 @@ def test_bad_columns(tmp_path, format_, line, expected):
     assert expected in message
 
 
-def test_a_bad_first_line_does_not_hide_the_format(tmp_path):
-    path = write(tmp_path / "a.csv", "path,label\na.mp4,1\nb.mp4,2\n")
-    ((line, message),) = problems(path)
-    assert line == 1
-    assert "found 'label'; remove the line if it is a header" in message
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label\na.mp4,1\n",
+        "Class ; Video\n1 ; a.mp4\n",
+        "video\tlabel\tstart\tcaption\na.mp4\t1\t\t\n",
+        "\nid label path\na.mp4 1 a.mp4\n",
+    ],
+)
+def test_a_header_names_the_columns(tmp_path, text):
+    found = check_annotations(write(tmp_path / "a.csv", text), root="/data")
+    assert (found.format, found.error) == ("csv", None)
+    assert list(found.records) == [ClipRecord("a.mp4", "/data/a.mp4", label=1)]
+
+
+def test_all_columns_of_a_header(tmp_path):
+    path = write(
+        tmp_path / "a.csv",
+        "path,label,start,end,caption,source,num_frames,id\n"
+        'a.mp4,wave,1.5,3,"a man, waving",k400,,\nfolder,,,,,,3,f\nb.mp4,sit\n',
+    )
+    found = check_annotations(path, root="/data")
+    wave = ClipRecord("a.mp4@1.5-3.0", "/data/a.mp4", 1.5, 3.0, "wave", ("a man, waving",))
+    assert list(found.records) == [
+        dataclasses.replace(wave, source="k400"),
+        ClipRecord("f", "/data/folder", num_frames=3, frame_pattern="img_{:05}.jpg"),
+    ]
+    assert [problem.line for problem in found.error.problems] == [4]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("path,label,split\na.mp4,1,val\n", "found 'split'; rename or remove that column"),
+        ("path,class,label\na.mp4,1,1\n", "each thing once"),
+        ("label,caption\n1,a\n", "each thing once, found 'label,caption'"),
+        ("name,action\na.mp4,1\n", "the first line 'name,action'; name the columns so"),
+        ("name,action\na.mp4,sit\nb.mp4,run\n", "the first line 'name,action'"),
+        ("clip total start end which\na.mp4 9 1 2 3\n", "the first line 'clip total start"),
+    ],
+)
+def test_other_headers_are_refused(tmp_path, text, found):
+    ((line, message),) = problems(write(tmp_path / "a.csv", text))
+    assert line is None
+    assert found in message
+    assert "columns of path, video, " in message
+
+
+@pytest.mark.parametrize(
+    ("text", "format_"),
+    [
+        ("a.mp4,clap hands\nb.mkv,3D printing\n", "csv"),
+        ("b.mkv walk\na.mp4 sit\n", "csv"),
+        ("a.mp4 10 1 2 walk\nb.mp4 10 1 2 sit\n", "interval"),
+        ("k400 a.mp4 -1 -1 -1 walk\nk400 b.mp4 10 1 2 sit\n", "pretrain"),
+        ("a 10 walk\nb 7 sit\n", "frames"),
+        ('{"video": "a", "label": "walk"}\n{"video": "b", "label": ["sit", "eat"]}\n', "jsonl"),
+        ('{"video": "a", "label": []}\n{"video": "b", "label": ["sit"]}\n', "jsonl"),
+    ],
+)
+def test_labels_may_be_names(tmp_path, text, format_):
+    path = write(tmp_path / "a.txt", text)
+    found = check_annotations(path)
+    assert (found.format, found.error) == (format_, None)
+    given = [record.label for record in found.records]
+    labels = [name for label in given for name in (label if isinstance(label, tuple) else [label])]
+    assert labels
+    assert found.records.class_names == tuple(sorted(labels))
+    assert len(read_annotations(path, classes=[*labels, "dance"])) == 2
+    assert "or names of the classes with it, found the name" in problems(path, num_classes=9)[0][1]
+    others = problems(path, classes=[*labels[:-1], f"{labels[-1]}s"])
+    assert f"found '{labels[-1]}'; did you mean '{labels[-1]}s'?" in others[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a.mp4,walk\nb.mp4,3\nc.mp4,sit\n", "the name of a class, as most in this file, found 3"),
+        ("a.mp4,walk\nb.mp4,-1\nc.mp4,sit\n", "found '-1'"),
+        ("a.mp4,walk\nb.mp4,nan\nc.mp4,sit\n", "found 'nan'"),
+        ("a.mp4,walk\nb.mp4,\nc.mp4,sit\n", "found ''"),
+        (f"a.mp4,walk\nb.mp4,{'x' * 501}\nc.mp4,sit\n", "the name of a class, found 'xxx"),
+        ('{"video": "a", "label": "b"}\n{"video": "c", "label": " d"}\n', "found ' d'"),
+        ('{"video": "a", "label": "b"}\n{"video": "c", "label": "\\u001b[31m"}\n', "x1b"),
+    ],
+)
+def test_labels_that_are_no_names(tmp_path, text, found):
+    ((line, message),) = problems(write(tmp_path / "a.txt", text))
+    assert line == 2
+    assert found in message
+
+
+def test_more_names_than_there_are_classes(tmp_path, monkeypatch):
+    for module in ("entry_file", "lists"):
+        monkeypatch.setattr(f"internvideo_jax.data.annotations.{module}.MAX_NAMES", 9)
+    path = write(tmp_path / "a.csv", "".join(f"{i}.mp4,class {i}\n" for i in range(9)))
+    assert len(read_annotations(path).class_names) == 9
+    write(path, "".join(f"{i}.mp4,class {i}\n" for i in range(12)))
+    assert problems(path) == [
+        (None, "expected labels of at most 9 classes, found more different names")
+    ]
+
+
+def test_quotes_of_csv(tmp_path):
+    path = write(tmp_path / "a.csv", '"base.mp4" ,3\n "more, c.mp4" , 4 \n')
+    assert [record.path for record in read_annotations(path, root="/data")] == [
+        "/data/base.mp4",
+        "/data/more, c.mp4",
+    ]
+    long = "x" * 140_000
+    path = write(tmp_path / "b.csv", f'a"x\rb,1\ngood.mp4,1\n"{long}",1\nb.mp4,2\n"open.mp4,1\n')
+    found = problems(path, format="csv")
+    assert [line for line, _ in found] == [1, 3, 5]
+    assert "a carriage return" in found[0][1]
+    assert "field larger than field limit" in found[1][1]
+
+
+def test_lines_that_end_in_carriage_returns_alone(tmp_path):
+    path = write(tmp_path / "a.csv", "a.mp4,1\rb.mp4,2\r")
+    assert problems(path) == [
+        (None, "expected lines that end in a line feed, found a carriage return in one (line 1)")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -342,7 +468,10 @@ def test_text_that_is_not_utf8(tmp_path):
     path = write(tmp_path / "a.csv", b"a.mp4,1\n\xff\xfe.mp4,1\nb.mp4,2\n")
     assert problems(path) == [(2, "expected UTF-8 text, found the byte 0xff")]
     path = write(tmp_path / "b.csv", "a.mp4,1\n".encode("utf-16"))
-    assert problems(path) == [(None, "expected UTF-8 text, found the byte 0xff")]
+    found = "UTF-16 or UTF-32; save it as UTF-8"
+    assert problems(path) == [(None, f"expected UTF-8 text, found {found}")]
+    path = write(tmp_path / "c.csv", "a.mp4,1\nb.mp4,1\n".encode("utf-16-le"))
+    assert "found a zero byte, as of UTF-16" in problems(path)[0][1]
     path = write(tmp_path / "a.json", b'[{"video": "a.mp4"},\n {"video": "\xe9"}]')
     assert problems(path)[-1] == (1, "expected UTF-8 text, found the byte 0xe9")
 
