@@ -200,6 +200,9 @@ def eval_batches(
 ) -> BackgroundIterator[Batch]:
     """One pass over all views of all clips; every process gets equally many batches.
 
+    A single process gets no more rows than there are views: its last batch may be smaller. Several
+    run one program together, so that their last batches are filled up.
+
     Args:
       config: which clips; `segments` and `crops` say how often each is shown. One segment and one
         crop are the validation view, more are test views.
@@ -211,7 +214,7 @@ def eval_batches(
       num_threads: threads that decode (in each worker); by default one per CPU core.
 
     Returns:
-      An iterator of dicts with rows b = batch_size / process_count, the last ones filled up: the
+      An iterator of dicts with rows b = batch_size / process_count, or fewer in the last: the
       fields' columns (with `video`, also what is known of its frames), and
         index: int64 `[b]`, which clip a row is; -1 in padding.
         segment: int32 `[b]`; crop: int32 `[b]`.
@@ -228,12 +231,13 @@ def eval_batches(
     examples = EvalExamples(Clips(config, use_cache=True, source=source), config, fields)
     dataset = grain.MapDataset.range(process_index, len(examples), process_count).map(examples)
     rows_each = math.ceil(len(examples) / process_count) * views
-    num_batches = math.ceil(rows_each / local)
+    # With several processes, whole batches.
+    total = rows_each if process_count == 1 else math.ceil(rows_each / local) * local
 
     def make(first_batch: int) -> Iterator[Batch]:
         clips, rows = divmod(first_batch * local, views)
         loaded = _load(dataset[clips:], config, math.ceil(local / views), num_threads)
-        return _eval_rows(examples, loaded, local, rows, num_batches - first_batch)
+        return _eval_rows(examples, loaded, local, rows, total - first_batch * local)
 
     return BackgroundIterator(make, timeout=config.stall_timeout)
 
@@ -243,14 +247,15 @@ def _eval_rows(
     loaded: "_Loaded",
     local: int,
     skipped: int,
-    num_batches: int,
+    total: int,
 ) -> Iterator[Batch]:
-    """Batches of `local` rows, but for the first `skipped` ones; filled up where clips end."""
+    """Batches of `local` rows, `total` in all, after the first `skipped` ones; filled up where
+    clips end before."""
     ready = examples.padding(0)
     try:
-        for _ in range(num_batches):
+        for start in range(0, total, local):
             parts = [ready]
-            missing = local + skipped - len(ready["index"])
+            missing = min(local, total - start) + skipped - len(ready["index"])
             while missing > 0:
                 part = next(loaded, None) or examples.padding(missing)
                 missing -= len(part["index"])

@@ -20,9 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from internvideo_jax.models.video_vit import row_by_row
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import partition_spec
 
@@ -187,23 +186,34 @@ def run(
     Args:
       model: what to run.
       variables: on a device or a mesh.
-      batches: as `data.pipeline.eval_batches` gives them: all have equally many rows, so that one
-        program serves. They are closed at the end.
+      batches: as `data.pipeline.eval_batches` gives them, of any numbers of rows: see
+        `rows_per_program`. They are closed at the end.
 
     Yields:
       Each batch, and what `forward` made of its rows: NumPy arrays, floating ones float32.
     """
     apply = functools.partial(_forward, model=model, rules=nn.get_logical_axis_rules())
     sharding = getattr(jax.tree.leaves(variables)[0], "sharding", None)
+    full = 0
     with contextlib.ExitStack() as stack:
         stack.callback(getattr(batches, "close", lambda: None))
         for batch in batches:
             inputs = {name: batch[name] for name in model.inputs}
             if isinstance(sharding, NamedSharding):
-                yield batch, _on_mesh(apply, variables, inputs, sharding)
+                full = full or len(batch["index"])
+                yield batch, _on_mesh(apply, variables, inputs, sharding, full)
             else:
-                output = apply(variables, jax.device_put(inputs, sharding))
-                yield batch, jax.device_get(output)
+                yield batch, _on_device(apply, variables, inputs, sharding)
+
+
+def rows_per_program(count: int, platform: str) -> int:
+    """How many of `count` rows one device takes at once; fewer are filled up to as many.
+
+    A CPU takes one after the other: it then keeps the activations of a row in its caches
+    (docs/benchmarks.md), and one program serves batches of all sizes. Accelerators take powers of
+    two, so that few programs do.
+    """
+    return 1 if platform == "cpu" else 1 << (count - 1).bit_length()
 
 
 @functools.partial(jax.jit, static_argnames=("model", "rules"))
@@ -211,35 +221,56 @@ def _forward(
     variables: PyTree, inputs: dict[str, jax.Array], *, model: Forward, rules: object
 ) -> PyTree:
     """`rules` are flax's current ones, of which jit's cache knows nothing."""
+    output = model.forward(variables, inputs)
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, output
+    )
 
-    def forward(inputs: dict[str, jax.Array]) -> PyTree:
-        output = model.forward(variables, inputs)
-        return jax.tree.map(
-            lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, output
-        )
 
-    return row_by_row(forward, inputs)
+def _on_device(
+    apply: Any, variables: PyTree, inputs: dict[str, np.ndarray], sharding: Sharding | None
+) -> PyTree:
+    """Rows through a model on one device."""
+    device = next(iter(sharding.device_set)) if sharding is not None else jax.local_devices()[0]
+    count = _num_rows(inputs)
+    size = rows_per_program(count, device.platform)
+    outputs = []
+    for start in range(0, count, size):
+        rows = {name: _filled(x[start : start + size], size) for name, x in inputs.items()}
+        outputs.append(jax.device_get(apply(variables, jax.device_put(rows, sharding))))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *outputs)
 
 
 def _on_mesh(
-    apply: Any, variables: PyTree, inputs: dict[str, np.ndarray], like: NamedSharding
+    apply: Any, variables: PyTree, inputs: dict[str, np.ndarray], like: NamedSharding, full: int
 ) -> PyTree:
-    """This process's rows through a model on a mesh, filled up to what its devices divide."""
+    """This process's rows through a model on a mesh, filled up to `full` ones (so that one program
+    serves) and to what the devices divide."""
     mesh = like.mesh
     split = NamedSharding(mesh, partition_spec(("batch",), DEFAULT_RULES))
     ways = math.prod(mesh.shape[axis] for axis in split.spec[0])
-    count = len(jax.tree.leaves(inputs)[0])
-    filling = -count % max(ways // jax.process_count(), 1)
+    count = _num_rows(inputs)
+    size = max(full, count)
+    size += -size % max(ways // jax.process_count(), 1)
 
     def put(rows: np.ndarray) -> jax.Array:
-        filled = np.concatenate([rows, np.repeat(rows[:1], filling, axis=0)])
-        return jax.make_array_from_process_local_data(split, filled)
+        return jax.make_array_from_process_local_data(split, _filled(rows, size))
 
     output = apply(variables, {name: put(rows) for name, rows in inputs.items()})
     # Every process then has all rows.
     whole = jax.device_get(_constrained(output, sharding=NamedSharding(mesh, PartitionSpec())))
-    start = jax.process_index() * (count + filling)
+    start = jax.process_index() * size
     return jax.tree.map(lambda x: x[start : start + count], whole)
+
+
+def _num_rows(inputs: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(inputs.values())))
+
+
+def _filled(rows: np.ndarray, size: int) -> np.ndarray:
+    """At least `size` rows: repetitions of the first make up for those that are missing."""
+    missing = size - len(rows)
+    return np.concatenate([rows, np.repeat(rows[:1], missing, axis=0)]) if missing > 0 else rows
 
 
 @functools.partial(jax.jit, static_argnames="sharding")

@@ -84,6 +84,41 @@ def test_equal_evaluators_share_a_program():
     assert traced.count(1) == traced.count(2)
 
 
+def test_a_cpu_runs_what_there_is_through_one_program():
+    shapes = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Shapes(runner.Forward):
+        def forward(self, variables, batch):
+            shapes.append(batch["video"].shape)
+            return batch["video"].sum(axis=1)
+
+    video = np.arange(14.0, dtype=np.float32).reshape(7, 2)
+    outputs = [out for _, out in runner.run(Shapes(), NOTHING, batches_of(7, 4, video=video))]
+    assert [len(output) for output in outputs] == [4, 3]
+    np.testing.assert_array_equal(np.concatenate(outputs), video.sum(axis=1))
+    # Traced once, for a single row: neither padded nor compiled anew for the smaller batch.
+    assert shapes == [(1, 2)]
+
+
+def test_accelerators_take_powers_of_two():
+    counts = (1, 2, 3, 5, 8, 9)
+    assert [runner.rows_per_program(count, "tpu") for count in counts] == [1, 2, 4, 8, 8, 16]
+    assert [runner.rows_per_program(count, "gpu") for count in counts] == [1, 2, 4, 8, 8, 16]
+
+
+def test_rows_that_fill_up_are_cut_off_again(monkeypatch):
+    monkeypatch.setattr(runner, "rows_per_program", lambda count, platform: 8)
+    video = np.arange(10.0, dtype=np.float32).reshape(5, 2)
+    (rows,) = [
+        output["total"]
+        for _, output in runner.run(
+            Sums(), {"scale": jnp.ones(())}, batches_of(5, 5, video=video, weight=np.arange(5))
+        )
+    ]
+    np.testing.assert_array_equal(rows, video.sum(axis=1))
+
+
 def test_batches_are_closed_when_the_forward_pass_fails():
     class Batches:
         is_closed = False
