@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         parallel,
         training,
     )
-    from internvideo_jax.saved_model import load
+    from internvideo_jax.loading import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -71,7 +71,7 @@ if os.path.isfile(os.path.join(_CheckoutFolders.root, "pyproject.toml")):
 
 def __getattr__(name: str) -> object:
     if name == "load":
-        return import_module("internvideo_jax.saved_model").load
+        return import_module("internvideo_jax.loading").load
     if name in __all__:
         return import_module(f"internvideo_jax.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

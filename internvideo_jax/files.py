@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -176,6 +176,29 @@ def atomic_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
             # Only empty ones go: after a success, none is.
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], on_wait: Callable[[], object]) -> Iterator[None]:
+    """Keeps other processes that ask for the same lock waiting until the block ends.
+
+    The lock ends with its process, however that ends. Where a file system has no locks, nobody
+    waits.
+
+    Args:
+      path: the lock's file, which stays; its folder is made.
+      on_wait: called if another process has the lock.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
 
 
 def _remove_abandoned(target: Path) -> None:

@@ -17,12 +17,13 @@ TOP_LEVEL = {
 # A package may import from its own layer and the ones below.
 LAYERS = (
     {"launch", "configs"},
+    {"loading"},
     {"training", "evaluation", "convert", "data"},
     {"saved_model"},
     {"models", "objectives"},
     {"nn"},
     {"kernels", "parallel"},
-    {"config", "environment", "files", "preprocessing"},
+    {"class_names", "config", "environment", "files", "preprocessing"},
 )
 
 

@@ -1,18 +1,17 @@
-"""Features of video files."""
+"""Features of clips and sounds."""
 
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import numpy as np
 
 from internvideo_jax.data import pipeline
-from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.config import DataConfig
-from internvideo_jax.data.sources.clips import RecordSource
+from internvideo_jax.data.sources.given import Clip, GivenSource
 from internvideo_jax.evaluation import runner
 from internvideo_jax.models import video_encoder
 from internvideo_jax.models.video_vit import token_grid
@@ -24,13 +23,19 @@ if TYPE_CHECKING:
 Kind = Literal["pooled", "tokens"]
 Short = Literal["repeat", "error"]
 
+# Why there is no result of a clip that could be read.
+NOT_FINITE = (
+    "expected a result of finite numbers, found NaN or infinities; the model's weights may hold"
+    " some, or compute in float32"
+)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SampledClip:
     """The frames of a video file that a model sees.
 
     Attributes:
-      source: path of the file.
+      source: path of the file, or what its frames are called ("clip 3").
       frames: uint8 `[T, S, S, 3]`, RGB, resized and cropped.
       frame_indices: their numbers in the file, int64 `[T]`.
       timestamps: their times in seconds, float64 `[T]`.
@@ -69,7 +74,7 @@ class ClipFeatures:
 
 @dataclasses.dataclass(frozen=True)
 class FailedClip:
-    """A file without features.
+    """A clip without a result.
 
     Attributes:
       source: path of the file.
@@ -81,7 +86,7 @@ class FailedClip:
 
 
 def extract_features(
-    paths: Iterable[str | os.PathLike[str]],
+    clips: Iterable[Clip],
     model: "SavedModel",
     *,
     num_frames: int | None = None,
@@ -90,25 +95,27 @@ def extract_features(
     num_threads: int | None = None,
     short: Short = "repeat",
 ) -> Iterator[ClipFeatures | FailedClip]:
-    """Encodes video files, which are decoded ahead in threads, a bounded number at a time.
+    """Encodes clips, which are decoded ahead in threads, a bounded number at a time.
 
     Neither the batch size nor the number of threads changes the features beyond rounding.
 
     Args:
-      paths: video files.
+      clips: paths of video files, or frames uint8 `[T, H, W, 3]`.
       model: a loaded model with an InternVideo2 video encoder.
       num_frames: frames per clip; by default as many as the model was made for. Other numbers
         resize the position table.
       kind: the pooled feature `[P]` or all tokens `[N, D]`.
-      batch_size: clips per forward pass; the last batch is filled up, so that one program serves.
+      batch_size: clips that are held together at most; see `runner.rows_per_program` for how many
+        a device takes at once.
       num_threads: decoding threads; by default one per CPU core.
       short: whether a video with fewer frames than wanted repeats some or fails.
 
     Returns:
-      Features or a failure of each file in the order of `paths`, as they come out of the batches.
+      Features or a failure of each clip in the order of `clips`, as they come out of the batches.
 
     Raises:
-      ValueError: the model has no video encoder, or its tubelets do not divide the frames.
+      ValueError: the model has no video encoder, its tubelets do not divide the frames, or frames
+        in memory are of another layout, dtype or range.
     """
     encoder, _ = video_encoder(model.module, model.variables)
     preprocessing = model.preprocessing.require_video()
@@ -117,25 +124,76 @@ def extract_features(
         (num_frames, size, size), encoder.config.tubelet_size, encoder.config.patch_size
     )
     forward = _Encoder(model.module, preprocessing, kind)
-    sources = [os.fspath(path) for path in paths]
+    source = GivenSource(clips)
 
     def results() -> Iterator[ClipFeatures | FailedClip]:
-        if not sources:
+        if not len(source):
             return
         batches = pipeline.eval_batches(
             DataConfig(num_frames=num_frames, image_size=size),
             ("video",),
             batch_size=batch_size,
-            source=RecordSource([ClipRecord(id=path, path=path) for path in sources]),
+            source=source,
             num_threads=num_threads,
         )
         for batch, features in runner.run(forward, model.variables, batches):
             for row in np.flatnonzero(batch["index"] >= 0).tolist():
-                clip = _clip(sources[batch["index"][row]], batch, row, short)
-                if isinstance(clip, SampledClip):
+                name = source.records[batch["index"][row]].path
+                clip = _clip(name, batch, row, short)
+                if isinstance(clip, FailedClip):
+                    yield clip
+                elif np.isfinite(features[row]).all():
                     yield ClipFeatures(clip, features[row], grid)
                 else:
-                    yield clip
+                    yield FailedClip(name, NOT_FINITE)
+
+    return results()
+
+
+def extract_sound_features(
+    paths: Iterable[str | os.PathLike[str]],
+    model: "SavedModel",
+    *,
+    kind: Kind = "pooled",
+    batch_size: int = 8,
+    num_threads: int | None = None,
+) -> Iterator[np.ndarray | FailedClip]:
+    """Encodes the sound of files by an audio tower; a longer one by its middle.
+
+    Args:
+      paths: files of sound, or of video with sound.
+      model: a loaded model that takes sound.
+      kind: the pooled feature `[D]` or all tokens `[N, D]`.
+      batch_size: sounds that are held together at most.
+      num_threads: decoding threads; by default one per CPU core.
+
+    Returns:
+      Features, float32, or a failure of each file in the order of `paths`.
+
+    Raises:
+      ValueError: the model takes no sound.
+    """
+    preprocessing = model.preprocessing.audio
+    if preprocessing is None:
+        raise ValueError("expected a model that takes sound, found none of that kind")
+    config, forward = DataConfig(audio=preprocessing), _SoundEncoder(model.module, kind)
+    source = GivenSource(paths)
+
+    def results() -> Iterator[np.ndarray | FailedClip]:
+        if not len(source):
+            return
+        batches = pipeline.eval_batches(
+            config, ("audio",), batch_size=batch_size, source=source, num_threads=num_threads
+        )
+        for batch, features in runner.run(forward, model.variables, batches):
+            for row in np.flatnonzero(batch["index"] >= 0).tolist():
+                name = source.records[batch["index"][row]].path
+                if not batch["valid"][row]:
+                    yield FailedClip(name, str(batch["error"][row]))
+                elif np.isfinite(features[row]).all():
+                    yield features[row]
+                else:
+                    yield FailedClip(name, NOT_FINITE)
 
     return results()
 
@@ -156,6 +214,20 @@ def _clip(
     return SampledClip(
         source, batch["video"][row], indices, batch["timestamps"][row], found, damaged
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _SoundEncoder(runner.Forward):
+    """Features of filterbanks `[B, T, M]`: pooled `[B, D]` or tokens `[B, N, D]`."""
+
+    inputs: ClassVar[tuple[str, ...]] = ("audio",)
+
+    module: nn.Module
+    kind: Kind
+
+    def forward(self, variables: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        output: Any = self.module.apply(variables, batch["audio"])
+        return output.pooled if self.kind == "pooled" else output.tokens
 
 
 @dataclasses.dataclass(frozen=True)

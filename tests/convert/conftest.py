@@ -1,5 +1,6 @@
 """Checkpoint files in PyTorch's format, made without it; tiny models and their state dicts."""
 
+import contextlib
 import dataclasses
 import io
 import pickle
@@ -14,6 +15,7 @@ from internvideo_jax import models
 from internvideo_jax.convert.engine.plan import Plan, export_plan, plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.upstream import architecture_of
+from tests.fake_hub import FakeHub
 
 STORAGES = {
     "float64": "DoubleStorage",
@@ -260,3 +262,22 @@ def plan_of() -> Callable[..., Plan]:
         return plan(recognize(shapes, architecture=architecture_of(config)), config, **options)
 
     return make
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    fake = FakeHub()
+    monkeypatch.setenv("HF_ENDPOINT", fake.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    yield fake
+    with contextlib.suppress(OSError):
+        fake.stop()
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Calling it does what HF_HUB_OFFLINE=1 does for a new process."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -66,6 +66,36 @@ def fetch(
         raise CheckpointError(f"{address} {_reason(address, error)}") from error
 
 
+def download_size(
+    address: Address,
+    choose_file: Callable[[Sequence[str], str], str],
+    shards_of: Callable[[Path], Sequence[str]],
+) -> int:
+    """Bytes that `fetch` would download now; of shards, their index is fetched to know them.
+
+    Args and errors are those of `fetch`.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    repo, revision = address.repo, address.revision
+    try:
+        names = [address.file] if address.file else []
+        if not names:
+            siblings = api.model_info(repo, revision=revision).siblings or ()
+            names = [choose_file([sibling.rfilename for sibling in siblings], str(address))]
+        if names[0].endswith(".index.json"):
+            index = Path(api.hf_hub_download(repo, names[0], revision=revision))
+            folder = PurePosixPath(names[0]).parent
+            names = [str(folder / shard) for shard in shards_of(index)]
+        files = [api.hf_hub_download(repo, n, revision=revision, dry_run=True) for n in names]
+        return sum(file.file_size or 0 for file in files if file.will_download)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{address} {_reason(address, error)}") from error
+
+
 def _fetch(
     address: Address,
     choose_file: Callable[[Sequence[str], str], str],

@@ -1,11 +1,7 @@
 """Checkpoints from a hub: a real client against a small server on this machine."""
 
-import contextlib
-import http.server
 import json
 import struct
-import threading
-import urllib.parse
 
 import numpy as np
 import pytest
@@ -14,8 +10,7 @@ from safetensors.numpy import save
 from internvideo_jax.convert.files.checkpoint import CheckpointError
 from internvideo_jax.convert.files.hub import Address, parse_address
 from internvideo_jax.convert.files.sources import open_checkpoint
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from tests.fake_hub import COMMIT
 
 
 @pytest.mark.parametrize(
@@ -41,89 +36,6 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 )  # fmt: skip
 def test_addresses(source, address):
     assert parse_address(source, [".pth"]) == address
-
-
-class FakeHub:
-    """The parts of the hub's interface that a download of a model uses."""
-
-    def __init__(self):
-        self.files: dict[str, bytes] = {}
-        self.gated = False
-        self.requested: list[str] = []
-        hub = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                hub.answer(self)
-
-            do_HEAD = do_GET
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def stop(self):
-        self.server.shutdown()
-        self.server.server_close()
-
-    def answer(self, request):
-        parts = urllib.parse.unquote(request.path).split("?")[0].strip("/").split("/")
-        is_listing = parts[:2] == ["api", "models"]
-        repo, kind, revision, *file = ["/".join(parts[:2]), *parts[2:]] if not is_listing else [
-            "/".join(parts[2:4]), *parts[4:], *["revision", "main"][: 6 - len(parts)]
-        ]  # fmt: skip
-        if repo != "owner/name":
-            return self.reply(request, 401, b"", {"X-Error-Code": "RepoNotFound"})
-        if revision not in ("main", COMMIT):
-            return self.reply(request, 404, b"", {"X-Error-Code": "RevisionNotFound"})
-        if is_listing:
-            assert kind == "revision"
-            siblings = [{"rfilename": name} for name in self.files]
-            info = {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": siblings}
-            return self.reply(request, 200, json.dumps(info).encode())
-        name = "/".join(file)
-        if self.gated:
-            return self.reply(request, 403, b"", {"X-Error-Code": "GatedRepo"})
-        if name not in self.files:
-            return self.reply(request, 404, b"", {"X-Error-Code": "EntryNotFound"})
-        if request.command == "GET":
-            self.requested.append(name)
-        etag = f'"{abs(hash(self.files[name]))}"'
-        headers = {"X-Repo-Commit": COMMIT, "ETag": etag, "Content-Type": "binary/octet-stream"}
-        self.reply(request, 200, self.files[name], headers)
-
-    @staticmethod
-    def reply(request, status, body, headers=None):
-        request.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            request.send_header(key, value)
-        request.end_headers()
-        if request.command == "GET":
-            request.wfile.write(body)
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    constants = pytest.importorskip("huggingface_hub.constants")
-    fake = FakeHub()
-    monkeypatch.setenv("HF_ENDPOINT", fake.url)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    yield fake
-    with contextlib.suppress(OSError):
-        fake.stop()
-
-
-@pytest.fixture
-def offline(monkeypatch):
-    """Calling it does what HF_HUB_OFFLINE=1 does for a new process."""
-    constants = pytest.importorskip("huggingface_hub.constants")
-    return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
 def test_the_only_checkpoint_of_a_repository(hub, tmp_path, torch_file):

@@ -1,0 +1,136 @@
+"""Models by name: released checkpoints and repositories of the hub are converted once and kept.
+
+They lie in `$INTERNVIDEO_HOME/models` (by default in the user's cache directory) and are used from
+there without a network. Deleting a folder makes its model anew.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from internvideo_jax.config import nearest_name
+from internvideo_jax.convert.engine import conversion, registry
+from internvideo_jax.convert.files import hub
+from internvideo_jax.convert.files.checkpoint import CheckpointError
+from internvideo_jax.convert.files.sources import SUFFIXES, choose_file, shards_of
+from internvideo_jax.environment import home
+from internvideo_jax.files import locked
+from internvideo_jax.saved_model import DESCRIPTION
+
+Say = Callable[[str], object]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def model_directory(name: str | os.PathLike[str], say: Say = _say) -> str:
+    """The folder of a saved model, which is made first if it was named and is not there yet.
+
+    Processes that ask for the same model at once wait for the one that makes it.
+
+    Args:
+      name: a folder; the name of a release (`internvideo-jax convert --list`); or a Hugging Face
+        repository, "owner/name" or "owner/name:file", where "@revision" may follow the name. What
+        exists as a path is taken as one.
+      say: told what is downloaded and made, before that begins.
+
+    Returns:
+      A path, which is not looked into.
+
+    Raises:
+      ValueError: a name of none of these kinds (the nearest known name is suggested), a release
+        that cannot be fetched, or a checkpoint that does not convert; see `conversion.prepare`.
+      OSError: the disk is full or cannot be written; nothing remains.
+    """
+    text = os.fspath(name)
+    path = Path(text).expanduser()
+    if "://" in text and not text.startswith("hf://"):
+        return text
+    if path.exists():
+        return str(path)
+    if text.startswith(("/", "./", "../", "~")) or text in ("", ".", ".."):
+        raise ValueError(
+            f"expected the folder of a saved model, found nothing at {text!r}{_nearest(text)}"
+        )
+    release = next((r for r in registry.releases() if r.name == text), None)
+    address = None if release is not None else _address(text)
+    if release is None and address is None:
+        raise ValueError(
+            "expected the folder of a saved model, the name of a released one, or a Hugging Face"
+            f" repository (owner/name, owner/name:file), found {text!r}{_nearest(text)}"
+            " (`internvideo-jax convert --list` shows all names)"
+        )
+    target = home() / "models" / (text if release is not None else _folder_name(str(address)))
+    if _is_model(target):
+        return str(target)
+    lock = target.with_name(f".{target.name}.lock")
+    with locked(lock, lambda: say(f"{text}: waiting for another process that makes it")):
+        if not _is_model(target):
+            _make(text, release, address, target, say)
+    return str(target)
+
+
+def _make(
+    name: str,
+    release: registry.Released | None,
+    address: hub.Address | None,
+    target: Path,
+    say: Say,
+) -> None:
+    if release is not None:
+        if release.source is None:
+            raise ValueError(
+                f"expected a model that can be fetched, found {name}, which cannot"
+                f" ({release.status}{': ' + release.note if release.note else ''}); convert a file"
+                f" of your own: internvideo-jax convert FILE --model={name} --output={target}"
+            )
+        source = release.source
+        address = hub.parse_address(source)
+    else:
+        source = str(address)
+    assert address is not None
+    try:
+        size = hub.download_size(address, choose_file, shards_of)
+    except CheckpointError:
+        # It may lie in the hub's cache; if it does not, what follows says why it cannot be had.
+        size = 0
+    if size:
+        say(
+            f"{name}: downloads {size / 1e9:.2f} GB from {address}, once; the model made of it"
+            f" takes up to as much disk in {target}, and as much memory in the same dtype"
+        )
+    prepared = conversion.prepare([source], conversion.Request(release=release and release.name))
+    say(
+        f"{name}: converts {prepared.nbytes / 1e9:.2f} GB of weights to {target}, once; loaded,"
+        " they take as much memory in the same dtype"
+    )
+    conversion.write(prepared, target)
+
+
+def _address(text: str) -> hub.Address | None:
+    """Reads "owner/name[@revision][:file]", and what begins with "hf://" as `convert` does."""
+    if text.startswith("hf://"):
+        return hub.parse_address(text)
+    repo, colon, file = text.partition(":")
+    if Path(repo.partition("/")[0]).is_dir() and not colon:
+        # A folder here: what is missing is in it.
+        return None
+    address = hub.parse_address(repo, SUFFIXES)
+    return address._replace(file=file) if address is not None and file else address
+
+
+def _folder_name(address: str) -> str:
+    return address.removeprefix("hf://").replace("/", "--").replace(":", "--")
+
+
+def _nearest(text: str) -> str:
+    folder = Path(text).parent
+    beside = [str(path) for path in folder.iterdir()] if folder.is_dir() else []
+    released = [release.name for release in registry.releases()]
+    return nearest_name(text.lower(), released) or nearest_name(text, beside)
+
+
+def _is_model(path: Path) -> bool:
+    return (path / DESCRIPTION).is_file()

@@ -1,0 +1,133 @@
+"""Windows of long videos: each file is indexed once and decoded from its beginning to its end."""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from internvideo_jax.data.config import DataConfig
+from internvideo_jax.data.decode.video import VideoError, VideoReader, frame_range
+from internvideo_jax.data.pipeline import Batch
+from internvideo_jax.data.transforms.frames import resize_short_side
+from internvideo_jax.data.transforms.views import cut_views, view_indices
+from internvideo_jax.data.watchdog import BackgroundIterator
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """How a long video is cut.
+
+    Attributes:
+      length: seconds of a window.
+      stride: seconds from the start of one to the start of the next.
+
+    Raises:
+      ValueError: no such lengths, or windows with gaps between them.
+    """
+
+    length: float
+    stride: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.length < math.inf:
+            raise ValueError(f"expected a window of some seconds, found {self.length:g}")
+        if not 0 < self.stride <= self.length:
+            raise ValueError(
+                f"expected a stride above 0 and of at most the window's {self.length:g} s, so that"
+                f" nothing is left out, found {self.stride:g}"
+            )
+
+    def times(self, begin: float, end: float) -> np.ndarray:
+        """Starts and ends in seconds, float64 `[W, 2]`, that cover all from `begin` to `end`.
+
+        The last window ends with the video; one that is shorter than a window is one.
+        """
+        spare = end - begin - self.length
+        # What rounding leaves over is no window.
+        steps = max(math.ceil(spare / self.stride - 1e-6), 0)
+        starts = begin + np.append(self.stride * np.arange(steps), max(spare, 0.0))
+        return np.stack([starts, np.minimum(starts + self.length, end)], axis=1)
+
+
+def window_batches(
+    path: str | os.PathLike[str], config: DataConfig, windows: Windows, *, batch_size: int
+) -> BackgroundIterator[Batch]:
+    """All windows of a video file, decoded ahead in a thread, those of a batch in one go.
+
+    Args:
+      path: the video file.
+      config: frames and size of the views, and how many of them a window has.
+      windows: where it is cut.
+      batch_size: rows (views) in a batch; at least those of one window.
+
+    Returns:
+      An iterator of dicts with at most so many rows b: `video` uint8 `[b, T, S, S, 3]` and
+        index: int64 `[b]`, number of the window.
+        start: float64 `[b]`, where it begins, in seconds after the file's start; end: float64
+          `[b]`.
+        valid: bool `[b]`; False where a frame of the window is damaged or missing.
+        error: str `[b]`, why; else "".
+
+    Raises:
+      VideoError: from `next`, the file cannot be read.
+      ValueError: from `next`, more windows than frames.
+      StalledLoader: from `next`, loading hangs.
+    """
+    per_batch = max(batch_size // (config.segments * config.crops), 1)
+
+    def make(first_batch: int) -> Iterator[Batch]:
+        with VideoReader(path) as reader:
+            index = reader.index
+            begin = float(index.timestamps[0])
+            if index.duration / windows.stride > max(index.num_frames, 1):
+                raise ValueError(
+                    f"{path}: expected a stride of at least a frame"
+                    f" ({index.duration / index.num_frames:.3g} s), found {windows.stride:g} s"
+                )
+            times = windows.times(begin, begin + index.duration)
+            for start in range(first_batch * per_batch, len(times), per_batch):
+                yield _batch(reader, config, start, times[start : start + per_batch])
+
+    return BackgroundIterator(make, timeout=config.stall_timeout)
+
+
+def _batch(reader: VideoReader, config: DataConfig, first: int, times: np.ndarray) -> Batch:
+    """The views of some windows, `times` `[W, 2]`, the first of them being number `first`."""
+    ranges = [frame_range(reader.index, start, end) for start, end in times.tolist()]
+    indices = [start + view_indices(config, stop - start) for start, stop in ranges]
+    errors = [""] * len(times)
+    try:
+        video = _views(reader, config, indices)
+    except VideoError:
+        # One by one, so that a damaged frame costs its own windows.
+        video = []
+        for number, wanted in enumerate(indices):
+            try:
+                video += _views(reader, config, [wanted])
+            except VideoError as error:
+                errors[number] = error.reason
+                size = config.image_size
+                views = config.segments * config.crops
+                video.append(np.zeros((views, config.num_frames, size, size, 3), np.uint8))
+    count = config.segments * config.crops
+    return {
+        "video": np.concatenate(video),
+        "index": np.repeat(first + np.arange(len(times)), count),
+        "start": np.repeat(times[:, 0], count),
+        "end": np.repeat(times[:, 1], count),
+        "valid": np.repeat(np.array([not error for error in errors]), count),
+        "error": np.repeat(np.array(errors), count),
+    }
+
+
+def _views(
+    reader: VideoReader, config: DataConfig, indices: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Views of windows whose frames are `indices` `[S, T]`, each uint8 `[S * K, T, H, W, 3]`."""
+    resize = functools.partial(resize_short_side, size=config.image_size)
+    # All at once, so that no frame is decoded twice.
+    frames = reader.read(np.concatenate([wanted.ravel() for wanted in indices]), transform=resize)
+    return [cut_views(config, part) for part in np.split(frames, len(indices))]

@@ -1,0 +1,217 @@
+"""What a classifier says of clips, and of the windows of long videos."""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from internvideo_jax.data import pipeline
+from internvideo_jax.data.config import DataConfig
+from internvideo_jax.data.decode.video import VideoError
+from internvideo_jax.data.sources.given import Clip, GivenSource
+from internvideo_jax.data.sources.source import reason
+from internvideo_jax.data.windows import Windows, window_batches
+from internvideo_jax.evaluation import runner
+from internvideo_jax.evaluation.classification import ClassificationEvaluator, merge_views
+from internvideo_jax.evaluation.features import NOT_FINITE, FailedClip
+from internvideo_jax.models import VideoClassifier
+
+if TYPE_CHECKING:
+    from internvideo_jax.saved_model import SavedModel
+
+
+class Score(NamedTuple):
+    """A class and its probability, from 0 to 1."""
+
+    name: str
+    probability: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a classifier says of a clip or a window.
+
+    Attributes:
+      source: path of the file, or what its frames are called ("clip 3").
+      probabilities: of the classes, float32 `[C]`, the mean over the views.
+      start: seconds after the file's start where the window begins; None of a whole clip.
+      end: likewise, where it ends.
+    """
+
+    source: str
+    probabilities: np.ndarray
+    start: float | None = None
+    end: float | None = None
+
+    def best(self, names: Sequence[str], top: int) -> list[Score]:
+        """The `top` best classes, the best first; of equal ones, the first."""
+        order = np.argsort(-self.probabilities, kind="stable")[:top]
+        return [Score(names[i], float(self.probabilities[i])) for i in order.tolist()]
+
+
+@dataclasses.dataclass(frozen=True)
+class FailedWindow(FailedClip):
+    """A window without a result.
+
+    Attributes:
+      start: seconds after the file's start where it begins.
+      end: likewise, where it ends.
+    """
+
+    start: float
+    end: float
+
+
+def view_config(
+    model: "SavedModel", *, num_frames: int | None = None, segments: int = 1, crops: int = 1
+) -> DataConfig:
+    """How clips are shown to a model.
+
+    Args:
+      model: whose frames and image size are meant.
+      num_frames: frames of a view, if not as many as the model was made for.
+      segments: choices of frames.
+      crops: squares along the longer side.
+
+    Raises:
+      ValueError: the model takes no videos.
+    """
+    video = model.preprocessing.require_video()
+    return DataConfig(
+        num_frames=num_frames or video.num_frames,
+        image_size=video.image_size,
+        segments=segments,
+        crops=crops,
+    )
+
+
+def class_names(model: "SavedModel") -> tuple[str, ...]:
+    """Names of a classifier's classes, or their numbers where nobody has named them.
+
+    Raises:
+      ValueError: the model is no classifier.
+    """
+    _classifier(model)
+    return model.classes or tuple(map(str, range(model.config.num_classes)))
+
+
+def predict_clips(
+    clips: Iterable[Clip],
+    model: "SavedModel",
+    views: DataConfig,
+    *,
+    batch_size: int = 8,
+    num_threads: int | None = None,
+) -> Iterator[Prediction | FailedClip]:
+    """Classifies clips, which are decoded ahead in threads, a bounded number at a time.
+
+    Args:
+      clips: paths of video files, or frames uint8 `[T, H, W, 3]`.
+      model: a classifier.
+      views: how each is shown (`view_config`).
+      batch_size: views that are held together at most.
+      num_threads: decoding threads; by default one per CPU core.
+
+    Returns:
+      A prediction or a failure of each clip, in their order.
+
+    Raises:
+      ValueError: the model is no classifier, or frames in memory are of another layout, dtype or
+        range.
+    """
+    forward = _classifier(model)
+    source = GivenSource(clips)
+
+    def results() -> Iterator[Prediction | FailedClip]:
+        if not len(source):
+            return
+        batches = pipeline.eval_batches(
+            views, ("video",), batch_size=batch_size, source=source, num_threads=num_threads
+        )
+        for row, outcome in _outcomes(forward, model, batches, views):
+            name = source.records[int(row["index"])].path
+            if isinstance(outcome, str):
+                yield FailedClip(name, outcome)
+            else:
+                yield Prediction(name, outcome)
+
+    return results()
+
+
+def predict_windows(
+    path: str | os.PathLike[str],
+    model: "SavedModel",
+    views: DataConfig,
+    windows: Windows,
+    *,
+    batch_size: int = 8,
+) -> Iterator[Prediction | FailedClip]:
+    """Classifies all windows of a video, which is decoded once, ahead, some windows at a time.
+
+    Args:
+      path: the video file.
+      model: a classifier.
+      views: how each window is shown (`view_config`).
+      windows: where the video is cut.
+      batch_size: views that are held together at most.
+
+    Returns:
+      A prediction or a failure (`FailedWindow`) of each window, from the first to the last; of a
+      file that cannot be read, its one failure.
+
+    Raises:
+      ValueError: the model is no classifier; from `next`, more windows than frames.
+    """
+    forward = _classifier(model)
+    name = os.fspath(path)
+
+    def results() -> Iterator[Prediction | FailedClip]:
+        batches = window_batches(name, views, windows, batch_size=batch_size)
+        try:
+            for row, outcome in _outcomes(forward, model, batches, views):
+                start, end = float(row["start"]), float(row["end"])
+                if isinstance(outcome, str):
+                    yield FailedWindow(name, outcome, start, end)
+                else:
+                    yield Prediction(name, outcome, start, end)
+        except (VideoError, OSError) as error:
+            yield FailedClip(name, reason(error))
+
+    return results()
+
+
+def _classifier(model: "SavedModel") -> ClassificationEvaluator:
+    if not isinstance(model.module, VideoClassifier):
+        raise ValueError(
+            f"expected a model with classes, found {type(model.module).__name__}, which has none:"
+            " take its features (`internvideo-jax extract`, `model.encode`), or train a classifier"
+            " from it with configs/stage1/finetune.py or probe.py"
+        )
+    return ClassificationEvaluator(model.module, model.preprocessing.require_video())
+
+
+def _outcomes(
+    forward: ClassificationEvaluator,
+    model: "SavedModel",
+    batches: Iterable[runner.HostBatch],
+    views: DataConfig,
+) -> Iterator[tuple[dict[str, np.generic], np.ndarray | str]]:
+    """For each clip, whose views follow each other: its last row without the pixels, and its
+    probabilities `[C]` or why there are none."""
+    count = views.segments * views.crops
+    logits: list[np.ndarray] = []
+    for batch, output in runner.run(forward, model.variables, batches):
+        for row in range(len(batch["index"])):
+            logits.append(output[row])
+            if len(logits) < count:
+                continue
+            columns = {name: x[row] for name, x in batch.items() if name != "video"}
+            if not columns["valid"]:
+                yield columns, str(columns["error"])
+            elif not np.isfinite(logits).all():
+                yield columns, NOT_FINITE
+            else:
+                yield columns, merge_views(np.zeros(count), np.stack(logits))[0]
+            logits = []

@@ -1,0 +1,212 @@
+"""Models by name or path, ready to look at videos: `load` and the `Model` that it gives."""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from jax.sharding import Mesh
+
+from internvideo_jax import saved_model
+from internvideo_jax.convert.library import model_directory
+from internvideo_jax.data import pipeline
+from internvideo_jax.data.config import DataConfig
+from internvideo_jax.data.sources.given import GivenSource, is_path, split_clips
+from internvideo_jax.evaluation import prediction
+from internvideo_jax.evaluation.features import (
+    FailedClip,
+    Kind,
+    extract_features,
+    extract_sound_features,
+)
+from internvideo_jax.evaluation.prediction import Score
+from internvideo_jax.preprocessing import normalize
+from internvideo_jax.saved_model import SavedModel
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model(SavedModel):
+    """A saved model that takes files and frames.
+
+    Its methods take one clip, and give one result; or a list of clips, and give a list. A clip is
+    the path of a video, an image or a folder of images, or the frames of one as they are decoded:
+    uint8 `[T, H, W, 3]`, RGB, of any size and number, of which the model's are sampled evenly,
+    resized and cropped. An array `[B, T, H, W, 3]` is B clips. Towers of sound take paths of files
+    with sound. Clips are decoded ahead in threads; a clip of a list that cannot be read has a
+    `FailedClip` in its place, one alone raises.
+    """
+
+    def preprocess(self, clips: Any, *, num_frames: int | None = None) -> np.ndarray:
+        """What the module takes: `model.module.apply(model.variables, model.preprocess(clip))`.
+
+        Args:
+          clips: one clip or a list of them.
+          num_frames: frames per clip, if not as many as the model was made for.
+
+        Returns:
+          float32, normalised: clips `[B, T, S, S, 3]`, channels last, or filterbanks `[B, T, M]`;
+          B is 1 for one clip.
+
+        Raises:
+          ValueError: no clips, one that cannot be read, frames of another layout, dtype or range,
+            or a model that takes neither videos nor sound.
+        """
+        given, _ = split_clips(clips)
+        if not given:
+            raise ValueError("expected at least one clip, found none")
+        if self._takes_sound():
+            source = GivenSource(_sounds(given))
+            field, config = "audio", DataConfig(audio=self.preprocessing.audio)
+        else:
+            source = GivenSource(given)
+            field, config = "video", prediction.view_config(self, num_frames=num_frames)
+        batches = pipeline.eval_batches(config, (field,), batch_size=len(given), source=source)
+        (batch,) = batches
+        for row in np.flatnonzero(~batch["valid"]).tolist():
+            raise ValueError(f"{source.records[row].path}: {batch['error'][row]}")
+        if field == "audio":
+            return batch[field]
+        return normalize(batch[field], self.preprocessing.require_video())
+
+    def predict(
+        self,
+        clips: Any,
+        *,
+        top: int = 5,
+        num_frames: int | None = None,
+        segments: int = 1,
+        crops: int = 1,
+        batch_size: int = 8,
+    ) -> list[Score] | list[list[Score] | FailedClip]:
+        """The best classes of each clip.
+
+        Args:
+          clips: one clip or a list of them.
+          top: how many classes; more than there are count as all.
+          num_frames: frames per view, if not as many as the model was made for.
+          segments: choices of frames per clip; the probabilities of all views are averaged.
+          crops: squares along the longer side, likewise.
+          batch_size: views that are held together at most.
+
+        Returns:
+          `(name, probability)` of the best classes, the best first; their numbers stand for names
+          where `classes` is None. For a list, a list of these.
+
+        Raises:
+          ValueError: the model is no classifier, frames are of another layout, dtype or range, or
+            the one clip cannot be read.
+        """
+        names = prediction.class_names(self)
+        views = prediction.view_config(self, num_frames=num_frames, segments=segments, crops=crops)
+        given, is_one = split_clips(clips)
+        results = prediction.predict_clips(given, self, views, batch_size=batch_size)
+        best = [r if isinstance(r, FailedClip) else r.best(names, top) for r in results]
+        return _only(best) if is_one else best
+
+    def encode(
+        self,
+        clips: Any,
+        kind: Kind = "pooled",
+        *,
+        num_frames: int | None = None,
+        batch_size: int = 8,
+    ) -> np.ndarray | list[np.ndarray | FailedClip]:
+        """Features of each clip.
+
+        Args:
+          clips: one clip or a list of them.
+          kind: one vector per clip, or all tokens of the last layer.
+          num_frames: frames per clip, if not as many as the model was made for.
+          batch_size: clips that are held together at most.
+
+        Returns:
+          float32 `[P]`, or `[N, D]` of tokens, the class token first. For a list, a list of these.
+
+        Raises:
+          ValueError: the model takes neither videos nor sound, its tubelets do not divide the
+            frames, frames are of another layout, dtype or range, or the one clip cannot be read.
+        """
+        if kind not in ("pooled", "tokens"):
+            raise ValueError(f'expected kind="pooled" or "tokens", found {kind!r}')
+        given, is_one = split_clips(clips)
+        features: list[np.ndarray | FailedClip]
+        if self._takes_sound():
+            paths = _sounds(given)
+            features = list(extract_sound_features(paths, self, kind=kind, batch_size=batch_size))
+        else:
+            results = extract_features(
+                given, self, num_frames=num_frames, kind=kind, batch_size=batch_size
+            )
+            features = [r if isinstance(r, FailedClip) else r.features for r in results]
+        return _only(features) if is_one else features
+
+    def _takes_sound(self) -> bool:
+        """Whether the model takes sound rather than videos.
+
+        Raises:
+          ValueError: it takes neither.
+        """
+        if self.preprocessing.video is None and self.preprocessing.audio is None:
+            kind = "texts" if self.preprocessing.text is not None else "no clips"
+            raise ValueError(
+                f"expected a model that takes videos or sound, found one that takes {kind}; call"
+                " model.module.apply(model.variables, ...) with what its docstring names"
+            )
+        return self.preprocessing.video is None
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    dtype: Any = None,
+    storage: Any = None,
+    mesh: Mesh | None = None,
+) -> Model:
+    """Loads a model by its folder or name.
+
+    What is named is downloaded and converted once, into `$INTERNVIDEO_HOME/models`, and loaded from
+    there without a network ever after; its sizes are printed before that begins.
+
+    Args:
+      name: a folder that `train` or `convert` wrote (`gs://` paths work too), the name of a
+        release (`internvideo-jax convert --list`), or a Hugging Face repository, "owner/name" or
+        "owner/name:file".
+      dtype: "float32", "bfloat16" or "float16": what the model computes in, and keeps its kernels
+        in; None keeps everything as saved.
+      storage: one of these or "int8": what kernels are kept in.
+      mesh: spread the variables over this mesh; None puts them on the first local device.
+
+    Raises:
+      ValueError: no such model, one that cannot be fetched or converted, or as
+        `saved_model.load`.
+      OSError: no room to convert it.
+    """
+    saved = saved_model.load(model_directory(name), dtype=dtype, storage=storage, mesh=mesh)
+    fields = {field.name: getattr(saved, field.name) for field in dataclasses.fields(saved)}
+    return Model(**fields)
+
+
+def _sounds(clips: Sequence[Any]) -> list[Any]:
+    """The clips, all of them paths."""
+    arrays = [number for number, clip in enumerate(clips) if not is_path(clip)]
+    if arrays:
+        raise ValueError(
+            f"clip {arrays[0]}: expected the path of a file with sound, found an array; filterbanks"
+            " of a waveform makes data.transforms.filterbank.audio_input"
+        )
+    return list(clips)
+
+
+def _only(results: Iterable[T | FailedClip]) -> T:
+    """The one result there is.
+
+    Raises:
+      ValueError: it is a failure.
+    """
+    (result,) = results
+    if isinstance(result, FailedClip):
+        raise ValueError(f"{result.source}: {result.reason}")
+    return result

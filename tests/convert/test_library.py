@@ -1,0 +1,161 @@
+"""Models by name."""
+
+import json
+import threading
+
+import pytest
+from safetensors.numpy import save
+
+from internvideo_jax import saved_model
+from internvideo_jax.convert import library
+from internvideo_jax.convert.engine import conversion, registry
+from internvideo_jax.convert.files.checkpoint import CheckpointError
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """Where models are kept, empty."""
+    monkeypatch.setenv("INTERNVIDEO_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "models"
+
+
+@pytest.fixture
+def checkpoint(tiny_state, options):
+    """A file of a tiny classifier, which says what its tensors do not show."""
+    _, state = tiny_state("linear")
+    return save(state, metadata={"config": json.dumps(options)})
+
+
+@pytest.fixture
+def release(monkeypatch):
+    """A release that the hub on this machine has."""
+    made = registry.Released(
+        "tiny-k7", "video_classifier", {"num_classes": 7}, "owner/name", "tiny.safetensors"
+    )
+    gated = registry.Released("tiny-gated", "video_classifier", {}, status="gated", note="ask")
+    monkeypatch.setattr(registry, "releases", lambda: (made, gated))
+    return made
+
+
+def test_a_release_is_converted_once_and_used_offline_ever_after(
+    hub, models, checkpoint, release, capsys
+):
+    hub.files = {release.file: checkpoint, "other.safetensors": checkpoint}
+    found = library.model_directory("tiny-k7")
+    assert found == str(models / "tiny-k7")
+    model = saved_model.load(found)
+    assert model.config.num_classes == 7
+    assert model.metadata["source"]["release"]["name"] == "tiny-k7"
+    assert hub.requested == [release.file]
+    sizes = capsys.readouterr().err.splitlines()
+    assert len(sizes) == 2
+    assert "downloads 0.00 GB from hf://owner/name/tiny.safetensors" in sizes[0]
+    assert all(str(models / "tiny-k7") in line and "memory" in line for line in sizes)
+    hub.stop()
+    assert library.model_directory("tiny-k7") == found
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("owner/name", "owner--name"),
+        ("owner/name:deep/tiny.safetensors", "owner--name--deep--tiny.safetensors"),
+        ("owner/name@main", "owner--name@main"),
+        ("hf://owner/name/deep/tiny.safetensors", "owner--name--deep--tiny.safetensors"),
+    ],
+)
+def test_repositories_and_their_files(hub, models, checkpoint, name, folder):
+    hub.files = {"README.md": b"#", "deep/tiny.safetensors": checkpoint}
+    assert library.model_directory(name) == str(models / folder)
+    assert (models / folder / saved_model.DESCRIPTION).is_file()
+
+
+def test_the_size_is_said_before_the_download(hub, models, checkpoint):
+    hub.files = {"a.safetensors": checkpoint}
+    told = []
+
+    def say(text):
+        told.append((text, list(hub.requested)))
+
+    library.model_directory("owner/name", say)
+    assert told[0][1] == []
+    assert f"downloads {len(checkpoint) / 1e9:.2f} GB" in told[0][0]
+
+
+def test_who_asks_at_the_same_time_waits(hub, models, checkpoint, release, monkeypatch):
+    hub.files = {release.file: checkpoint}
+    written, waiting = [], threading.Event()
+    write = conversion.write
+
+    def slow(prepared, target, *args):
+        # The other one must have begun to wait.
+        assert waiting.wait(60)
+        written.append(target)
+        return write(prepared, target, *args)
+
+    def say(text):
+        if "waiting for another process" in text:
+            waiting.set()
+
+    monkeypatch.setattr(conversion, "write", slow)
+    found = []
+
+    def ask():
+        found.append(library.model_directory("tiny-k7", say))
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [str(models / "tiny-k7")] * 2
+    assert written == [models / "tiny-k7"]
+
+
+def test_a_conversion_that_fails_leaves_nothing(hub, models, checkpoint, release, monkeypatch):
+    hub.files = {release.file: checkpoint}
+
+    def full(*args):
+        raise OSError(28, "No space left on device", str(models))
+
+    monkeypatch.setattr(conversion, "write_arrays", full)
+    with pytest.raises(OSError, match="No space left"):
+        library.model_directory("tiny-k7")
+    assert [path.name for path in models.iterdir()] == [".tiny-k7.lock"]
+
+
+def test_paths_are_taken_as_they_are(tmp_path, monkeypatch):
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert library.model_directory("owner/name") == "owner/name"
+    assert library.model_directory(tmp_path) == str(tmp_path)
+    assert library.model_directory("gs://bucket/model") == "gs://bucket/model"
+
+
+@pytest.mark.parametrize(
+    ("name", "suggested"),
+    [
+        ("internvideo2-b14-k40", "internvideo2-b14-k400"),
+        ("InternVideo2-B14-K400", "internvideo2-b14-k400"),
+        ("runs/modle", "runs/model"),
+        ("./runs/modle", "runs/model"),
+    ],
+)
+def test_the_nearest_known_name_is_suggested(tmp_path, monkeypatch, name, suggested):
+    (tmp_path / "runs" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"did you mean '{suggested}'"):
+        library.model_directory(name)
+
+
+def test_a_release_that_cannot_be_fetched_says_how_to_bring_a_file(models, release):
+    with pytest.raises(ValueError, match=r"gated: ask.*convert FILE --model=tiny-gated") as error:
+        library.model_directory("tiny-gated")
+    assert f"--output={models / 'tiny-gated'}" in str(error.value)
+
+
+def test_an_absent_repository_is_an_error_of_its_own(hub, models):
+    with pytest.raises(CheckpointError, match="owner/nothing.*does not exist or is private"):
+        library.model_directory("owner/nothing")
+    assert not any(path.is_dir() for path in models.iterdir())
