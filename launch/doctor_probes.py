@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from internvideo_jax.config import nearest_name
 from internvideo_jax.launch import arguments
+from internvideo_jax.processes import end_with_parent
 
 if TYPE_CHECKING:
     import jax
@@ -105,6 +106,7 @@ def run(requirements: Sequence[str], silence_limit_s: float = 180.0) -> Iterator
 
 def _run(sender: Connection, log: str, requirements: list[str]) -> None:
     """The other process: announces each part, then sends what it finds."""
+    end_with_parent()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
+from internvideo_jax.processes import end_with_parent
+
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
@@ -74,6 +76,7 @@ def map_in_workers(
 def _prepare(_: object) -> None:
     # Ctrl-C goes to the whole group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
 
 
 def _result(call: Future[Any], timeout: float) -> Any:

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -24,3 +26,20 @@ def run_on_eight_devices(path: Path) -> None:
     """The number of devices is fixed when JAX starts. Unoptimised code compiles faster."""
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     run_cases(path, JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+    """Returns when the condition holds; fails after some seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and not only waiting for its parent to hear of its end."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"

@@ -11,6 +11,8 @@ import functools
 import itertools
 import logging
 import math
+import re
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -29,8 +31,9 @@ from internvideo_jax.data.examples import (
     join_rows,
 )
 from internvideo_jax.data.sources.source import ClipSource
-from internvideo_jax.data.watchdog import BackgroundIterator
+from internvideo_jax.data.watchdog import BackgroundIterator, LostWorker
 from internvideo_jax.environment import usable_cpus
+from internvideo_jax.processes import end_with_parent
 
 Batch = dict[str, np.ndarray]
 # Names of a batch's fields; by the name of the media for `mixture_by="batch"`.
@@ -40,6 +43,8 @@ Fields = Sequence[str] | Mapping[str, Sequence[str]]
 MAX_READY = 64
 # As many numbers as grain can count exactly in floats.
 _ENDLESS = 2**62
+# What grain says of a worker process that ended by itself; it has no type of its own for that.
+_LOST_WORKER = re.compile(r"process was terminated unexpectedly with exit code (-?\d+)")
 
 _log = logging.getLogger(__name__)
 
@@ -108,6 +113,7 @@ def train_batches(
         not divide.
       BrokenClips: from `next`, no clip can be read any more.
       StalledLoader: from `next`, loading hangs.
+      LostWorker: from `next`, worker processes die again and again.
     """
     if seed < 0 or start < 0:
         raise ValueError(f"expected a seed and a start of at least 0, found {seed} and {start}")
@@ -225,6 +231,7 @@ def eval_batches(
       ValueError: the config's clips cannot be used, a field is not to be had, or batch_size does
         not divide.
       StalledLoader: from `next`, loading hangs.
+      LostWorker: from `next`, worker processes die again and again.
     """
     local = _share(batch_size, process_index, process_count)
     views = config.segments * config.crops
@@ -334,7 +341,20 @@ class _Loaded(Iterator[Example]):
         self.close = lists.close
 
     def __next__(self) -> Example:
-        return next(self._examples)
+        try:
+            return next(self._examples)
+        except BrokenPipeError as error:
+            raise LostWorker("a loading process died while it started") from error
+        except RuntimeError as error:
+            if not (match := _LOST_WORKER.search(str(error))):
+                raise
+            raise LostWorker(f"a loading process died ({_death(int(match[1]))})") from error
+
+
+def _death(exit_code: int) -> str:
+    if exit_code == -signal.SIGKILL:
+        return "SIGKILL, as the system sends when memory is short"
+    return signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
 
 
 def _load(
@@ -357,9 +377,14 @@ def _load(
             flags.FLAGS.mark_as_parsed()
         buffer = max(2, ready // config.workers)
         loaded = loaded.mp_prefetch(
-            grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=buffer)
+            grain.MultiprocessingOptions(config.workers, per_worker_buffer_size=buffer),
+            worker_init_fn=_start_worker,
         )
     return _Loaded(iter(loaded))
+
+
+def _start_worker(index: int, count: int) -> None:
+    end_with_parent()
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> int:

@@ -1,4 +1,4 @@
-"""Loading in the background, and starting it anew where it hangs."""
+"""Loading in the background, and starting it anew where it hangs or loses a process."""
 
 import contextlib
 import logging
@@ -6,6 +6,8 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, Self, TypeVar
+
+from internvideo_jax.processes import signals_left_to_parent
 
 T = TypeVar("T")
 
@@ -24,6 +26,10 @@ class StalledLoader(TimeoutError):
     """Loading hangs, and starting it anew did not help."""
 
 
+class LostWorker(ChildProcessError):
+    """A process that loads has died; says how."""
+
+
 class _Failure:
     """An exception on its way from one thread to another."""
 
@@ -34,7 +40,9 @@ class _Failure:
 class BackgroundIterator(Generic[T]):
     """An iterator that runs ahead in a thread, and is replaced by a new one when it hangs.
 
-    A thread that hangs cannot be ended: it is left alone, and what it still delivers is dropped.
+    So it is when it raises `LostWorker`. A thread that hangs cannot be ended: it is left alone, and
+    what it still delivers is dropped. Processes that are started in the thread get no SIGINT and no
+    SIGTERM.
 
     Args:
       make: gives an iterator over the items from a number on; it must give equal items every time.
@@ -43,6 +51,7 @@ class BackgroundIterator(Generic[T]):
 
     Raises:
       StalledLoader: from `next`, after `MAX_RESTARTS` at one item.
+      LostWorker: from `next`, after as many.
     """
 
     def __init__(self, make: Callable[[int], Iterator[T]], *, timeout: float):
@@ -64,7 +73,27 @@ class BackgroundIterator(Generic[T]):
         try:
             item = self._run.items.get(timeout=self._timeout)
         except queue.Empty:
-            self._restart()
+            self._run.abandon()
+            self._restart(
+                f"no batch for {self._timeout:g} s",
+                StalledLoader(
+                    f"expected batch {self._delivered} of this run within {self._timeout:g} s,"
+                    f" found nothing in {MAX_RESTARTS + 1} attempts; look at the disk, or raise"
+                    " stall_timeout"
+                ),
+            )
+            return next(self)
+        if isinstance(item, _Failure) and isinstance(item.error, LostWorker):
+            # Memory may be what they lacked: no new processes before the other ones have left.
+            self._run.stop()
+            self._restart(
+                str(item.error),
+                LostWorker(
+                    f"expected batch {self._delivered} of this run, found that the processes which"
+                    f" load it died in {MAX_RESTARTS + 1} attempts ({item.error}); if memory is"
+                    " short, set fewer workers, or 0 for threads"
+                ),
+            )
             return next(self)
         if isinstance(item, _Failure):
             self.close()
@@ -84,20 +113,16 @@ class BackgroundIterator(Generic[T]):
         if self._run is not None:
             self._run.release()
 
-    def _restart(self) -> None:
-        assert self._run is not None
-        self._run.abandon()
+    def _restart(self, reason: str, error: StalledLoader | LostWorker) -> None:
+        """Forgets the run, so that the next call starts another; raises if there were too many."""
         self._run = None
         if self._restarts == MAX_RESTARTS:
             self._is_closed = True
-            raise StalledLoader(
-                f"expected batch {self._delivered} of this run within {self._timeout:g} s, found"
-                f" nothing in {MAX_RESTARTS + 1} attempts; look at the disk, or raise stall_timeout"
-            )
+            raise error
         self._restarts += 1
         _log.warning(
-            "no batch for %g s: loading starts anew at batch %d of this run (%d of %d times)",
-            self._timeout,
+            "%s: loading starts anew at batch %d of this run (%d of %d times)",
+            reason,
             self._delivered,
             self._restarts,
             MAX_RESTARTS,
@@ -141,10 +166,11 @@ class _Run(Generic[T]):
 
     def _fill(self, make: Callable[[int], Iterator[T]], start: int) -> None:
         try:
-            self._iterator = make(start)
-            for item in self._iterator:
-                if not self._put(item):
-                    return
+            with signals_left_to_parent():
+                self._iterator = make(start)
+                for item in self._iterator:
+                    if not self._put(item):
+                        return
             self._put(_Failure(StopIteration()))
         except BaseException as error:
             self._put(_Failure(error))

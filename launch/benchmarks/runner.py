@@ -24,6 +24,7 @@ from typing import Any
 
 import internvideo_jax
 from internvideo_jax.environment import usable_cpus
+from internvideo_jax.processes import end_with_parent
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch")
 
@@ -210,7 +211,9 @@ def _process(
 ) -> Iterator[Callable[..., Any]]:
     """A new process, as a function that calls functions of modules there, one after the other."""
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, context, initializer, initargs) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        1, context, _start, (initializer, *initargs)
+    ) as pool:
         try:
             yield lambda function, *arguments: pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:
@@ -223,6 +226,12 @@ def _process(
             for child in multiprocessing.active_children():
                 child.kill()
             raise
+
+
+def _start(initializer: Callable[..., None] | None, *initargs: Any) -> None:
+    end_with_parent()
+    if initializer is not None:
+        initializer(*initargs)
 
 
 def _limit_threads(count: int) -> None:

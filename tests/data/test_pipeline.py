@@ -3,7 +3,11 @@
 import dataclasses
 import itertools
 import json
+import multiprocessing
+import os
+import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -409,6 +413,49 @@ def test_a_loader_that_keeps_hanging_is_an_error():
     assert starts == [0, 2, 2, 2]
     with pytest.raises(StopIteration):
         next(items)
+
+
+def test_a_loader_that_keeps_losing_processes_is_an_error(caplog):
+    starts = []
+
+    def make(start):
+        starts.append(start)
+        yield from range(start, 2)
+        raise watchdog.LostWorker("a loading process died (SIGKILL)")
+
+    items = watchdog.BackgroundIterator(make, timeout=5)
+    assert list(itertools.islice(items, 2)) == [0, 1]
+    with pytest.raises(watchdog.LostWorker, match=r"batch 2 .* 4 attempts .*SIGKILL.* workers"):
+        next(items)
+    assert starts == [0, 2, 2, 2]
+    assert "a loading process died (SIGKILL): loading starts anew at batch 2" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced_at_its_place(world, caplog):
+    config = make_config(world, augmentation="pretraining")
+    batches = train_batches(
+        dataclasses.replace(config, workers=1), ("video", "label"), batch_size=4, seed=0
+    )
+
+    def kill():
+        while not (workers := multiprocessing.active_children()):
+            time.sleep(0.01)
+        os.kill(workers[0].pid, signal.SIGKILL)
+
+    # While it starts, and while it works.
+    threading.Thread(target=kill).start()
+    found = list(itertools.islice(batches, 3))
+    kill()
+    # More than can have been ready.
+    found += itertools.islice(batches, 25)
+    batches.close()
+    assert_equal(found, take(config, 28))
+    deaths = [message for message in caplog.messages if "loading process died" in message]
+    assert len(deaths) == 2
+    assert all("(1 of 3 times)" in message for message in deaths)
+    assert "SIGKILL" in deaths[1]
+    assert not multiprocessing.active_children()
 
 
 def test_errors_of_the_loader_reach_the_loop():

@@ -31,6 +31,7 @@ from internvideo_jax.data.synthetic.scenes import (
     write_video,
 )
 from internvideo_jax.files import write_json, write_text
+from internvideo_jax.processes import end_with_parent
 
 Size = Literal["small", "large"]
 Split = Literal["train", "probe", "test"]
@@ -318,5 +319,5 @@ def _map(function: Callable[[Any], int], tasks: Sequence[Any], processes: int) -
         return
     # Forked children of a process with JAX's threads may hang.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(processes, context, end_with_parent) as pool:
         yield from pool.map(function, tasks)
