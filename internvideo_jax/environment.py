@@ -30,11 +30,11 @@ def home() -> Path:
     return cache / "internvideo_jax"
 
 
-def printable(text: str) -> str:
-    """Text in which every control character but tab and line feed is written as an escape.
+def printable(text: str, kept: str = "\n\t") -> str:
+    """Text in which every control character but the `kept` ones is written as an escape.
 
-    Names in files of any origin may hold sequences that a terminal would obey.
+    Names in files of any origin may hold sequences that a terminal would obey, or lines.
     """
     return "".join(
-        c if c.isprintable() or c in "\n\t " else c.encode("unicode_escape").decode() for c in text
+        c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text
     )

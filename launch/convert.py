@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from internvideo_jax.environment import printable
 from internvideo_jax.launch import arguments
 
 if TYPE_CHECKING:
@@ -159,10 +160,12 @@ def _check_manifests(paths: Sequence[str]) -> int:
     for path in paths:
         try:
             content = manifest.read_manifest(path)
-            print(manifest.describe(content, manifest.plan_manifest(content)), flush=True)
+            print(
+                printable(manifest.describe(content, manifest.plan_manifest(content))), flush=True
+            )
         except (ValueError, OSError) as error:
             failed += 1
-            print(f"{Path(path).stem}: NOT total: {error}", flush=True)
+            print(printable(f"{Path(path).stem}: NOT total: {error}"), flush=True)
     return 1 if failed else 0
 
 
@@ -195,7 +198,7 @@ def _convert(args: argparse.Namespace) -> int:
             tokenizer=args.tokenizer,
         )
         prepared = prepare(args.source, request)
-        print("\n".join(prepared.summary()), flush=True)
+        print(printable("\n".join(prepared.summary())), flush=True)
         with _progress("converting", prepared.nbytes) as progress:
             sums = checksums if args.sha256 else None
             metadata = write(prepared, args.output, progress, sums)
@@ -203,7 +206,7 @@ def _convert(args: argparse.Namespace) -> int:
     print(f"wrote {args.output} in {report['seconds_writing']:.1f} s")
     if args.sha256:
         for file in metadata["source"]["files"]:
-            print(f"sha256 {file['sha256']}  {file['name']}")
+            print(printable(f"sha256 {file['sha256']}  {file['name']}"))
     return 0
 
 
@@ -220,14 +223,10 @@ def _export(args: argparse.Namespace) -> int:
     with _progress("exporting", stored_bytes(args.source[0])) as progress:
         report = export(args.source[0], args.output, progress)
     print(f"wrote {args.output}: {report['tensors']} tensors")
-    for reason, keys in report["ignored"].items():
-        print(f"not restored, {reason}: {', '.join(keys)}")
-    for key, other in report["tied"].items():
-        print(f"not written, {key}: the same as {other}")
-    for key, change in report["adapted"].items():
-        print(f"not as it was, {key}: {change}")
-    for name, value in report["initial_values"].items():
-        print(f"not in the original, {name}: {value}")
+    lines = [f"not restored, {reason}: {', '.join(k)}" for reason, k in report["ignored"].items()]
+    lines += [f"not as it was, {key}: {change}" for key, change in report["adapted"].items()]
+    lines += [f"not in the original, {n}: {text}" for n, text in report["initial_values"].items()]
+    print(printable("\n".join(lines)))
     return 0
 
 

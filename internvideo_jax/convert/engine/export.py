@@ -24,7 +24,8 @@ def export(
     """Writes a saved model's variables under the keys of the checkpoint that it came from.
 
     One parameter is in memory at a time (of a stacked one, all its layers). Values are those of the
-    checkpoint to the bit, in the saved model's dtype; int8 kernels become float32 again. The file's
+    checkpoint to the bit, in the saved model's dtype; int8 kernels become float32 again. Tensors
+    that repeated others are written again. The file's
     metadata tell what tensors do not show of the model, so that converting it needs no options.
 
     Args:
@@ -34,7 +35,7 @@ def export(
 
     Returns:
       "tensors", how many were written, and what of the original checkpoint they do not restore:
-      "ignored", "tied", "adapted" and "initial_values" as in `Plan.report`.
+      "ignored", "adapted" and "initial_values" as in `Plan.report`.
 
     Raises:
       SavedModelError: not a saved model.
@@ -59,6 +60,11 @@ def export(
             for a in plan.loaded
             for key, shape in zip(a.keys, a.written_shapes, strict=True)
         }
+        repeated: dict[str, list[str]] = {}
+        for name, other in conversion.get("tied", {}).items():
+            if other in declarations and name not in declarations:
+                repeated.setdefault(other, []).append(name)
+        declarations |= {n: declarations[o] for o, names in repeated.items() for n in names}
         # `conversion.prepare` reads these options of a file, as it does training arguments.
         metadata = {"format": "pt", "config": json.dumps(to_upstream(config))}
 
@@ -66,12 +72,13 @@ def export(
             for targets in dict.fromkeys(assignment.targets for assignment in plan.loaded):
                 variables = _restore(checkpointer, model_dir / ARRAYS, targets)
                 for name, tensor in to_state_dict(variables, plan).items():
-                    yield name, tensor
-                    if progress is not None:
-                        progress(tensor.nbytes)
+                    for written in (name, *repeated.get(name, ())):
+                        yield written, tensor
+                        if progress is not None:
+                            progress(tensor.nbytes)
 
         write_safetensors_file(Path(output), declarations, tensors(), metadata)
-    unrestored = ("ignored", "tied", "adapted", "initial_values")
+    unrestored = ("ignored", "adapted", "initial_values")
     return {"tensors": len(declarations)} | {n: conversion.get(n, {}) for n in unrestored}
 
 

@@ -35,7 +35,9 @@ class Storage(NamedTuple):
     length: int
 
 
-@dataclasses.dataclass(eq=False, frozen=True, slots=True)
+# What a pickle built may hold itself, or the same again and again: texts of these say only what
+# they are.
+@dataclasses.dataclass(eq=False, frozen=True, slots=True, repr=False)
 class Tensor:
     """A strided view of a `Storage`; offset and strides count elements of `dtype`."""
 
@@ -45,8 +47,11 @@ class Tensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
+    def __repr__(self) -> str:
+        return f"<tensor of shape {self.shape}>"
 
-@dataclasses.dataclass(eq=False, slots=True)
+
+@dataclasses.dataclass(eq=False, slots=True, repr=False)
 class Opaque:
     """An object of a class that we do not know: its state, its items, its elements."""
 
@@ -54,6 +59,9 @@ class Opaque:
     state: Any = None
     items: dict[Any, Any] = dataclasses.field(default_factory=dict)
     elements: list[Any] = dataclasses.field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"<{self.kind}>"
 
 
 def named(module: Any, name: Any) -> Global:
@@ -66,9 +74,13 @@ def named(module: Any, name: Any) -> Global:
 
 
 def key(value: Any) -> Any:
-    """Returns `value` as something that is cheap to hash, so that hashing cannot be abused."""
-    if isinstance(value, tuple) and not isinstance(value, (Global, Storage)):
-        return Opaque(Global("builtins", "tuple"))
+    """Returns `value` as something that is cheap to hash, and unlike others in its hash.
+
+    Tuples are hashed with all that they hold; frozensets of integers that are equal modulo
+    2^61 - 1 have one hash in any number.
+    """
+    if isinstance(value, (tuple, frozenset)) and not isinstance(value, (Global, Storage)):
+        return Opaque(Global("builtins", type(value).__name__))
     if not isinstance(value, _KEY_TYPES):
         raise CheckpointError(f"the pickle has a {type(value).__name__} as dictionary key")
     if isinstance(value, int) and value.bit_length() > 64:
@@ -156,7 +168,8 @@ def _tensor_v3(
 
 
 def _tensor_with_attributes(build: Any, _kind: Any, args: Any, _state: Any) -> Any:
-    if build not in _TENSOR_CALLS or not isinstance(args, tuple):
+    is_known = isinstance(build, Global) and build in _TENSOR_CALLS
+    if not is_known or not isinstance(args, tuple):
         raise CheckpointError("a tensor is rebuilt by something that does not build tensors")
     return _TENSOR_CALLS[build](*args)
 
@@ -174,7 +187,7 @@ def _names(module: str, names: str) -> set[Global]:
 
 _DISTRUST = "nothing was run. Weights have no need of that: do not trust this file"
 
-_KEY_TYPES = (str, bytes, int, float, type(None), frozenset, Global, Storage, Tensor, Opaque)
+_KEY_TYPES = (str, bytes, int, float, type(None), Global, Storage, Tensor, Opaque)
 
 _STORAGE_DTYPES = {
     "DoubleStorage": "float64",

@@ -1,6 +1,5 @@
 """Opening a checkpoint wherever it lies: a file, a folder of shards, a Hugging Face repository."""
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -12,6 +11,7 @@ from internvideo_jax.convert.files.safetensors_file import (
     open_safetensors_file,
 )
 from internvideo_jax.convert.files.torch_file import open_torch_file
+from internvideo_jax.files import check_regular, read_json
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
@@ -76,6 +76,11 @@ def choose_file(names: Iterable[str], where: str) -> str:
     names = sorted(names)
     for standard in _STANDARD_NAMES:
         if standard in names:
+            if standard + _INDEX in names:
+                raise CheckpointError(
+                    f"{where} holds {standard} and shards of another copy ({standard}{_INDEX});"
+                    " choose one of the two by its name"
+                )
             return standard
     candidates = [
         name
@@ -110,15 +115,26 @@ def shards_of(index: Path) -> list[str]:
 
 def _open_folder(folder: Path, key: str | None) -> Checkpoint:
     names = [path.name for path in folder.iterdir() if path.is_file()]
+    if any(name.endswith(".distcp") for name in names):
+        raise CheckpointError(
+            f"{folder} holds shards of torch.distributed.checkpoint; make one file of them where"
+            " PyTorch is installed: python -m torch.distributed.checkpoint.format_utils"
+            " dcp_to_torch FOLDER FILE.pth"
+        )
     if "latest" in names:
         # DeepSpeed writes the name of the newest step's folder into this file.
-        tag = (folder / "latest").read_bytes()[:200].decode("utf-8", "replace").strip()
+        with open(folder / "latest", "rb") as file:
+            tag = file.read(200).decode("utf-8", "replace").strip()
         if re.fullmatch(r"[\w.-]+", tag) and tag not in (".", "..") and (folder / tag).is_dir():
             return _open_folder(folder / tag, key)
     return _open_file(folder / choose_file(names, str(folder)), key)
 
 
 def _open_file(path: Path, key: str | None) -> Checkpoint:
+    try:
+        check_regular(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(512)
@@ -187,19 +203,22 @@ def _open_shards(index: Path) -> Checkpoint:
 
 def _read_index(index: Path) -> dict[str, str]:
     """Returns tensor name -> shard of an index; shards lie in its folder or below."""
-    size = index.stat().st_size
-    if size > _MAX_INDEX_BYTES:
-        raise CheckpointError(f"{index} has {size} bytes; at most {_MAX_INDEX_BYTES} are read")
     try:
-        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-        shards = set(weight_map.values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is not an index of shards: {error!r}") from None
-    for shard in shards:
+        content = read_json(index, _MAX_INDEX_BYTES)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{index} is not an index of shards: expected a `weight_map` of names of tensors to"
+            f" shards, found {'none' if not weight_map else type(weight_map).__name__}"
+        )
+    for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not _is_plain(shard):
-            raise CheckpointError(f"{index} refers to {shard!r}, which is not in its folder")
-    if not shards:
-        raise CheckpointError(f"{index} names no shards")
+            name = repr(shard) if isinstance(shard, str) else f"a {type(shard).__name__}"
+            raise CheckpointError(
+                f"{index} refers to {name}, which is not in its folder, as the shard of {tensor}"
+            )
     return weight_map
 
 

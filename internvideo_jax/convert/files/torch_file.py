@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,23 @@ from internvideo_jax.convert.files.checkpoint import (
     extent,
 )
 from internvideo_jax.convert.files.pickle_summary import summarize
+from internvideo_jax.environment import printable
 
 # Where trainers put the weights, in the order in which the released loaders look.
-_WRAPPERS = ("model", "module", "state_dict")
-_SEARCH_DEPTH = 3
+_WRAPPERS = ("model", "module", "state_dict", "model_state_dict", "model_state", "checkpoint")
+_SEARCH_DEPTH = 4
 _MAX_SHOWN = 100
+# In messages: characters of a name, and names.
+_MAX_NAME = 100
+_MAX_LISTED = 20
+
+_OPTIMIZER_KEYS = frozenset({"optimizer_state_dict", "optimizer", "param_groups"})
+_OPTIMIZER = "this is the state of an optimizer; give the file of the model's weights beside it"
+_DISTRIBUTED_TENSORS = frozenset({"ShardedTensor", "DTensor", "FlatParameter", "_rebuild_dtensor"})
+_DISTRIBUTED = (
+    "parameters sharded by PyTorch's FSDP; gather them where they were trained"
+    " (torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True)"
+)
 
 _DTYPES = {
     **{name: np.dtype(name) for name in ("float64", "float32", "float16", "bool")},
@@ -128,11 +140,28 @@ def _find_state_dicts(root: Any) -> dict[tuple[str, ...], dict[Any, Any]]:
     return found
 
 
+def _is_named(place: tuple[str, ...], key: str) -> bool:
+    return sum(len(name) + 1 for name in place) == len(key) + 1 and ".".join(place) == key
+
+
+def _brief(name: Any) -> str:
+    """A name of any type and length as a message has it."""
+    if not isinstance(name, str):
+        return f"<{type(name).__name__}>"
+    return printable(name[:_MAX_NAME], kept="") + "..." * (len(name) > _MAX_NAME)
+
+
+def _listed(names: Iterable[Any]) -> list[str]:
+    """The first of many names."""
+    shown = [_brief(name) for name in itertools.islice(names, _MAX_LISTED + 1)]
+    return [*shown[:_MAX_LISTED], *(["..."] if len(shown) > _MAX_LISTED else [])]
+
+
 def _choose(root: Any, places: Mapping[tuple[str, ...], Any], key: str | None) -> tuple[str, ...]:
-    names = [".".join(place) or "the top level" for place in places]
+    names = _listed(".".join(map(_brief, place)) or "the top level" for place in places)
     if key is not None:
         for place in places:
-            if ".".join(place) == key:
+            if _is_named(place, key):
                 return place
         raise CheckpointError(f"no tensors under {key!r}; there are tensors under {names}")
     wrapped = [place for place in places if all(name in _WRAPPERS for name in place)]
@@ -147,8 +176,12 @@ def _choose(root: Any, places: Mapping[tuple[str, ...], Any], key: str | None) -
             "with torch.save(model.state_dict(), new_path)"
         )
     if not places:
-        top = sorted(map(str, _as_mapping(root) or ()))[:20]
-        raise CheckpointError(f"no tensors by name in it; its top level has the keys {top}")
+        top = _as_mapping(root) or {}
+        raise CheckpointError(
+            "no tensors by name in it"
+            + (f"; its top level has the keys {_listed(top)}" if top else "")
+            + (f": {_OPTIMIZER}" if _OPTIMIZER_KEYS & top.keys() else "")
+        )
     raise CheckpointError(f"several sets of tensors, under {names}; choose one with key=")
 
 
@@ -161,14 +194,18 @@ def _tensors(
     errors = []
     for name, value in state.items():
         if not isinstance(name, str):
-            errors.append(f"{name!s:.80}: the name is not a string")
+            errors.append(f"{_brief(name)}: the name is not a string")
         elif isinstance(value, values.Tensor):
             try:
                 tensors[name] = _locate(path, value, records, prefix, file_size)
             except CheckpointError as error:
-                errors.append(f"{name}: {error}")
+                errors.append(f"{_brief(name)}: {error}")
         elif isinstance(value, values.Opaque) and not value.items:
-            errors.append(f"{name}: a value of the kind {value.kind}, which is not a plain tensor")
+            advice = f": {_DISTRIBUTED}" if value.kind.name in _DISTRIBUTED_TENSORS else ""
+            errors.append(
+                f"{_brief(name)}: a value of the kind {value.kind}, which is not a plain"
+                f" tensor{advice}"
+            )
     if errors:
         shown = "".join(f"\n  {error}" for error in errors[:_MAX_SHOWN])
         raise CheckpointError(f"{len(errors)} of {len(state)} entries cannot be read:{shown}")
@@ -223,7 +260,5 @@ def _metadata(root: Any, chosen: tuple[str, ...]) -> dict[str, Any]:
     """Summarises what lies beside the state dict at the file's top level."""
     if not chosen:
         return {}
-    beside = {name: item for name, item in (_as_mapping(root) or {}).items() if name != chosen[0]}
-    return {
-        str(name): summarize(item) for name, item in itertools.islice(beside.items(), _MAX_SHOWN)
-    }
+    top = _as_mapping(root) or {}
+    return summarize((name, item) for name, item in top.items() if name != chosen[0])

@@ -1,6 +1,7 @@
 """Finding the checkpoint in files and folders, and naming what is not one."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -55,6 +56,16 @@ def test_standard_names_come_first(tmp_path, save_torch):
     save_torch(tmp_path / "pytorch_model.bin")
     save_torch(tmp_path / "older.pth")
     assert open_checkpoint(tmp_path)["w"].read()[0] == 5
+
+
+def test_a_whole_file_beside_shards_needs_a_choice(tmp_path):
+    safetensors(tmp_path / "model.safetensors", w=np.zeros(1))
+    safetensors(tmp_path / "model-00001-of-00001.safetensors", w=np.ones(1))
+    path = index(tmp_path, {"w": "model-00001-of-00001.safetensors"})
+    with pytest.raises(CheckpointError, match="model.safetensors and shards of another copy"):
+        open_checkpoint(tmp_path)
+    assert open_checkpoint(path)["w"].read() == 1
+    assert open_checkpoint(tmp_path / "model.safetensors")["w"].read() == 0
 
 
 def test_several_checkpoints_are_listed(tmp_path, save_torch):
@@ -154,11 +165,36 @@ def test_shards_outside_of_the_folder_are_refused(tmp_path, shard):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": []}}', "[" * 100_000]
+    ("text", "reason"),
+    [
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "at most 64 levels"),
+        ("[]", "not an index of shards"),
+        ('{"weight_map": 3}', "not an index of shards: .* found int"),
+        ('{"weight_map": {}}', "not an index of shards: .* found none"),
+        ('{"weight_map": {"a": []}}', "refers to a list"),
+        ('{"weight_map": {"a": 2.0}}', "refers to a float"),
+    ],
 )
-def test_damaged_indices(tmp_path, text):
+def test_damaged_indices(tmp_path, text, reason):
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(CheckpointError, match="not an index of shards"):
+    with pytest.raises(CheckpointError, match=reason):
+        open_checkpoint(tmp_path)
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "model.pth")
+    (tmp_path / "null.pth").symlink_to(os.devnull)
+    for name, kind in (("model.pth", "pipe"), ("null.pth", "device")):
+        with pytest.raises(CheckpointError, match=f"a regular file, found a {kind}"):
+            open_checkpoint(tmp_path / name)
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        open_checkpoint(tmp_path)
+
+
+def test_shards_of_distributed_checkpoints_say_how_to_gather_them(tmp_path):
+    (tmp_path / "__0_0.distcp").write_bytes(b"shard")
+    with pytest.raises(CheckpointError, match="dcp_to_torch"):
         open_checkpoint(tmp_path)
 
 

@@ -5,6 +5,7 @@ import collections
 import datetime
 import decimal
 import enum
+import json
 import os
 import pathlib
 import pickle
@@ -19,6 +20,7 @@ from internvideo_jax.convert.files import torch_pickle
 from internvideo_jax.convert.files.checkpoint import CheckpointError, UnsafePickleError
 from internvideo_jax.convert.files.pickle_summary import summarize
 from internvideo_jax.convert.files.pickle_values import Global, Opaque
+from internvideo_jax.convert.files.torch_file import open_torch_file
 
 plain_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -78,7 +80,7 @@ def test_objects_become_the_dict_of_their_fields(protocol):
         "amount": decimal.Decimal("1.5"),
     }
     read = torch_pickle.loads(pickle.dumps(value, protocol))
-    summary = {name: summarize(item) for name, item in read.items()}
+    summary = summarize(read.items())
     assert summary["args"]["lr"] == 1e-3
     assert "PurePosixPath" in summary["args"]["path"]
     assert summary["settings"] == {"rate": 0.1, "inner": {"depth": 3}}
@@ -142,7 +144,7 @@ def test_every_way_to_call_is_refused(data, reason):
 def test_calls_of_other_packages_stay_inert():
     read = torch_pickle.loads(b"ctorch.hub\nload\n(S'owner/repo'\ntR.")
     assert isinstance(read, Opaque)
-    assert summarize(read) == "torch.hub.load"
+    assert summarize([("model", read)]) == {"model": "torch.hub.load"}
 
 
 def test_allocating_a_dangerous_class_allocates_nothing():
@@ -191,7 +193,7 @@ def test_arbitrary_bytes_give_data_or_a_checkpoint_error(data):
         value = torch_pickle.loads(data)
     except CheckpointError:
         return
-    summarize(value)
+    summarize([("value", value)])
 
 
 def _resources(data):
@@ -199,13 +201,67 @@ def _resources(data):
     tracemalloc.start()
     started = time.process_time()
     try:
-        summarize(torch_pickle.loads(data))
+        summarize([("value", torch_pickle.loads(data))])
     except CheckpointError:
         pass
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     return time.process_time() - started, peak
+
+
+def _doubled_tuple(levels):
+    """A tuple of twice a tuple of twice ..., which is 2^levels long when written out."""
+    return b")" + b"q\x00h\x00\x86" * levels
+
+
+def _equal_hashes(count):
+    """As many frozensets of one hash: each takes one of two integers from each of pairs."""
+    step = 2**61 - 1
+    chosen = [
+        frozenset(n + step * (number >> n & 1) for n in range(1, 14)) for number in range(count)
+    ]
+    return pickle.dumps(dict.fromkeys(chosen), 4)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        # As a dictionary's key, in a frozenset, as what builds a tensor.
+        b"}" + _doubled_tuple(60) + b"Ns.",
+        b"(" + _doubled_tuple(60) + b"\x91.",
+        b"}(" + b")" + b"\x85" * 200_000 + b"Ns.",
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(" + b")" + b"\x85" * 200_000 + b"NN)tR.",
+        _equal_hashes(8000),
+        # An object whose state is an object whose state is ...
+        b"}" + b"cmodule\nKind\n)\x81" * 50_000 + b"b" * 49_999 + b"Ns.",
+    ],
+    ids=[
+        "doubled key",
+        "doubled element",
+        "deep key",
+        "deep builder",
+        "equal hashes",
+        "deep object",
+    ],
+)
+def test_keys_that_are_dear_to_hash_or_to_write_out_are_not(tmp_path, torch_file, data):
+    file = torch_file.save_pickle(tmp_path / "hostile.pth", data)
+    started = time.process_time()
+    with pytest.raises(CheckpointError) as error:
+        open_torch_file(file)
+    assert time.process_time() - started < 3
+    assert len(str(error.value)) < 1000
+
+
+def test_what_a_file_says_of_itself_has_one_limit():
+    text = "x" * 10_000
+    entries = {f"entry {i}": [text] * 5_000 for i in range(100)}
+    started = time.process_time()
+    summary = summarize(entries.items())
+    assert time.process_time() - started < 3
+    assert len(json.dumps(summary)) < 2_000_000
+    assert summary["entry 0"][0] == text
 
 
 def _doubling(levels):
