@@ -12,6 +12,7 @@ from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.stream import Disposition
 
 from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.decode.clips import image_names
@@ -72,8 +73,8 @@ def read_audio(
 
     The first sample is at the file's start, time 0 of its frames' timestamps. What has a negative
     timestamp (AAC: 1,024 priming samples of the encoder) is left out, and silence stands where a
-    stream begins later, has gaps or damaged packets. Of several streams, the first is read; its
-    channels are averaged.
+    stream begins later, has gaps or damaged packets. Of several streams, the default one is read,
+    or the first; its channels are averaged.
 
     Args:
       path: the file; where `data` is given, what errors call it.
@@ -206,7 +207,7 @@ def _audio_stream(path: str, container: InputContainer) -> AudioStream:
     decodable = [stream for stream in streams if stream.codec_context is not None]
     if not decodable:
         raise VideoError(path, "a known audio codec", "one without a decoder", "convert the file")
-    return decodable[0]
+    return max(decodable, key=lambda stream: bool(stream.disposition & Disposition.default))
 
 
 def _mono(frame: AudioFrame) -> np.ndarray:

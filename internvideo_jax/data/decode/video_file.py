@@ -6,7 +6,7 @@ import io
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,6 +38,9 @@ CONTAINERS = (
 )
 # For the sound alone; as videos, they are told apart from damaged files.
 SOUND_CONTAINERS = ("aac", "flac", "mp3", "wav")
+
+# Of one track, before which any other film of the file has had its second packet.
+_ENOUGH_PACKETS = 100
 
 
 class VideoError(ValueError):
@@ -94,7 +97,10 @@ DEFAULT_LIMITS = Limits()
 
 
 class VideoFile:
-    """An open local file and its main video stream: the largest picture that is not cover art.
+    """An open local file and its main video stream.
+
+    That is a film rather than a still (cover art is none of both), then the default track, then the
+    largest picture, then the first.
 
     Attributes:
       path: the file; where `data` holds its bytes, what errors call it.
@@ -116,6 +122,7 @@ class VideoFile:
         self.path = os.fspath(path)
         self.limits = limits
         self._data = data
+        self._track: int | None = None
         self.container: InputContainer
         self.stream: VideoStream
         self.damaged: set[int | None] = set()
@@ -188,7 +195,9 @@ class VideoFile:
     def _open(self) -> None:
         self.container = open_container(self.path, self.limits, self._data)
         try:
-            self.stream = _main_stream(self.path, self.container)
+            if self._track is None:
+                self._choose_track()
+            self.stream = self.container.streams[self._track]
             self.check_frame_size(self.stream.width, self.stream.height)
             codec = self.stream.codec_context
             codec.options = {"max_pixels": str(self.limits.max_frame_pixels)}
@@ -197,6 +206,30 @@ class VideoFile:
             self.container.close()
             raise
         self._is_fresh = True
+
+    def _choose_track(self) -> None:
+        tracks = _pictures(self.path, self.container)
+        if len(tracks) == 1:
+            self._track = tracks[0].index
+            return
+        films = self._films(tracks)
+        self._track = max(tracks, key=lambda track: (track.index in films, *_rank(track))).index
+        self.container.close()
+        self.container = open_container(self.path, self.limits, self._data)
+
+    def _films(self, tracks: Sequence[VideoStream]) -> set[int]:
+        """Indices of those with more than one packet among the first of the file."""
+        counts = dict.fromkeys((track.index for track in tracks), 0)
+        doing = "looking for its main track"
+        with decoding_errors(self.path, doing), contextlib.suppress(IndexError):
+            for packet in self.container.demux(tracks):
+                check_clock(self.path, doing, self._end, self.limits)
+                counts[packet.stream.index] += bool(packet.size)
+                # Packets of all tracks lie in the order of their times.
+                if min(counts.values()) > 1 or max(counts.values()) >= _ENOUGH_PACKETS:
+                    break
+        stills = Disposition.timed_thumbnails | Disposition.still_image
+        return {t.index for t in tracks if counts[t.index] > 1 and not t.disposition & stills}
 
 
 def check_clock(path: str, doing: str, end: float, limits: Limits) -> None:
@@ -303,7 +336,8 @@ def _incomplete(path: str, found: str) -> VideoError:
     return VideoError(path, "a complete video file", found, "check the path, or copy it again")
 
 
-def _main_stream(path: str, container: InputContainer) -> VideoStream:
+def _pictures(path: str, container: InputContainer) -> list[VideoStream]:
+    """The streams of pictures that can be decoded and are no cover art."""
     pictures = [s for s in container.streams.video if not _is_cover_art(s)]
     if not pictures:
         found = ", ".join(_describe(s) for s in container.streams) or "no stream at all"
@@ -313,7 +347,12 @@ def _main_stream(path: str, container: InputContainer) -> VideoStream:
     decodable = [s for s in pictures if s.codec_context is not None]
     if not decodable:
         raise VideoError(path, "a known video codec", "one without a decoder", "convert the file")
-    return max(decodable, key=lambda s: s.width * s.height)
+    return decodable
+
+
+def _rank(track: VideoStream) -> tuple[bool, int, int]:
+    is_default = bool(track.disposition & Disposition.default)
+    return is_default, track.width * track.height, -track.index
 
 
 def _is_cover_art(stream: Stream) -> bool:

@@ -1,5 +1,7 @@
 """What is refused, and how the refusal reads."""
 
+import contextlib
+import functools
 import os
 import pickle
 import time
@@ -70,22 +72,81 @@ def test_cover_art_is_no_video(tmp_path, render):
     assert refusal(path).found == "only cover art"
 
 
-def test_largest_stream_is_taken(tmp_path, render):
-    small = render(
-        tmp_path / "small.mkv", "mpeg4", picture=lambda i: np.zeros((16, 16, 3), np.uint8)
-    )
-    large = render(tmp_path / "large.mkv", "mpeg4", num_frames=7)
-    path = tmp_path / "both.mkv"
-    with av.open(small) as first, av.open(large) as second, av.open(path, "w") as writer:
-        readers = [first, second]
-        streams = [writer.add_stream_from_template(r.streams.video[0]) for r in readers]
-        for reader, stream in zip(readers, streams, strict=True):
-            for packet in reader.demux(video=0):
-                if packet.size:
-                    packet.stream = stream
-                    writer.mux(packet)
+def _plain(scale, number):
+    return np.full((48 * scale, 64 * scale, 3), 9 * number, np.uint8)
+
+
+DEFAULT = av.stream.Disposition.default
+NONE = av.stream.Disposition(0)
+FILM = ("mpeg4", "yuv420p", 7, 1)
+# Codec, pixel format, number of frames, scale of the picture.
+STILLS = {
+    "mjpeg": ("mjpeg", "yuvj420p", 1, 4),
+    "png": ("png", "rgb24", 1, 4),
+    "film codec": ("mpeg4", "yuv420p", 1, 4),
+}
+
+
+@pytest.fixture
+def tracks(tmp_path, render):
+    """Writes a file of several tracks with their dispositions."""
+
+    def write(suffix, *tracks):
+        readers, path = [], tmp_path / f"tracks{suffix}"
+        for number, ((codec, pix_fmt, count, scale), _) in enumerate(tracks):
+            readers.append(
+                render(
+                    tmp_path / f"{number}.nut",
+                    codec,
+                    pix_fmt=pix_fmt,
+                    num_frames=count,
+                    picture=functools.partial(_plain, scale),
+                )
+            )
+        with contextlib.ExitStack() as stack:
+            opened = [stack.enter_context(av.open(reader)) for reader in readers]
+            writer = stack.enter_context(av.open(path, "w"))
+            packets = []
+            for reader, (_, disposition) in zip(opened, tracks, strict=True):
+                stream = writer.add_stream_from_template(reader.streams.video[0])
+                stream.disposition = disposition
+                packets += [(p.pts * p.time_base, stream, p) for p in reader.demux() if p.size]
+            for _, stream, packet in sorted(packets, key=lambda item: item[0]):
+                packet.stream = stream
+                writer.mux(packet)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("still", "suffix"),
+    [("mjpeg", ".mkv"), ("mjpeg", ".mp4"), ("png", ".mp4"), ("film codec", ".mkv")],
+)
+@pytest.mark.parametrize("is_first", [False, True])
+@pytest.mark.parametrize("default", ["film", "still", "none"])
+def test_the_film_is_taken_not_a_still(tracks, still, suffix, is_first, default):
+    film = (FILM, DEFAULT if default == "film" else NONE)
+    picture = (STILLS[still], DEFAULT if default == "still" else NONE)
+    path = tracks(suffix, *((picture, film) if is_first else (film, picture)))
     index = index_video(path)
     assert (index.width, index.height, index.num_frames) == (64, 48, 7)
+    assert read_frames(path, [6]).frames.shape == (1, 48, 64, 3)
+
+
+@pytest.mark.parametrize(("first", "second", "width"), [(1, 2, 128), (2, 1, 64), (1, 1, 64)])
+def test_of_several_films_the_default_is_taken(tracks, first, second, width):
+    films = [("mpeg4", "yuv420p", 7, scale) for scale in (first, second)]
+    assert index_video(tracks(".mkv", (films[0], NONE), (films[1], DEFAULT))).width == width
+
+
+def test_the_largest_film_is_taken_where_none_is_the_default(tracks):
+    films = [("mpeg2video", "yuv420p", 7, scale) for scale in (1, 2)]
+    assert index_video(tracks(".ts", *((film, NONE) for film in films))).width == 128
+
+
+def test_a_lone_still_is_a_video_of_one_frame(tracks):
+    assert index_video(tracks(".mkv", (STILLS["mjpeg"], DEFAULT))).num_frames == 1
 
 
 def test_devices_and_pipes_are_not_opened(tmp_path):
