@@ -33,7 +33,8 @@ Each video VIDEO gives OUTPUT/VIDEO.npz, in the folders that the videos lie in, 
   damaged_frames   how many frames and packets the decoder called damaged on the way to these
   num_frames       frames in the video; source: its path
   kind, dtype, model, model_digest: what made the features
-OUTPUT/summary.json lists what was written and what failed, and why; `--resume` adds to it.
+OUTPUT/summary.json tells what was written and lists what failed, and why; `--resume` adds to it.
+Names of more than 200 bytes are cut and end in a checksum; it lists these, too.
 
 examples:
   internvideo-jax extract clip.mp4 --model=MODEL_DIR --output=features
@@ -78,6 +79,7 @@ def _extract(args: argparse.Namespace, targets: dict[str, Path]) -> int:
         print(f"{len(targets) - len(todo)} of {len(targets)} videos are finished", file=sys.stderr)
     inference.announce_frames(model, num_frames)
     summary = Summary.read(args.output, {video: targets[video] for video in todo})
+    summary.add_names(args.output, targets)
     started = time.perf_counter()
     written = 0
     failed: list[FailedClip] = []
@@ -86,19 +88,18 @@ def _extract(args: argparse.Namespace, targets: dict[str, Path]) -> int:
         for result in results:
             if isinstance(result, FailedClip):
                 failed.append(result)
+            elif failure := write_features(targets[result.clip.source], result, run):
+                failed.append(failure)
             else:
-                write_features(targets[result.clip.source], result, run)
                 written += 1
                 for note in summary.note(result):
                     bar.write(note, file=sys.stderr)
             bar.update()
     seconds = time.perf_counter() - started
     summary.failed += [dataclasses.asdict(clip) for clip in failed]
-    if written or summary.finished_before:
-        counts = {"written": written, "seconds": round(seconds, 3)}
-        settings = dataclasses.asdict(run) | {"image_size": preprocessing.image_size}
-        content = settings | counts | dataclasses.asdict(summary)
-        write_json(args.output / SUMMARY_FILE, content)
+    counts = {"written": written, "seconds": round(seconds, 3)}
+    settings = dataclasses.asdict(run) | {"image_size": preprocessing.image_size}
+    write_json(args.output / SUMMARY_FILE, settings | counts | dataclasses.asdict(summary))
     print(f"{written} of {len(todo)} videos in {seconds:.1f} s -> {args.output}")
     inference.print_failures([(clip.source, clip.reason) for clip in failed])
     return 1 if failed else 0

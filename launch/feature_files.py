@@ -1,32 +1,53 @@
 """What `extract` leaves in its output folder: a file of features per video, and a summary."""
 
 import dataclasses
-import json
+import errno
+import hashlib
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
-from internvideo_jax.files import atomic_file
+from internvideo_jax.files import atomic_file, check_regular, read_json
 from internvideo_jax.launch import arguments
 
 if TYPE_CHECKING:
-    from internvideo_jax.evaluation.features import ClipFeatures
+    from internvideo_jax.evaluation.features import ClipFeatures, FailedClip
 
 SUMMARY_FILE = "summary.json"
+
+
+# Of a file's name; most systems have 255 at most, and temporary names are longer.
+_MAX_NAME_BYTES = 200
+# Whatever of this is wrong with one file's name, others can be written.
+_OF_ITS_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 
 
 def output_names(videos: Sequence[str]) -> dict[str, Path]:
     """Where the features of each video go, relative to the output folder.
 
     The name keeps its extension and the folders below the deepest one that holds all the videos, so
-    that no two videos share it.
+    that no two videos share it. The end of a very long name gives way to a checksum of all of it.
     """
     common = os.path.commonpath([os.path.dirname(video) for video in videos])
-    return {video: Path(os.path.relpath(video, common) + ".npz") for video in videos}
+    names = {}
+    for video in videos:
+        folder, name = os.path.split(os.path.relpath(video, common))
+        names[video] = Path(folder, f"{_shortened(name)}.npz")
+    return names
+
+
+def _shortened(name: str) -> str:
+    data = os.fsencode(name)
+    if len(data) <= _MAX_NAME_BYTES:
+        return name
+    digest = hashlib.sha256(data).hexdigest()[:16]
+    # Without half a character at the end.
+    return f"{data[: _MAX_NAME_BYTES - 17].decode('utf-8', 'ignore')}~{digest}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +93,14 @@ class Run:
 
     def _source(self, target: Path) -> str | None:
         """The video whose features `target` holds; None if it is absent or damaged."""
+        # A damaged file leads its readers to any exception; whatever it is, it is made anew.
         try:
-            with np.load(target) as file:
+            check_regular(target)
+            with zipfile.ZipFile(target) as members:
+                # Ours are not compressed: more than the file has is none of them.
+                if sum(m.file_size for m in members.infolist()) > target.stat().st_size:
+                    return None
+            with np.load(target, allow_pickle=False) as file:
                 fields = {name: file[name] for name in file.files}
             found = Run(
                 model=str(fields["model"]),
@@ -83,7 +110,7 @@ class Run:
                 dtype=str(fields["dtype"]),
             )
             source = str(fields["source"])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except Exception:
             return None
         if found != self:
             raise arguments.UsageError(
@@ -108,26 +135,39 @@ class Summary:
       repeated_frames: videos with fewer frames than the model takes.
       damaged_frames: videos in which the decoder met damage.
       failed: videos without features: "source" and "reason".
+      shortened_names: files of features, in the folder, whose names are shorter than those of their
+        videos, by video.
     """
 
     finished_before: int = 0
     repeated_frames: list[str] = dataclasses.field(default_factory=list)
     damaged_frames: list[str] = dataclasses.field(default_factory=list)
     failed: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    shortened_names: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, output: Path, todo: Mapping[str, Path]) -> "Summary":
         """What earlier runs have left, but for the videos to do now, whose files `todo` names."""
+        finished = len(set(output.rglob("*.npz")) - set(todo.values()))
         try:
-            earlier = json.loads((output / SUMMARY_FILE).read_text(encoding="utf-8"))
+            earlier = msgspec.convert(read_json(output / SUMMARY_FILE), cls)
         except (OSError, ValueError):
-            earlier = {}
+            earlier = cls()
         return cls(
-            len(set(output.rglob("*.npz")) - set(todo.values())),
-            [source for source in earlier.get("repeated_frames", []) if source not in todo],
-            [source for source in earlier.get("damaged_frames", []) if source not in todo],
-            [item for item in earlier.get("failed", []) if item["source"] not in todo],
+            finished,
+            [source for source in earlier.repeated_frames if source not in todo],
+            [source for source in earlier.damaged_frames if source not in todo],
+            [item for item in earlier.failed if item.get("source") not in todo],
+            earlier.shortened_names,
         )
+
+    def add_names(self, output: Path, targets: Mapping[str, Path]) -> None:
+        """Records which videos' files have shorter names than these."""
+        self.shortened_names |= {
+            video: str(target.relative_to(output))
+            for video, target in targets.items()
+            if target.name != f"{os.path.basename(video)}.npz"
+        }
 
     def note(self, result: "ClipFeatures") -> list[str]:
         """Records what is odd about a clip; returns lines about it."""
@@ -147,8 +187,11 @@ class Summary:
         return notes
 
 
-def write_features(target: Path, result: "ClipFeatures", run: Run) -> None:
+def write_features(target: Path, result: "ClipFeatures", run: Run) -> "FailedClip | None":
     """Writes one video's features; the file is whole or absent.
+
+    Returns:
+      Why there is no file, where only its own name is at fault.
 
     Raises:
       UsageError: it cannot be written.
@@ -172,6 +215,13 @@ def write_features(target: Path, result: "ClipFeatures", run: Run) -> None:
         with atomic_file(target) as temporary, temporary.open("wb") as file:
             np.savez(file, **fields)
     except OSError as error:
+        if error.errno in _OF_ITS_NAME:
+            from internvideo_jax.evaluation.features import FailedClip
+
+            return FailedClip(
+                clip.source, f"{target}: {error.strerror}; give the video another name"
+            )
         raise arguments.UsageError(
             f"{target}: {error.strerror}; make room and run again with --resume"
         ) from error
+    return None

@@ -1,6 +1,7 @@
 """The command `extract`."""
 
 import json
+import os
 import resource
 
 import jax
@@ -204,6 +205,84 @@ def test_output_names_are_unique():
     names = feature_files.output_names(["/v/a/c.mp4", "/v/b/c.mp4", "/v/b/c.webm"])
     assert list(map(str, names.values())) == ["a/c.mp4.npz", "b/c.mp4.npz", "b/c.webm.npz"]
     assert list(map(str, feature_files.output_names(["/v/a/c.mp4"]).values())) == ["c.mp4.npz"]
+
+
+def test_very_long_names_are_cut(run, videos, tmp_path):
+    # 250 bytes, in characters of two.
+    name = f"{'é' * 123}.mp4"
+    (tmp_path / name).symlink_to(videos / "a.mp4")
+    (tmp_path / f"{'é' * 122}e.mp4").symlink_to(videos / "a.mp4")
+    (tmp_path / "other.mp4").symlink_to(videos / "a.mp4")
+    assert run(tmp_path) == 0
+    assert len(written(run.output)) == 4
+    names = json.loads((run.output / "summary.json").read_text())["shortened_names"]
+    assert len(names) == 2
+    with np.load(run.output / names[str(tmp_path / name)]) as file:
+        assert str(file["source"]) == str(tmp_path / name)
+    assert run(videos / "x/same.mp4", "--resume") == 0
+    assert json.loads((run.output / "summary.json").read_text())["shortened_names"] == names
+
+
+def test_a_name_that_cannot_be_written_costs_its_own_clip(run, videos, tmp_path):
+    (tmp_path / "v/a.mp4.npz").mkdir(parents=True)
+    for name in ("a.mp4", "a.mp4.npz/b.mp4", "c.mp4"):
+        (tmp_path / "v" / name).symlink_to(videos / "a.mp4")
+    assert run(tmp_path / "v") == 1
+    summary = json.loads((run.output / "summary.json").read_text())
+    assert (summary["written"], len(summary["failed"])) == (2, 1)
+    assert "give the video another name" in summary["failed"][0]["reason"]
+
+
+def test_a_summary_is_left_where_all_videos_fail(run, tmp_path):
+    (tmp_path / "bad.mp4").touch()
+    assert run(tmp_path / "bad.mp4") == 1
+    summary = json.loads((run.output / "summary.json").read_text())
+    assert (summary["written"], len(summary["failed"])) == (0, 1)
+    assert run(tmp_path / "bad.mp4", "--resume") == 1
+    summary = json.loads((run.output / "summary.json").read_text())
+    assert (summary["written"], len(summary["failed"])) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", '{"failed": 3}', '{"failed": [{"reason": "x"}]}', "[" * 10**5, '{"failed": [4]}']
+)
+def test_a_damaged_summary_is_written_anew(run, videos, text):
+    assert run(videos / "a.mp4") == 0
+    (run.output / "summary.json").write_text(text)
+    assert run(videos / "a.mp4", "--resume") == 0
+    assert json.loads((run.output / "summary.json").read_text())["finished_before"] == 1
+
+
+def test_damaged_features_are_made_anew(run, videos):
+    video = videos / "a.mp4"
+    assert run(video) == 0
+    target = run.output / "a.mp4.npz"
+    content = target.read_bytes()
+    with np.load(target) as file:
+        fields = dict(file)
+    names = {name: str(fields[name]) for name in ("model", "model_digest", "kind", "dtype")}
+    settings = feature_files.Run(**names, frames=4)
+    assert settings.is_finished(str(video), target)
+
+    def is_finished(write):
+        target.unlink()
+        write()
+        return settings.is_finished(str(video), target)
+
+    def flipped(position):
+        return content[:position] + b"\xff" * 9 + content[position + 9 :]
+
+    bomb = fields | {"features": np.zeros(10**7, np.uint8)}
+    pickled = fields | {"model": np.array([{}], object)}
+    assert not is_finished(lambda: np.savez_compressed(target, **bomb))
+    assert not is_finished(lambda: np.savez(target, **pickled))
+    assert not is_finished(lambda: target.write_bytes(np.zeros(3).tobytes()))
+    assert not is_finished(lambda: os.mkfifo(target))
+    for position in range(0, len(content), 500):
+        is_finished(lambda position=position: target.write_bytes(flipped(position)))
+    assert run(video, "--resume") == 0
+    with np.load(target) as file:
+        np.testing.assert_array_equal(file["features"], fields["features"])
 
 
 def test_a_full_disk_leaves_nothing_half_written(run, videos, capsys):
