@@ -324,6 +324,21 @@ def new_output_dir(path: str | os.PathLike[str]) -> Path:
     return directory
 
 
+def expect_writable(path: Path, option: str) -> None:
+    """Finds out before long work that its output cannot be written after it.
+
+    Raises:
+      UsageError: a folder, or a file in a place where none can be made; names the option.
+    """
+    if path.is_dir():
+        raise UsageError(f"{option}={path} is a folder; name a file")
+    existing = next(folder for folder in path.absolute().parents if folder.exists())
+    if not existing.is_dir():
+        raise UsageError(f"{option}={path}: {existing} is not a folder; name another file")
+    if not os.access(existing, os.W_OK):
+        raise UsageError(f"{option}={path}: {existing} cannot be written; name another file")
+
+
 def _load_config_file(path: str) -> "Callable[..., ConfigDict]":
     """The `get_config` of a file; one under `configs/` may be here or in the package."""
     from internvideo_jax import configs

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     if args.json:
         # Found out now rather than after minutes of measuring.
-        _expect_writable(args.json)
+        arguments.expect_writable(args.json, "--json")
     # A device would be waited for here and is not used: what is measured runs on the CPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
     print(machine_line(), flush=True)
@@ -98,15 +98,3 @@ def _parser() -> argparse.ArgumentParser:
         help="folder to search for videos (default: rendered ones)",
     )
     return parser
-
-
-def _expect_writable(path: Path) -> None:
-    if path.is_dir():
-        raise arguments.UsageError(f"--json={path} is a folder; name a file")
-    existing = next(folder for folder in path.absolute().parents if folder.exists())
-    if not existing.is_dir():
-        raise arguments.UsageError(f"--json={path}: {existing} is not a folder; name another file")
-    if not os.access(existing, os.W_OK):
-        raise arguments.UsageError(
-            f"--json={path}: {existing} cannot be written; name another file"
-        )

@@ -14,6 +14,7 @@ import numpy as np
 from internvideo_jax.class_names import read_class_names
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments, inference
+from internvideo_jax.launch.progress import Progress
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -44,10 +45,10 @@ OUTPUT holds
   confusion.png      which class is taken for which, for up to 100 classes and one label per clip
 
 examples:
-  internvideo-jax evaluate --model=MODEL_DIR --annotations=val.csv --root=videos --output=result
-  internvideo-jax evaluate --model=MODEL_DIR --annotations=test.jsonl --segments=1 --crops=1 \\
+  internvideo-jax evaluate --model=MODEL --annotations=val.csv --root=videos --output=result
+  internvideo-jax evaluate --model=MODEL --annotations=test.jsonl --segments=1 --crops=1 \\
     --class_names=classes.txt --output=result
-  internvideo-jax evaluate --model=MODEL_DIR --config=configs/stage1/finetune.py:b14,k400 \\
+  internvideo-jax evaluate --model=MODEL --config=configs/stage1/finetune.py:b14,k400 \\
     --config.eval_data.annotations=val.csv --config.eval_data.root=videos --output=result
 
 In Python: internvideo_jax.evaluation.runner.
@@ -79,14 +80,15 @@ def main(argv: Sequence[str]) -> int:
     from internvideo_jax.data.examples import Clips
     from internvideo_jax.evaluation import result_card
 
-    model, dtype = inference.load_model(args)
+    loaded = inference.load_model(args)
+    model, directory = loaded.model, Path(loaded.directory)
     if args.config is None:
         evaluators, data, source = _annotated_clips(args, model)
     else:
         evaluators, data, source = _config_clips(arguments.parse_config(args, overrides), model)
     clips = Clips(data, source=source)
     num_classes = data.num_classes or 0
-    names: Sequence[str] = [str(number) for number in range(num_classes)]
+    names: Sequence[str] = model.classes or [str(number) for number in range(num_classes)]
     if args.class_names is not None:
         names = read_class_names(args.class_names, num_classes)
     arguments.new_output_dir(args.output)
@@ -100,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
     started = time.perf_counter()
     with Checksums() as checksums:
         # In the background: the weights are gigabytes.
-        model_files = result_card.directory_files(args.model)
+        model_files = result_card.directory_files(directory)
         annotations = [Path(data.annotations)] if data.annotations else []
         for file in (*annotations, *model_files):
             checksums.start(file)
@@ -119,17 +121,17 @@ def main(argv: Sequence[str]) -> int:
             "sha256": sums.pop(annotations[0]) if annotations else clips.fingerprint(),
         },
         "model": {
-            "name": os.path.basename(os.path.abspath(args.model)),
+            "name": loaded.name,
             "architecture": type(model.module).__name__,
             "num_classes": data.num_classes,
-            "sha256": result_card.combined_sha256(sums, args.model),
+            "sha256": result_card.combined_sha256(sums, directory),
             "source": model.metadata.get("source"),
         },
         "config": args.config and {"file": args.config, "overrides": overrides},
         "seed": None,  # Nothing is drawn.
         "batch_size": args.batch_size,
         "seconds": round(seconds, 2),
-        **result_card.environment(dtype),
+        **result_card.environment(loaded.dtype),
     }
     failed: dict[int, str] = {}
     for name, rows in measured.items():
@@ -207,8 +209,6 @@ def _measure(
     Raises:
       UsageError: none of the clips can be read, or a batch does not fit into memory.
     """
-    from tqdm import tqdm
-
     from internvideo_jax.data import pipeline
     from internvideo_jax.evaluation import runner
 
@@ -219,9 +219,9 @@ def _measure(
         source=source,
         num_threads=args.num_threads,
     )
-    progress = tqdm(total=len(clips), unit="clip", disable=None)
-    with progress as bar, inference.memory_errors(args.batch_size, data.num_frames):
-        rows = runner.collect(evaluator, model.variables, batches, on_clips=bar.update)
+    progress = Progress(len(clips), "clip")
+    with progress, inference.memory_errors(args.batch_size, data.num_frames):
+        rows = runner.collect(evaluator, model.variables, batches, on_clips=progress.update)
     if not rows.num_clips:
         _print_failures(clips, rows.errors)
         raise arguments.UsageError(f"none of the {len(clips)} clips can be read")
@@ -247,9 +247,6 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = arguments.make_parser("evaluate", SUMMARY, EPILOG)
     default = "(default: %(default)s)"
-    parser.add_argument(
-        "--model", type=Path, required=True, metavar="MODEL_DIR", help="a saved classifier"
-    )
     clips = parser.add_mutually_exclusive_group(required=True)
     clips.add_argument("--annotations", type=Path, metavar="FILE", help="clips with labels")
     clips.add_argument(

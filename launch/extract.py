@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from internvideo_jax.launch.feature_files import (
     output_names,
     write_features,
 )
+from internvideo_jax.launch.progress import Progress
 
 SUMMARY = "compute features of video files with a converted model"
 
@@ -37,11 +37,11 @@ OUTPUT/summary.json tells what was written and lists what failed, and why; `--re
 Names of more than 200 bytes are cut and end in a checksum; it lists these, too.
 
 examples:
-  internvideo-jax extract clip.mp4 --model=MODEL_DIR --output=features
-  internvideo-jax extract videos/ more/clip.webm --model=MODEL_DIR --output=features --kind=tokens
-  internvideo-jax extract videos/ --model=MODEL_DIR --output=features --resume
+  internvideo-jax extract clip.mp4 --model=MODEL --output=features
+  internvideo-jax extract videos/ more/clip.webm --model=MODEL --output=features --kind=tokens
+  internvideo-jax extract videos/ --model=MODEL --output=features --resume
 
-In Python: internvideo_jax.evaluation.features.extract_features.
+In Python: internvideo_jax.load(NAME).encode(...), or evaluation.features.extract_features.
 """
 
 
@@ -56,14 +56,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _extract(args: argparse.Namespace, targets: dict[str, Path]) -> int:
-    from tqdm import tqdm
-
     from internvideo_jax.evaluation.features import FailedClip, extract_features
 
-    model, dtype = inference.load_model(args)
+    loaded = inference.load_model(args)
+    model = loaded.model
     preprocessing = model.preprocessing.require_video()
     num_frames = args.frames or preprocessing.num_frames
-    run = Run(*_identity(args.model), args.kind, num_frames, dtype)
+    run = Run(loaded.name, _digest(loaded.directory), args.kind, num_frames, loaded.dtype)
     run.check_folder(args.output)
     todo = [video for video, target in targets.items() if not run.is_finished(video, target)]
     results = extract_features(
@@ -83,8 +82,8 @@ def _extract(args: argparse.Namespace, targets: dict[str, Path]) -> int:
     started = time.perf_counter()
     written = 0
     failed: list[FailedClip] = []
-    progress = tqdm(total=len(todo), unit="video", disable=None)
-    with progress as bar, inference.memory_errors(args.batch_size, num_frames):
+    progress = Progress(len(todo), "video")
+    with progress, inference.memory_errors(args.batch_size, num_frames):
         for result in results:
             if isinstance(result, FailedClip):
                 failed.append(result)
@@ -93,8 +92,8 @@ def _extract(args: argparse.Namespace, targets: dict[str, Path]) -> int:
             else:
                 written += 1
                 for note in summary.note(result):
-                    bar.write(note, file=sys.stderr)
-            bar.update()
+                    progress.write(note)
+            progress.update()
     seconds = time.perf_counter() - started
     summary.failed += [dataclasses.asdict(clip) for clip in failed]
     counts = {"written": written, "seconds": round(seconds, 3)}
@@ -128,7 +127,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "videos", nargs="+", metavar="FILE|DIR", help="video files, or folders to search for them"
     )
-    parser.add_argument("--model", required=True, metavar="MODEL_DIR", help="what `convert` wrote")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
     parser.add_argument(
         "--kind",
@@ -149,9 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _identity(model: str) -> tuple[str, str]:
+def _digest(directory: str) -> str:
     from internvideo_jax import saved_model
 
-    description = json.dumps(saved_model.read_description(model), sort_keys=True)
-    digest = hashlib.sha256(description.encode()).hexdigest()[:16]
-    return os.path.basename(os.path.abspath(model)), digest
+    description = json.dumps(saved_model.read_description(directory), sort_keys=True)
+    return hashlib.sha256(description.encode()).hexdigest()[:16]

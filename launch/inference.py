@@ -1,19 +1,47 @@
 """What the commands share that run a saved model over clips."""
 
 import contextlib
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from internvideo_jax.launch import arguments
 
 if TYPE_CHECKING:
+    from internvideo_jax.loading import Model
     from internvideo_jax.saved_model import SavedModel
 
 
+class Loaded(NamedTuple):
+    """The model of a command.
+
+    Attributes:
+      model: ready to run.
+      directory: where it lies.
+      dtype: what it computes in.
+    """
+
+    model: "Model"
+    directory: str
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        """That of its folder."""
+        return os.path.basename(os.path.abspath(self.directory))
+
+
 def add_arguments(parser: ArgumentParser) -> None:
-    """Adds `--frames`, `--batch_size`, `--dtype` and `--num_threads`."""
+    """Adds `--model`, `--frames`, `--batch_size`, `--dtype` and `--num_threads`."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="a folder that `train` or `convert` wrote, the name of a released model (`convert"
+        " --list`) or a Hugging Face repository; what is named is converted once and kept",
+    )
     parser.add_argument(
         "--frames",
         type=arguments.positive_int,
@@ -35,14 +63,16 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def load_model(args: Namespace) -> "tuple[SavedModel, str]":
-    """The model of `--model`, and the dtype that it computes in."""
+def load_model(args: Namespace) -> Loaded:
+    """The model of `--model`."""
     import jax
 
-    from internvideo_jax import saved_model
+    from internvideo_jax.convert.library import model_directory
+    from internvideo_jax.loading import load
 
+    directory = model_directory(args.model)
     dtype = args.dtype or arguments.default_dtype(jax.devices()[0])
-    return saved_model.load(args.model, dtype=dtype), dtype
+    return Loaded(load(directory, dtype=dtype), directory, dtype)
 
 
 def announce_frames(model: "SavedModel", num_frames: int) -> None:

@@ -3,9 +3,6 @@
 import csv
 import dataclasses
 import json
-import re
-import sys
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,13 +18,12 @@ from internvideo_jax.evaluation.classification import (
     multi_hot,
 )
 from internvideo_jax.evaluation.confusion_figure import MAX_CLASSES, confusion_figure
+from internvideo_jax.evaluation.figure_file import save_figure
 from internvideo_jax.evaluation.runner import Rows
 
 # All classes up to this many are printed, of more only the worst; per_class.csv has all.
 MAX_SHOWN_CLASSES = 20
 NUM_WORST_CLASSES = 10
-
-_MISSING_GLYPH = re.compile(r"Glyph \d+ .* missing from font")
 
 
 def write_report(
@@ -53,7 +49,7 @@ def write_report(
     write_table(directory / "per_class.csv", table)
     if labels.ndim == 1 and len(names) <= MAX_CLASSES:
         counts = confusion_counts(labels, probabilities.argmax(axis=1), len(names))
-        _write_figure(directory / "confusion.png", counts, names)
+        save_figure(confusion_figure(counts, names), directory / "confusion.png")
     metrics = classification_metrics(probabilities, labels)
     return format_result(metrics, table, len(clips), len(rows.errors))
 
@@ -108,18 +104,3 @@ def write_predictions(
                 "frames": shown.tolist(),
             }
             file.write(json.dumps(line) + "\n")
-
-
-def _write_figure(path: Path, counts: np.ndarray, names: Sequence[str]) -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        confusion_figure(counts, names).savefig(path, dpi=120)
-    # Matplotlib warns of every character.
-    others = [w for w in caught if not _MISSING_GLYPH.match(str(w.message))]
-    for warning in others:
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    if len(others) < len(caught):
-        print(
-            f"{path.name}: the font lacks characters of the class names; they show as boxes",
-            file=sys.stderr,
-        )

@@ -44,8 +44,10 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str]) -> "Figure":
     figure = Figure(figsize=(side + 0.8, side), layout="compressed")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(size), names, rotation=90, fontsize=8 if size <= _MAX_NUMBERED else 5)
-    axes.set_yticks(range(size), names, fontsize=8 if size <= _MAX_NUMBERED else 5)
+    # Names may hold what looks like a formula.
+    style = {"fontsize": 8 if size <= _MAX_NUMBERED else 5, "parse_math": False}
+    axes.set_xticks(range(size), names, rotation=90, **style)
+    axes.set_yticks(range(size), names, **style)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     if size <= _MAX_NUMBERED:

@@ -46,9 +46,13 @@ class Prediction:
     end: float | None = None
 
     def best(self, names: Sequence[str], top: int) -> list[Score]:
-        """The `top` best classes, the best first; of equal ones, the first."""
-        order = np.argsort(-self.probabilities, kind="stable")[:top]
-        return [Score(names[i], float(self.probabilities[i])) for i in order.tolist()]
+        """The `top` best classes, in their `order`, with their `names`."""
+        return [Score(names[i], float(self.probabilities[i])) for i in self.order(top)]
+
+    def order(self, top: int) -> list[int]:
+        """Numbers of the `top` best classes, the best first; of equal ones, the first."""
+        numbers: list[int] = np.argsort(-self.probabilities, kind="stable")[:top].tolist()
+        return numbers
 
 
 @dataclasses.dataclass(frozen=True)

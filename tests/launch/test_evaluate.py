@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -144,6 +145,17 @@ def test_classes_have_names_in_any_script(run, tmp_path, capsys):
     assert [x for x in captured.err.splitlines() if "font" in x or "Glyph" in x] == [
         "confusion.png: the font lacks characters of the class names; they show as boxes"
     ]
+
+
+def test_classes_that_the_model_names_need_no_file(run, model_dir, tmp_path, capsys):
+    description = json.loads((model_dir / "model.json").read_text())
+    named = tmp_path / "named"
+    shutil.copytree(model_dir, named)
+    classes = {"classes": ["walking", "sitting", "lying"]}
+    (named / "model.json").write_text(json.dumps(description | classes))
+    assert run(CLIPS, f"--model={named}") == 0
+    assert "\nwalking  " in capsys.readouterr().out
+    assert "sitting" in (run.output / "per_class.csv").read_text()
 
 
 @pytest.mark.parametrize(
