@@ -10,7 +10,7 @@ from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.benchmarks.runner import machine, machine_line
 
-SUMMARY = "time the encoder, the converter and the decoder beside their peers"
+SUMMARY = "time the encoder, features of a clip, the converter and the decoder beside their peers"
 
 EPILOG = """\
 Each row has the median of our runs and of the peer's, which take turns in one session, and their
@@ -21,12 +21,16 @@ nothing else. GB are 10^9 bytes. The table goes to the standard output, progress
                         the same model in PyTorch, with the same weights: its outputs must agree
   convert/1b            a full-size stage-1 1B checkpoint with random weights, converted by the
                         command of that name; the peer is copying the file
+  extract/b14           features of one clip of 5 s by the command of that name, with a B14 of
+  encode/b14            random weights, and by `load` and `encode` in Python; the peer is a program
+                        that loads the model, decodes the frames, compiles the forward and runs it
   decode/clips          8 evenly spread frames of every clip of a folder, as 224x224 views, on one
                         CPU; the peer is a plain decord loop that does the same
 
 examples:
   internvideo-jax benchmark encoder
   internvideo-jax benchmark encoder --threads=8 --repeats=9 --json=encoder.json
+  internvideo-jax benchmark extract --repeats=1
   internvideo-jax benchmark convert --workdir=/scratch --json=convert.json
   internvideo-jax benchmark decode --clips=videos
 """
@@ -46,30 +50,36 @@ def main(argv: Sequence[str]) -> int:
     if args.subject == "encoder":
         from internvideo_jax.launch.benchmarks.encoder import benchmark_encoder
 
-        row = benchmark_encoder(threads=args.threads, repeats=args.repeats)
+        rows = [benchmark_encoder(threads=args.threads, repeats=args.repeats)]
+    elif args.subject == "extract":
+        from internvideo_jax.launch.benchmarks.extract import benchmark_extract
+
+        rows = benchmark_extract(repeats=args.repeats)
     elif args.subject == "decode":
         from internvideo_jax.launch.benchmarks.decode import benchmark_decode
 
-        row = benchmark_decode(clips=args.clips, repeats=args.repeats)
+        rows = [benchmark_decode(clips=args.clips, repeats=args.repeats)]
     else:
         from internvideo_jax.launch.benchmarks.convert import benchmark_convert
 
-        row = benchmark_convert(workdir=args.workdir or environment.home(), repeats=args.repeats)
-    print(row.table())
+        workdir = args.workdir or environment.home()
+        rows = [benchmark_convert(workdir=workdir, repeats=args.repeats)]
+    print("\n\n".join(row.table() for row in rows))
     if args.json:
-        write_json(args.json, [row.to_json() | {"machine": machine()}])
+        write_json(args.json, [row.to_json() | {"machine": machine()} for row in rows])
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = arguments.make_parser("benchmark", SUMMARY, EPILOG)
     subjects = parser.add_subparsers(
-        dest="subject", metavar="encoder|convert|decode", required=True
+        dest="subject", metavar="encoder|extract|convert|decode", required=True
     )
     encoder = subjects.add_parser("encoder", help="forward of the video encoder, beside PyTorch")
+    extract = subjects.add_parser("extract", help="features of one clip, beside a bare forward")
     convert = subjects.add_parser("convert", help="conversion of a checkpoint, beside a copy")
     decode = subjects.add_parser("decode", help="sampling frames of clips, beside decord")
-    for subject, repeats in ((encoder, 5), (convert, 3), (decode, 5)):
+    for subject, repeats in ((encoder, 5), (extract, 3), (convert, 3), (decode, 5)):
         subject.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
         subject.add_argument(
             "--repeats",

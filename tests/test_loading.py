@@ -125,6 +125,7 @@ def test_wrong_frames_are_refused_before_anything_runs(model, videos):
             method([videos[0], np.zeros((4, 3, 32, 32), np.uint8)])
 
 
+@pytest.mark.slow
 def test_towers_of_sound_take_files_with_sound(videos):
     module = build(BEATS)
     variables = noise_like(abstract_variables(module), 0)

@@ -167,6 +167,18 @@ def run_command(*command: str) -> Sample:
     return Sample(seconds, cpu_seconds, peak)
 
 
+def run_function(function: Callable[..., object], *arguments: Any) -> Sample:
+    """Calls a function of a module in a process of its own, whose start counts.
+
+    Raises:
+      ChildProcessError: the process has died.
+    """
+    start = time.perf_counter()
+    with _process() as call:
+        cpu_seconds, peak = call(_called, function, arguments)
+    return Sample(time.perf_counter() - start, cpu_seconds, peak)
+
+
 def timed(run: Callable[[], object]) -> tuple[float, float]:
     """Seconds that a run takes by the clock, and of all threads."""
     cpu, start = time.process_time(), time.perf_counter()
@@ -265,6 +277,11 @@ def _command(command: tuple[str, ...]) -> tuple[int, str, float, float | None]:
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         code = main(command)
     return code, printed.getvalue(), time.process_time(), _own_peak_rss_gb()
+
+
+def _called(function: Callable[..., object], arguments: tuple[Any, ...]) -> tuple[Any, Any]:
+    function(*arguments)
+    return time.process_time(), _own_peak_rss_gb()
 
 
 def _own_peak_rss_gb() -> float | None:

@@ -9,10 +9,10 @@ import pytest
 
 from internvideo_jax.data.synthetic import scenes as synthetic
 from internvideo_jax.launch import benchmark
-from internvideo_jax.launch.benchmarks import convert, decode, encoder, runner
+from internvideo_jax.launch.benchmarks import convert, decode, encoder, extract, runner
 from internvideo_jax.launch.benchmarks.runner import Row, Sample
 from internvideo_jax.models import stage1, video_vit
-from tests.small_models import ENCODER
+from tests.small_models import CLIP_ENCODER, ENCODER
 
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="the extra `torch` is not installed"
@@ -74,6 +74,21 @@ def test_the_encoder_alone_and_beside_torch(tmp_path, monkeypatch, capsys, peer)
     assert row["ratio"] == row["peer_value"] / row["value"]
     assert row["peer_peak_rss_gb"] > 0.05
     assert row["difference_from_peer"] < 1e-5
+
+
+@pytest.mark.slow
+def test_features_of_a_clip_beside_a_bare_forward(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(video_vit, "internvideo2_b14", lambda: CLIP_ENCODER)
+    monkeypatch.setattr(extract, "SECONDS", 1)
+    target = tmp_path / "rows.json"
+    assert benchmark.main(["extract", "--repeats=1", f"--json={target}"]) == 0
+    rows = json.loads(target.read_text())
+    assert [row["name"] for row in rows] == ["extract/b14", "encode/b14"]
+    for row in rows:
+        assert row["peer"] == "bare forward"
+        assert row["ratio"] == row["peer_value"] / row["value"]
+        assert row["peer_cpu_seconds"] > 0.5
+    assert capsys.readouterr().out.count("| bare forward |") == 2
 
 
 def test_different_outputs_are_not_raced():
