@@ -242,9 +242,7 @@ def _parse_option(text: str) -> tuple[str, Any]:
 
 @contextmanager
 def _progress(title: str, nbytes: int) -> "Iterator[Progress]":
-    from tqdm import tqdm
+    from internvideo_jax.launch import progress
 
-    with tqdm(
-        total=nbytes, desc=title, unit="B", unit_scale=True, disable=None, leave=False
-    ) as bar:
+    with progress.Progress(nbytes, "B", title) as bar:
         yield bar.update

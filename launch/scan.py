@@ -16,6 +16,7 @@ from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.environment import usable_cpus
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
+from internvideo_jax.launch.progress import Progress
 
 if TYPE_CHECKING:
     from internvideo_jax.data.annotations.lists import Annotations
@@ -173,8 +174,6 @@ def _scan(clips: _Clips, args: argparse.Namespace) -> tuple[int, list[dict[str, 
     Of an unreadable clip, `name` is its path with its times, `annotations` the first file that
     names it and `id` what it is there; `reason` says why it cannot be read.
     """
-    from tqdm import tqdm
-
     from internvideo_jax.data.decode.clip_check import ClipCheck
     from internvideo_jax.launch.worker_pool import map_in_workers
 
@@ -185,7 +184,7 @@ def _scan(clips: _Clips, args: argparse.Namespace) -> tuple[int, list[dict[str, 
         timeout=args.timeout,
     )
     number, seconds, broken = 0, 0.0, {}
-    with tqdm(total=clips.expected_number, unit="clip", disable=None) as bar:
+    with Progress(clips.expected_number, "clip") as bar:
         for (place, clip), result in results:
             number += 1
             if isinstance(result, ClipCheck):

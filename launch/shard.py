@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from internvideo_jax.environment import usable_cpus
 from internvideo_jax.launch import arguments
+from internvideo_jax.launch.progress import Progress
 
 if TYPE_CHECKING:
     from internvideo_jax.data.annotations.records import ClipRecord
@@ -53,8 +54,6 @@ def main(argv: Sequence[str]) -> int:
     if args.annotations is None or args.output is None:
         parser.error("expected ANNOTATIONS and --output=DIR, or --check=DIR")
 
-    from tqdm import tqdm
-
     from internvideo_jax.data.annotations.lists import read_annotations
     from internvideo_jax.data.sources.shard_writer import describe_broken, write_shards
 
@@ -64,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"{len(records)} shards: not more than there are clips", file=sys.stderr)
     num_shards = args.num_shards or _num_shards(records, args.shard_mb or DEFAULT_SHARD_MB)
     started = time.perf_counter()
-    with tqdm(total=len(records), unit="clip", disable=None) as bar:
+    with Progress(len(records), "clip") as bar:
         written = write_shards(
             records,
             args.output,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from internvideo_jax.configs.demo import common
 from internvideo_jax.data import pipeline
@@ -24,6 +23,7 @@ from internvideo_jax.launch.demonstration.figures import loss_figure, mask_figur
 from internvideo_jax.launch.demonstration.meter import Part, matmul_gflops, measured
 from internvideo_jax.launch.demonstration.probe import draw_labels, probe
 from internvideo_jax.launch.demonstration.report import ProbeRow, Report, Run, as_html, as_json
+from internvideo_jax.launch.progress import Progress
 from internvideo_jax.launch.train import Run as Recipe
 from internvideo_jax.training.masking import attention_guided_kept, kept_to_mask
 from internvideo_jax.training.stages.alignment import AlignmentStage
@@ -142,7 +142,7 @@ def _save(targets: Mapping[str, np.ndarray], folder: Path) -> str:
 def _make_clips(size: common.Size, home: Path) -> tuple[World, dict[Split, Clips]]:
     """Files and pixels of all splits; whatever is there already stays."""
     count = sum(getattr(size.world, split) for split in SPLITS)
-    with tqdm(total=count, desc="write", unit="clip", disable=None) as bar:
+    with Progress(count, "clip", "write") as bar:
         world = make_world(size.world, home, report=bar.update)
     return world, {split: read_clips(world, split, common.data(None)) for split in SPLITS}
 
