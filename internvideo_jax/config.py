@@ -2,12 +2,59 @@
 
 import dataclasses
 import difflib
+import functools
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that a field may hold, both ends included: `Annotated[int, Range(1, 9)]`.
+
+    NaN lies in no range.
+    """
+
+    low: float
+    high: float
+
+
+# Ranges far above every model there is and far below what no machine can hold.
+Width = Annotated[int, Range(1, 2**16)]
+Size = Annotated[int, Range(1, 2**20)]
+Side = Annotated[int, Range(1, 2**14)]
+Frames = Annotated[int, Range(1, 2**16)]
+Few = Annotated[int, Range(1, 2**12)]
+Blocks = Annotated[int, Range(0, 2**12)]
+Rate = Annotated[float, Range(0.0, 0.99)]
+Factor = Annotated[float, Range(-1e9, 1e9)]
+PositiveFactor = Annotated[float, Range(1e-9, 1e9)]
+Epsilon = Annotated[float, Range(0.0, 1.0)]
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+
+
+class CheckedConfig:
+    """Base of dataclasses whose fields hold what their annotations say, whoever makes them.
+
+    Values become those of `from_dict`: lists tuples, ints floats where the annotation says so.
+
+    Raises:
+      ValueError: a field of another type or out of its range.
+    """
+
+    def __post_init__(self) -> None:
+        cls = type(self)
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, where = getattr(self, field.name), f"{cls.__name__}.{field.name}"
+            # The way around being frozen that dataclasses themselves take.
+            object.__setattr__(self, field.name, _convert(_hints(cls)[field.name], value, where))
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str:
@@ -21,22 +68,22 @@ def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -
 
     Args:
       cls: dataclass whose annotations are made of bool, int, float, str, None, Literal, unions,
-        tuples and other dataclasses.
+        tuples and other dataclasses; numbers may be `Annotated` with a `Range`.
       mapping: field names to values (a dict or an ml_collections.ConfigDict). Lists serve as
         tuples, whole floats never as ints, ints do as floats.
       where: how error messages name the mapping, e.g. "model.json: config".
 
     Raises:
-      ValueError: an unknown field, a missing one without default, a value of another type, or
-        whatever the dataclass's own `__post_init__` objects to.
+      ValueError: an unknown field, a missing one without default, a value of another type or out
+        of its range, or whatever the dataclass's own `__post_init__` objects to.
     """
     if not isinstance(mapping, Mapping) and not _is_config_dict(mapping):
-        raise ValueError(f"{where}: expected the fields of {cls.__name__}, found {mapping!r}")
+        raise ValueError(f"{where}: expected the fields of {cls.__name__}, found {_short(mapping)}")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for name in mapping:
         if name not in fields:
             raise ValueError(
-                f"{where}: unknown field {name!r} of {cls.__name__}"
+                f"{where}: unknown field {_short(name)} of {cls.__name__}"
                 f"{nearest_name(str(name), fields)} (fields: {', '.join(fields)})"
             )
     missing = [n for n, f in fields.items() if n not in mapping and not _has_default(f)]
@@ -45,9 +92,11 @@ def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -
             f"{where}: {cls.__name__} needs {', '.join(map(repr, missing))}, found only"
             f" {', '.join(map(repr, mapping)) or 'nothing'}"
         )
-    hints = typing.get_type_hints(cls)
-    values = {n: _convert(hints[n], mapping[n], f"{where}.{n}") for n in mapping}
-    return cls(**values)
+    values = {n: _convert(_hints(cls)[n], mapping[n], f"{where}.{n}") for n in mapping}
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def to_dict(obj: Any) -> dict[str, Any]:
@@ -63,6 +112,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return value
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _has_default(field: dataclasses.Field[Any]) -> bool:
@@ -82,6 +136,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if isinstance(value, typing.cast(type, hint)):
             return value
         return from_dict(typing.cast(type, hint), value, where)
+    if origin is Annotated:
+        kind, limits = get_args(hint)
+        value = _convert(kind, value, where)
+        if not limits.low <= value <= limits.high:
+            raise ValueError(f"{where}: expected {_describe(hint)}, found {_short(value)}")
+        return value
     if origin in (Union, types.UnionType):
         return _convert_union(get_args(hint), value, where)
     if origin is Literal:
@@ -91,12 +151,16 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return value
         suggestion = nearest_name(value, options) if isinstance(value, str) else ""
         raise ValueError(
-            f"{where}: expected one of {', '.join(map(repr, options))}, found {value!r}{suggestion}"
+            f"{where}: expected one of {', '.join(map(repr, options))}, found"
+            f" {_short(value)}{suggestion}"
         )
     if origin is tuple:
         return _convert_tuple(get_args(hint), value, where)
     if hint is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{where}: expected float, found {_kind(value)}") from None
     # bool is a subclass of int, and `num_frames=True` an error.
     if type(value) is (type(None) if hint is None else hint):
         return value
@@ -113,7 +177,7 @@ def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     detailed = [
         error
         for option, error in zip(options, errors, strict=True)
-        if dataclasses.is_dataclass(option) or get_origin(option) in (Literal, tuple)
+        if dataclasses.is_dataclass(option) or get_origin(option) in (Literal, tuple, Annotated)
     ]
     if value is not None and len(detailed) == 1:
         raise detailed[0]
@@ -127,7 +191,9 @@ def _convert_tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any,
     if len(items) == 2 and items[1] is Ellipsis:
         items = (items[0],) * len(value)
     if len(items) != len(value):
-        raise ValueError(f"{where}: expected {len(items)} values, found {len(value)}: {value!r}")
+        raise ValueError(
+            f"{where}: expected {len(items)} values, found {len(value)}: {_short(value)}"
+        )
     return tuple(
         _convert(item, v, f"{where}[{i}]")
         for i, (item, v) in enumerate(zip(items, value, strict=True))
@@ -137,8 +203,16 @@ def _convert_tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any,
 def _describe(hint: Any) -> str:
     if hint in (None, type(None)):
         return "None"
+    if get_origin(hint) is Annotated:
+        kind, limits = get_args(hint)
+        return f"{_describe(kind)} from {limits.low:,} to {limits.high:,}"
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
 
 
 def _kind(value: object) -> str:
-    return "None" if value is None else f"{type(value).__name__} {value!r}"
+    return "None" if value is None else f"{type(value).__name__} {_short(value)}"
+
+
+def _short(value: object) -> str:
+    """A value as text, without the middle of a long one: it may come from any file."""
+    return _SHORT.repr(value)

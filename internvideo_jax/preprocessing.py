@@ -4,19 +4,33 @@ Nothing here imports JAX, so that processes that only decode need not.
 """
 
 import dataclasses
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 
+from internvideo_jax.config import (
+    CheckedConfig,
+    Factor,
+    Few,
+    Frames,
+    PositiveFactor,
+    Range,
+    Side,
+    Size,
+)
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Of a clip: 400 MB as they are decoded.
+_MAX_PIXELS = 2**27
 
 # A NumPy or JAX array.
 Array = TypeVar("Array")
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoPreprocessing:
+class VideoPreprocessing(CheckedConfig):
     """How a model wants its clips.
 
     Attributes:
@@ -28,16 +42,25 @@ class VideoPreprocessing:
       crop: which square of it is taken.
     """
 
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    image_size: int = 224
-    num_frames: int = 8
+    mean: tuple[Factor, Factor, Factor] = IMAGENET_MEAN
+    std: tuple[PositiveFactor, PositiveFactor, PositiveFactor] = IMAGENET_STD
+    image_size: Side = 224
+    num_frames: Frames = 8
     resize: Literal["bilinear_short_side"] = "bilinear_short_side"
     crop: Literal["center"] = "center"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pixels = self.num_frames * self.image_size**2
+        if pixels > _MAX_PIXELS:
+            raise ValueError(
+                f"expected clips of at most {_MAX_PIXELS:,} pixels, found num_frames"
+                f" {self.num_frames} of image_size {self.image_size}, which are {pixels:,}"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
-class AudioPreprocessing:
+class AudioPreprocessing(CheckedConfig):
     """How a model wants its sound: a normalised log-mel filterbank `[num_frames, num_mels]`.
 
     Attributes:
@@ -48,15 +71,15 @@ class AudioPreprocessing:
       scale: what it is divided by afterwards.
     """
 
-    sample_rate: int = 16_000
-    num_mels: int = 64
-    num_frames: int = 998
-    mean: float = 15.41663
-    scale: float = 2 * 6.55582
+    sample_rate: Annotated[int, Range(1000, 1_000_000)] = 16_000
+    num_mels: Few = 64
+    num_frames: Frames = 998
+    mean: Factor = 15.41663
+    scale: PositiveFactor = 2 * 6.55582
 
 
 @dataclasses.dataclass(frozen=True)
-class TextPreprocessing:
+class TextPreprocessing(CheckedConfig):
     """How a model wants its texts.
 
     Attributes:
@@ -67,11 +90,11 @@ class TextPreprocessing:
 
     tokenizer: Literal["wordpiece", "sentencepiece", "clip_bpe"]
     files: tuple[str, ...]
-    max_length: int
+    max_length: Size
 
 
 @dataclasses.dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(CheckedConfig):
     """How a model wants its inputs, by modality; None for one that it does not take."""
 
     video: VideoPreprocessing | None = None

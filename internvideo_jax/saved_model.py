@@ -1,8 +1,9 @@
 """Models on disk that describe themselves: `load(path)` needs nothing but the directory.
 
   model.json   format version, architecture, config, preprocessing, the SHA-256 of each tokenizer
-               file, the names of a classifier's classes where they are known, and what the writer
-               adds (where the weights come from, how they were converted)
+               file, the checksum of each array, the names of a classifier's classes where they are
+               known, and what the writer adds (where the weights come from, how they were
+               converted)
   params/      the variables tree {"params": ..., ["batch_stats": ...]}, an Orbax checkpoint;
                kernels may be int8 values with scales beside them (`nn.int8`)
   tokenizer/   the files that the text preprocessing names
@@ -13,27 +14,36 @@ The description is written last: a directory without it is no model.
 import dataclasses
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import traverse_util
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 
+from internvideo_jax.checksums import checksums
 from internvideo_jax.config import from_dict, nearest_name, to_dict
 from internvideo_jax.files import read_json
-from internvideo_jax.models import ARCHITECTURES, abstract_variables
-from internvideo_jax.nn import int8
-from internvideo_jax.parallel.rules import DEFAULT_RULES
-from internvideo_jax.parallel.sharding import variable_shardings
+from internvideo_jax.models import ARCHITECTURES
 from internvideo_jax.preprocessing import Preprocessing
+from internvideo_jax.saved_arrays import SavedModelError, check_fit, restore
+
+__all__ = [
+    "SavedModel",
+    "SavedModelError",
+    "load",
+    "read_description",
+    "save",
+    "write_description",
+]
+
+_logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 DESCRIPTION = "model.json"
@@ -43,10 +53,9 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _OWN_KEYS = ("format_version", "architecture", "config", "preprocessing", "tokenizer")
 # In the description only of classifiers whose classes have names.
 _CLASSES = "classes"
-
-
-class SavedModelError(ValueError):
-    """A directory that is not a saved model, or whose parts do not fit together."""
+# In all but older ones.
+_CHECKSUMS = "checksums"
+_ALL_KEYS = (*_OWN_KEYS, _CLASSES, _CHECKSUMS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +87,7 @@ def load(
     dtype: Any = None,
     storage: Any = None,
     mesh: Mesh | None = None,
+    check: bool = False,
 ) -> SavedModel:
     """Loads a model that `save` or the converter wrote.
 
@@ -92,12 +102,15 @@ def load(
         float16's range.
       mesh: spread the variables over this mesh by their logical axes; each process then reads
         only its own part. None puts them on the first local device.
+      check: whether to compare the arrays with the checksums that were saved, which reads them
+        once more. A model without any, as older versions wrote it, gets a warning instead.
 
     Raises:
       SavedModelError: not a model directory, another format version, an unknown architecture,
-        unreadable arrays, arrays that are missing, extra or misshapen (all are listed), or
-        tokenizer files that are missing or not those that were saved.
-      ValueError: an unknown or ill-typed config field, dtype or storage.
+        unreadable arrays, arrays that are missing, extra, misshapen or damaged (all are listed),
+        or tokenizer files that are missing or not those that were saved.
+      ValueError: an unknown config field, one of another type or out of its range, dtype or
+        storage.
     """
     directory = epath.Path(path).expanduser().resolve()
     description = read_description(directory)
@@ -115,11 +128,18 @@ def load(
     return SavedModel(
         module=module,
         tokenizer_files=_checked_files(directory, preprocessing, description["tokenizer"]),
-        variables=_restore(directory / ARRAYS, module, dtype, storage, mesh),
+        variables=restore(
+            directory / ARRAYS,
+            module,
+            dtype=dtype,
+            storage=storage,
+            mesh=mesh,
+            sums=_sums(description.get(_CHECKSUMS), where) if check else None,
+        ),
         config=config,
         preprocessing=preprocessing,
         classes=_checked_classes(description.get(_CLASSES), config, where),
-        metadata={k: v for k, v in description.items() if k not in (*_OWN_KEYS, _CLASSES)},
+        metadata={k: v for k, v in description.items() if k not in _ALL_KEYS},
     )
 
 
@@ -158,15 +178,23 @@ def save(
     if occupied:
         raise FileExistsError(f"{directory} exists; choose another directory or remove it first")
     module = _architecture(architecture).module_cls(config)
-    found, boxed = _flat(variables), _flat(abstract_variables(module, boxed=True))
-    _check_arrays(f"the variables for {directory}", _stored_shapes(boxed, found), found)
+    check_fit(f"the variables for {directory}", module, variables)
+    variables = jax.tree.map(_loadable, dict(variables))
+    sums = checksums(variables)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(directory / ARRAYS, dict(variables))
+            checkpointer.save(directory / ARRAYS, variables)
         if jax.process_index() == 0:
             write_description(
-                directory, architecture, config, preprocessing, metadata, tokenizer_files, classes
+                directory,
+                architecture,
+                config,
+                preprocessing,
+                metadata,
+                tokenizer_files,
+                classes,
+                sums,
             )
     except BaseException:
         if jax.process_index() == 0:
@@ -182,8 +210,11 @@ def write_description(
     metadata: Mapping[str, Any] | None = None,
     tokenizer_files: Mapping[str, epath.PathLike] | None = None,
     classes: Sequence[str] | None = None,
+    sums: Mapping[str, int] | None = None,
 ) -> None:
     """Copies the tokenizer files and writes `model.json`; the arrays must be there already.
+
+    Args are those of `save`; `sums` are the arrays' checksums by path, see `checksums`.
 
     Raises:
       SavedModelError: the architecture is unknown, `config` is not its config, the tokenizer files
@@ -194,7 +225,7 @@ def write_description(
         raise SavedModelError(
             f"{architecture} has a config of {expected.__name__}, found {type(config).__name__}"
         )
-    taken = [key for key in metadata or {} if key in (*_OWN_KEYS, _CLASSES)]
+    taken = [key for key in metadata or {} if key in _ALL_KEYS]
     if taken:
         raise SavedModelError(f"metadata may not hold the description's own entries {taken}")
     description = {
@@ -207,6 +238,8 @@ def write_description(
     }
     if classes is not None:
         description[_CLASSES] = list(_checked_classes(list(classes), config, str(directory)) or ())
+    if sums is not None:
+        description[_CHECKSUMS] = dict(sums)
     text = json.dumps(description, indent=2) + "\n"
     partial = epath.Path(directory) / f".{DESCRIPTION}.partial"
     partial.write_text(text)
@@ -236,7 +269,7 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
         description = read_json(path)
     except ValueError as error:
         raise SavedModelError(str(error)) from None
-    if not isinstance(description, dict) or "format_version" not in description:
+    if not isinstance(description, dict) or type(description.get("format_version")) is not int:
         raise SavedModelError(f"{path} does not describe a saved model")
     version = description["format_version"]
     if version == 1:
@@ -279,6 +312,23 @@ def _checked_classes(classes: Any, config: Any, where: str) -> tuple[str, ...] |
     return tuple(classes)
 
 
+def _sums(sums: Any, where: str) -> dict[str, int] | None:
+    """The checksums of a description, or None of one that has none."""
+    if sums is None:
+        _logger.warning("%s holds no checksums: its arrays are loaded unchecked", where)
+        return None
+    if not isinstance(sums, dict):
+        raise SavedModelError(f"{where}: expected {_CHECKSUMS} to be numbers by name")
+    return sums
+
+
+def _loadable(array: Any) -> Any:
+    """An array in a dtype that JAX reads back: float64 needs a special mode."""
+    if isinstance(array, jax.Array):
+        return array
+    return np.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))
+
+
 def _computing_in(config: Any, dtype: str) -> Any:
     """Sets the compute dtype of a config and of the configs inside it."""
     changes = {}
@@ -297,80 +347,6 @@ def _dtype(argument: str, value: Any, known: Collection[str]) -> np.dtype | None
             f"expected a {argument} of {', '.join(known)}, found {np.dtype(value).name}"
         )
     return None if value is None else np.dtype(value)
-
-
-def _restore(
-    path: epath.Path,
-    module: nn.Module,
-    dtype: np.dtype | None,
-    storage: np.dtype | None,
-    mesh: Mesh | None,
-) -> dict[str, Any]:
-    boxed = _flat(abstract_variables(module, boxed=True))
-    kernels = {n: leaf.input_dims for n, leaf in boxed.items() if isinstance(leaf, int8.Kernel)}
-    every = boxed | jax.eval_shape(int8.quantize_kernels, boxed)
-    shardings: dict[str, Any] = dict.fromkeys(every, SingleDeviceSharding(jax.local_devices()[0]))
-    if mesh is not None:
-        shardings = variable_shardings(every, mesh, DEFAULT_RULES)
-
-    def run(fn: Callable[..., Any], name: str, *arrays: jax.Array, outputs: Any) -> Any:
-        jitted = jax.jit(fn, static_argnums=len(arrays), out_shardings=outputs)
-        return jitted(*arrays, kernels[name])
-
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        stored = _stored_arrays(checkpointer, path)
-        _check_arrays(str(path), _stored_shapes(boxed, stored), stored)
-
-        def read(names: Collection[str], dtype: np.dtype | None) -> dict[str, jax.Array]:
-            target = {
-                name: jax.ShapeDtypeStruct(
-                    stored[name].shape,
-                    _restored_dtype(name, stored[name].dtype, dtype),
-                    sharding=shardings[name],
-                )
-                for name in names
-            }
-            item = traverse_util.unflatten_dict(target, sep="/")
-            arguments = ocp.args.PyTreeRestore(
-                item,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-                partial_restore=True,
-            )
-            try:
-                return _flat(checkpointer.restore(path, arguments))
-            # Orbax reports a lost or cut-off file by a bare `Exception` whose cause says which.
-            except Exception as error:
-                cause = error.__cause__ or error
-                raise SavedModelError(f"the arrays under {path} cannot be read: {cause}") from error
-
-        # In one order on all processes.
-        int8_kernels = sorted(name for name in kernels if name + int8.SUFFIX in stored)
-        if storage == np.int8:
-            to_quantize = sorted(kernels.keys() - int8_kernels)
-            variables = read(stored.keys() - to_quantize, dtype)
-            # One by one, so that the float kernels are never all in memory.
-            for name in to_quantize:
-                outputs = shardings[name], shardings[name + int8.SUFFIX]
-                kernel = read([name], None)[name]
-                pair = run(int8.quantize, name, kernel, outputs=outputs)
-                variables[name], variables[name + int8.SUFFIX] = pair
-        else:
-            variables = read(stored.keys(), storage or dtype)
-            for name in int8_kernels if storage is not None else ():
-                pair = variables[name], variables.pop(name + int8.SUFFIX)
-                wide = run(int8.dequantize, name, *pair, outputs=shardings[name])
-                variables[name] = wide.astype(storage)
-    return traverse_util.unflatten_dict(variables, sep="/")
-
-
-def _stored_shapes(boxed: Mapping[str, Any], stored: Collection[str]) -> dict[str, Any]:
-    """Shapes that belong to the stored names: int8 for the kernels with a scale beside them."""
-
-    def shapes(boxed: Mapping[str, Any]) -> dict[str, Any]:
-        return int8.quantize_kernels(boxed, lambda name: name + int8.SUFFIX in stored)
-
-    unboxed: dict[str, Any] = nn.unbox(jax.eval_shape(shapes, boxed))
-    return unboxed
 
 
 def _copy_files(
@@ -418,54 +394,3 @@ def _file_name(name: str) -> str:
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise SavedModelError(f"expected the plain name of a tokenizer file, found {name!r}")
     return name
-
-
-def _stored_arrays(checkpointer: ocp.Checkpointer, path: epath.Path) -> dict[str, Any]:
-    """Returns "collection/module/name" -> something with shape and dtype, of what is on disk."""
-    try:
-        # Orbax does not tell a folder that may not be read from one that is not there.
-        any(path.iterdir())
-        metadata = checkpointer.metadata(path).item_metadata
-        if metadata is None:
-            raise FileNotFoundError("there is no Orbax checkpoint")
-        return _flat(metadata.tree)
-    except (ValueError, OSError) as error:
-        raise SavedModelError(f"the arrays under {path} cannot be read: {error}") from error
-
-
-def _restored_dtype(name: str, stored: Any, dtype: np.dtype | None) -> np.dtype:
-    stored = np.dtype(stored)
-    if dtype is None or not jnp.issubdtype(stored, jnp.floating):
-        return stored
-    return dtype if name.endswith("/kernel") else jnp.promote_types(stored, dtype)
-
-
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return traverse_util.flatten_dict(dict(tree), sep="/")
-
-
-def _check_arrays(where: str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Compares names, shapes and kinds of dtype of two flat trees."""
-    errors = [
-        f"{name}: missing, expected shape {array.shape}"
-        for name, array in expected.items()
-        if name not in found
-    ]
-    for name, array in found.items():
-        if name not in expected:
-            errors.append(f"{name}: not part of the model, found shape {tuple(array.shape)}")
-        elif tuple(array.shape) != expected[name].shape:
-            errors.append(
-                f"{name}: expected shape {expected[name].shape}, found {tuple(array.shape)}"
-            )
-        elif _is_floating(array) != _is_floating(expected[name]):
-            errors.append(f"{name}: expected dtype {expected[name].dtype}, found {array.dtype}")
-    if errors:
-        raise SavedModelError(
-            f"{len(errors)} arrays of {where} do not fit the model's config:\n  "
-            + "\n  ".join(errors)
-        )
-
-
-def _is_floating(array: Any) -> bool:
-    return jnp.issubdtype(array.dtype, jnp.floating)

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     from internvideo_jax.saved_model import load
 
     reference = verify.load_reference(args.reference)
-    values = verify.run_reference(load(args.model, dtype="float32"), reference)
+    values = verify.run_reference(load(args.model, dtype="float32", check=True), reference)
     rows = verify.compare(values, reference, args.tolerance)
     unchecked = sorted(reference.outputs.keys() - values.keys())
     print(verify.format_table(rows, unchecked))

@@ -1,14 +1,15 @@
 import dataclasses
 import json
+import math
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from internvideo_jax.config import from_dict, nearest_name, to_dict
+from internvideo_jax.config import CheckedConfig, Range, from_dict, nearest_name, to_dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +117,37 @@ def test_misfits_of_an_inner_dataclass_are_named(fields, message):
 def test_misfits_are_named(fields, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         from_dict(Outer, {"inner": {"width": 8}, **fields}, where="model")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limited(CheckedConfig):
+    count: Annotated[int, Range(1, 9)]
+    rate: Annotated[float, Range(0.0, 0.5)] | None = None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"count": 0}, "count: expected int from 1 to 9, found 0"),
+        ({"count": 10}, "count: expected int from 1 to 9, found 10"),
+        ({"count": True}, "count: expected int, found bool True"),
+        ({"count": 1, "rate": -0.1}, "rate: expected float from 0.0 to 0.5, found -0.1"),
+        ({"count": 1, "rate": math.nan}, "rate: expected float from 0.0 to 0.5, found nan"),
+        ({"count": 1, "rate": 10**400}, "rate: expected float, found int 1000"),
+        ({"count": 1, "rate": "x" * 1000}, "rate: expected float, found str 'xxx"),
+    ],
+)
+def test_ranges_hold_however_a_config_is_made(fields, message):
+    with pytest.raises(ValueError, match=re.escape(f"model.json.{message}")) as caught:
+        from_dict(Limited, fields, "model.json")
+    assert len(str(caught.value)) < 200
+    with pytest.raises(ValueError, match=re.escape(f"Limited.{message}")):
+        Limited(**fields)
+
+
+def test_values_in_range_arrive():
+    assert Limited(1) == from_dict(Limited, {"count": 1, "rate": None})
+    assert type(Limited(9, 0).rate) is float
 
 
 def test_all_missing_fields_are_named():

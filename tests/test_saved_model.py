@@ -17,7 +17,7 @@ import pytest
 from etils import epath
 from flax import traverse_util
 
-from internvideo_jax import saved_model
+from internvideo_jax import saved_arrays, saved_model
 from internvideo_jax.convert.engine.writer import Declared, write_arrays
 from internvideo_jax.files import atomic_directory
 from internvideo_jax.models import ARCHITECTURES, abstract_variables
@@ -63,9 +63,14 @@ def stream(path, architecture="video_vit", dtype=np.float32):
     with atomic_directory(path) as directory:
         declared = {name: Declared(a.shape, np.dtype(dtype)) for name, a in variables.items()}
         pieces = ((name, None, array.astype(dtype)) for name, array in variables.items())
-        write_arrays(directory / saved_model.ARRAYS, declared, pieces)
+        sums = write_arrays(directory / saved_model.ARRAYS, declared, pieces)
         saved_model.write_description(
-            directory, architecture, CONFIGS[architecture], PREPROCESSING, {"source": {"a": [1]}}
+            directory,
+            architecture,
+            CONFIGS[architecture],
+            PREPROCESSING,
+            {"source": {"a": [1]}},
+            sums=sums,
         )
     return path
 
@@ -216,6 +221,7 @@ def edit_description(path, **changes):
     ("changes", "reason"),
     [
         ({"format_version": 3}, "has format version 3, this internvideo_jax reads 1 to 2"),
+        ({"format_version": True}, "does not describe a saved model"),
         ({"format_version": None}, "does not describe a saved model"),
         ({"config": None, "preprocessing": None}, "lacks config, preprocessing"),
         ({"architecture": "video_vt"}, "found 'video_vt'; did you mean 'video_vit'"),
@@ -305,6 +311,111 @@ def test_arrays_that_may_not_be_read_are_not_called_absent(model_dir, monkeypatc
     with pytest.raises(SavedModelError, match=r"params cannot be read: .*Permission denied"):
         saved_model.load(model_dir)
     assert not caplog.records
+
+
+def edit_config(path, **changes):
+    config = json.loads((path / "model.json").read_text())["config"]
+    edit_description(path, config=config | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"width": 2**16, "mlp_dim": 2**20},
+        {"depth": 4096, "mlp_dim": 2**14},
+        {"image_size": 2**12, "num_frames": 8},
+        {"image_size": 2**12, "num_frames": 8, "position_embedding": "separable"},
+    ],
+)
+def test_a_config_of_more_than_is_stored_is_refused_before_anything_is_made(
+    model_dir, monkeypatch, changes
+):
+    monkeypatch.setattr(saved_arrays, "abstract_variables", None)
+    edit_config(model_dir, **changes)
+    with pytest.raises(SavedModelError, match="expected a model of at most .* found a config"):
+        saved_model.load(model_dir)
+
+
+def test_arrays_of_more_than_the_files_hold_are_refused_before_they_are_read(tmp_path):
+    path = stream(tmp_path / "model")
+    description = path / "params" / "params.blocks.mlp.fc1.kernel" / ".zarray"
+    description.write_text(
+        json.dumps(json.loads(description.read_text()) | {"shape": [2, 2**20, 2**20]})
+    )
+    with pytest.raises(SavedModelError, match="to hold arrays of 8,796,.* they are cut off"):
+        saved_model.load(path)
+
+
+@pytest.mark.parametrize("changes", [{"depth": 0}, {"tubelet_size": 2**11, "num_frames": 2**11}])
+def test_configs_of_no_model_are_refused(model_dir, changes):
+    edit_config(model_dir, **changes)
+    with pytest.raises(SavedModelError, match="expected"):
+        saved_model.load(model_dir)
+
+
+def test_numbers_out_of_range_name_field_and_file(model_dir):
+    edit_config(model_dir, num_heads=0)
+    with pytest.raises(ValueError, match=r"model\.json: config\.num_heads: expected .* found 0"):
+        saved_model.load(model_dir)
+    edit_config(model_dir, num_heads=2)
+    text = (model_dir / "model.json").read_text()
+    (model_dir / "model.json").write_text(text.replace("[0.1,", "[1e999,"))
+    where = r"model\.json: preprocessing\.video\.mean\[0\]"
+    with pytest.raises(ValueError, match=f"{where}: expected .* found inf"):
+        saved_model.load(model_dir)
+
+
+def test_pipes_and_deep_descriptions_among_the_arrays_are_refused(tmp_path):
+    path = stream(tmp_path / "piped")
+    os.mkfifo(path / "params" / "params.cls_token" / "0.0.1")
+    with pytest.raises(SavedModelError, match="expected a regular file, found a pipe"):
+        saved_model.load(path)
+    path = stream(tmp_path / "deep")
+    (path / "params" / "_METADATA").write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(SavedModelError, match="levels, found deeper"):
+        saved_model.load(path)
+
+
+def test_a_flipped_bit_is_found_on_request(tmp_path):
+    path = stream(tmp_path / "model")
+    assert saved_model.load(path, check=True).metadata == {"source": {"a": [1]}}
+    chunk = path / "params" / "params.blocks.mlp.fc1.kernel" / "0.0.0"
+    content = bytearray(chunk.read_bytes())
+    content[1001] ^= 4
+    chunk.write_bytes(content)
+    saved_model.load(path)
+    with pytest.raises(SavedModelError, match=r"1 arrays .* damaged.*\n  params/blocks/mlp/fc1"):
+        saved_model.load(path, dtype="bfloat16", check=True)
+
+
+def test_models_saved_from_memory_have_checksums(model_dir, tmp_path):
+    saved_model.load(model_dir, check=True)
+    packed = saved_model.load(model_dir, storage="int8", check=True)
+    path = save(tmp_path / "packed", variables=packed.variables)
+    saved_model.load(path, check=True)
+    sums = json.loads((path / "model.json").read_text())["checksums"]
+    assert "params/blocks/mlp/fc1/kernel_scale" in sums
+    edit_description(path, checksums=sums | {"params/cls_token": 1})
+    with pytest.raises(SavedModelError, match="params/cls_token"):
+        saved_model.load(path, check=True)
+    for wrong in ([], {}):
+        edit_description(path, checksums=wrong)
+        with pytest.raises(SavedModelError, match="checksums"):
+            saved_model.load(path, check=True)
+
+
+def test_models_without_checksums_load_and_say_so(model_dir, caplog):
+    edit_description(model_dir, checksums=None)
+    saved_model.load(model_dir)
+    assert not caplog.records
+    saved_model.load(model_dir, check=True)
+    assert "holds no checksums" in caplog.text
+
+
+def test_arrays_of_64_bits_are_saved_as_jax_reads_them(tmp_path):
+    wide = jax.tree.map(lambda x: x.astype(np.float64), variables_of("video_vit"))
+    model = saved_model.load(save(tmp_path / "model", variables=wide), check=True)
+    check_equal(model.variables, variables_of("video_vit"))
 
 
 def test_a_lost_chunk_is_reported_by_its_cause(model_dir, monkeypatch):

@@ -6,6 +6,7 @@ Source: upstream `InternVideo2/multi_modality/models/backbones/beats/`.
 import dataclasses
 import functools
 import math
+from typing import Annotated
 
 import flax.linen as nn
 import flax.struct
@@ -13,12 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from internvideo_jax.config import Few, Frames, Range, Size, Width
 from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.nn.linear import default_kernel_init, dense
 from internvideo_jax.nn.normalization import layer_norm
 from internvideo_jax.nn.partitioning import with_axes
 from internvideo_jax.nn.postnorm_block import PostNormBlock, PostNormConfig, PostNormInputs
 from internvideo_jax.nn.stack import stack
+
+# The relative position bias has a number for each pair of them.
+_MAX_TOKENS = 4096
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,15 +42,15 @@ class BeatsConfig(PostNormConfig):
       max_distance: tokens from where on all share the last bucket.
     """
 
-    num_frames: int = 998
-    num_mels: int = 64
-    patch_size: int = 16
-    patch_width: int = 512
+    num_frames: Frames = 998
+    num_mels: Few = 64
+    patch_size: Few = 16
+    patch_width: Width = 512
     patch_bias: bool = False
-    conv_size: int = 128
-    conv_groups: int = 16
-    num_buckets: int = 320
-    max_distance: int = 800
+    conv_size: Few = 128
+    conv_groups: Width = 16
+    num_buckets: Annotated[int, Range(0, 2**16)] = 320
+    max_distance: Size = 800
     gated_bias: bool = True
 
     def __post_init__(self) -> None:
@@ -54,6 +59,18 @@ class BeatsConfig(PostNormConfig):
             raise ValueError(
                 f"expected a width that conv_groups divides, found {self.width} and"
                 f" {self.conv_groups}"
+            )
+        if not 0 < self.num_tokens <= _MAX_TOKENS:
+            raise ValueError(
+                f"expected 1 to {_MAX_TOKENS} patches of {self.patch_size} x {self.patch_size},"
+                f" found {self.num_tokens} in {self.num_frames} frames of {self.num_mels} mel bins"
+            )
+        if 0 < self.num_buckets < 4 or (
+            self.num_buckets and self.max_distance <= self.num_buckets // 4
+        ):
+            raise ValueError(
+                "expected num_buckets of 0 or at least 4, and a max_distance above a quarter of"
+                f" it, found {self.num_buckets} and {self.max_distance}"
             )
 
     @property

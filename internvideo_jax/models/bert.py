@@ -4,7 +4,7 @@ Source: upstream `InternVideo2/multi_modality/models/backbones/bert/xbert.py`.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import flax.struct
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from internvideo_jax.config import Blocks, Epsilon, Range, Rate, Size, Width
 from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.nn.embedding import embedding, look_up, tied_logits
 from internvideo_jax.nn.linear import dense
@@ -38,16 +39,16 @@ class BertConfig(PostNormConfig):
       mlm_head: whether there is a masked-language head.
     """
 
-    vocab_size: int = 30_522
-    max_length: int = 512
-    type_vocab_size: int = 2
-    pad_id: int = 0
-    fusion_layer: int
-    cross_width: int | None = None
+    vocab_size: Size = 30_522
+    max_length: Size = 512
+    type_vocab_size: Size = 2
+    pad_id: Annotated[int, Range(0, 2**20)] = 0
+    fusion_layer: Blocks
+    cross_width: Width | None = None
     mlm_head: bool = True
-    norm_epsilon: float = 1e-12
-    dropout_rate: float = 0.1
-    attention_dropout_rate: float = 0.1
+    norm_epsilon: Epsilon = 1e-12
+    dropout_rate: Rate = 0.1
+    attention_dropout_rate: Rate = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()

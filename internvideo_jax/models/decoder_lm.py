@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from internvideo_jax.config import Size
 from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.nn.decoder_block import DecoderBlock, DecoderConfig, DecoderInputs, KVCache
 from internvideo_jax.nn.embedding import embedding, tied_logits
@@ -26,7 +27,7 @@ class DecoderLMConfig(DecoderConfig):
       head: a head of its own, one tied to the embedding, or none.
     """
 
-    vocab_size: int
+    vocab_size: Size
     head: Literal["linear", "tied", "none"] = "linear"
 
 

@@ -5,6 +5,7 @@ Source: upstream `internvideo2_clip_text.py` in
 """
 
 import dataclasses
+from typing import Annotated
 
 import flax.linen as nn
 import flax.struct
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from internvideo_jax.config import CheckedConfig, Range, Size, Width
 from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.models.decoder_lm import DecoderLM, DecoderLMConfig
 from internvideo_jax.nn.linear import default_kernel_init
@@ -19,7 +21,7 @@ from internvideo_jax.nn.partitioning import with_axes
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaTextConfig:
+class LlamaTextConfig(CheckedConfig):
     """Dimensions and options of the text tower.
 
     Attributes:
@@ -30,9 +32,9 @@ class LlamaTextConfig:
     """
 
     lm: DecoderLMConfig
-    projection_dim: int = 768
-    pad_id: int = 0
-    max_length: int = 80
+    projection_dim: Width = 768
+    pad_id: Annotated[int, Range(0, 2**20)] = 0
+    max_length: Size = 80
 
 
 def internvl_c_text() -> LlamaTextConfig:

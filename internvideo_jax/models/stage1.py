@@ -5,13 +5,14 @@ modules return what the losses need; the losses are in `objectives.distillation`
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from internvideo_jax.config import Blocks, CheckedConfig, Range
 from internvideo_jax.models.architecture import Architecture
 from internvideo_jax.models.video_vit import (
     EncoderModel,
@@ -27,6 +28,8 @@ from internvideo_jax.nn.normalization import l2_normalize, layer_norm
 
 DecoderKind = Literal["linear", "mlp"]
 Normalization = Literal["l2", "none"]
+# 0 stands for a decoder that is not there.
+TargetWidth = Annotated[int, Range(0, 2**16)]
 
 
 def aligned_layers(depth: int, count: int, interval: float = 1) -> tuple[int, ...]:
@@ -37,8 +40,16 @@ def aligned_layers(depth: int, count: int, interval: float = 1) -> tuple[int, ..
     return tuple(sorted({depth - int(i * interval) - 1 for i in range(count)}))
 
 
+def check_layers(name: str, layers: tuple[int, ...], depth: int) -> None:
+    """Raises a `ValueError` unless `layers` are distinct, ascending blocks of a stack."""
+    if list(layers) != sorted({i for i in layers if i < depth}):
+        raise ValueError(
+            f"expected {name} to be distinct, ascending blocks below {depth}, found {layers}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
-class Stage1StudentConfig:
+class Stage1StudentConfig(CheckedConfig):
     """A pre-training student.
 
     Attributes:
@@ -52,18 +63,23 @@ class Stage1StudentConfig:
     """
 
     encoder: VideoViTConfig
-    clip_layers: tuple[int, ...]
-    mae_layers: tuple[int, ...]
-    clip_target_dim: int = 3200
-    clip_final_dim: int = 768
-    mae_target_dim: int = 1408
+    clip_layers: tuple[Blocks, ...]
+    mae_layers: tuple[Blocks, ...]
+    clip_target_dim: TargetWidth = 3200
+    clip_final_dim: TargetWidth = 768
+    mae_target_dim: TargetWidth = 1408
     normalization: Normalization = "l2"
 
     decoder: ClassVar[DecoderKind] = "linear"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_layers("clip_layers", self.clip_layers, self.encoder.depth)
+        check_layers("mae_layers", self.mae_layers, self.encoder.depth)
+
 
 @dataclasses.dataclass(frozen=True)
-class DistillStudentConfig:
+class DistillStudentConfig(CheckedConfig):
     """A distillation student, with one video teacher.
 
     Attributes:
@@ -76,13 +92,17 @@ class DistillStudentConfig:
     """
 
     encoder: VideoViTConfig
-    clip_layers: tuple[int, ...]
-    clip_target_dim: int = 1408
-    clip_final_dim: int = 768
+    clip_layers: tuple[Blocks, ...]
+    clip_target_dim: TargetWidth = 1408
+    clip_final_dim: TargetWidth = 768
     decoder: DecoderKind = "mlp"
     normalization: Normalization = "l2"
 
     mae_layers: ClassVar[tuple[int, ...]] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_layers("clip_layers", self.clip_layers, self.encoder.depth)
 
 
 def stage1_student(encoder: VideoViTConfig) -> Stage1StudentConfig:

@@ -12,8 +12,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from internvideo_jax.config import Blocks, CheckedConfig
 from internvideo_jax.models.architecture import Architecture
-from internvideo_jax.models.stage1 import Normalization, aligned_layers
+from internvideo_jax.models.stage1 import Normalization, aligned_layers, check_layers
 from internvideo_jax.models.video_vit import (
     EncoderModel,
     VideoViT,
@@ -26,7 +27,7 @@ from internvideo_jax.nn.normalization import l2_normalize
 
 
 @dataclasses.dataclass(frozen=True)
-class TeacherConfig:
+class TeacherConfig(CheckedConfig):
     """A video-ViT teacher.
 
     Attributes:
@@ -37,18 +38,26 @@ class TeacherConfig:
     """
 
     encoder: VideoViTConfig
-    layers: tuple[int, ...]
+    layers: tuple[Blocks, ...]
     per_frame: bool = False
     normalization: Normalization = "l2"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_layers("layers", self.layers, self.encoder.depth)
+
 
 @dataclasses.dataclass(frozen=True)
-class VideoMAETeacherConfig:
+class VideoMAETeacherConfig(CheckedConfig):
     """A VideoMAE teacher: encoder, ascending target blocks, and whether they are normalised."""
 
     encoder: VideoMAEConfig
-    layers: tuple[int, ...]
+    layers: tuple[Blocks, ...]
     normalization: Normalization = "l2"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_layers("layers", self.layers, self.encoder.depth)
 
 
 def internvl_teacher() -> TeacherConfig:

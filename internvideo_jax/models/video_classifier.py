@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from internvideo_jax.config import CheckedConfig, Factor, Rate, Size
 from internvideo_jax.models.architecture import Architecture
 from internvideo_jax.models.video_vit import EncoderModel, VideoViT, VideoViTConfig, token_grid
 from internvideo_jax.nn.linear import dense
@@ -23,7 +24,7 @@ MergeNorm = Literal["kaiming_bn", "bn", "ln"]
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoClassifierConfig:
+class VideoClassifierConfig(CheckedConfig):
     """A video classifier.
 
     Attributes:
@@ -39,12 +40,12 @@ class VideoClassifierConfig:
     """
 
     encoder: VideoViTConfig
-    num_classes: int
+    num_classes: Size
     head: Literal["linear", "attentive", "concat"] = "linear"
     merge_method: MergeMethod = "cls_avg1"
     merge_norm: MergeNorm = "kaiming_bn"
-    dropout_rate: float = 0.0
-    head_init_scale: float = 0.001
+    dropout_rate: Rate = 0.0
+    head_init_scale: Factor = 0.001
 
 
 @flax.struct.dataclass

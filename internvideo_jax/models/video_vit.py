@@ -5,6 +5,7 @@ this forward; also the InternVL image tower (`internvl_clip_vision.py`) with one
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -14,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from internvideo_jax.config import Factor, Few, Frames, Rate, Side, Width
 from internvideo_jax.kernels.attention.request import current_platform
 from internvideo_jax.models.architecture import Architecture, Tower
-from internvideo_jax.nn.attention import AttentionPooler
+from internvideo_jax.nn.attention import AttentionPooler, head_size
 from internvideo_jax.nn.blocks import PreNormBlock
 from internvideo_jax.nn.linear import default_kernel_init
 from internvideo_jax.nn.mlp import Activation
@@ -42,11 +44,24 @@ class PatchedVideoConfig(StackConfig):
       layer_scale_init: initial branch scale; None leaves layer scale out.
     """
 
-    patch_size: int = 14
-    tubelet_size: int = 1
-    image_size: int = 224
-    num_frames: int = 8
-    layer_scale_init: float | None = 1e-5
+    patch_size: Few = 14
+    tubelet_size: Few = 1
+    image_size: Side = 224
+    num_frames: Frames = 8
+    layer_scale_init: Factor | None = 1e-5
+
+    # Numbers in a position table: far above 64 frames of 448 pixels at width 3200.
+    max_table: ClassVar[int] = 2**28
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        head_size(self.width, self.num_heads)
+        size = math.prod(self.grid) * self.width
+        if size > self.max_table:
+            raise ValueError(
+                f"expected a position table of at most {self.max_table:,} numbers, found {size:,}"
+                f" ({' x '.join(map(str, self.grid))} tokens of width {self.width})"
+            )
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -70,16 +85,26 @@ class VideoViTConfig(PatchedVideoConfig):
       drop_path_rate: stochastic depth of the last block.
     """
 
-    pooled_dim: int = 768
-    pooler_heads: int = 16
+    pooled_dim: Width = 768
+    pooler_heads: Few = 16
     position_embedding: Literal["joint", "separable"] = "joint"
     activation: Activation = "gelu_tanh"
     qk_norm: bool = True
     qkv_bias: bool = False
-    drop_path_rate: float = 0.0
+    drop_path_rate: Rate = 0.0
 
     norm: ClassVar = "rmsnorm"
     norm_epsilon: ClassVar = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        head_size(self.width, self.pooler_heads, "pooler_heads")
+
+    @property
+    def least_parameters(self) -> int:
+        t, h, w = self.grid
+        rows = t * h * w if self.position_embedding == "joint" else t + h * w
+        return super().least_parameters + rows * self.width
 
     @property
     def num_tokens(self) -> int:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from internvideo_jax.config import Epsilon, Factor, Few, Frames
 from internvideo_jax.kernels.attention import attention
 from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.models.video_vit import (
@@ -42,17 +43,19 @@ class VideoMAEConfig(PatchedVideoConfig):
         one token (see `AttentionOverHeads`); off, attention is over tokens as intended.
     """
 
-    tubelet_size: int = 2
-    num_frames: int = 16
-    layer_scale_init: float | None = None
+    tubelet_size: Few = 2
+    num_frames: Frames = 16
+    layer_scale_init: Factor | None = None
     qkv_bias: bool = True
-    norm_epsilon: float = 1e-6
+    norm_epsilon: Epsilon = 1e-6
     learned_position: bool = False
     as_released: bool = False
 
     norm: ClassVar = "layernorm"
     activation: ClassVar = "gelu_erf"
     qk_norm: ClassVar = False
+    # The sinusoids are made anew by every process that builds the model.
+    max_table: ClassVar = 2**26
 
     @property
     def native_grid(self) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from internvideo_jax.config import Epsilon, Few, PositiveFactor, Width
 from internvideo_jax.nn.attention import attend
 from internvideo_jax.nn.lora import LoRAConfig, adaptable_dense
 from internvideo_jax.nn.mlp import Activation, activate
@@ -32,16 +33,21 @@ class DecoderConfig(StackConfig):
       lora: adapters; None for none.
     """
 
-    num_kv_heads: int
-    head_dim: int
-    norm_epsilon: float = 1e-6
+    num_kv_heads: Few
+    head_dim: Width
+    norm_epsilon: Epsilon = 1e-6
     activation: Activation = "silu"
-    rope_theta: float = 10_000.0
+    rope_theta: PositiveFactor = 10_000.0
     qkv_bias: bool = False
     proj_bias: bool = False
     lora: LoRAConfig | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head_dim % 2:
+            raise ValueError(
+                f"expected an even head_dim for rotary positions, found {self.head_dim}"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 "expected a number of query heads that the key-value heads divide, found"

@@ -8,12 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from internvideo_jax.config import CheckedConfig, Factor, Rate, Width
 from internvideo_jax.nn.linear import dense
 from internvideo_jax.nn.partitioning import with_axes
 
 
 @dataclasses.dataclass(frozen=True)
-class LoRAConfig:
+class LoRAConfig(CheckedConfig):
     """Which layers of a tower have adapters, and how.
 
     Attributes:
@@ -23,9 +24,9 @@ class LoRAConfig:
       targets: names of the linear layers that have one.
     """
 
-    rank: int
-    alpha: float
-    dropout_rate: float = 0.0
+    rank: Width
+    alpha: Factor
+    dropout_rate: Rate = 0.0
     targets: tuple[str, ...] = ("q", "v")
 
     @property

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from internvideo_jax.config import Epsilon, Factor, PositiveFactor, Rate
 from internvideo_jax.nn.attention import attend, head_size
 from internvideo_jax.nn.linear import dense
 from internvideo_jax.nn.mlp import Activation, Mlp
@@ -32,16 +33,17 @@ class PostNormConfig(StackConfig):
       attention_dropout_rate: dropout of the attention weights in training.
     """
 
-    norm_epsilon: float = 1e-5
+    norm_epsilon: Epsilon = 1e-5
     activation: Activation = "gelu_erf"
     norm_first: bool = False
-    residual_scale: float = 1.0
+    residual_scale: PositiveFactor = 1.0
     gated_bias: bool = False
-    gradient_scale: float = 1.0
-    dropout_rate: float = 0.0
-    attention_dropout_rate: float = 0.0
+    gradient_scale: Factor = 1.0
+    dropout_rate: Rate = 0.0
+    attention_dropout_rate: Rate = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         head_size(self.width, self.num_heads)
 
 

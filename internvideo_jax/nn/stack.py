@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from internvideo_jax.config import Blocks, CheckedConfig, Few, Size, Width
 from internvideo_jax.nn.linear import Dtype
 
 Remat = Literal["none", "full", "dots"]
@@ -23,7 +24,7 @@ _POLICIES: dict[str, Policy | None] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class StackConfig:
+class StackConfig(CheckedConfig):
     """What the configs of all stacks have.
 
     Attributes:
@@ -35,12 +36,17 @@ class StackConfig:
       dtype: compute dtype.
     """
 
-    width: int
-    depth: int
-    num_heads: int
-    mlp_dim: int
+    width: Width
+    depth: Blocks
+    num_heads: Few
+    mlp_dim: Size
     remat: Remat = "none"
     dtype: Dtype = "float32"
+
+    @property
+    def least_parameters(self) -> int:
+        """So many parameters the stack has at least: two matrices of each block's MLP."""
+        return 2 * self.depth * self.width * self.mlp_dim
 
 
 @flax.struct.dataclass

@@ -10,18 +10,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from internvideo_jax.checksums import checksums
 from internvideo_jax.environment import is_debugging
 from internvideo_jax.training.config import differing_fields
 from internvideo_jax.training.orbax_noise import WithoutOrbax, hide_leftovers
 from internvideo_jax.training.state import TrainState
 
-PyTree = Any
 State = TypeVar("State")
 
 # In TensorStore's messages: [name='what a developer wants to know'].
@@ -226,45 +224,6 @@ class Checkpoints:
         finally:
             self._manager.close()
             logging.getLogger("absl").removeFilter(self._filter)
-
-
-def checksums(tree: PyTree) -> dict[str, int]:
-    """A 32-bit checksum of each array, by "/"-joined path.
-
-    Computed where the arrays are, in integers: it depends on the values alone, not on their
-    sharding. Any single wrong element changes it.
-    """
-    leaves = jax.tree.leaves_with_path(tree)
-    if jax.process_count() == 1 and jax.default_backend() == "cpu":
-        # Compiling would take longer than many saves of a small model do.
-        values = [_host_checksum(np.asarray(leaf)) for _, leaf in leaves]
-    else:
-        values = jax.device_get(_device_checksums(tree))
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    return {name: int(value) for name, value in zip(names, values, strict=True)}
-
-
-def _host_checksum(x: np.ndarray) -> np.uint32:
-    """Sum modulo 2^32 of the elements' bits, each times an odd number made of its position."""
-    bits = np.ascontiguousarray(x).reshape(-1).view(f"u{x.dtype.itemsize}").astype(np.uint32)
-    odd = 2 * np.arange(len(bits), dtype=np.uint32) + np.uint32(1)
-    return np.sum(bits * odd, dtype=np.uint32)
-
-
-@jax.jit
-def _device_checksums(tree: PyTree) -> list[jax.Array]:
-    return [_device_checksum(leaf) for leaf in jax.tree.leaves(tree)]
-
-
-def _device_checksum(x: jax.Array) -> jax.Array:
-    """As `_host_checksum`, of a sharded array too."""
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-    position = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-        index = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        position = position * np.uint32(size % 2**32) + index
-    return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
 
 
 def _as_dict(state: Any) -> dict[str, Any]:

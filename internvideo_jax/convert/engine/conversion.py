@@ -185,7 +185,7 @@ def write(
         for file in files:
             checksums.start(file)
     with atomic_directory(output) as directory:
-        _write_arrays(conversion, directory / ARRAYS, progress)
+        sums = _write_arrays(conversion, directory / ARRAYS, progress)
         seconds = time.perf_counter() - started
         sha256 = checksums.wait(files) if checksums is not None else {}
         metadata = {
@@ -203,11 +203,15 @@ def write(
             conversion.preprocessing,
             metadata,
             conversion.tokenizer,
+            sums=sums,
         )
     return metadata
 
 
-def _write_arrays(conversion: Conversion, directory: Path, progress: Progress | None) -> None:
+def _write_arrays(
+    conversion: Conversion, directory: Path, progress: Progress | None
+) -> dict[str, int]:
+    """Writes the arrays; returns their checksums."""
     made, tensors, dtypes = conversion.plan, conversion.tensors, conversion.dtypes
     stacked = {target for a in made.loaded if a.index is not None for target in a.targets}
     unread = set(made.loaded_names)
@@ -223,7 +227,7 @@ def _write_arrays(conversion: Conversion, directory: Path, progress: Progress | 
         (target, index, array.astype(dtypes[target], copy=False))
         for target, index, array in parameters(made, read_tensor)
     )
-    write_arrays(directory, declared, pieces)
+    return write_arrays(directory, declared, pieces)
 
 
 def convert(

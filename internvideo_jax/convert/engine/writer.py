@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import tensorstore as ts
 
+from internvideo_jax.checksums import partial_checksum
 from internvideo_jax.convert.engine.orbax_layout import StoredArray, save_stored_arrays
 from internvideo_jax.convert.files.copying import contiguous
 
@@ -48,7 +49,7 @@ def write_arrays(
     directory: Path,
     declared: Mapping[str, Declared],
     pieces: Iterable[tuple[str, int | None, np.ndarray]],
-) -> None:
+) -> dict[str, int]:
     """Writes a tree of arrays piece by piece; `orbax.checkpoint` restores it like one of its own.
 
     Pieces are written in the background, at most `MAX_BYTES_IN_FLIGHT` (or one piece) at a time.
@@ -58,6 +59,9 @@ def write_arrays(
       declared: the arrays by path, names from the root joined by "/".
       pieces: path, index and numbers of each array (index None) or layer of a stacked one, in any
         order and memory layout; they must not be changed later.
+
+    Returns:
+      The checksum of each array, see `checksums`.
 
     Raises:
       OSError: the disk is full or cannot be written.
@@ -83,19 +87,20 @@ def write_arrays(
                     f" {piece.shape} and {piece.dtype}"
                 )
             if index is None:
-                queue.write(store, piece, array.chunks)
+                queue.write(path, store, piece, array.chunks)
             elif not array.is_small:
-                queue.write(store[index], piece, array.chunks)
+                queue.write(path, store[index], piece, array.chunks, index * piece.size)
             else:
                 if path not in gathered:
                     gathered[path] = np.empty(array.shape, array.dtype)
                 gathered[path][index] = piece
                 if not missing[path]:
-                    queue.write(store, gathered.pop(path), array.chunks)
+                    queue.write(path, store, gathered.pop(path), array.chunks)
         if never := [path for path, indices in missing.items() if indices]:
             raise ValueError(f"expected every piece of the arrays, found some of {never} missing")
         queue.drain()
         save_stored_arrays(directory, {p: StoredArray(folder) for p, folder in folders.items()})
+        return {path: queue.sums[path] for path in declared}
 
 
 def _create(folder: Path, array: Declared) -> Any:
@@ -115,9 +120,14 @@ def _create(folder: Path, array: Declared) -> Any:
 
 
 class _Queue:
-    """Writes under way, of which `write` and `drain` raise the errors."""
+    """Writes under way, of which `write` and `drain` raise the errors.
+
+    Attributes:
+      sums: by path, the checksum of what has been written of an array.
+    """
 
     def __init__(self) -> None:
+        self.sums: collections.Counter[str] = collections.Counter()
         self._waiting: collections.deque[tuple[int, Any]] = collections.deque()
 
     def __enter__(self) -> Self:
@@ -128,8 +138,10 @@ class _Queue:
         for waiting in self._waiting:
             waiting[1].exception()
 
-    def write(self, store: Any, array: np.ndarray, chunks: tuple[int, ...]) -> None:
-        """Begins to write an array, or a layer of one, chunk by chunk."""
+    def write(
+        self, path: str, store: Any, array: np.ndarray, chunks: tuple[int, ...], start: int = 0
+    ) -> None:
+        """Begins to write an array, or a layer whose numbers start at `start`, chunk by chunk."""
         parts: list[Any] = [...]
         if array.ndim:
             rows, size = chunks[len(chunks) - array.ndim], len(array)
@@ -139,6 +151,8 @@ class _Queue:
             self.drain(MAX_BYTES_IN_FLIGHT - piece.nbytes)
             future = store[part].write(piece, can_reference_source_data_indefinitely=True)
             self._waiting.append((piece.nbytes, future))
+            self.sums[path] = (self.sums[path] + partial_checksum(piece, start)) % 2**32
+            start += piece.size
 
     def drain(self, limit: int = 0) -> None:
         """Waits until at most so many bytes are under way."""
