@@ -1,5 +1,6 @@
 """What this process was given from outside, and what its terminal can be given."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,15 @@ def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def usable_memory() -> int:
+    """Bytes of main memory that this process may use, if no other does."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    # What containers may use; "max" is no limit.
+    with contextlib.suppress(OSError, ValueError):
+        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))
+    return min(sizes)
 
 
 def is_debugging() -> bool:

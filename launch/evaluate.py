@@ -184,7 +184,7 @@ def _annotated_clips(args: argparse.Namespace, model: "SavedModel") -> "_Task":
 
 def _config_clips(config: "ConfigDict", model: "SavedModel") -> "_Task":
     """What the stage of a training config is evaluated by, and the clips of its `eval_data`."""
-    from internvideo_jax.launch.train import parse_run
+    from internvideo_jax.launch.run_config import parse_run
 
     run = parse_run(config)
     evaluators = {name: e.with_model(model) for name, e in run.stage.evaluators().items()}

@@ -1,21 +1,28 @@
 """`internvideo-jax train`: trains a stage from a config, or says what that would take."""
 
-import dataclasses
-import json
+import functools
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from internvideo_jax.launch import arguments
+from internvideo_jax.launch.run_config import Run, parse_run, print_config
 from internvideo_jax.parallel import aot
 
 if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
-    from internvideo_jax.data.config import DataConfig
     from internvideo_jax.evaluation.runner import Evaluator
+    from internvideo_jax.launch.compilation.dry_run import Report
     from internvideo_jax.training.config import TrainConfig
-    from internvideo_jax.training.stage import Evaluation, HostBatch, Stage
+    from internvideo_jax.training.stage import Evaluation, HostBatch
+
+_log = logging.getLogger(__name__)
+
+# Below this, AdamW hardly moves any weight.
+_SMALL_RATE = 1e-6
+# Classes that are said one by one.
+_MAX_SAID = 20
 
 SUMMARY = "train: stage 1, distillation, fine-tuning, probing"
 
@@ -26,34 +33,17 @@ EPILOG = """\
 WORKDIR gets checkpoints/, metrics.jsonl, tensorboard/ and loss.png, and at the end model/, which
 all other commands take (with averaged weights also model_ema/). Started again with the same config,
 a run goes on from its newest checkpoint. Exit code 42: stopped by SIGTERM after a checkpoint.
-What a config holds: docs/training.md.
+What a config holds: docs/training.md; classes of your own: docs/your_classes.md.
 
 examples:
+  internvideo-jax train --config=configs/stage1/finetune.py:b14,custom --workdir=runs/mine \\
+      --config.stage.initial=models/b14-k400 --config.data.annotations=LIST_OR_FOLDER
   internvideo-jax train --config=configs/stage1/finetune.py:b14,k400 --workdir=runs/k400 \\
       --config.data.annotations=train.csv --config.data.root=videos
   internvideo-jax train --config=configs/stage1/pretrain.py:1b --dry_run --topology=v5e:16x16
 
 In Python: internvideo_jax.training.loop.train.
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """The parts of a run's config, checked.
-
-    Attributes:
-      stage: what to train.
-      train: how.
-      data: the training clips.
-      eval_data: clips to evaluate on; None without evaluation.
-      as_json: the whole config, ready for JSON; checkpoints keep it with the clips' fingerprint.
-    """
-
-    stage: "Stage"
-    train: "TrainConfig"
-    data: "DataConfig"
-    eval_data: "DataConfig | None"
-    as_json: dict[str, Any]
 
 
 @arguments.command
@@ -65,7 +55,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--dry_run",
         action="store_true",
-        help="allocate nothing: print parameters, shardings, memory per device, the schedule",
+        help="train nothing: print the memory per device and the schedule, and what training"
+        " would refuse",
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="dry run with a row for each parameter"
+    )
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="train nothing: print every field of the config that results, as options to paste",
     )
     parser.add_argument(
         "--topology",
@@ -76,6 +75,10 @@ def main(argv: Sequence[str]) -> int:
     args, leftover = parser.parse_known_args(argv)
     if args.topology and not args.dry_run:
         raise arguments.UsageError("--topology describes absent devices: add --dry_run")
+    if args.print_config:
+        config = arguments.parse_config(args, leftover)
+        print_config(config, arguments.parse_config(args, []))
+        return 0
     if not args.dry_run and args.workdir is None:
         raise arguments.UsageError("expected --workdir=DIR for the run's files, or --dry_run")
     if args.topology:
@@ -85,7 +88,10 @@ def main(argv: Sequence[str]) -> int:
 
     run = parse_run(arguments.parse_config(args, leftover))
     if args.dry_run:
-        print(dry_run(run, args.topology))
+        report = dry_run(run, args.topology)
+        print(report.text(verbose=args.verbose), flush=True)
+        if report.problems:
+            raise arguments.UsageError("; ".join(report.problems))
         return 0
     if "://" in args.workdir:
         raise arguments.UsageError(
@@ -97,69 +103,6 @@ def main(argv: Sequence[str]) -> int:
     return 0 if train(run, workdir) else EXIT_PREEMPTED
 
 
-def parse_run(config: "ConfigDict") -> Run:
-    """Turns a ConfigDict with `stage`, `train`, `data` and perhaps `eval_data` into dataclasses.
-
-    Raises:
-      ValueError: a part is missing or has wrong fields, or two parts contradict each other.
-    """
-    from internvideo_jax.config import from_dict, to_dict
-    from internvideo_jax.data.config import DataConfig
-    from internvideo_jax.training.config import TrainConfig
-    from internvideo_jax.training.stages import make_stage
-
-    parts, known = ("stage", "train", "data"), ("stage", "train", "data", "eval_data")
-    if any(name not in config for name in parts) or any(name not in known for name in config):
-        raise ValueError(
-            f"expected a config with {', '.join(parts)} and perhaps eval_data, found"
-            f" {', '.join(config)}; start from a file of configs/stage1"
-        )
-    train = from_dict(TrainConfig, config.train, "config.train")
-    data = from_dict(DataConfig, config.data, "config.data")
-    eval_config = config.get("eval_data")
-    eval_data = eval_config and from_dict(DataConfig, eval_config, "config.eval_data")
-    if data.num_sample != train.num_sample:
-        raise ValueError(
-            f"expected one number of augmented copies, found data.num_sample={data.num_sample} and"
-            f" train.num_sample={train.num_sample}; set both alike"
-        )
-    stage_config = config.stage.to_dict()
-    stage = make_stage(stage_config)
-    _check_fits(stage, data, "config.data")
-    if data.multi_label and stage.num_classes is not None:
-        raise ValueError(
-            "config.data.multi_label: expected False, as this stage trains with one label for each"
-            " clip, found True"
-        )
-    if eval_data and _has_clips(eval_data):
-        _check_fits(stage, eval_data, "config.eval_data")
-    as_json = {
-        # Tuples become the lists that a checkpoint gives back.
-        "stage": json.loads(json.dumps(stage_config)),
-        "train": to_dict(train),
-        "data": to_dict(data),
-        "eval_data": eval_data and to_dict(eval_data),
-    }
-    return Run(stage, train, data, eval_data, as_json)
-
-
-def _check_fits(stage: "Stage", data: "DataConfig", where: str) -> None:
-    """Raises ValueError naming all fields in which the data are not what the stage takes."""
-    wanted = {}
-    video = stage.example_batch(1).get("video")
-    if video is not None:
-        wanted["num_frames"], wanted["image_size"] = video.shape[1:3]
-    if stage.num_classes is not None:
-        wanted["num_classes"] = stage.num_classes
-    wrong = [
-        f"{where}.{name}: expected {value} as in config.stage, found {getattr(data, name)}"
-        for name, value in wanted.items()
-        if getattr(data, name) != value
-    ]
-    if wrong:
-        raise ValueError("; ".join(wrong) + "; set both alike")
-
-
 def train(run: Run, workdir: Path) -> bool:
     """Trains; returns False if SIGTERM stopped it. Errors are those of `training.loop.train`."""
     import jax
@@ -168,6 +111,9 @@ def train(run: Run, workdir: Path) -> bool:
     from internvideo_jax.training import loop
 
     steps_per_epoch = pipeline.steps_per_epoch(run.data, run.train.batch_size)
+    config = run.train.with_eval_every(steps_per_epoch)
+    _say_held_out(run)
+    _say_rate(config, steps_per_epoch)
     run_config = run.as_json | {"clips": pipeline.fingerprint(run.data)}
 
     def batches(step: int) -> "Iterator[HostBatch]":
@@ -183,45 +129,95 @@ def train(run: Run, workdir: Path) -> bool:
 
     return loop.train(
         run.stage,
-        run.train,
+        config,
         batches,
         workdir,
         run_config=run_config,
         steps_per_epoch=steps_per_epoch,
-        evaluations=_evaluations(run),
+        evaluations=_evaluations(run, config),
     )
 
 
-def dry_run(run: Run, topology_name: str | None = None) -> str:
+def _say_held_out(run: Run) -> None:
+    """Says how many clips of each class `validation_share` keeps from training."""
+    from internvideo_jax.data.examples import Clips
+
+    if run.eval_data is None or run.eval_data.part != "validation":
+        return
+    held_out, kept = (
+        Counter(clips[index].record.label for index in range(len(clips)))
+        for clips in (Clips(run.eval_data), Clips(run.data))
+    )
+    each = [f"{label} {held_out[label]} of {held_out[label] + kept[label]}" for label in kept]
+    more = f", and {len(each) - _MAX_SAID} more classes" if len(each) > _MAX_SAID else ""
+    _log.info(
+        "held out to evaluate on: %d of %d clips (%s%s)",
+        held_out.total(),
+        held_out.total() + kept.total(),
+        ", ".join(sorted(each)[:_MAX_SAID]),
+        more,
+    )
+
+
+def _say_rate(config: "TrainConfig", steps_per_epoch: int) -> None:
+    """Says which learning rate results, since the batch decides what it is good for."""
+    rate, warmup = config.optimizer.lr, config.lengths(steps_per_epoch).warmup
+    said = f"{rate:.3g} (per 256 rows {rate * 256 / config.rows:.3g})"
+    _log.info("peak learning rate %s after %d warm-up steps", said, warmup)
+    if rate < _SMALL_RATE:
+        _log.warning(
+            "a learning rate of %.3g hardly changes the weights in batches of %d rows; set"
+            " --config.train.optimizer.lr",
+            rate,
+            config.rows,
+        )
+
+
+def dry_run(run: Run, topology_name: str | None = None) -> "Report":
     """The report of `dry_run.describe`, on this machine's devices or a described TPU slice."""
     import jax
 
     from internvideo_jax.data import pipeline
-    from internvideo_jax.launch.compilation.dry_run import describe
+    from internvideo_jax.launch.compilation.dry_run import describe, device_memory
     from internvideo_jax.parallel.mesh import make_mesh
 
     topology = aot.topology(topology_name) if topology_name else None
     devices = topology.devices if topology else jax.devices()
-    steps_per_epoch = None
-    if _has_clips(run.data):
-        steps_per_epoch = pipeline.steps_per_epoch(run.data, run.train.batch_size)
-    return describe(
+    config, steps_per_epoch = run.train, None
+    if run.data.has_clips:
+        steps_per_epoch = pipeline.steps_per_epoch(run.data, config.batch_size)
+        _say_held_out(run)
+        _say_rate(config, steps_per_epoch)
+    report = describe(
         run.stage,
-        run.train,
-        make_mesh(run.train.mesh, devices),
+        config,
+        make_mesh(config.mesh, devices),
         steps_per_epoch=steps_per_epoch,
-        memory_limit=topology.chip.hbm_bytes if topology else None,
+        memory_limit=topology.chip.hbm_bytes if topology else device_memory(devices),
     )
+    # Models and clips may lie on the machine that has the topology.
+    if topology is None:
+        checks = [run.stage.check_weights]
+        if run.data.has_clips:
+            fields = tuple(run.stage.example_batch(1))
+            checks.append(functools.partial(pipeline.check_readable, run.data, fields))
+            checks.append(functools.partial(_evaluations, run, config))
+        for check in checks:
+            try:
+                check()
+            except (ValueError, OSError) as error:
+                report.problems.append(str(error))
+    return report
 
 
-def _evaluations(run: Run) -> "dict[str, Evaluation]":
+def _evaluations(run: Run, config: "TrainConfig") -> "dict[str, Evaluation]":
     import jax
 
     from internvideo_jax.data import pipeline
     from internvideo_jax.evaluation import runner
 
     data = run.eval_data
-    if data is None or not _has_clips(data) or run.train.eval_every is None:
+    if data is None or not data.has_clips or config.eval_every is None:
         return {}
     evaluators = run.stage.evaluators()
     if not evaluators:
@@ -240,14 +236,10 @@ def _evaluations(run: Run) -> "dict[str, Evaluation]":
             pipeline.eval_batches(
                 data,
                 evaluator.fields,
-                batch_size=run.train.batch_size,
+                batch_size=config.batch_size,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
             ),
         )
 
     return {name: evaluation(evaluator) for name, evaluator in evaluators.items()}
-
-
-def _has_clips(data: "DataConfig") -> bool:
-    return any((data.annotations, data.shards, data.tfds, data.mixture))

@@ -2,7 +2,8 @@
 
 `configs/stage1/finetune.py:SIZE,DATASET[,VARIANT]`, for example `1b,k400`, `1b,k400,f16`,
 `6b,mit,336`; `RECIPES` below holds all. Clips have 8 frames of 224x224 pixels; the variant `f16`
-has 16 frames, `336` has 336x336 pixels. Set the weights to start from and the data:
+has 16 frames, `336` has 336x336 pixels. `SIZE,custom` is for classes of your own (`custom.py`,
+docs/your_classes.md). Set the weights to start from and the data:
 
     --config.stage.initial=DIR --config.data.annotations=FILE --config.data.root=DIR
     --config.eval_data.annotations=FILE --config.eval_data.root=DIR
@@ -15,7 +16,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from internvideo_jax.configs.stage1 import common
+from internvideo_jax.configs.stage1 import common, custom
 from internvideo_jax.models import VideoClassifierConfig
 from internvideo_jax.training.stages.classify import ClassifyConfig
 
@@ -106,8 +107,11 @@ def get_config(name: str = "1b,k400") -> ConfigDict:
     Raises:
       ValueError: there is no such recipe; lists all.
     """
-    recipe: Recipe = common.choose(RECIPES, name, "stage1/finetune.py")
+    known = RECIPES | dict.fromkeys(custom.names())
+    recipe: Recipe | None = common.choose(known, name, "stage1/finetune.py")
     size, dataset_name, variant = (*name.split(","), "")[:3]
+    if recipe is None:
+        return custom.finetune(size)
     dataset = common.DATASETS[dataset_name]
     assert dataset.num_classes is not None
     frames = 16 if variant == "f16" else 8

@@ -3,8 +3,8 @@
 `configs/stage1/probe.py:SIZE,KIND_DATASET[,stage2]`, for example `1b,ap_k710`, `6b,lp_ssv2,stage2`;
 `RECIPES` below holds all. KIND `ap` trains the attention pooler and the head, on SSv2 with an extra
 MLP between them; `lp` trains the head, on SSv2 one that reads class token, averages over each frame
-and the pooled feature. Clips have 16 frames of 224x224 pixels. Set the weights to start from and
-the data:
+and the pooled feature. Clips have 16 frames of 224x224 pixels. `SIZE,custom` is for classes of your
+own (`custom.py`, docs/your_classes.md). Set the weights to start from and the data:
 
     --config.stage.initial=DIR --config.data.annotations=FILE --config.data.root=DIR
     --config.eval_data.annotations=FILE --config.eval_data.root=DIR
@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from internvideo_jax.configs.stage1 import common
+from internvideo_jax.configs.stage1 import common, custom
 from internvideo_jax.models import VideoClassifierConfig
 from internvideo_jax.training.stages.classify import ClassifyConfig, ProbeConfig
 
@@ -117,8 +117,11 @@ def get_config(name: str = "1b,ap_k710") -> ConfigDict:
     Raises:
       ValueError: there is no such recipe; lists all.
     """
-    recipe: Recipe = common.choose(RECIPES, name, "stage1/probe.py")
+    known = RECIPES | dict.fromkeys(custom.names())
+    recipe: Recipe | None = common.choose(known, name, "stage1/probe.py")
     size, run = name.split(",")[:2]
+    if recipe is None:
+        return custom.probe(size)
     kind, dataset_name = run.split("_")
     dataset = common.DATASETS[dataset_name]
     assert dataset.num_classes is not None

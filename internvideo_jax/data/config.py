@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from internvideo_jax.class_names import read_class_names
 from internvideo_jax.data.annotations.formats import Format
 from internvideo_jax.data.transforms.sampling import Sampling
 from internvideo_jax.preprocessing import AudioPreprocessing
@@ -17,7 +18,8 @@ class ClipSet:
     """Where clips come from: exactly one of `annotations`, `shards` and `tfds`.
 
     Attributes:
-      annotations: a file that `data.annotations.lists.read_annotations` reads.
+      annotations: a file that `data.annotations.lists.read_annotations` reads, or a folder that
+        holds a folder of videos for each class.
       root: the folder that its paths start from; None is the folder of the file.
       format: its format, unless its name ends in .jsonl or .json, which say it themselves.
       separator: between the columns of text formats; None finds out.
@@ -81,7 +83,11 @@ class DataConfig(ClipSet):
       mixture: several sets of clips, instead of the one that the inherited fields name.
       mixture_by: whether every batch mixes the sets, or only those of one kind of media.
       num_classes: C; then batches hold labels, and every clip needs one below it. None: no labels.
+      classes: their names in the order of the numbers, or a file of them (`class_names`); labels
+        may then be names. None: labels are numbers.
       multi_label: whether a clip has any number of labels, which become multi-hot rows `[C]`.
+      validation_share: of the clips of `annotations`, the share held out by `data.validation`.
+      part: which side of that: the clips to train on, or those held out.
       sampling: which frames of a clip are taken (`data.transforms.sampling`).
       num_frames: T, frames per clip.
       sampling_rate: frames from one taken to the next (`sampling="dense"`).
@@ -106,7 +112,10 @@ class DataConfig(ClipSet):
     mixture: tuple[MixtureMember, ...] = ()
     mixture_by: Literal["example", "batch"] = "example"
     num_classes: int | None = None
+    classes: str | tuple[str, ...] | None = None
     multi_label: bool = False
+    validation_share: float = 0.0
+    part: Literal["train", "validation"] = "train"
     sampling: Sampling = "sparse"
     num_frames: int = 8
     sampling_rate: int = 4
@@ -138,6 +147,23 @@ class DataConfig(ClipSet):
             raise ValueError(f"workers: expected 0 (threads) or more, found {self.workers}")
         if not self.stall_timeout > 0:
             raise ValueError(f"stall_timeout: expected seconds, found {self.stall_timeout}")
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(
+                f"validation_share: expected a share from 0 to below 1, found"
+                f" {self.validation_share}"
+            )
+        if self.part == "validation" and not self.validation_share:
+            raise ValueError("part: expected validation_share with 'validation'; set it")
+        if self.validation_share and self.has_clips and self.annotations is None:
+            raise ValueError(
+                "validation_share: expected annotations, which can be divided, found others;"
+                " name clips to evaluate on as eval_data"
+            )
+        if isinstance(self.classes, tuple) and len(self.classes) != self.num_classes:
+            raise ValueError(
+                f"classes: expected num_classes={self.num_classes} names, found"
+                f" {len(self.classes)}; set both alike"
+            )
         if self.multi_label and not self.num_classes:
             raise ValueError("multi_label: expected num_classes with it; set it")
         kinds = {member.shape for member in self.mixture}
@@ -152,6 +178,21 @@ class DataConfig(ClipSet):
                 "mixture: expected one batch_size, num_frames and image_size for each kind of"
                 f" media, found {sorted(kinds, key=str)}; set them alike"
             )
+
+    @property
+    def has_clips(self) -> bool:
+        """Whether it names any clips."""
+        return any((self.annotations, self.shards, self.tfds, self.mixture))
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes in the order of the numbers; None where labels are numbers.
+
+        Raises:
+          OSError, ValueError: the file of `classes` is none, or not of `num_classes` names.
+        """
+        if isinstance(self.classes, str):
+            return read_class_names(self.classes, self.num_classes)
+        return self.classes
 
     def of_member(self, member: MixtureMember) -> "DataConfig":
         """The config with what a member of the mixture states for itself."""

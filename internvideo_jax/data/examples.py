@@ -10,13 +10,14 @@ from typing import Any
 import grain
 import numpy as np
 
-from internvideo_jax.data.config import DataConfig
+from internvideo_jax.data.config import DataConfig, MixtureMember
 from internvideo_jax.data.fields import make_fields
 from internvideo_jax.data.fields.field import Columns, LazyClip, UnfitClip
 from internvideo_jax.data.fields.label import label_array
-from internvideo_jax.data.sources.clips import RecordSource, open_source
+from internvideo_jax.data.sources.clips import RecordSource, annotation_root, open_source
 from internvideo_jax.data.sources.frame_cache import CachedSource
 from internvideo_jax.data.sources.source import ClipSource, SourceClip, reason
+from internvideo_jax.data.validation import divide
 
 # A broken clip's neighbours are tried up to this many times; so many in a row are a broken disk.
 MAX_TRIES = 16
@@ -56,9 +57,7 @@ class Clips:
     ):
         self.members = config.members if source is None else ()
         self._sources: list[ClipSource] = (
-            [open_source(member, num_classes=config.num_classes) for member in self.members]
-            if source is None
-            else [source]
+            [_open(member, config) for member in self.members] if source is None else [source]
         )
         for number, source in enumerate(self._sources):
             if not len(source):
@@ -106,6 +105,17 @@ class Clips:
 
     def _set(self, index: int) -> int:
         return bisect.bisect_right(self._ends, index)
+
+
+def _open(member: MixtureMember, config: DataConfig) -> ClipSource:
+    """A set of clips, or the part of it that the config says."""
+    classes = config.class_names()
+    source = open_source(member, num_classes=config.num_classes, classes=classes)
+    if not config.validation_share:
+        return source
+    assert isinstance(source, RecordSource)
+    train, validation = divide(source.records, config.validation_share, annotation_root(member))
+    return RecordSource(train if config.part == "train" else validation)
 
 
 class ExampleOrder:

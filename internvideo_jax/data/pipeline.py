@@ -41,6 +41,8 @@ Fields = Sequence[str] | Mapping[str, Sequence[str]]
 
 # Examples that a process holds ready, where batches are large; more would be memory for nothing.
 MAX_READY = 64
+# How often a batch may have the same clip: a larger one is no batch of these data.
+_MAX_REPEATS = 8
 # As many numbers as grain can count exactly in floats.
 _ENDLESS = 2**62
 # What grain says of a worker process that ended by itself; it has no type of its own for that.
@@ -279,9 +281,14 @@ def steps_per_epoch(config: DataConfig, batch_size: int) -> int:
     """Whole batches of `batch_size` clips in one pass over them, at least 1.
 
     Raises:
-      ValueError: the config's clips cannot be used.
+      ValueError: the config's clips cannot be used, or are far fewer than a batch has.
     """
     count = len(Clips(config))
+    if batch_size > _MAX_REPEATS * count:
+        raise ValueError(
+            f"batch_size: expected at most {_MAX_REPEATS} times the {count} clips of the data,"
+            f" found {batch_size}; set a smaller one (--config.train.batch_size)"
+        )
     if count < batch_size:
         _log.warning(
             "fewer clips (%d) than in a batch (%d): it has some more than once", count, batch_size

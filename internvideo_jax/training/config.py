@@ -18,6 +18,7 @@ from internvideo_jax.training.stage import Stage
 FREE_FIELDS = (
     "train.log_every",
     "train.eval_every",
+    "train.eval_epochs",
     "train.checkpoint",
     "train.max_bad_steps",
     "train.mesh",
@@ -73,7 +74,9 @@ class TrainConfig:
       mesh: how the devices are arranged.
       checkpoint: when to write checkpoints.
       log_every: steps over which logged metrics are averaged.
-      eval_every: steps from one evaluation to the next (the last step has one too); None has none.
+      eval_every: steps from one evaluation to the next (the last step has one too); unset,
+        `eval_epochs` says it; with neither there is none.
+      eval_epochs: passes over the data from one evaluation to the next.
       max_bad_steps: the run stops after so many non-finite losses or gradients in a row.
     """
 
@@ -92,6 +95,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every: int = 10
     eval_every: int | None = None
+    eval_epochs: float | None = None
     max_bad_steps: int = 10
 
     def __post_init__(self) -> None:
@@ -101,6 +105,8 @@ class TrainConfig:
         for name in ("steps", "eval_every"):
             if getattr(self, name) is not None:
                 _check_positive(self, name)
+        if self.eval_epochs is not None and not self.eval_epochs > 0:
+            raise ValueError(f"eval_epochs: expected a number above 0, found {self.eval_epochs}")
         if self.steps is None and self.epochs is None:
             raise ValueError("expected steps or epochs, found neither; set one of them")
         if self.rows % self.accumulation:
@@ -151,6 +157,13 @@ class TrainConfig:
                 " train.warmup_epochs or train.warmup_steps, the batch or the data"
             )
         return Lengths(total, warmup)
+
+    def with_eval_every(self, steps_per_epoch: int) -> "TrainConfig":
+        """The config with the time of evaluations in steps."""
+        if self.eval_every is not None or self.eval_epochs is None:
+            return self
+        steps = max(round(self.eval_epochs * steps_per_epoch), 1)
+        return dataclasses.replace(self, eval_every=steps)
 
     def schedule(self, lengths: "Lengths") -> optax.Schedule:
         """The learning rate of each step."""

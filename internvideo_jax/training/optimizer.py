@@ -84,7 +84,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         norm = self.max_grad_norm
         ranges = [
-            ("lr", self.lr > 0, "a number above 0"),
+            ("lr", 0 < self.lr <= 1, "a number above 0 and at most 1, as AdamW takes it"),
             ("min_lr", self.min_lr >= 0, "at least 0"),
             ("warmup_lr", self.warmup_lr >= 0, "at least 0"),
             ("betas", all(0 <= beta < 1 for beta in self.betas), "numbers in [0, 1)"),

@@ -135,6 +135,15 @@ class Stage(abc.ABC):
         """
         return variables
 
+    def check_weights(self) -> None:
+        """Checks, without reading arrays, that the saved models of `load_frozen` and `load_initial`
+        are named, there, and fit.
+
+        Raises:
+          ValueError: one of them is not.
+        """
+        return None
+
     def flops(self) -> dict[str, int]:
         """Analytic FLOPs of a step per row of the batch, by part: teachers, model with gradients.
 

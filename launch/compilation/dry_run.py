@@ -1,6 +1,8 @@
 """What a training run would need, computed from shapes alone: nothing is allocated or compiled."""
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +11,7 @@ import optax
 from clu import parameter_overview
 from jax.sharding import Mesh
 
+from internvideo_jax.environment import usable_memory
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.training.config import Lengths, TrainConfig
 from internvideo_jax.training.loop import check_batch_fits
@@ -19,6 +22,31 @@ from internvideo_jax.training.step import abstract_batch
 PyTree = Any
 
 
+@dataclasses.dataclass
+class Report:
+    """What a dry run found.
+
+    Attributes:
+      rows: of the parameters, one each.
+      summary: lines of everything else.
+      problems: what training would refuse.
+    """
+
+    rows: list[str]
+    summary: list[str]
+    problems: list[str]
+
+    def text(self, *, verbose: bool = False) -> str:
+        """The lines to print, the rows first if they are asked for."""
+        return "\n".join([*self.rows, "", *self.summary] if verbose else self.summary)
+
+
+def device_memory(devices: Sequence[jax.Device]) -> int:
+    """Bytes that each of these attached devices may use; those of CPUs share the main memory."""
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    return limit or usable_memory() // len(devices)
+
+
 def describe(
     stage: Stage,
     config: TrainConfig,
@@ -26,8 +54,8 @@ def describe(
     *,
     steps_per_epoch: int | None,
     memory_limit: int | None = None,
-) -> str:
-    """The report of a dry run.
+) -> Report:
+    """The report of a dry run; memory that is not there is one of its problems.
 
     Args:
       stage: what would be trained.
@@ -56,16 +84,15 @@ def describe(
     }
 
     axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    overview = parameter_overview.get_parameter_overview
+    rows = ["parameters:", overview(params, include_stats="sharding")]
     lines = [
         f"mesh: {axes}, {mesh.size} devices",
-        "",
-        "parameters:",
-        parameter_overview.get_parameter_overview(params, include_stats="sharding"),
-        f"trained: {_count(state.params):,} of {_count(params):,}",
+        f"parameters: {_count(params):,}, of which {_count(state.params):,} are trained",
     ]
     if jax.tree.leaves(frozen):
-        overview = parameter_overview.get_parameter_overview(frozen, include_stats="sharding")
-        lines += ["", "frozen models:", overview]
+        rows += ["", "frozen models:", overview(frozen, include_stats="sharding")]
+        lines.append(f"frozen models: {_count(frozen):,} parameters")
     lines += [f"note: {note}" for note in unsplit(stage, mesh, DEFAULT_RULES)]
     lines += ["", "memory per device, before activations:", *_memory_lines(memory, memory_limit)]
     micro_batches = f" in {config.accumulation} micro-batches" if config.accumulation > 1 else ""
@@ -74,7 +101,20 @@ def describe(
         f"  {name}: {x.dtype.name}{list(x.shape)}, on a device {list(_shard_shape(x))}"
         for name, x in batch.items()
     ]
-    return "\n".join([*lines, "", *_schedule_lines(config, steps_per_epoch)])
+    lines += ["", *_schedule_lines(config, steps_per_epoch)]
+    needed = sum(bytes_per_device(tree) for tree in memory.values())
+    problems = []
+    if memory_limit is not None and needed > memory_limit:
+        problems.append(
+            f"expected at most {_gib(memory_limit)} on a device, as it has, found {_gib(needed)}"
+            " before activations; take more devices, a smaller batch"
+            " (--config.train.batch_size) or model"
+        )
+    return Report(rows, lines, problems)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
 
 
 def _memory_lines(parts: dict[str, PyTree], limit: int | None) -> list[str]:

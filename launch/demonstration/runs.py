@@ -10,8 +10,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
-from flax import traverse_util
 
 from internvideo_jax.configs.demo import common, image_teacher, pretrain, video_teacher
 from internvideo_jax.files import atomic_directory
@@ -19,9 +17,10 @@ from internvideo_jax.launch import arguments
 from internvideo_jax.launch import train as command
 from internvideo_jax.launch.demonstration.meter import Part
 from internvideo_jax.launch.demonstration.report import UNTRAINED, Run
-from internvideo_jax.models.video_vit import VideoViTConfig
+from internvideo_jax.launch.run_config import Run as Recipe
+from internvideo_jax.launch.run_config import parse_run
 from internvideo_jax.training.loop import MODEL
-from internvideo_jax.training.stage import Variables
+from internvideo_jax.training.stages.model import fan_in
 
 CONFIGS = {
     "image teacher": image_teacher.get_config,
@@ -32,13 +31,11 @@ CONFIGS = {
 }
 # In the folder of the runs, once all is done: the next demo starts anew.
 _FINISHED = "finished"
-# Of all linear layers of the family (`nn.linear.default_kernel_init`).
-_RELEASED_STD = 0.02
 
 
 def recipe(
     name: str, size: str, data: Mapping[str, str] | None = None, initial: Path | None = None
-) -> command.Run:
+) -> Recipe:
     """A run's parts.
 
     Args:
@@ -51,7 +48,7 @@ def recipe(
     if initial is not None:
         config.stage.initial = str(initial)
     config.data.update(data or {})
-    return command.parse_run(config)
+    return parse_run(config)
 
 
 def open_folder(size: str, folder: Path) -> Path:
@@ -111,21 +108,3 @@ def save_untrained(directory: Path, stage: Any, seed: int) -> None:
     variables = nn.unbox(jax.jit(stage.init)(jax.random.key(seed)))
     with atomic_directory(directory) as partial:
         stage.save(fan_in(variables, stage.module.config.encoder), partial)
-
-
-def fan_in(variables: Variables, encoder: VideoViTConfig) -> Variables:
-    """Rescales an encoder's kernels from the released deviation to 1 / sqrt(inputs).
-
-    The released 0.02 is made for widths in the thousands; a narrow network is nearly linear at it.
-    """
-
-    def rescale(path: str, leaf: jax.Array) -> jax.Array:
-        names = path.split("/")
-        # Patch embeddings start so anyway; decoders and heads are normalised or start small.
-        if "encoder" not in names or "patch_embed" in names or names[-1] != "kernel":
-            return leaf
-        inputs = encoder.mlp_dim if names[-2] == "fc2" else encoder.width
-        return leaf * np.float32(inputs**-0.5 / _RELEASED_STD)
-
-    flat = traverse_util.flatten_dict(variables, sep="/")
-    return traverse_util.unflatten_dict({p: rescale(p, x) for p, x in flat.items()}, sep="/")

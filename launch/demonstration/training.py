@@ -24,7 +24,7 @@ from internvideo_jax.launch.demonstration.meter import Part, matmul_gflops, meas
 from internvideo_jax.launch.demonstration.probe import draw_labels, probe
 from internvideo_jax.launch.demonstration.report import ProbeRow, Report, Run, as_html, as_json
 from internvideo_jax.launch.progress import Progress
-from internvideo_jax.launch.train import Run as Recipe
+from internvideo_jax.launch.run_config import Run as Recipe
 from internvideo_jax.training.masking import attention_guided_kept, kept_to_mask
 from internvideo_jax.training.stages.alignment import AlignmentStage
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from internvideo_jax.launch import arguments, train
+from internvideo_jax.launch import arguments, run_config, train
 from internvideo_jax.parallel import aot
 from internvideo_jax.training.metrics import read_metrics
 
@@ -54,7 +54,7 @@ def config_file(tmp_path):
 
 
 def test_dry_run_without_data(config_file, capsys):
-    assert train.main([f"--config={config_file}", "--dry_run"]) == 0
+    assert train.main([f"--config={config_file}", "--dry_run", "--verbose"]) == 0
     out = capsys.readouterr().out
     assert "mesh: data=1 x fsdp=1 x tensor=1 x context=1, 1 devices" in out
     row = next(line for line in out.splitlines() if "encoder/blocks/attn/proj/kernel" in line)
@@ -67,14 +67,19 @@ def test_dry_run_without_data(config_file, capsys):
     assert "schedule: 4 steps, 1 of them warm-up" in out
     [line] = [line for line in out.splitlines() if line.startswith("  step 2 ")]
     assert line.split()[2:] == ["learning", "rate", "0.002,", "per", "256", "rows", "0.128"]
+    # What matters comes last, and alone unless more is asked for.
+    assert out.index(row) < out.index("MiB") < out.index("schedule: ")
+    assert train.main([f"--config={config_file}", "--dry_run"]) == 0
+    summary = capsys.readouterr().out
+    assert "kernel" not in summary
+    assert out.endswith(summary)
 
 
 def test_dry_run_warns_of_data_smaller_than_a_batch(config_file, tmp_path, capsys):
-    (tmp_path / "a.jsonl").write_text('{"video": "a.mp4", "label": 0}\n')
-    options = [f"--config={config_file}:{tmp_path / 'a.jsonl'}", "--dry_run"]
-    assert train.main(options) == 0
-    warning = "warning: fewer clips (1) than in a batch (4): it has some more than once\n"
-    assert capsys.readouterr().err.endswith(warning)
+    options = [f"--config={config_file}:{write_clips(tmp_path)}", "--dry_run"]
+    assert train.main([*options, "--config.train.batch_size=16"]) == 0
+    warning = "warning: fewer clips (12) than in a batch (16): it has some more than once\n"
+    assert warning in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -90,7 +95,7 @@ def test_dry_run_warns_of_data_smaller_than_a_batch(config_file, tmp_path, capsy
             "config.eval_data.num_frames: expected 2 as in config.stage, found 3",
         ),
         (["--config.data.multi_label=True"], "config.data.multi_label: expected False"),
-        (["--config.train.optimizer.lr=-1"], "lr: expected a number above 0, found -1.0"),
+        (["--config.train.optimizer.lr=-1"], "lr: expected a number above 0 and at most 1"),
         (
             ["--config.stage.model.encoder.dtype=float17"],
             "dtype: expected one of 'float32', 'bfloat16', 'float16', found 'float17'",
@@ -123,7 +128,7 @@ def test_a_schedule_in_epochs_needs_no_data(config_file):
     config = arguments.parse_config(argparse.Namespace(config=str(config_file)), [])
     config.train = {**config.train.to_dict(), "steps": None, "epochs": 10.0}
     config.train = {**config.train.to_dict(), "warmup_steps": None, "warmup_epochs": 2.5}
-    out = train.dry_run(train.parse_run(config))
+    out = train.dry_run(run_config.parse_run(config)).text()
     lines = out[out.index("schedule") :].splitlines()
     assert lines[0] == "schedule: 10.0 epochs; set the data to know the steps"
     assert [line.split()[1] for line in lines[1:]] == ["0.00", "2.50", "6.25", "10.00"]

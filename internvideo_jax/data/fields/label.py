@@ -1,7 +1,11 @@
 """Class labels."""
 
+import functools
+from collections.abc import Mapping
+
 import numpy as np
 
+from internvideo_jax.config import nearest_name
 from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.fields.field import Columns, Field, LazyClip, UnfitClip
@@ -33,16 +37,13 @@ def label_array(record: ClipRecord, config: DataConfig) -> np.ndarray:
     """A clip's label: int32 `[]`, or float32 multi-hot `[C]` for `multi_label`.
 
     Raises:
-      UnfitClip: there is none, it is not below C, or there are several without `multi_label`.
+      UnfitClip: there is none, it is not below C or no name of a class, or there are several
+        without `multi_label`.
     """
     count = config.num_classes or 0
     labels = record.label if isinstance(record.label, tuple) else (record.label,)
-    known = [label for label in labels if label is not None and 0 <= label < count]
-    if len(known) < len(labels):
-        raise UnfitClip(
-            f"{record.id}: expected a label from 0 to {count - 1}, found {record.label}; correct"
-            " the annotation or num_classes"
-        )
+    numbers = _numbers(config.class_names() or ()) if any(map(_is_name, labels)) else {}
+    known = [_class_number(record, label, count, numbers) for label in labels]
     if config.multi_label:
         array = np.zeros(count, np.float32)
         array[known] = 1
@@ -53,3 +54,31 @@ def label_array(record: ClipRecord, config: DataConfig) -> np.ndarray:
             " any number of them"
         )
     return np.asarray(known[0], np.int32)
+
+
+def _class_number(
+    record: ClipRecord, label: int | str | None, count: int, numbers: Mapping[str, int]
+) -> int:
+    if isinstance(label, str):
+        if label in numbers:
+            return numbers[label]
+        near = nearest_name(label, numbers)
+        raise UnfitClip(
+            f"{record.id}: expected the name of one of {len(numbers)} classes, found {label!r}"
+            f"{near}; correct the annotation, or name the classes with data.classes"
+        )
+    if label is None or not 0 <= label < count:
+        raise UnfitClip(
+            f"{record.id}: expected a label from 0 to {count - 1}, found {record.label}; correct"
+            " the annotation or num_classes"
+        )
+    return label
+
+
+def _is_name(label: int | str | None) -> bool:
+    return isinstance(label, str)
+
+
+@functools.lru_cache(maxsize=8)
+def _numbers(classes: tuple[str, ...]) -> Mapping[str, int]:
+    return {name: number for number, name in enumerate(classes)}

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from internvideo_jax.config import nearest_name
+from internvideo_jax.data.annotations.folders import read_class_folders
 from internvideo_jax.data.annotations.formats import FRAME_PATTERN
 from internvideo_jax.data.annotations.lists import ClipList, read_annotations
 from internvideo_jax.data.annotations.records import AnnotationError, ClipRecord
@@ -24,26 +26,58 @@ _log = logging.getLogger(__name__)
 _SELF_NAMED = (".jsonl", ".ndjson", ".json")
 
 
-def open_source(clips: ClipSet, *, num_classes: int | None = None) -> ClipSource:
+def open_source(
+    clips: ClipSet, *, num_classes: int | None = None, classes: Sequence[str] | None = None
+) -> ClipSource:
     """Opens a set of clips that names exactly one place.
 
     Args:
       clips: where they are.
       num_classes: C, so that every clip needs a label and every label is below C. Annotations are
         checked here, other places clip by clip as they are read.
+      classes: names of these classes, which labels may be instead.
 
     Raises:
       ValueError: the place cannot be used; says why.
     """
     if clips.annotations is not None:
-        return RecordSource(_read_annotations(clips, num_classes))
+        if os.path.isdir(clips.annotations):
+            return RecordSource(_read_folders(clips.annotations, classes))
+        return RecordSource(_read_annotations(clips, num_classes, classes))
     if clips.shards is not None:
         return ShardSource(clips.shards)
     assert clips.tfds is not None
     return TfdsSource(clips.tfds, clips.tfds_split)
 
 
-def _read_annotations(clips: ClipSet, num_classes: int | None) -> Sequence[ClipRecord]:
+def annotation_root(clips: ClipSet) -> str:
+    """The folder that the paths of annotations start from."""
+    path = str(clips.annotations)
+    if os.path.isdir(path):
+        return os.path.abspath(path)
+    return os.path.abspath(clips.root or os.path.dirname(path))
+
+
+def _read_folders(folder: str, classes: Sequence[str] | None) -> Sequence[ClipRecord]:
+    """The records of a folder that holds a folder for each class."""
+    root = os.path.abspath(folder)
+    clips = read_class_folders(root)
+    known = frozenset(classes or ())
+    strange = sorted({clip.label for clip in clips} - known) if classes is not None else []
+    if strange:
+        raise ValueError(
+            f"{folder}: expected folders named for the {len(known)} classes, found"
+            f" {', '.join(map(repr, strange[:5]))}{nearest_name(strange[0], known)}; correct the"
+            " names, or add the classes to those that are trained"
+        )
+    return [
+        ClipRecord(os.path.relpath(clip.path, root), clip.path, label=clip.label) for clip in clips
+    ]
+
+
+def _read_annotations(
+    clips: ClipSet, num_classes: int | None, classes: Sequence[str] | None
+) -> Sequence[ClipRecord]:
     """The records of an annotation file, in the format of the config or else in its own."""
     path = str(clips.annotations)
 
@@ -55,6 +89,7 @@ def _read_annotations(clips: ClipSet, num_classes: int | None) -> Sequence[ClipR
             separator=separator,
             frame_pattern=clips.frame_pattern or FRAME_PATTERN,
             num_classes=num_classes,
+            classes=classes,
         )
 
     if path.lower().endswith(_SELF_NAMED) or (clips.format, clips.separator) == ("auto", None):

@@ -22,6 +22,7 @@ from internvideo_jax.training.stages.teachers import (
     CACHE,
     FrozenTeacher,
     cached_targets,
+    check_teachers,
     load_teachers,
     masked_targets,
 )
@@ -163,6 +164,10 @@ class AlignmentStage(ModelStage):
 
     def _init_teachers(self, key: jax.Array) -> PyTree:
         return {teacher.name: teacher.init(key) for teacher in self.teachers}
+
+    def check_weights(self) -> None:
+        check_teachers(self._running())
+        super().check_weights()
 
     def load_frozen(self, mesh: Mesh, rules: Rules) -> PyTree:
         return load_teachers(self._running(), mesh, rules)

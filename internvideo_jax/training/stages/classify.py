@@ -49,7 +49,11 @@ class ClassifyConfig:
       probe: what is trained; None trains everything.
       initial: saved model to start from: a student, an encoder or another classifier.
       starts_from: what a recipe wants `initial` to be; "" allows to start from nothing.
-      new_head: start an untrained last layer although the saved model has one.
+      new_head: start an untrained last layer although the saved model has one; None does so where
+        that is of other classes.
+      fan_in: start an encoder that starts from nothing with kernels of deviation 1 / sqrt(inputs),
+        for narrow ones (`stages.model.fan_in`).
+      classes: names of the classes in the order of the logits; () if they have none.
     """
 
     model: VideoClassifierConfig
@@ -58,9 +62,16 @@ class ClassifyConfig:
     probe: ProbeConfig | None = None
     initial: str | None = None
     starts_from: str = ""
-    new_head: bool = False
+    new_head: bool | None = False
+    fan_in: bool = False
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.classes and len(self.classes) != self.model.num_classes:
+            raise ValueError(
+                f"classes: expected names of model.num_classes={self.model.num_classes} classes,"
+                f" found {len(self.classes)}"
+            )
         if self.mix_group is not None and (self.mix_group < 2 or self.mix_group % 2):
             raise ValueError(
                 "mix_group: expected an even number of rows, so that all have a partner, found"
@@ -82,7 +93,13 @@ class ClassifyStage(ModelStage):
 
     def __init__(self, config: ClassifyConfig) -> None:
         module = VideoClassifier(config.model)
-        super().__init__(module, initial=config.initial, new_head=config.new_head)
+        super().__init__(
+            module,
+            initial=config.initial,
+            new_head=config.new_head,
+            fan_in=config.fan_in,
+            classes=config.classes or None,
+        )
         self.config = config
 
     def example_batch(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -112,14 +129,22 @@ class ClassifyStage(ModelStage):
             return probe.open_clip_projector
         return not names[1].startswith(_INPUT)
 
+    def check_weights(self) -> None:
+        self._check_start()
+        super().check_weights()
+
     def load_initial(self, variables: Variables) -> Variables:
+        self._check_start()
+        return super().load_initial(variables)
+
+    def _check_start(self) -> None:
         if self.initial is None and self.config.starts_from:
             raise ValueError(
                 "expected a saved model in stage.initial, found none: this recipe starts from"
                 f" {self.config.starts_from} (docs/stage1.md names the checkpoints); convert it"
-                " with `internvideo-jax convert`, or clear stage.starts_from to start from nothing"
+                " with `internvideo-jax convert` and set --config.stage.initial=DIR, or set"
+                " --config.stage.starts_from= to start from nothing"
             )
-        return super().load_initial(variables)
 
     def targets(self, frozen: PyTree, batch: Batch, key: jax.Array) -> PyTree:
         """Mixed clips `video` `[B, T, S, S, 3]` and soft labels `label` `[B, C]`."""

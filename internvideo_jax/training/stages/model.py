@@ -1,39 +1,60 @@
 """What stages that train a module of `models` share: its weights, from nothing or a saved model."""
 
 import dataclasses
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import traverse_util
 
 from internvideo_jax import saved_model
-from internvideo_jax.models import ARCHITECTURES
+from internvideo_jax.models import ARCHITECTURES, abstract_variables
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.stage import Stage, Variables
-from internvideo_jax.training.stages.weights import load_weights
+from internvideo_jax.training.stages.weights import check_weights, load_weights
+
+log = logging.getLogger(__name__)
 
 # What only the machine that trains needs of a config; a saved model runs anywhere.
 _PORTABLE = {"remat": "none", "dtype": "float32"}
+# Of all linear layers of the family (`nn.linear.default_kernel_init`).
+_RELEASED_STD = 0.02
 
 
 class ModelStage(Stage):
     """A stage whose model is one of `models.ARCHITECTURES`."""
 
-    def __init__(self, module: Any, *, initial: str | None, new_head: bool = False) -> None:
+    def __init__(
+        self,
+        module: Any,
+        *,
+        initial: str | None,
+        new_head: bool | None = False,
+        fan_in: bool = False,
+        classes: Sequence[str] | None = None,
+    ) -> None:
         """Sets up the stage.
 
         Args:
           module: the module to train, whose config has a video `encoder`.
           initial: saved model to start from; None starts from nothing.
-          new_head: start an untrained last layer although the saved model has one.
+          new_head: start an untrained last layer although the saved model has one; None does so
+            where that is of other classes.
+          fan_in: start the encoder, where it starts from nothing, by the function `fan_in`.
+          classes: names of a classifier's classes in the order of the logits, if they have any.
         """
         self.module = module
         encoder = module.config.encoder
         self.preprocessing = Preprocessing(
             VideoPreprocessing(image_size=encoder.image_size, num_frames=encoder.num_frames)
         )
-        self.initial, self.new_head = initial, new_head
+        self.initial, self.new_head, self.fan_in = initial, new_head, fan_in
+        self.classes = classes
 
     def init(self, key: jax.Array) -> Variables:
         inputs = (jnp.zeros(x.shape, x.dtype) for x in self.module.example_inputs())
@@ -41,17 +62,45 @@ class ModelStage(Stage):
 
     def load_initial(self, variables: Variables) -> Variables:
         if self.initial is None:
-            return variables
+            return fan_in(variables, self.module.config.encoder) if self.fan_in else variables
         loaded: Variables = load_weights(
             self.initial,
             self.module.config,
             variables,
             name="model",
             dtype="float32",
-            may_start_afresh=lambda path: not path.startswith("params/encoder/"),
-            new_head=self.new_head,
+            may_start_afresh=_is_outside_encoder,
+            new_head=self._starts_new_head(),
         )
         return loaded
+
+    def check_weights(self) -> None:
+        if self.initial is not None:
+            check_weights(
+                self.initial,
+                self.module.config,
+                abstract_variables(self.module),
+                may_start_afresh=_is_outside_encoder,
+                new_head=self._starts_new_head(),
+            )
+
+    def _starts_new_head(self) -> bool:
+        """Whether the last layer starts untrained; says so where that was not asked for."""
+        if self.new_head is not None or self.initial is None:
+            return bool(self.new_head)
+        saved = saved_model.read_description(epath.Path(self.initial).expanduser())
+        found = saved["config"].get("num_classes")
+        names = saved.get("classes")
+        wanted = None if self.classes is None else list(self.classes)
+        if found is None or (found == self.module.config.num_classes and names == wanted):
+            return False
+        log.info(
+            "the last layer starts untrained: %s knows %d %s",
+            self.initial,
+            found,
+            "classes without names" if names is None else "other classes",
+        )
+        return True
 
     def save(self, variables: Variables, directory: Path) -> None:
         modules = {a.module_cls: name for name, a in ARCHITECTURES.items()}
@@ -61,7 +110,34 @@ class ModelStage(Stage):
             _portable(self.module.config),
             self.preprocessing,
             variables,
+            classes=self.classes,
         )
+
+
+def fan_in(variables: Variables, encoder: Any) -> Variables:
+    """Rescales an encoder's kernels from the released deviation to 1 / sqrt(inputs).
+
+    The released 0.02 is made for widths in the thousands; a narrow network is nearly linear at it.
+
+    Args:
+      variables: unboxed, of a module with an encoder.
+      encoder: its config.
+    """
+
+    def rescale(path: str, leaf: jax.Array) -> jax.Array:
+        names = path.split("/")
+        # Patch embeddings start so anyway; decoders and heads are normalised or start small.
+        if "encoder" not in names or "patch_embed" in names or names[-1] != "kernel":
+            return leaf
+        inputs = encoder.mlp_dim if names[-2] == "fc2" else encoder.width
+        return leaf * np.float32(inputs**-0.5 / _RELEASED_STD)
+
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    return traverse_util.unflatten_dict({p: rescale(p, x) for p, x in flat.items()}, sep="/")
+
+
+def _is_outside_encoder(path: str) -> bool:
+    return not path.startswith("params/encoder/")
 
 
 def _portable(config: Any) -> Any:

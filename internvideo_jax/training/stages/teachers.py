@@ -18,14 +18,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from internvideo_jax.models import build
+from internvideo_jax.models import abstract_variables, build
 from internvideo_jax.models.teacher import TeacherConfig, VideoMAETeacherConfig
 from internvideo_jax.parallel.rules import Rules
 from internvideo_jax.parallel.sharding import abstract_params
 from internvideo_jax.training.masking import MaskConfig
 from internvideo_jax.training.optimizer import map_paths
 from internvideo_jax.training.stages.clips import map_clips, normalized, resized
-from internvideo_jax.training.stages.weights import load_weights
+from internvideo_jax.training.stages.weights import check_weights, load_weights
 
 PyTree = Any
 
@@ -192,13 +192,7 @@ def load_teachers(teachers: Sequence[FrozenTeacher], mesh: Mesh, rules: Rules) -
       ValueError: a path is not set, or a saved model does not fit its config (all misfits are
         listed).
     """
-    unset = [f"stage.{teacher.name}_path" for teacher in teachers if not teacher.path]
-    if unset:
-        raise ValueError(
-            "expected the folders of the frozen teachers' saved models in"
-            f" {' and '.join(unset)}, found none; make them with"
-            " `internvideo-jax convert` (docs/stage1.md names the checkpoints)"
-        )
+    _check_paths(teachers)
     loaded = {}
     for teacher in teachers:
         shapes = abstract_params(teacher.init, mesh, rules, jax.random.key(0))
@@ -210,3 +204,21 @@ def load_teachers(teachers: Sequence[FrozenTeacher], mesh: Mesh, rules: Rules) -
             dtype=teacher.config.encoder.dtype,
         )
     return loaded
+
+
+def check_teachers(teachers: Sequence[FrozenTeacher]) -> None:
+    """Checks, without reading arrays, what `load_teachers` asks of saved models; errors are its."""
+    _check_paths(teachers)
+    for teacher in teachers:
+        shapes = abstract_variables(build(teacher.config))
+        check_weights(str(teacher.path), teacher.config, shapes)
+
+
+def _check_paths(teachers: Sequence[FrozenTeacher]) -> None:
+    unset = [f"stage.{teacher.name}_path" for teacher in teachers if not teacher.path]
+    if unset:
+        raise ValueError(
+            "expected the folders of the frozen teachers' saved models in"
+            f" {' and '.join(unset)}, found none; make them with"
+            " `internvideo-jax convert` (docs/stage1.md names the checkpoints)"
+        )

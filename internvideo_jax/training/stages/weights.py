@@ -8,18 +8,21 @@ encoder is left out; everything else that does not fit is listed at once.
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from internvideo_jax import saved_model
+from internvideo_jax.config import from_dict
 from internvideo_jax.convert.engine.adaptations import Adaptation
 from internvideo_jax.convert.engine.family import family_of
 from internvideo_jax.convert.engine.upstream import architecture_of
+from internvideo_jax.models import ARCHITECTURES, abstract_variables
 
 log = logging.getLogger(__name__)
 
@@ -72,55 +75,110 @@ def load_weights(
     """
     targets = _nested(like, config)
     mesh = _mesh_of(targets.values())
+    match = check_weights(path, config, like, may_start_afresh=may_start_afresh, new_head=new_head)
     saved = saved_model.load(path, dtype=dtype, storage=dtype, mesh=mesh)
-    left = _nested(saved.variables, saved.config)
-    if new_head:
-        left = {key: array for key, array in left.items() if not key.startswith(_HEAD)}
+    arrays = _nested(saved.variables, saved.config)
 
-    problems = _contradictions(saved.config, config)
     loaded: dict[str, Any] = {}
-    adapted: dict[str, Adaptation] = {}
-    fresh = []
-    for key, target in targets.items():
-        if key in left:
-            loaded[key] = left.pop(key)
-            try:
-                change = _fit(key, loaded[key].shape, target.shape, saved.config, config)
-            except ValueError as error:
-                problems.append(f"{key}: {error}")
-            else:
-                adapted |= {key: change} if change else {}
-        elif may_start_afresh(key):
-            fresh.append(key)
-        else:
-            problems.append(f"{key}: missing, expected shape {target.shape}")
-    is_same_kind = type(saved.config) is type(config)
-    problems += [
-        f"{key}: not part of the model, found shape {array.shape}"
-        for key, array in left.items()
-        if is_same_kind or key.startswith(_ENCODER)
-    ]
-    if problems:
-        raise ValueError(
-            f"the saved model {path} does not fit: {len(problems)} misfits\n  "
-            + "\n  ".join(problems)
-            + "\ncheck that this is the right model, and the stage's config"
-        )
-
-    for key, array in loaded.items():
-        if key in adapted:
-            array = adapted[key].apply(_whole(array, mesh))
+    for key in match.taken:
+        array = arrays[key]
+        if key in match.adapted:
+            array = match.adapted[key].apply(_whole(array, mesh))
         loaded[key] = _place(array, targets[key])
     summary = ", ".join(
-        [f"{len(loaded)} parameters from {path}", f"{len(left)} left out"]
-        + [f"{key}: {change.name}" for key, change in adapted.items()]
-        + ([f"started afresh: {' '.join(fresh)}"] if fresh else [])
+        [f"{len(loaded)} parameters from {path}", f"{match.num_left} left out"]
+        + [f"{key}: {change.name}" for key, change in match.adapted.items()]
+        + ([f"started afresh: {' '.join(match.fresh)}"] if match.fresh else [])
     )
-    loaded |= {key: targets[key] for key in fresh}
+    loaded |= {key: targets[key] for key in match.fresh}
     if not hasattr(config, "encoder"):
         loaded = {key.replace(_ENCODER, "params/", 1): array for key, array in loaded.items()}
     log.info("%s: %s", name, summary)
     return traverse_util.unflatten_dict(loaded, sep="/")
+
+
+def check_weights(
+    path: str,
+    config: Any,
+    like: PyTree,
+    *,
+    may_start_afresh: Callable[[str], bool] = lambda path: False,
+    new_head: bool = False,
+) -> "WeightMatch":
+    """Checks by a saved model's description what `load_weights` asks of it; no array is read.
+
+    Arguments and errors are those of `load_weights`.
+    """
+    description = saved_model.read_description(epath.Path(path).expanduser())
+    architecture = ARCHITECTURES[description["architecture"]]
+    where = f"{path}/{saved_model.DESCRIPTION}: config"
+    saved: Any = from_dict(architecture.config_cls, description["config"], where)
+    shapes = _nested(abstract_variables(architecture.module_cls(saved)), saved)
+    targets = _nested(like, config)
+    return _match(path, shapes, saved, config, targets, may_start_afresh, new_head)
+
+
+class WeightMatch(NamedTuple):
+    """Which parameters of a model come from where.
+
+    Attributes:
+      taken: those of the saved model.
+      adapted: what is done to some of these.
+      fresh: those that keep the values that they start with.
+      num_left: parameters of the saved model without a use.
+    """
+
+    taken: list[str]
+    adapted: dict[str, Adaptation]
+    fresh: list[str]
+    num_left: int
+
+
+def _match(
+    path: str,
+    shapes: Mapping[str, Any],
+    saved: Any,
+    config: Any,
+    targets: Mapping[str, Any],
+    may_start_afresh: Callable[[str], bool],
+    new_head: bool,
+) -> WeightMatch:
+    """Matches the shapes of a saved model's parameters with those that are wanted."""
+    left = {n: x.shape for n, x in shapes.items() if not (new_head and n.startswith(_HEAD))}
+    problems = _contradictions(saved, config)
+    match = WeightMatch([], {}, [], len(left) - len(left.keys() & targets.keys()))
+    has_other_head = False
+    for key, target in targets.items():
+        if key in left:
+            shape = left.pop(key)
+            match.taken.append(key)
+            try:
+                change = _fit(key, shape, target.shape, saved, config)
+            except ValueError as error:
+                problems.append(f"{key}: {error}")
+                has_other_head |= key.startswith(_HEAD)
+            else:
+                match.adapted.update({key: change} if change else {})
+        elif may_start_afresh(key):
+            match.fresh.append(key)
+        else:
+            problems.append(f"{key}: missing, expected shape {target.shape}")
+    is_same_kind = type(saved) is type(config)
+    problems += [
+        f"{key}: not part of the model, found shape {shape}"
+        for key, shape in left.items()
+        if is_same_kind or key.startswith(_ENCODER)
+    ]
+    if problems:
+        advice = "check that this is the right model, and the stage's config"
+        if has_other_head:
+            advice += "; for other classes, set --config.stage.new_head=True"
+        raise ValueError(
+            f"the saved model {path} does not fit: {len(problems)} misfits\n  "
+            + "\n  ".join(problems)
+            + f"\n{advice}"
+        )
+    return match
 
 
 def _nested(variables: PyTree, config: Any) -> dict[str, Any]:

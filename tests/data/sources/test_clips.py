@@ -179,3 +179,27 @@ def test_tensorflow_datasets_need_tensorflow(monkeypatch):
     monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'internvideo-jax\[tf\]'"):
         TfdsSource("ucf101", "train")
+
+
+@pytest.fixture
+def class_folders(tmp_path):
+    """Two folders of files, which are looked for and not looked into."""
+    for name in ("walk/b.mp4", "walk/more/c.mp4", "run/a.mp4"):
+        (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "videos" / name).touch()
+    return tmp_path / "videos"
+
+
+def test_a_folder_for_each_class_is_a_list(class_folders):
+    clips = ClipSet(annotations=str(class_folders))
+    source = open_source(clips, num_classes=2, classes=("run", "walk"))
+    found = [(clip.record.id, clip.record.label) for clip in source]
+    assert found == [("run/a.mp4", "run"), ("walk/b.mp4", "walk"), ("walk/more/c.mp4", "walk")]
+    assert source[1].record.path == str(class_folders / "walk/b.mp4")
+    moved = class_folders.rename(class_folders.with_name("moved"))
+    assert open_source(ClipSet(annotations=str(moved))).fingerprint() == source.fingerprint()
+
+
+def test_folders_of_other_classes_are_refused(class_folders):
+    with pytest.raises(ValueError, match="the 2 classes, found 'walk'; did you mean 'wall'"):
+        open_source(ClipSet(annotations=str(class_folders)), num_classes=2, classes=("run", "wall"))

@@ -1,0 +1,282 @@
+"""From a ConfigDict to the checked parts of a run: what is unset follows from the data."""
+
+import copy
+import dataclasses
+import json
+import logging
+import os
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from internvideo_jax.data.config import DataConfig
+    from internvideo_jax.training.config import TrainConfig
+    from internvideo_jax.training.stage import Stage
+
+_log = logging.getLogger(__name__)
+
+_PARTS = ("stage", "train", "data")
+# Of clips to evaluate on: what those to train on say, too.
+_FOLLOWING = (
+    *("root", "format", "separator", "frame_pattern"),
+    *("num_frames", "image_size", "num_classes"),
+)
+# Classes and their clips that are said one by one.
+_MAX_SAID = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The parts of a run's config, checked.
+
+    Attributes:
+      stage: what to train.
+      train: how.
+      data: the training clips.
+      eval_data: clips to evaluate on; None without evaluation.
+      as_json: the whole config, ready for JSON; checkpoints keep it with the clips' fingerprint.
+    """
+
+    stage: "Stage"
+    train: "TrainConfig"
+    data: "DataConfig"
+    eval_data: "DataConfig | None"
+    as_json: dict[str, Any]
+
+
+def parse_run(config: "ConfigDict") -> Run:
+    """Turns a ConfigDict with `stage`, `train`, `data` and perhaps `eval_data` into dataclasses.
+
+    Fields that are unset follow from the others (`completed`).
+
+    Raises:
+      ValueError: a part is missing or has wrong fields, or two parts contradict each other.
+    """
+    from internvideo_jax.config import from_dict, to_dict
+    from internvideo_jax.data.config import DataConfig
+    from internvideo_jax.training.config import TrainConfig
+    from internvideo_jax.training.stages import make_stage
+
+    if any(name not in config for name in _PARTS) or any(
+        name not in (*_PARTS, "eval_data") for name in config
+    ):
+        raise ValueError(
+            f"expected a config with {', '.join(_PARTS)} and perhaps eval_data, found"
+            f" {', '.join(config)}; start from a file of configs/stage1"
+        )
+    parts = completed(config.to_dict())
+    train = from_dict(TrainConfig, parts["train"], "config.train")
+    stage_config = parts["stage"]
+    if (stage_config.get("model") or {}).get("num_classes", 0) is None:
+        raise ValueError(
+            "expected clips whose classes can be counted, found none; set"
+            " --config.data.annotations=LIST_OR_FOLDER (or --config.stage.model.num_classes)"
+        )
+    # The names of the classes, not the file of them, which may have changed when a run goes on.
+    named = {"classes": tuple(stage_config["classes"])} if stage_config.get("classes") else {}
+    data = from_dict(DataConfig, parts["data"] | named, "config.data")
+    eval_config = parts.get("eval_data")
+    eval_data = eval_config and from_dict(DataConfig, eval_config | named, "config.eval_data")
+    if data.num_sample != train.num_sample:
+        raise ValueError(
+            f"expected one number of augmented copies, found data.num_sample={data.num_sample} and"
+            f" train.num_sample={train.num_sample}; set both alike"
+        )
+    stage = make_stage(stage_config)
+    _check_fits(stage, data, "config.data")
+    if data.multi_label and stage.num_classes is not None:
+        raise ValueError(
+            "config.data.multi_label: expected False, as this stage trains with one label for each"
+            " clip, found True"
+        )
+    if eval_data and eval_data.has_clips:
+        _check_fits(stage, eval_data, "config.eval_data")
+    as_json = {
+        # Tuples become the lists that a checkpoint gives back.
+        "stage": json.loads(json.dumps(stage_config)),
+        "train": to_dict(train),
+        "data": to_dict(data),
+        "eval_data": eval_data and to_dict(eval_data),
+    }
+    return Run(stage, train, data, eval_data, as_json)
+
+
+def _check_fits(stage: "Stage", data: "DataConfig", where: str) -> None:
+    """Raises ValueError naming all fields in which the data are not what the stage takes."""
+    wanted = {}
+    video = stage.example_batch(1).get("video")
+    if video is not None:
+        wanted["num_frames"], wanted["image_size"] = video.shape[1:3]
+    if stage.num_classes is not None:
+        wanted["num_classes"] = stage.num_classes
+    wrong = [
+        f"{where}.{name}: expected {value} as in config.stage, found {getattr(data, name)}"
+        for name, value in wanted.items()
+        if getattr(data, name) != value
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong) + "; set both alike")
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config, as plain dicts, with fields that are unset taken from where they follow.
+
+    - `data`: frames and size from the model, augmented copies from `train`.
+    - `stage.classes` and `stage.model.num_classes`: from the file `data.classes`, or from the
+      labels of `data.annotations`: their names in alphabetical order, or the largest number.
+    - `eval_data`: the clips that `data.validation_share` holds out, where it names none; paths,
+      format, frames, size and classes from `data`.
+
+    Raises:
+      ValueError: the classes cannot be told.
+    """
+    config = copy.deepcopy(dict(config))
+    stage, data, eval_data = config["stage"], config["data"], config.get("eval_data")
+    _set(data, "num_sample", config["train"].get("num_sample", 1))
+    model = stage.get("model")
+    encoder = (model or {}).get("encoder") or {}
+    for name in ("num_frames", "image_size"):
+        _set(data, name, encoder.get(name))
+    if stage.get("kind") == "classify" and model is not None:
+        _complete_classes(stage, data)
+    if data.get("validation_share") and not (eval_data and _names_clips(eval_data)):
+        eval_data = config["eval_data"] = _held_out(data, eval_data)
+    if eval_data:
+        for name in _FOLLOWING:
+            _set(eval_data, name, data.get(name))
+    return config
+
+
+def _set(fields: dict[str, Any], name: str, value: Any) -> None:
+    """Sets a field that is unset, unless there is nothing to set it to."""
+    if fields.get(name) is None and value is not None:
+        fields[name] = value
+
+
+def _complete_classes(stage: dict[str, Any], data: dict[str, Any]) -> None:
+    from internvideo_jax.class_names import read_class_names
+
+    model = stage["model"]
+    names: tuple[str, ...] = tuple(stage.get("classes") or ())
+    if isinstance(data.get("classes"), str):
+        in_file = read_class_names(data["classes"])
+        if names and names != in_file:
+            raise ValueError(
+                f"stage.classes: expected the names in {data['classes']}, found others; unset one"
+                " of stage.classes and data.classes"
+            )
+        names = in_file
+    count = len(names) or model.get("num_classes")
+    if not names and _names_clips(data):
+        names, found = _classes_of_clips(data, count)
+        count = count or found
+    _set(model, "num_classes", count)
+    _set(data, "num_classes", model.get("num_classes"))
+    if names:
+        stage["classes"] = names
+
+
+def _classes_of_clips(data: dict[str, Any], count: int | None) -> tuple[tuple[str, ...], int]:
+    """Names and number of the classes that labels name; numbers have no names.
+
+    Args:
+      data: fields of a `DataConfig` with clips.
+      count: how many classes there must be; None for any number.
+    """
+    from internvideo_jax.config import from_dict
+    from internvideo_jax.data.config import DataConfig
+    from internvideo_jax.data.sources.clips import RecordSource, open_source
+
+    if count is not None and not os.path.isdir(data.get("annotations") or ""):
+        # Labels of a list are numbers unless their names are given.
+        return (), count
+    unknown = {"num_classes": None, "multi_label": False}
+    from_labels = from_dict(DataConfig, data | unknown, "config.data")
+    labels: Counter[int | str | None] = Counter()
+    for member in from_labels.members:
+        source = open_source(member)
+        if not isinstance(source, RecordSource):
+            raise ValueError(
+                f"{member.name}: expected a list, whose classes can be counted; name them with"
+                " --config.data.classes=FILE, or set --config.stage.model.num_classes"
+            )
+        for record in source.records:
+            labels.update(record.label if isinstance(record.label, tuple) else (record.label,))
+    where = from_labels.name
+    names = tuple(sorted(label for label in labels if isinstance(label, str)))
+    numbers = [label for label in labels if isinstance(label, int)]
+    if names and numbers:
+        raise ValueError(
+            f"{where}: expected labels that are all names or all numbers, found {names[0]!r} and"
+            f" {numbers[0]}; write them alike"
+        )
+    found = len(names) or max(numbers, default=-1) + 1
+    if not found or labels[None]:
+        raise ValueError(
+            f"{where}: expected a label for every clip, found {labels[None]} clips without; add"
+            " them"
+        )
+    if count is not None and found != count:
+        raise ValueError(
+            f"{where}: expected {count} classes, as the recipe has, found {found}; for classes of"
+            " your own take --config=configs/stage1/finetune.py:SIZE,custom"
+        )
+    _say_classes(where, names or range(found), labels)
+    return names, found
+
+
+def _say_classes(where: str, classes: Any, labels: "Counter[int | str | None]") -> None:
+    said = ", ".join(f"{name} ({labels[name]})" for name in classes[:_MAX_SAID])
+    more = f", and {len(classes) - _MAX_SAID} more" if len(classes) > _MAX_SAID else ""
+    _log.info("%d classes of %s with their clips: %s%s", len(classes), where, said, more)
+    empty = [str(name) for name in classes if not labels[name]]
+    if empty:
+        _log.warning("no clip of %s has the label %s", where, ", ".join(empty[:_MAX_SAID]))
+
+
+def _held_out(data: dict[str, Any], eval_data: dict[str, Any] | None) -> dict[str, Any]:
+    """The clips that `validation_share` holds out, as `eval_data` shows them, or else plainly."""
+    from internvideo_jax.data.config import ClipSet
+
+    views = dict(eval_data or data | {"augmentation": "none", "num_sample": 1})
+    clips = {field.name: data[field.name] for field in dataclasses.fields(ClipSet)}
+    share = data["validation_share"]
+    return views | clips | {"validation_share": share, "part": "validation"}
+
+
+def _names_clips(data: Mapping[str, Any]) -> bool:
+    return any(data.get(name) for name in ("annotations", "shards", "tfds", "mixture"))
+
+
+def print_config(config: "ConfigDict", recipe: "ConfigDict") -> None:
+    """Prints every field of a run's config as an option, with what the recipe has where it differs.
+
+    Args:
+      config: of the run, with what was set on the command line.
+      recipe: as its file makes it.
+    """
+    before = _flat(recipe.to_dict())
+    for name, value in _flat(completed(config.to_dict())).items():
+        old = before.get(name)
+        note = "" if value == old else f"  # recipe: {'unset' if old is None else old}"
+        option = f"--config.{name} is unset" if value is None else f"--config.{name}={value}"
+        print(f"# {option}" if value is None else f"{_quoted(option)}{note}")
+
+
+def _quoted(option: str) -> str:
+    """An option as a shell takes it, in double quotes where that is enough."""
+    quoted = shlex.quote(option)
+    return quoted if quoted == option or set(option) & set('"$`\\!') else f'"{option}"'
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of nested dicts by their dotted names."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else None
+        fields |= inner if inner else {f"{prefix}{name}": value}
+    return fields
