@@ -45,6 +45,10 @@ more.
 _MARKER = ".internvideo-jax-demo"
 
 
+# Runs whose models are offered at the end: an encoder, and a classifier.
+_SHOWN = ("stage 1", "video teacher")
+
+
 def _scenes(fast: bool) -> "dict[str, Scene]":
     from internvideo_jax.data.synthetic.scenes import Scene
 
@@ -87,6 +91,13 @@ def main(argv: Sequence[str]) -> int:
     print(f"\n{report.as_text(found)}\n")
     print(f"models    {', '.join(str(run.model) for run in found.runs)}")
     print(f"report    {output / training.REPORT_PAGE}")
+    student, teacher = (next(r.model for r in found.runs if r.name == n) for n in _SHOWN)
+    print("\nUse what was trained:")
+    for command in (
+        ("predict", str(output / "clips"), f"--model={teacher}", "--top=2"),
+        ("extract", str(output / "clips"), f"--model={student}", "--output=stage_1_features"),
+    ):
+        print(f"$ {shlex.join(['internvideo-jax', *command])}")
     print(f"\nDemo finished in {time.perf_counter() - started:.0f} s: {found.verdict}.")
     return 0 if found.has_passed else 1
 

@@ -6,6 +6,8 @@ A self-supervised teacher of a few minutes would know less of motion than random
 clips.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from internvideo_jax.configs.demo import common
@@ -22,4 +24,6 @@ def get_config(name: str = "full") -> ConfigDict:
     size: common.Size = choose(common.SIZES, name, "demo/video_teacher.py")
     stage = common.classifier(common.encoder(size), len(MOTIONS))
     train = common.train(size.video_steps, size.batch_size // 2, seed=2)
+    # Predictions of the saved model name the motions.
+    stage = dataclasses.replace(stage, classes=MOTIONS)
     return run_config("classify", stage, train, common.data(len(MOTIONS)), None)
