@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,12 @@ from internvideo_jax.convert.engine.family import Family
 from internvideo_jax.convert.engine.plan import Plan, plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import parameters, target_dtypes
-from internvideo_jax.convert.engine.upstream import infer_config
+from internvideo_jax.convert.engine.upstream import infer
 from internvideo_jax.convert.engine.writer import Declared, write_arrays
 from internvideo_jax.convert.files.checkpoint import Checkpoint, LazyTensor
 from internvideo_jax.convert.files.checksums import Checksums
 from internvideo_jax.convert.files.sources import open_checkpoint
-from internvideo_jax.files import atomic_directory
+from internvideo_jax.files import atomic_directory, parse_json
 from internvideo_jax.preprocessing import Preprocessing
 from internvideo_jax.saved_model import ARRAYS, write_description
 
@@ -69,6 +68,7 @@ class Conversion:
       dtypes: dtype of each parameter.
       tokenizer: the tokenizer's files by name.
       request: what was asked.
+      notes: lines about what the file records and what it does not.
     """
 
     plan: Plan
@@ -78,6 +78,7 @@ class Conversion:
     dtypes: Mapping[str, np.dtype]
     tokenizer: Mapping[str, Path]
     request: Request
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -90,8 +91,8 @@ class Conversion:
         return self.family.preprocessing(self.plan.config)
 
     def summary(self) -> list[str]:
-        """Lines: what model it is, how many tensors are loaded, and what each of several files
-        gave."""
+        """Lines: what model it is, how many tensors are loaded, what each of several files gave,
+        and notes."""
         names = [checkpoint.path.name for checkpoint in self.checkpoints]
         made = self.plan
         described = self.family.describe(made.config)
@@ -99,7 +100,7 @@ class Conversion:
         if len(names) > 1:
             of_file = [made.sources[key][0] for key in made.loaded_keys]
             lines += [f"{name}: {of_file.count(i)} tensors" for i, name in enumerate(names)]
-        return lines
+        return [*lines, *self.notes]
 
 
 def prepare(sources: Sequence[str | Path], request: Request) -> Conversion:
@@ -135,7 +136,7 @@ def prepare(sources: Sequence[str | Path], request: Request) -> Conversion:
         given["num_classes"] = request.changes["num_classes"]
         if architecture is None and found.family.new_head is not None:
             found = recognize(*files, architecture=found.family.new_head)
-    source = infer_config(found, given, stored)
+    source, notes = infer(found, given, stored)
     if release is not None and (wrong := release.mismatches(source)):
         raise ValueError(
             f"expected {release.name} to have {'; '.join(wrong)} in {checkpoints[0].path}: this is"
@@ -154,7 +155,7 @@ def prepare(sources: Sequence[str | Path], request: Request) -> Conversion:
     }
     dtypes = target_dtypes(made, {name: tensor.dtype for name, tensor in tensors.items()})
     tokenizer = _tokenizer_files(found.family.preprocessing(made.config), checkpoints, request)
-    return Conversion(made, found.family, checkpoints, tensors, dtypes, tokenizer, request)
+    return Conversion(made, found.family, checkpoints, tensors, dtypes, tokenizer, request, notes)
 
 
 def write(
@@ -192,6 +193,7 @@ def write(
             "source": _describe_source(conversion, sha256),
             "conversion": {
                 **conversion.plan.report([c.path.name for c in conversion.checkpoints]),
+                "notes": list(conversion.notes),
                 "internvideo_jax": __version__,
                 "seconds_writing": round(seconds, 2),
             },
@@ -287,7 +289,7 @@ def _stored_options(metadata: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, str):
             # The metadata of a safetensors file are texts.
             with contextlib.suppress(ValueError):
-                value = json.loads(value)
+                value = parse_json(value, name)
         if isinstance(value, Mapping):
             found |= value
     return found

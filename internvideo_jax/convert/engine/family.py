@@ -3,8 +3,9 @@
 A family is a module of `convert/families` that states `FAMILY = Family(...)`. It is found there:
 adding one touches no other file. To write one:
 
-  anchors, prefixes   which key shows that a file is the family's, and what may precede its keys.
-                      Without the prefix, and with `spellings` applied, they are canonical.
+  anchors, prefixes   which key shows that a file is the family's, and what may precede its keys
+                      besides the wrappers that all files may have (`recognition`). Without them,
+                      and with `spellings` applied, keys are canonical.
   recognize           from canonical shapes, which kind of the family's models a file holds. Of all
                       families that find their anchors exactly one may answer.
   kinds               constructor options of each upstream class -> config (`options.Options`).
@@ -89,6 +90,7 @@ class Family:
         from beside the checkpoint.
       describe: a config in a few words.
       neutral: options without effect here.
+      recorded: what the arguments that a file holds say, by names of constructor options.
       spellings: (pattern, replacement) for keys that files write in several ways.
       retarget: the config with changes such as num_frames, image_size, tubelet_size, num_classes.
       fit: of (path of a parameter, its shape, config of the model that it is of, config of the
@@ -111,9 +113,10 @@ class Family:
     to_options: Callable[[Any], dict[str, Any]]
     preprocessing: Callable[[Any], Preprocessing]
     describe: Callable[[Any], str]
-    prefixes: tuple[str, ...] = ("", "module.")
+    prefixes: tuple[str, ...] = ("",)
     neutral: frozenset[str] = frozenset()
     spellings: tuple[tuple[str, str], ...] = ()
+    recorded: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
     retarget: Callable[[Any, Mapping[str, int]], Any] = keep
     fit: Callable[[str, Shape, Any, Any, Inflation | None, Shape], Adaptation | None] = fits
     new_head: str | None = None

@@ -1,10 +1,8 @@
 """Proof of a conversion without weights: manifests list a checkpoint's keys and shapes."""
 
 import dataclasses
-import json
 import math
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from internvideo_jax.convert.engine.plan import Plan, plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.transforms import Shape
 from internvideo_jax.convert.engine.upstream import config_from_upstream
+from internvideo_jax.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,21 +30,22 @@ def read_manifest(path: str | Path) -> Manifest:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        content = read_json(path)
     except OSError as error:
         raise ValueError(f"expected a manifest at {path}, found: {error.strerror}") from None
-    try:
-        content = json.loads(text)
-        tensors, config = content["tensors"], content["config"]
-        shapes = {str(key): tuple(int(n) for n in shape) for key, shape in tensors.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    tensors, config = (
+        content.get(name) if isinstance(content, dict) else None for name in ("tensors", "config")
+    )
+    if not isinstance(tensors, dict) or not isinstance(config, dict):
         raise ValueError(
             f"expected a manifest with `tensors` (key to shape) and `config` in {path}, found"
-            f" something else ({type(error).__name__}: {error})"
-        ) from None
-    if not isinstance(config, Mapping):
-        raise ValueError(f"expected the options of a model as `config` in {path}, found {config!r}")
-    return Manifest(str(content.get("checkpoint", path.stem)), shapes, dict(config))
+            " something else"
+        )
+    for key, shape in tensors.items():
+        if not isinstance(shape, list) or any(type(n) is not int or n < 0 for n in shape):
+            raise ValueError(f"{path}: expected the shape of {key}, found {str(shape)[:80]}")
+    shapes = {key: tuple(shape) for key, shape in tensors.items()}
+    return Manifest(str(content.get("checkpoint", path.stem)), shapes, config)
 
 
 def plan_manifest(manifest: Manifest) -> Plan:

@@ -42,7 +42,7 @@ def _listing(title: str, messages: Mapping[str, str]) -> list[str]:
     """Lines for keys and messages, one for all layers of which the same is said."""
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for key, message in messages.items():
-        head, *rest = re.split(r"(?<=\.)(\d+)(?=\.)", key, maxsplit=1)
+        head, *rest = re.split(r"(?<=\.)([0-9]{1,6})(?=\.)", key, maxsplit=1)
         number, tail = rest or ("-1", "")
         groups[head, tail, message].append(int(number))
     lines = []

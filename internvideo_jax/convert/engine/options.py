@@ -1,11 +1,21 @@
 """Reading the constructor options of an upstream class so that none is overlooked."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from internvideo_jax.config import nearest_name
 
 _REQUIRED = object()
+
+# By the type of a default, those of values.
+_TYPES: Mapping[type, tuple[type, ...]] = {
+    bool: (bool,),
+    int: (int,),
+    float: (float, int),
+    str: (str,),
+}
+_MAX_SIZE = 2**31 - 1
 
 
 class Options:
@@ -24,7 +34,7 @@ class Options:
         self._known[name] = None
         for source in (self.options, self.fallback):
             if name in source:
-                return source[name]
+                return self._checked(name, source[name], default)
         if default is _REQUIRED:
             raise ValueError(
                 f"expected option {name!r} for a model of kind {self.kind!r}, found only"
@@ -32,20 +42,36 @@ class Options:
             )
         return default
 
+    def _checked(self, name: str, value: Any, default: Any) -> Any:
+        """The value, if it is a number where the default is one, and so on."""
+        allowed = _TYPES.get(type(default))
+        if allowed is not None and type(value) not in allowed:
+            raise ValueError(
+                f"{name}: expected {type(default).__name__}, found {value!r}; pass"
+                f" --option={name}=VALUE"
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}: expected a finite number, found {value!r}")
+        return value
+
     def size(self, name: str, default: Any = _REQUIRED) -> Any:
         """An option that counts something, of which there must be one."""
         value = self.take(name, default)
-        if isinstance(value, str):
+        if type(value) is not int:
             raise ValueError(f"{name}: expected int, found {value!r}")
-        if isinstance(value, int) and value < 1:
+        if not 1 <= value <= _MAX_SIZE:
             raise ValueError(
-                f"expected option {name!r} of kind {self.kind!r} to be at least 1, found {value}"
+                f"expected option {name!r} of kind {self.kind!r} to be 1 to {_MAX_SIZE:,}, found"
+                f" {value}"
             )
         return value
 
     def unfold(self, name: str) -> None:
         """Puts the options that one option holds beside the others."""
-        self.options = {**self.options, **self.take(name, {})}
+        inner = self.take(name, {})
+        if not isinstance(inner, Mapping):
+            raise ValueError(f"{name}: expected options by name, found {type(inner).__name__}")
+        self.options = {**self.options, **inner}
 
     def require(self, name: str, *allowed: Any) -> None:
         """Refuses values of an option that this project does not implement."""
@@ -70,7 +96,7 @@ def expect_heads(
     heads: Mapping[str, int | None],
     width: int,
     released: Iterable[int],
-    known: Container[str],
+    known: Mapping[str, Any],
     problems: Sequence[str] = (),
 ) -> None:
     """Raises what there is to say, together with numbers of heads that nothing tells.
@@ -79,13 +105,20 @@ def expect_heads(
       heads: by option, of released models of this width; None if there is none.
       width: token width.
       released: widths of released models.
-      known: options that are given or stored.
+      known: options that are given or stored; those of heads have to divide the width.
       problems: what else is wrong.
 
     Raises:
       ValueError: there is anything to say.
     """
     found = list(problems)
+    for name in heads.keys() & known.keys():
+        number = known[name]
+        if type(number) is not int or number < 1 or width % number:
+            found.append(
+                f"{name}: expected int that divides the width {width}, found {number!r}; pass"
+                f" --option={name}=N"
+            )
     missing = [name for name, number in heads.items() if number is None and name not in known]
     if missing:
         found.append(

@@ -15,7 +15,13 @@ from internvideo_jax.convert.engine.adaptations import Adaptation, Inflation
 from internvideo_jax.convert.engine.family import family_of
 from internvideo_jax.convert.engine.misfit import CheckpointMisfit
 from internvideo_jax.convert.engine.recognition import Recognized
-from internvideo_jax.convert.engine.rules import Assignment, InitialValue, Table, assignments
+from internvideo_jax.convert.engine.rules import (
+    COUNTERS,
+    Assignment,
+    InitialValue,
+    Table,
+    assignments,
+)
 from internvideo_jax.convert.engine.transforms import Pattern, Shape, quantize
 from internvideo_jax.convert.engine.upstream import architecture_of
 from internvideo_jax.models import abstract_variables, build
@@ -189,7 +195,8 @@ def plan(
     tied: dict[str, str] = {}
     for key in shapes.keys() - used - ignored.keys():
         tie = next((t for t in table.tied if re.fullmatch(t.pattern, key)), None)
-        reason = next((rule.reason for rule in table.ignored if rule.matches(key)), None)
+        rules = (*table.ignored, COUNTERS)
+        reason = next((rule.reason for rule in rules if rule.matches(key)), None)
         if tie is not None and tie.key in used:
             tied[key] = tie.key
             if shapes[key] != shapes[tie.key]:

@@ -1,4 +1,11 @@
-"""Whose files these are: prefixes, spellings, and the towers of a model put together."""
+"""Whose files these are: prefixes, spellings, and the towers of a model put together.
+
+Wrappers of training libraries leave their names in keys, anywhere and any number of times:
+torch.compile `_orig_mod`, DistributedDataParallel, DataParallel and DeepSpeed `module`, FSDP
+`_fsdp_wrapped_module` (fairscale's: `_fpw_module`), checkpointed blocks
+`_checkpoint_wrapped_module`, Lightning's strategies `_forward_module`; and its modules, which hold
+a model as `model`, in front.
+"""
 
 import dataclasses
 import re
@@ -8,6 +15,13 @@ from internvideo_jax.config import nearest_name
 from internvideo_jax.convert.engine.family import Family, Shapes, all_families
 from internvideo_jax.convert.engine.transforms import Shape
 from internvideo_jax.models import ARCHITECTURES
+
+_WRAPPERS = re.compile(
+    r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_fpw_module|_checkpoint_wrapped_module"
+    r"|_forward_module)\."
+)
+# In front of the rest, as often as modules were nested.
+_OUTER = tuple("model." * times for times in range(4))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +82,7 @@ def recognize(*files: Shapes, architecture: str | None = None) -> Recognized:
                 " --architecture=NAME which of their models to make"
             )
     keys = [key for file in files for key in file]
+    _refuse_sharded(keys)
     wanted = "\n  ".join(f"{f.name}: {_wanted(f, keys)}" for f in families)
     raise ValueError(
         f"expected a checkpoint of a known family, found {len(keys)} keys such as"
@@ -79,23 +94,31 @@ def recognize(*files: Shapes, architecture: str | None = None) -> Recognized:
 def find_prefix(family: Family, keys: Iterable[str]) -> str | None:
     """What precedes a family's canonical keys; None if there is no anchor or several."""
     keys = {_respelled(family, key) for key in keys}
-    found = [p for p in family.prefixes if any(p + anchor in keys for anchor in family.anchors)]
+    prefixes = (outer + prefix for outer in _OUTER for prefix in family.prefixes)
+    found = [p for p in prefixes if any(p + anchor in keys for anchor in family.anchors)]
     return found[0] if len(found) == 1 else None
 
 
 def canonical_names(family: Family, keys: Iterable[str], prefix: str) -> dict[str, str]:
-    """A file's keys by canonical key; those without the prefix only lose their spelling.
+    """A file's keys by canonical key; those without the prefix only lose wrappers and spelling.
+
+    Args:
+      family: whose keys they are.
+      keys: of the file.
+      prefix: from `find_prefix`.
 
     Raises:
       ValueError: two keys that become one.
     """
     names: dict[str, str] = {}
     for key in keys:
-        canonical = _respelled(family, key.removeprefix(prefix))
+        canonical = _respelled(family, unwrapped(key).removeprefix(prefix))
         if canonical in names:
             raise ValueError(
                 f"expected distinct keys, found {key!r} and {names[canonical]!r}, which are the"
-                f" same without the prefix {prefix!r}; keep one of them"
+                " same without the names of wrappers"
+                + (f" and the prefix {prefix!r}" if prefix else "")
+                + "; keep one of them"
             )
         names[canonical] = key
     return names
@@ -142,7 +165,7 @@ def _in_places(composite: Family, file: Shapes) -> dict[str, str]:
             continue
         prefixes.append(part.prefix)
         for key, name in names.items():
-            if name.startswith(prefix):
+            if unwrapped(name).startswith(prefix):
                 placed[part.prefix + key] = name
             else:
                 others[key] = name
@@ -168,7 +191,25 @@ def _named(name: str) -> Family:
     return next(family for family in all_families() if family.name == name)
 
 
+def unwrapped(key: str) -> str:
+    """A key without what wrappers have put into it."""
+    return _WRAPPERS.sub("", key)
+
+
+def _refuse_sharded(keys: Sequence[str]) -> None:
+    flat = [key for key in keys if re.search(r"(?<![^.])_?flat_param(_\d+)?$", key)]
+    if flat:
+        raise ValueError(
+            f"expected parameters by name, found {len(flat)} flattened ones such as {flat[0]}:"
+            " PyTorch's FSDP has put the parameters of whole modules into one, in shards; save the"
+            " full state dict where they were trained"
+            " (torch.distributed.checkpoint.state_dict.get_model_state_dict with"
+            " StateDictOptions(full_state_dict=True), StateDictType.FULL_STATE_DICT before 2.2)"
+        )
+
+
 def _respelled(family: Family, key: str) -> str:
+    key = unwrapped(key)
     for pattern, replacement in family.spellings:
         key = re.sub(pattern, replacement, key)
     return key
@@ -177,7 +218,5 @@ def _respelled(family: Family, key: str) -> str:
 def _wanted(family: Family, keys: Sequence[str]) -> str:
     found = [key for key in keys if key.endswith(family.anchors)]
     prefixes = ", ".join(p for p in family.prefixes if p)
-    return (
-        f"{' or '.join(family.anchors)}, alone or after one of {prefixes};"
-        f" found {', '.join(found[:3]) or 'none'}"
-    )
+    after = f", alone or after {prefixes}" if prefixes else ""
+    return f"{' or '.join(family.anchors)}{after}; found {', '.join(found[:3]) or 'none'}"

@@ -61,6 +61,10 @@ class Ignore:
         return re.fullmatch(self.pattern, key) is not None
 
 
+# Of any file: torch.optim.swa_utils counts models, thop adds buffers to every module.
+COUNTERS = Ignore(r"(.*\.)?(n_averaged|total_ops|total_params)", "counters, no weights")
+
+
 @dataclasses.dataclass(frozen=True)
 class Tie:
     """Keys whose tensors repeat that of `key`: a regular expression for them.

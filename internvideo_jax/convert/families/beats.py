@@ -11,6 +11,7 @@ from typing import Any
 from internvideo_jax.convert.engine.family import Family, Shapes
 from internvideo_jax.convert.engine.options import Options
 from internvideo_jax.convert.engine.rules import Ignore, Table, Tie, layer, norm, rule
+from internvideo_jax.convert.engine.shapes import count_layers, sized
 from internvideo_jax.convert.engine.transforms import (
     CONV2D,
     LINEAR,
@@ -97,6 +98,13 @@ def _config(options: Options) -> BeatsConfig:
     has_bias = options.take("relative_position_embedding", False)
     num_buckets = options.take("num_buckets", 320)
     is_gated = options.take("gru_rel_pos", False)
+    max_distance = options.size("max_distance", 1280)
+    # Buckets grow by logarithms from a quarter of them on, to both sides.
+    if has_bias and max_distance <= num_buckets // 4:
+        raise ValueError(
+            f"max_distance: expected more than a quarter of the {num_buckets} buckets, found"
+            f" {max_distance}"
+        )
     return BeatsConfig(
         width=options.size("encoder_embed_dim", 768),
         depth=depth,
@@ -118,19 +126,19 @@ def _config(options: Options) -> BeatsConfig:
         conv_size=options.size("conv_pos", 128),
         conv_groups=options.size("conv_pos_groups", 16),
         num_buckets=num_buckets if has_bias else 0,
-        max_distance=options.take("max_distance", 1280),
+        max_distance=max_distance,
     )
 
 
 def _infer(
     kind: str, shapes: Shapes, given: Mapping[str, Any], stored: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    layers = [m for key in shapes if (m := re.match(r"encoder\.layers\.(\d+)\.", key))]
-    patch_width, _, patch_size, _ = shapes["patch_embedding.weight"]
-    hidden, width = shapes["encoder.layers.0.fc1.weight"]
-    weight = shapes.get(f"{_CONV}.weight_v") or shapes[f"{_CONV}.weight"]
+    patch_width, _, patch_size, _ = sized(shapes, "patch_embedding.weight", 4)
+    hidden, width = sized(shapes, "encoder.layers.0.fc1.weight", 2)
+    is_normed = f"{_CONV}.weight_v" in shapes
+    weight = sized(shapes, f"{_CONV}.weight_v" if is_normed else f"{_CONV}.weight", 3)
     shown = {
-        "encoder_layers": 1 + max(int(m[1]) for m in layers),
+        "encoder_layers": count_layers(shapes, "encoder.layers"),
         "encoder_embed_dim": width,
         "encoder_ffn_embed_dim": hidden,
         "input_patch_size": patch_size,
@@ -141,9 +149,9 @@ def _infer(
         "gru_rel_pos": "encoder.layers.0.self_attn.grep_linear.weight" in shapes,
         "relative_position_embedding": False,
     }
-    for key, shape in shapes.items():
+    for key in shapes:
         if key.endswith(_BIAS):
-            num_buckets, num_heads = shape
+            num_buckets, num_heads = sized(shapes, key, 2)
             shown |= {"relative_position_embedding": True, "num_buckets": num_buckets}
             shown["encoder_attention_heads"] = num_heads
     # Those of BEATs iter3+; `audio_6b.pth` does not hold them.
@@ -203,7 +211,7 @@ def _run(module: Any, variables: Arrays, inputs: Arrays, reference: Reference) -
 FAMILY = Family(
     name="beats",
     anchors=("patch_embedding.weight",),
-    prefixes=("", "module.", "audio_encoder.", "module.audio_encoder."),
+    prefixes=("", "audio_encoder."),
     recognize=_recognize,
     kinds={"beats": _config},
     tables={"beats": TABLE},

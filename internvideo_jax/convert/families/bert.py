@@ -4,7 +4,6 @@ Key names and constructor options are those of upstream
 `InternVideo2/multi_modality/models/backbones/bert/xbert.py`.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from internvideo_jax.convert.engine.rules import (
     norm,
     rule,
 )
+from internvideo_jax.convert.engine.shapes import count_layers, sized
 from internvideo_jax.convert.engine.transforms import LINEAR, LINEAR_FROM_HEADS, RESHAPE
 from internvideo_jax.convert.engine.verify import Arrays, Recipe, Reference
 from internvideo_jax.models.bert import BertConfig
@@ -105,8 +105,16 @@ def _table(config: BertConfig) -> Table:
 
 
 def _recognize(shapes: Shapes, architecture: str | None) -> str | None:
-    if architecture is None and any(key.startswith("vision_encoder.") for key in shapes):
+    def has(prefix: str) -> bool:
+        return architecture is None and any(key.startswith(prefix) for key in shapes)
+
+    if has("vision_encoder."):
         return None
+    if has("audio_encoder."):
+        raise ValueError(
+            "expected one model, found a text tower (keys `text_encoder.*`) and an audio tower"
+            " (`audio_encoder.*`); choose one of them with --architecture=bert or beats"
+        )
     return "bert_mlm" if "cls.predictions.bias" in shapes else "bert"
 
 
@@ -138,11 +146,11 @@ def _config(options: Options, *, mlm_head: bool) -> BertConfig:
 def _infer(
     kind: str, shapes: Shapes, given: Mapping[str, Any], stored: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    pattern = re.compile(r"bert\.encoder\.layer\.(\d+)\.(crossattention\.self\.key\.weight)?")
-    found = [m for key in shapes if (m := pattern.match(key))]
-    depth = 1 + max((int(m[1]) for m in found), default=-1)
-    fusing = {int(m[1]): shapes[m.string][1] for m in found if m[2]}
-    vocab_size, width = shapes[_WORDS]
+    layers = "bert.encoder.layer"
+    depth = count_layers(shapes, layers)
+    keys = {i: f"{layers}.{i}.crossattention.self.key.weight" for i in range(depth)}
+    fusing = {i: sized(shapes, key, 2)[1] for i, key in keys.items() if key in shapes}
+    vocab_size, width = sized(shapes, _WORDS, 2)
     shown = {
         "vocab_size": vocab_size,
         "hidden_size": width,
@@ -155,9 +163,9 @@ def _infer(
         "type_vocab_size": "bert.embeddings.token_type_embeddings.weight",
         "intermediate_size": "bert.encoder.layer.0.intermediate.dense.weight",
     }
-    shown |= {option: shapes[key][0] for option, key in named.items() if key in shapes}
+    shown |= {option: sized(shapes, key)[0] for option, key in named.items() if key in shapes}
     heads = {"num_attention_heads": _HEADS.get(width)}
-    expect_heads(heads, width, _HEADS, given.keys() | stored.keys())
+    expect_heads(heads, width, _HEADS, {**stored, **given})
     return shown, heads
 
 
@@ -202,7 +210,7 @@ def _hidden(name: str, embedded: jax.Array, states: jax.Array) -> Arrays:
 FAMILY = Family(
     name="bert",
     anchors=(_WORDS,),
-    prefixes=("", "module.", "text_encoder.", "module.text_encoder."),
+    prefixes=("", "text_encoder."),
     recognize=_recognize,
     kinds={
         "bert": lambda options: _config(options, mlm_head=False),

@@ -23,6 +23,7 @@ from internvideo_jax.convert.engine.rules import (
     norm,
     rule,
 )
+from internvideo_jax.convert.engine.shapes import count_layers, sized
 from internvideo_jax.convert.engine.transforms import LINEAR, LINEAR_FROM_HEADS, RESHAPE, Shape
 from internvideo_jax.convert.families import video_vit
 from internvideo_jax.convert.families.internvideo2_recipes import RECIPES
@@ -154,8 +155,8 @@ def is_image_tower(shapes: Shapes) -> bool:
     Its patch kernel is 2-D, or its table has the 16x16 patches of one frame and the class token.
     """
     trained = ("clip_decoder.", "mae_decoder.", "head.")
-    table = shapes.get("pos_embed", (1, 0))
-    return (len(shapes[video_vit.ANCHORS[0]]) == 4 or table[1] == 257) and not any(
+    is_frame = shapes.get("pos_embed", ())[1:2] == (257,)
+    return (len(shapes[video_vit.ANCHORS[0]]) == 4 or is_frame) and not any(
         key.startswith(trained) for key in shapes
     )
 
@@ -304,7 +305,7 @@ def infer(
     kind: str, shapes: Shapes, given: Mapping[str, Any], stored: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Constructor options that tensors show, and numbers of heads, which they do not."""
-    width = shapes[video_vit.ANCHORS[0]][0]
+    width = sized(shapes, video_vit.ANCHORS[0])[0]
     heads = {
         "num_heads": video_vit.HEADS.get(width),
         "attn_pool_num_heads": 16 if width in video_vit.HEADS else None,
@@ -315,7 +316,7 @@ def infer(
         options = _shown(kind, shapes, given, stored)
     except ValueError as error:
         problems.append(str(error))
-    expect_heads(heads, width, video_vit.HEADS, given.keys() | stored.keys(), problems)
+    expect_heads(heads, width, video_vit.HEADS, {**stored, **given}, problems)
     return options, heads
 
 
@@ -332,11 +333,11 @@ def _shown(
         options["init_values"] = 0.0
     grid: Grid | None = None
     if "pos_embed_spatial" in shapes and "pos_embed_temporal" in shapes:
-        side = math.isqrt(shapes["pos_embed_spatial"][1])
-        grid = shapes["pos_embed_temporal"][1], side, side
+        side = math.isqrt(sized(shapes, "pos_embed_spatial", 3)[1])
+        grid = sized(shapes, "pos_embed_temporal", 3)[1], side, side
     elif "pos_embed" in shapes:
-        num_tokens = shapes["pos_embed"][1] - 1
-        grid = video_vit.table_grid(num_tokens, options, "num_frames", given, stored)
+        rows = sized(shapes, "pos_embed", 3)[1]
+        grid = video_vit.table_grid(rows, 1, options, "num_frames", given, stored)
     if grid is not None:
         options["num_frames"] = grid[0] * options["tubelet_size"]
         options["img_size"] = grid[1] * options["patch_size"]
@@ -349,12 +350,12 @@ def _shown(
 
 def _student_options(kind: str, shapes: Shapes) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "clip_return_layer": video_vit.count(shapes, "clip_decoder"),
+        "clip_return_layer": count_layers(shapes, "clip_decoder"),
         "clip_teacher_embed_dim": _rows(shapes, "clip_decoder.0.norm.weight", 0),
         "clip_teacher_final_dim": _rows(shapes, "final_clip_decoder.norm.weight", 0),
     }
     if kind == "pretrain":
-        options["mae_return_layer"] = video_vit.count(shapes, "mae_decoder")
+        options["mae_return_layer"] = count_layers(shapes, "mae_decoder")
         options["mae_teacher_embed_dim"] = _rows(shapes, "mae_decoder.0.norm.weight", 0)
     else:
         linear = "clip_decoder.0.head.weight" in shapes
@@ -382,8 +383,8 @@ def _head_options(
         per_step = "down.0.weight" in shapes
         merged = pooled * (1 + steps) if per_step else 2 * options["embed_dim"]
         method = "cls_avgN" if per_step else "cls_avg1"
-        weight = shapes.get("head.weight", (0, merged))
-        head["merge_method"] = method if weight[1] == merged else f"{method}_proj"
+        width = sized(shapes, "head.weight", 2)[1] if "head.weight" in shapes else merged
+        head["merge_method"] = method if width == merged else f"{method}_proj"
         if "down_norm.running_mean" not in shapes:
             head["merge_norm"] = "LN"
         else:
@@ -393,14 +394,17 @@ def _head_options(
 
 def _num_classes(shapes: Shapes) -> int:
     """Rows of the head: of its weight, unless that is missing or by its bias transposed."""
-    weight, bias = (shapes.get(f"head.{name}", ()) for name in ("weight", "bias"))
+    weight, bias = (
+        sized(shapes, key) if (key := f"head.{name}") in shapes else ()
+        for name in ("weight", "bias")
+    )
     rows = bias if not weight or (bias and bias[0] == weight[-1]) else weight
     return rows[0] if rows else 1
 
 
 def _rows(shapes: Shapes, key: str, default: int) -> int:
     """Size of a tensor's first axis; of an absent one, `default`, and the plan will report it."""
-    return shapes[key][0] if key in shapes else default
+    return sized(shapes, key)[0] if key in shapes else default
 
 
 FAMILY = video_vit.family(

@@ -11,6 +11,7 @@ from typing import Any
 from internvideo_jax.convert.engine.family import Family, Shapes
 from internvideo_jax.convert.engine.options import Options, expect_heads
 from internvideo_jax.convert.engine.rules import Ignore, Rule, Table, Tie, nested, rule
+from internvideo_jax.convert.engine.shapes import count_layers, sized
 from internvideo_jax.convert.engine.transforms import (
     LINEAR,
     LINEAR_FROM_HEADS,
@@ -169,6 +170,10 @@ def _lora(options: Options) -> LoRAConfig | None:
     dropout = options.take("lora_dropout", 0.1)
     targets = options.take("lora_targets", ("q_proj", "v_proj"))
     keep = options.take("keep_lora", False)
+    if not isinstance(targets, list | tuple):
+        raise ValueError(f"lora_targets: expected a list of names, found {targets!r}")
+    if alpha is not None and type(alpha) not in (int, float):
+        raise ValueError(f"lora_alpha: expected a number, found {alpha!r}")
     unknown = [name for name in targets if name not in _NAMES]
     if unknown:
         raise ValueError(f"expected LoRA on some of {', '.join(_NAMES)}, found {unknown}")
@@ -183,35 +188,41 @@ def _infer(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     prefix = _TOWER if kind == "llama_text" else _ALONE
     first = f"{prefix}layers.0"
-    numbers = (re.match(rf"{re.escape(prefix)}layers\.(\d+)\.", key) for key in shapes)
-    vocab_size, width = shapes[f"{prefix}embed_tokens.weight"]
-    options = {**stored, **stored.get("llama", {}), **given, **given.get("llama", {})}
+    vocab_size, width = sized(shapes, f"{prefix}embed_tokens.weight", 2)
+    options = {**stored, **_of_model(stored), **given, **_of_model(given)}
+    queries = sized(shapes, f"{first}.self_attn.q_proj.weight", 2)[0]
+    keys = sized(shapes, f"{first}.self_attn.k_proj.weight", 2)[0]
     released = {"num_attention_heads": _HEADS.get(width)}
-    expect_heads(released, width, _HEADS, options.keys())
+    expect_heads(released, queries, _HEADS, options)
     heads = options.get("num_attention_heads", _HEADS.get(width))
-    if not isinstance(heads, int) or heads < 1:
-        raise ValueError(f"num_attention_heads: expected int from 1, found {heads!r}")
-    queries = shapes[f"{first}.self_attn.q_proj.weight"][0]
-    keys = shapes[f"{first}.self_attn.k_proj.weight"][0]
     shown: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": width,
-        "num_hidden_layers": 1 + max(int(m[1]) for m in numbers if m),
-        "intermediate_size": shapes[f"{first}.mlp.up_proj.weight"][0],
+        "num_hidden_layers": count_layers(shapes, f"{prefix}layers"),
+        "intermediate_size": sized(shapes, f"{first}.mlp.up_proj.weight", 2)[0],
         "num_key_value_heads": keys * heads // queries,
         "head_dim": queries // heads,
         "attention_bias": f"{first}.self_attn.q_proj.bias" in shapes,
         "proj_bias": f"{first}.self_attn.o_proj.bias" in shapes,
     }
     if kind == "llama_text":
-        shown["clip_embed_dim"] = shapes["text_projection"][1]
+        shown["clip_embed_dim"] = sized(shapes, "text_projection", 2)[1]
     elif "lm_head.weight" not in shapes:
         shown["tie_word_embeddings"] = True
     adapted = re.compile(rf"{re.escape(first)}\..*?(\w+)\.lora_A\.weight")
-    found = {m[1]: shapes[key][0] for key in shapes if (m := adapted.fullmatch(key))}
+    found = {m[1]: sized(shapes, k, 2)[0] for k in shapes if (m := adapted.fullmatch(k))}
+    assumed: dict[str, Any] = {"num_attention_heads": heads}
     if found:
-        shown |= {"lora_r": next(iter(found.values())), "lora_targets": sorted(found)}
-    return shown, {"num_attention_heads": heads}
+        rank = next(iter(found.values()))
+        shown |= {"lora_r": rank, "lora_targets": sorted(found)}
+        assumed["lora_alpha"] = 2 * rank
+    return shown, assumed
+
+
+def _of_model(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Options of the language model that are kept as one."""
+    inner = options.get("llama")
+    return inner if isinstance(inner, Mapping) else {}
 
 
 def _to_options(config: LlamaTextConfig | DecoderLMConfig) -> dict[str, Any]:
@@ -254,7 +265,7 @@ def _run(module: Any, variables: Arrays, inputs: Arrays, reference: Reference) -
 FAMILY = Family(
     name="llama",
     anchors=(f"{_TOWER}embed_tokens.weight", f"{_ALONE}embed_tokens.weight"),
-    prefixes=("", "module.", "text_encoder.", "module.text_encoder."),
+    prefixes=("", "text_encoder."),
     recognize=_recognize,
     kinds={
         "llama_text": _text_config,

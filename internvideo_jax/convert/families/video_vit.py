@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -22,6 +22,7 @@ from internvideo_jax.convert.engine.adaptations import (
 from internvideo_jax.convert.engine.family import Family, Shapes
 from internvideo_jax.convert.engine.options import Options
 from internvideo_jax.convert.engine.rules import Rule, layer, rule
+from internvideo_jax.convert.engine.shapes import count_layers, sized
 from internvideo_jax.convert.engine.transforms import (
     CONV2D_TO_3D,
     CONV3D,
@@ -38,8 +39,8 @@ from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 # All of them cut clips into tubelets with this layer.
 ANCHORS = ("patch_embed.proj.weight",)
 
-# Wrapper modules of training scripts, and what stage 2 and VideoMAE call the vision tower.
-PREFIXES = ("", "module.", "backbone.", "encoder.", "vision_encoder.", "module.vision_encoder.")
+# What training scripts, stage 2 and VideoMAE call the vision tower.
+PREFIXES = ("", "backbone.", "encoder.", "vision_encoder.")
 
 # Attention heads by width: S14, B14, L14, 1B and VideoMAEv2-g, 6B. All poolers have 16.
 HEADS = {384: 6, 768: 12, 1024: 16, 1408: 16, 3200: 25}
@@ -73,6 +74,9 @@ BLOCKS: tuple[Rule, ...] = (
     *layer("blocks/mlp/fc1", "blocks.{layer}.mlp.fc1"),
     *layer("blocks/mlp/fc2", "blocks.{layer}.mlp.fc2"),
 )
+
+# Of a model that others align with; more are a mistake.
+_MAX_LAYERS = 10_000
 
 _TABLE = re.compile(r"(?:.*/)?(clip_|mae_)?pos_embed(_spatial|_temporal)?")
 
@@ -169,8 +173,13 @@ def _fit_head(shape: Shape, num_classes: int) -> Adaptation | None:
 def mlp_dim(options: Options, width: int) -> int:
     """Hidden size of the MLPs; a ratio may be a fraction in text ("48/11")."""
     ratio = options.take("mlp_ratio")
+    if isinstance(ratio, str):
+        match = re.fullmatch(r"(\d{1,9})(?:/([1-9]\d{0,8}))?", ratio, re.ASCII)
+        ratio = Fraction(int(match[1]), int(match[2] or 1)) if match else None
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float | Fraction) or ratio <= 0:
+        raise ValueError(f"mlp_ratio: expected a number above 0 or a fraction, found {ratio!r}")
     # A float multiplies as a float: the constructors round 1408 * (48 / 11) to 6144 before int().
-    return int(width * (Fraction(ratio) if isinstance(ratio, str) else ratio))
+    return int(width * ratio)
 
 
 def layers(
@@ -183,11 +192,18 @@ def layers(
     """
     required = {} if count is None else {"default": count}
     count = options.take(f"{branch}_return_layer", **required)
-    interval = options.take(f"{branch}_{side}return_interval", interval)
-    listed = options.take(f"{branch}_{side}return_index", None)
+    interval = options.take(f"{branch}_{side}return_interval", float(interval))
+    name = f"{branch}_{side}return_index"
+    listed = options.take(name, None)
     if listed:
+        if not isinstance(listed, list | tuple) or any(type(i) is not int for i in listed):
+            raise ValueError(f"{name}: expected a list of blocks, found {listed!r}")
         return tuple(sorted(listed))
-    return tuple(i for i in aligned_layers(depth, count, interval) if i >= 0)
+    if type(count) is not int or not 0 <= count <= _MAX_LAYERS:
+        raise ValueError(
+            f"{branch}_return_layer: expected int from 0 to {_MAX_LAYERS}, found {count!r}"
+        )
+    return tuple(i for i in aligned_layers(depth, count, interval) if 0 <= i < depth)
 
 
 def listed(branch: str, side: str, indices: tuple[int, ...], normalization: str) -> dict[str, Any]:
@@ -201,55 +217,112 @@ def listed(branch: str, side: str, indices: tuple[int, ...], normalization: str)
 
 def sizes(shapes: Shapes) -> dict[str, Any]:
     """Constructor options that the patch kernel and the blocks show."""
-    kernel = shapes[ANCHORS[0]]
+    kernel = sized(shapes, ANCHORS[0], 4, 5)
     width = kernel[0]
-    hidden = in_blocks(shapes, "mlp.fc1.weight") or (4 * width, width)
+    fc1 = in_blocks(shapes, "mlp.fc1.weight")
+    hidden = 4 * width if fc1 is None else sized(shapes, fc1, 2)[0]
     return {
         "embed_dim": width,
-        "depth": count(shapes, "blocks"),
+        "depth": count_layers(shapes, "blocks"),
         # A fraction survives the constructors' int(width * mlp_ratio).
-        "mlp_ratio": Fraction(hidden[0], width),
+        "mlp_ratio": Fraction(hidden, width),
         "patch_size": kernel[-1],
         # The kernel of an image model covers one frame.
         "tubelet_size": kernel[2] if len(kernel) == 5 else 1,
     }
 
 
+def recorded(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training script's arguments say of its model, as options of the model's class.
+
+    Source: upstream `run_finetuning.py`, which makes models for `num_frames * num_segments` frames
+    of `input_size` pixels and `nb_classes` classes.
+    """
+    options = dict(stored)
+    for option, argument in (("img_size", "input_size"), ("num_classes", "nb_classes")):
+        if argument in stored:
+            options.setdefault(option, stored[argument])
+    match options.get("img_size"):
+        case [int(height), int(width)] if height == width:
+            options["img_size"] = height
+    frames, segments = stored.get("num_frames"), stored.get("num_segments")
+    if type(frames) is int and type(segments) is int:
+        options["num_frames"] = frames * segments
+    if "num_frames" in options:
+        options.setdefault("all_frames", options["num_frames"])
+    return options
+
+
 def table_grid(
-    num_tokens: int,
+    rows: int,
+    num_extra: int,
     options: Mapping[str, Any],
     frames_name: str,
     given: Mapping[str, Any],
     stored: Mapping[str, Any],
 ) -> Grid:
-    """Grid of a joint position table of `num_tokens` patch tokens.
+    """Grid of a joint position table.
+
+    What a file records is a hint: it chooses among the grids that the table can have.
 
     Args:
-      num_tokens: t*h*w.
+      rows: of the table, t*h*w and the extra ones.
+      num_extra: rows for the class token.
       options: from `sizes`.
       frames_name: what the upstream class calls the frames of a clip.
       given: options that the user states.
-      stored: options that the file holds.
+      stored: options that the file holds, from `recorded`.
 
     Raises:
-      ValueError: no grid fits, or several do.
+      ValueError: no grid fits, or several do, or the row for the class token is missing.
     """
     patch, tubelet = options["patch_size"], options["tubelet_size"]
 
-    def known(source: Mapping[str, Any]) -> dict[str, int | None]:
+    def known(source: Mapping[str, Any]) -> tuple[int | None, int | None]:
         size, frames = (
-            value if isinstance(value := source.get(name), int) else None
+            value if type(value := source.get(name)) is int and value > 0 else None
             for name in ("img_size", frames_name)
         )
-        return {"side": size and size // patch, "frames": frames and frames // tubelet}
+        return size and size // patch, frames and frames // tubelet
 
-    if any(known(given).values()):
-        return infer_grid(num_tokens, **known(given))
+    num_tokens = rows - num_extra
+    side, steps = known(given)
+    if side or steps:
+        return infer_grid(num_tokens, side=side, frames=steps)
+    side, steps = known(stored)
+    if side and steps and steps * side * side == num_tokens:
+        return steps, side, side
+    if num_extra and (_is_released(rows) or (side and steps and steps * side * side == rows)):
+        raise ValueError(
+            f"expected a position table with a row for the class token, found {rows} rows, one for"
+            " each patch; check that this is the right file, or pass --option=img_size=PIXELS"
+            " --option=num_frames=N of the model that was trained"
+        )
+    if side and steps:
+        # They contradict the table, which then speaks for itself.
+        side = steps = None
     try:
-        return infer_grid(num_tokens, **known(stored))
+        alone = infer_grid(num_tokens)
     except ValueError:
-        # Training scripts store the frames they read, which need not be the model's.
-        return infer_grid(num_tokens)
+        return infer_grid(num_tokens, side=side, frames=steps)
+    try:
+        hinted = infer_grid(num_tokens, side=side, frames=steps)
+    except ValueError:
+        return alone
+    if hinted != alone:
+        readings = " or ".join("x".join(map(str, grid)) for grid in (alone, hinted))
+        raise ValueError(
+            f"expected a position table that tells its grid, found {num_tokens} patch tokens:"
+            f" {readings} (time x height x width), of which released models have the first and the"
+            " file's recorded arguments suggest the second; pass --option=img_size=PIXELS"
+            " --option=num_frames=N of the model that was trained"
+        )
+    return alone
+
+
+def _is_released(num_tokens: int) -> bool:
+    """Whether these are 16x16 patches of a power of two of frames."""
+    return num_tokens % 256 == 0 and (num_tokens // 256).bit_count() == 1
 
 
 def infer_grid(num_tokens: int, *, side: int | None = None, frames: int | None = None) -> Grid:
@@ -266,7 +339,8 @@ def infer_grid(num_tokens: int, *, side: int | None = None, frames: int | None =
     """
     grids = [
         (t, s, s)
-        for s in range(1, math.isqrt(num_tokens) + 1)
+        # A side of one patch divides every number.
+        for s in range(2 - (side == 1 or frames is not None), math.isqrt(max(num_tokens, 0)) + 1)
         if num_tokens % (s * s) == 0 and (t := num_tokens // (s * s))
         if side in (None, s) and frames in (None, t)
     ]
@@ -281,16 +355,10 @@ def infer_grid(num_tokens: int, *, side: int | None = None, frames: int | None =
     )
 
 
-def in_blocks(shapes: Shapes, name: str) -> Shape | None:
-    """Shape of a parameter in the first block that has it."""
+def in_blocks(shapes: Shapes, name: str) -> str | None:
+    """Key of a parameter in the first block that has it."""
     pattern = re.compile(rf"blocks\.\d+\.{re.escape(name)}")
-    return next((shape for key, shape in shapes.items() if pattern.fullmatch(key)), None)
-
-
-def count(shapes: Iterable[str], module: str) -> int:
-    """Submodules `module.0` ... that keys name."""
-    found = (re.match(rf"{module}\.(\d+)\.", key) for key in shapes)
-    return 1 + max((int(m[1]) for m in found if m), default=-1)
+    return next((key for key in shapes if pattern.fullmatch(key)), None)
 
 
 # What is the same of all of their families.
@@ -301,6 +369,7 @@ family = functools.partial(
     preprocessing=preprocessing,
     describe=describe,
     neutral=NEUTRAL,
+    recorded=recorded,
     retarget=retarget,
     fit=fit,
 )

@@ -10,6 +10,7 @@ from typing import Any
 from internvideo_jax.convert.engine.family import Shapes
 from internvideo_jax.convert.engine.options import Options, expect_heads
 from internvideo_jax.convert.engine.rules import Ignore, Table, nested, norm, rule
+from internvideo_jax.convert.engine.shapes import sized
 from internvideo_jax.convert.engine.transforms import JOIN_QV_BIAS
 from internvideo_jax.convert.engine.verify import Arrays, Recipe, Reference
 from internvideo_jax.convert.families import video_vit
@@ -99,15 +100,14 @@ def _infer(
     problems = []
     if "pos_embed" in shapes:
         try:
-            t, side, _ = video_vit.table_grid(
-                shapes["pos_embed"][1], options, "all_frames", given, stored
-            )
+            rows = sized(shapes, "pos_embed", 3)[1]
+            t, side, _ = video_vit.table_grid(rows, 0, options, "all_frames", given, stored)
             options["all_frames"] = t * options["tubelet_size"]
             options["img_size"] = side * options["patch_size"]
         except ValueError as error:
             problems.append(str(error))
     heads = {"num_heads": video_vit.HEADS.get(options["embed_dim"])}
-    known = given.keys() | stored.keys()
+    known = {**stored, **given}
     expect_heads(heads, options["embed_dim"], video_vit.HEADS, known, problems)
     return options, heads
 

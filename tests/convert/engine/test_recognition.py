@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import safetensors.numpy
 
 from internvideo_jax import models
 from internvideo_jax.convert.engine import conversion, family, recognition, rules, upstream
+from internvideo_jax.convert.engine.export import export
 from internvideo_jax.convert.engine.family import Family, Part
 from internvideo_jax.convert.engine.plan import plan
 from internvideo_jax.convert.engine.recognition import canonical_names, find_prefix, recognize
@@ -20,6 +22,8 @@ from internvideo_jax.convert.families import internvideo2, video_vit, videomae
 from internvideo_jax.preprocessing import Preprocessing
 
 PREFIXES = ["", "module.", "backbone.", "encoder.", "vision_encoder.", "module.vision_encoder."]
+PREFIXES += ["model.", "module.module.", "_orig_mod.", "model._orig_mod.", "module._orig_mod."]
+PREFIXES += ["_forward_module.module.", "model._fsdp_wrapped_module.vision_encoder."]
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -29,6 +33,56 @@ def test_known_prefixes_are_stripped(prefix, configs, shapes_of, plan_of):
     made = plan_of(shapes, config)
     assert made.prefix == prefix
     assert sorted(made.loaded_names) == sorted(shapes)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement"),
+    [
+        (r"^blocks\.(\d)\.", r"blocks.\1._orig_mod."),
+        (r"^blocks\.(\d)\.", r"_orig_mod.module.blocks.\1._checkpoint_wrapped_module."),
+        (r"^(blocks\.\d)\.(\w+)\.", r"\1._fsdp_wrapped_module.\2._fpw_module."),
+        (r"\.(\w+)$", r"._orig_mod._orig_mod.module.\1"),
+    ],
+)
+def test_wrappers_inside_of_keys_come_and_go(
+    pattern, replacement, configs, make_state, options, tmp_path
+):
+    state = make_state(configs["linear"])
+    wrapped = {re.sub(pattern, replacement, key): array for key, array in state.items()}
+    assert wrapped.keys() != state.keys()
+    safetensors.numpy.save_file(wrapped, tmp_path / "wrapped.safetensors")
+    request = conversion.Request(options=options)
+    done = conversion.convert([tmp_path / "wrapped.safetensors"], tmp_path / "model", request)
+    assert done.plan.config == configs["linear"]
+    export(tmp_path / "model", tmp_path / "back.safetensors")
+    back = safetensors.numpy.load_file(tmp_path / "back.safetensors")
+    assert back.keys() == wrapped.keys()
+    for key, array in wrapped.items():
+        np.testing.assert_array_equal(back[key], array, err_msg=key)
+
+
+def test_keys_that_differ_in_wrappers_alone_are_an_error(configs, shapes_of):
+    shapes = shapes_of(configs["encoder"])
+    shapes["_orig_mod.cls_token"] = shapes["cls_token"]
+    with pytest.raises(ValueError, match=r"'_orig_mod\.cls_token' and 'cls_token'"):
+        recognize(shapes)
+
+
+def test_counters_of_averaging_and_profilers_are_left_out(configs, shapes_of, plan_of):
+    shapes = shapes_of(configs["encoder"], "module.")
+    for key in ("n_averaged", "module.total_ops", "module.blocks.0.attn.total_params"):
+        shapes[key] = ()
+    made = plan_of(shapes, configs["encoder"])
+    assert sorted(made.ignored) == ["blocks.0.attn.total_params", "n_averaged", "total_ops"]
+    assert set(made.ignored.values()) == {"counters, no weights"}
+
+
+@pytest.mark.parametrize(
+    "key", ["_flat_param", "_fsdp_wrapped_module.blocks.0._fsdp_wrapped_module._flat_param"]
+)
+def test_flattened_parameters_say_how_to_gather_them(key):
+    with pytest.raises(ValueError, match="FSDP.*full_state_dict"):
+        recognize({key: (1000,)})
 
 
 def test_keys_without_the_prefix_are_kept_as_they_are():
@@ -50,7 +104,7 @@ def test_keys_that_become_one_are_an_error():
     "keys",
     [
         ["embeddings.weight"],
-        ["model.patch_embed.proj.weight"],
+        ["net.patch_embed.proj.weight"],
         ["patch_embed.proj.weight", "encoder.patch_embed.proj.weight"],
     ],
 )

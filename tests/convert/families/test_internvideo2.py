@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
 from internvideo_jax import models
+from internvideo_jax.convert.engine import upstream
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.upstream import architecture_of, infer_config, to_upstream
 from internvideo_jax.convert.families.video_vit import infer_grid
@@ -90,6 +92,70 @@ def test_stored_frames_that_do_not_fit_the_table_are_passed_over(infer):
     # Pre-training scripts store the 16 frames they read; the student has 8.
     stored = {"num_frames": 16}
     assert infer(internvideo2_s14(), stored=stored).num_frames == 8
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"num_frames": 8, "num_segments": 1, "input_size": 224},
+        {"num_frames": 2, "num_segments": 4, "input_size": 224},
+        # Not these frames of that size, though each alone would divide the table.
+        {"num_frames": 32, "num_segments": 1, "input_size": 224},
+        {"num_frames": 2, "num_segments": 4, "input_size": 448},
+        {"num_frames": 8, "img_size": [224, 224], "input_size": 112},
+        {"num_frames": None, "input_size": None, "img_size": 0},
+        {"num_frames": True, "input_size": "448"},
+        {"tubelet_size": 2, "patch_size": 16, "num_frames": 16, "input_size": 256},
+    ],
+)
+def test_recorded_clips_are_a_hint_to_the_table(stored, infer):
+    assert infer(internvideo2_s14(), stored=stored) == internvideo2_s14()
+
+
+def test_what_a_table_contradicts_is_said(shapes_of):
+    found = recognize(shapes_of(internvideo2_s14()))
+    stored = {"num_frames": 32, "input_size": 224, "depth": 24, "num_heads": 3, "lr": 1e-3}
+    notes = upstream.infer(found, stored=stored).notes
+    assert len(notes) == 2
+    for part in ("num_frames=32 (tensors show 8)", "depth=24 (tensors show 12)"):
+        assert part in notes[0]
+    assert "num_heads=3 (released models of this width: 6)" in notes[1]
+    assert upstream.infer(found, stored={"num_frames": 8, "lr": 1e-3}).notes == ()
+
+
+@pytest.mark.parametrize("stored", [{"num_frames": 32}, {"num_frames": 2}, {"img_size": 448}])
+def test_a_hint_against_the_released_grid_is_not_taken_alone(stored, infer):
+    with pytest.raises(ValueError, match=r"8x16x16 or .*--option=img_size"):
+        infer(internvideo2_s14(), stored=stored)
+
+
+@pytest.mark.parametrize(
+    ("rows", "stored"), [(2048, {}), (4096, {}), (64, {"num_frames": 4, "img_size": 56})]
+)
+def test_a_table_without_a_row_for_the_class_token_is_refused(rows, stored, shapes_of, infer):
+    shapes = shapes_of(internvideo2_s14()) | {"pos_embed": (1, rows, 384)}
+    with pytest.raises(ValueError, match=f"a row for the class token, found {rows} rows"):
+        infer(shapes, stored=stored)
+
+
+@pytest.mark.parametrize("key", ["pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"])
+@pytest.mark.parametrize("shape", [(0,), (384,), (), (1, 0, 384), (0, 3, 1, 14, 14)])
+def test_shapes_are_looked_at_before_sizes_are_read_from_them(key, shape, shapes_of, infer):
+    with pytest.raises(ValueError, match=f"{re.escape(key)}.*shape {re.escape(str(list(shape)))}"):
+        infer(shapes_of(internvideo2_s14()) | {key: shape})
+
+
+def test_a_number_far_beyond_the_layers_is_no_layer(shapes_of, infer):
+    shapes = shapes_of(internvideo2_s14())
+    for number in ("200000000", "999999", "9" * 5000):
+        stray = shapes | {f"blocks.{number}.norm1.weight": (384,)}
+        assert infer(stray).depth == 12
+    assert infer(shapes | {"blocks.13.norm1.weight": (384,)}).depth == 14
+
+
+def test_parameters_that_zero_3_sharded_away_say_how_to_gather_them(shapes_of, infer):
+    with pytest.raises(ValueError, match=r"ZeRO.*zero_to_fp32\.py"):
+        infer(dict.fromkeys(shapes_of(internvideo2_s14()), (0,)))
 
 
 def test_unknown_numbers_of_heads_must_be_given(configs, infer):

@@ -9,7 +9,7 @@ import pytest
 from internvideo_jax.convert.engine.plan import CheckpointMisfit, plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import to_state_dict, to_tree
-from internvideo_jax.convert.engine.upstream import infer_config, to_upstream
+from internvideo_jax.convert.engine.upstream import infer, infer_config, to_upstream
 from internvideo_jax.models.beats import beats_iter3_plus, deep_norm_scale
 from internvideo_jax.models.bert import bert_large_fusion
 from internvideo_jax.models.llama_text import internvl_c_text
@@ -109,6 +109,8 @@ def test_berts_repeat_their_words_and_lose_a_prefix(make_state):
 
 def test_a_tower_of_a_stage_2_file_is_asked_for(shapes_of):
     shapes = shapes_of(BERT, "text_encoder.") | shapes_of(BEATS, "audio_encoder.")
+    with pytest.raises(ValueError, match="--architecture=bert or beats"):
+        recognize(shapes)
     shapes |= {"vision_encoder.cls_token": (1, 1, 8), "temp": (), "itm_head.weight": (2, 16)}
     for architecture, config in (("bert", BERT), ("beats", BEATS)):
         found = recognize(shapes, architecture=architecture)
@@ -159,6 +161,38 @@ def test_adapters_are_folded_or_kept(make_state):
     for part, name in (("attn", "q"), ("attn", "proj"), ("mlp", "down"), ("mlp", "up")):
         kernels = ours[part][name]["kernel"], theirs[part][name]["kernel"]
         np.testing.assert_allclose(*kernels, rtol=1e-5, atol=1e-5)
+
+
+def test_what_files_do_not_say_of_a_model_is_said(shapes_of):
+    config = CONFIGS["llama with adapters"]
+    stored = {n: v for n, v in to_upstream(config).items() if n != "lora_alpha"}
+    rank = config.lm.lora.rank
+    notes = infer(recognize(shapes_of(config)), stored=stored).notes
+    assert notes == (f"not in the file, assumed as usual: lora_alpha={2 * rank}",)
+    stored = {n: v for n, v in to_upstream(BEATS).items() if n != "max_distance"}
+    assert "max_distance=800" in infer(recognize(shapes_of(BEATS)), stored=stored).notes[0]
+    for complete in (BEATS, BERT, config):
+        assert infer(recognize(shapes_of(complete)), stored=to_upstream(complete)).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("config", "option"),
+    [
+        (BEATS, {"max_distance": 0}),
+        (BEATS, {"max_distance": 1}),
+        (BERT, {"num_attention_heads": 5}),
+        (BERT, {"num_attention_heads": 4.0}),
+        (LLAMA, {"num_attention_heads": 10**9}),
+        (LLAMA, {"lora_alpha": "16", "lora_r": 2}),
+        (LLAMA, {"rms_norm_eps": float("nan")}),
+        (LLAMA, {"llama": 3}),
+    ],
+)
+def test_recorded_numbers_that_no_tensor_shows_have_ranges(config, option, shapes_of):
+    with pytest.raises(
+        ValueError, match=rf"{next(iter(option))}: expected|\b{next(iter(option))}\b"
+    ):
+        _read(shapes_of(config), stored=to_upstream(config) | option)
 
 
 def test_what_is_not_supported_is_refused_by_name(shapes_of, make_state):
