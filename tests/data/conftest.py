@@ -30,6 +30,12 @@ def _picture(number: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
+def picture_of() -> Callable[[int], np.ndarray]:
+    """Makes the frame that shows a number."""
+    return _picture
+
+
+@pytest.fixture(scope="session")
 def number_of() -> Callable[[np.ndarray], int]:
     """Reads the number off a decoded frame."""
 

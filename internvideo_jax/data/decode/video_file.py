@@ -6,7 +6,7 @@ import io
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +18,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from internvideo_jax.data.decode.container_size import announced_size
+from internvideo_jax.data.decode.timeline import Place, Timeline
 
 # Containers that hold their own data. Playlists, concatenations and image patterns, which make
 # FFmpeg open further files or network addresses, are left out on purpose.
@@ -39,6 +40,8 @@ CONTAINERS = (
 # For the sound alone; as videos, they are told apart from damaged files.
 SOUND_CONTAINERS = ("aac", "flac", "mp3", "wav")
 
+# Containers without an index, in which any byte is a place to go on from.
+_BYTE_ADDRESSED = ("mpeg", "mpegts")
 # Of one track, before which any other film of the file has had its second packet.
 _ENOUGH_PACKETS = 100
 
@@ -123,6 +126,7 @@ class VideoFile:
         self.limits = limits
         self._data = data
         self._track: int | None = None
+        self._keyframes: Mapping[int, Place] = {}
         self.container: InputContainer
         self.stream: VideoStream
         self.damaged: set[int | None] = set()
@@ -143,14 +147,30 @@ class VideoFile:
             self.container.close()
             self._open()
 
+    def join(self, keyframes: Mapping[int, Place]) -> None:
+        """Gives packets from here on timestamps that never begin anew (`Timeline`).
+
+        Args:
+          keyframes: where decoding can start, by such timestamps; at least one.
+        """
+        self._keyframes = keyframes
+
     def seek(self, tick: int) -> None:
         """Goes to a packet at or before a timestamp: to the first one if the format cannot seek."""
         if self._is_fresh:
             return
         try:
-            self.container.seek(tick, stream=self.stream)
+            if not self._keyframes:
+                self.container.seek(tick, stream=self.stream)
+                return
+            position, shift = self._keyframes[tick]
+            if position is not None and self.container.format.name in _BYTE_ADDRESSED:
+                self.container.seek(position, unsupported_byte_offset=True)
+                self._timeline = Timeline(shift)
+                return
         except av.error.FFmpegError:
-            self.rewind()
+            pass
+        self.rewind()
 
     def packets(self, doing: str) -> Iterator["Packet[VideoStream] | None"]:
         """The video's packets from here on, then None.
@@ -165,6 +185,8 @@ class VideoFile:
                 for packet in self.container.demux(self.stream):
                     check_clock(self.path, doing, self._end, self.limits)
                     if packet.size:
+                        if self._keyframes:
+                            self._shift(packet)
                         yield packet
         yield None
 
@@ -181,6 +203,11 @@ class VideoFile:
             return []
         self.damaged.update(frame.pts for frame in frames if frame.is_corrupt)
         return frames
+
+    def _shift(self, packet: "Packet[VideoStream]") -> None:
+        shift = self._timeline.shift(packet)
+        packet.pts = None if packet.pts is None else packet.pts + shift
+        packet.dts = None if packet.dts is None else packet.dts + shift
 
     def check_frame_size(self, width: int, height: int) -> None:
         """Refuses pictures beyond the limit."""
@@ -205,6 +232,7 @@ class VideoFile:
         except BaseException:
             self.container.close()
             raise
+        self._timeline = Timeline()
         self._is_fresh = True
 
     def _choose_track(self) -> None:
@@ -239,7 +267,7 @@ def check_clock(path: str, doing: str, end: float, limits: Limits) -> None:
             path,
             f"{doing} to take at most {limits.deadline:g} s",
             "more data than that",
-            "raise Limits.deadline if the file is to be trusted",
+            "cut the file into pieces or convert it, or, in Python, raise Limits.deadline",
         )
 
 
@@ -287,7 +315,10 @@ def decoding_errors(
         yield
     except av.error.ExitError as error:
         raise VideoError(
-            path, f"{doing} without long pauses", "no data in time", "raise the timeouts in Limits"
+            path,
+            f"{doing} without long pauses",
+            "no data in time",
+            "copy it to a faster disk, or, in Python, raise the timeouts in Limits",
         ) from error
     except av.error.FFmpegError as error:
         raise VideoError(

@@ -11,6 +11,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from internvideo_jax.data.decode.timeline import Place, Timeline
 from internvideo_jax.data.decode.video_file import VideoError, VideoFile
 
 # The largest picture buffer of H.264 and HEVC: no frame is shown more places than this before or
@@ -71,18 +72,36 @@ class VideoIndex:
 
 @dataclasses.dataclass(frozen=True)
 class _Listing:
-    """Packets as the demuxer gives them: timestamps in file order, and the first decoded frame."""
+    """Packets as the demuxer gives them, in file order, and the first decoded frame.
+
+    Attributes:
+      pts: timestamps.
+      shifts: what `Timeline` adds to them.
+      keyframes: timestamps of the packets that decoding can start at, and where these lie.
+      last_duration: of the last packet, in ticks.
+      first: the frame.
+    """
 
     pts: list[int | None]
-    keyframes: list[int]
+    shifts: list[int]
+    keyframes: list[tuple[int, Place]]
     last_duration: int
     first: VideoFrame
+
+    def shifted_pts(self) -> list[int | None]:
+        """Timestamps that never begin anew."""
+        return [
+            None if tick is None else tick + shift
+            for tick, shift in zip(self.pts, self.shifts, strict=True)
+        ]
 
 
 def make_index(file: VideoFile) -> VideoIndex:
     """Lists the frames of an open file; reads all of it, decodes one frame.
 
-    Only where timestamps are missing, repeat, or jump, all frames are decoded to count them.
+    Where timestamps begin anew, those of the index and of the file's packets go on (`Timeline`).
+    Only where they are missing, repeat, or jump for other reasons, all frames are decoded to count
+    them.
 
     Raises:
       VideoError: there are no frames, or more than the limits allow.
@@ -95,9 +114,15 @@ def make_index(file: VideoFile) -> VideoIndex:
     codec, container = file.stream.codec_context.name, file.container.format.name
     start = file.container.start_time
     ticks, pts = np.empty(0), None
-    if first.pts is not None and _name_frames(listing.pts):
+    keyframes = [tick for tick, _ in listing.keyframes]
+    given = listing.pts
+    if first.pts is not None and not _name_frames(given) and any(listing.shifts):
+        given = listing.shifted_pts()
+        keyframes = [tick + place.shift for tick, place in listing.keyframes]
+        file.join({tick + place.shift: place for tick, place in listing.keyframes})
+    if first.pts is not None and _name_frames(given):
         # Pictures that need data from before the file's first keyframe are never shown.
-        pts = np.unique([tick for tick in listing.pts if tick is not None and tick >= first.pts])
+        pts = np.unique([tick for tick in given if tick is not None and tick >= first.pts])
         ticks = pts
     else:
         ticks = _count_frames(file)
@@ -117,13 +142,15 @@ def make_index(file: VideoFile) -> VideoIndex:
         height=height,
         orientation=orientation,
         pts=pts,
-        keyframes=np.unique(np.array(listing.keyframes, np.int64)),
+        keyframes=np.unique(np.array(keyframes, np.int64)),
     )
 
 
 def _list_packets(file: VideoFile) -> _Listing:
     pts: list[int | None] = []
-    keyframes: list[int] = []
+    shifts: list[int] = []
+    keyframes: list[tuple[int, Place]] = []
+    timeline = Timeline()
     first: VideoFrame | None = None
     last_duration = 0
     codec = file.stream.codec_context.name
@@ -132,11 +159,14 @@ def _list_packets(file: VideoFile) -> _Listing:
             first = next(iter(file.decode(packet)), None)
         if packet is None or _is_hidden(packet, codec):
             continue
+        shift = timeline.shift(packet)
         if packet.is_keyframe and packet.pts is not None:
-            keyframes.append(packet.pts)
+            position = packet.pos if packet.pos is not None and packet.pos >= 0 else None
+            keyframes.append((packet.pts, Place(position, shift)))
         # Packets to discard lie outside the edit list: decoded, but never shown.
         if not packet.is_discard:
             pts.append(packet.pts)
+            shifts.append(shift)
             last_duration = packet.duration or last_duration
             _check_count(file, len(pts))
     if first is None:
@@ -148,7 +178,7 @@ def _list_packets(file: VideoFile) -> _Listing:
             "copy or convert it again, or leave it out",
         )
     file.check_frame_size(first.width, first.height)
-    return _Listing(pts, keyframes, last_duration, first)
+    return _Listing(pts, shifts, keyframes, last_duration, first)
 
 
 def _is_hidden(packet: "Packet[VideoStream]", codec: str) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from internvideo_jax.data.decode.video import Limits, VideoError, VideoReader
+from internvideo_jax.data.decode.video_file import VideoFile
 from tests.data.videos import index_video, read_frames
 
 GROUPS = {"g": "8", "bf": "2"}
@@ -117,16 +118,6 @@ def test_frames_that_lack_their_reference_are_not_counted(tmp_path, h264, remux,
     shown = numbers(read_frames(path, range(index.num_frames)).frames, number_of)
     assert shown == numbers(all_frames(path), number_of)
     assert 0 < len(shown) < 27
-
-
-def test_joined_streams_are_counted_through(tmp_path, render, number_of):
-    once = render(tmp_path / "once.ts", options=GROUPS, num_frames=20).read_bytes()
-    path = tmp_path / "twice.ts"
-    path.write_bytes(once + once)
-    index = index_video(path)
-    assert index.pts is None
-    assert numbers(read_frames(path, [3, 25, 39]).frames, number_of) == [3, 5, 19]
-    np.testing.assert_allclose(np.diff(index.timestamps), 0.1)
 
 
 def test_equal_timestamps_are_counted_through(tmp_path, render, remux, number_of):
@@ -274,3 +265,51 @@ def test_clip_size_is_limited_unless_transformed(h264):
     with pytest.raises(VideoError, match="3 frames of 64x48"):
         read_frames(h264, [0, 1, 2], limits=limits)
     assert len(read_frames(h264, [0, 1, 2], limits=limits, transform=lambda f: f[:2]).frames) == 3
+
+
+@pytest.mark.parametrize("codec", ["mpeg2video", "libx264"])
+def test_recordings_joined_end_to_end(tmp_path, render, number_of, picture_of, monkeypatch, codec):
+    # Timestamps begin anew with each; B-frames at either end of every second one.
+    joined = tmp_path / "joined.ts"
+    for piece in range(5):
+        part = render(
+            tmp_path / f"{piece}.ts",
+            codec,
+            num_frames=20,
+            fps=25,
+            options={"g": "6", "bf": str(piece % 2 * 2)},
+            picture=lambda number, first=20 * piece: picture_of(first + number),
+        )
+        with joined.open("ab") as file:
+            file.write(part.read_bytes())
+    index = index_video(joined)
+    assert index.num_frames == 100
+    assert index.timestamps == pytest.approx(np.arange(100) / 25, abs=1e-3)
+    assert index.duration == pytest.approx(4)
+    # None of it is decoded to find them, and little to read one.
+    packets = []
+    decode = VideoFile.decode
+    monkeypatch.setattr(
+        VideoFile, "decode", lambda self, packet: packets.append(packet) or decode(self, packet)
+    )
+    with VideoReader(joined) as reader:
+        assert len(packets) < 10
+        for numbers in ([99], [0], [47, 21, 22, 79, 80]):
+            packets.clear()
+            frames = reader.read(numbers)
+            assert [number_of(frame) for frame in frames] == numbers
+            assert len(packets) < 15 * len(numbers)
+        frames = reader.read(range(100))
+        assert [number_of(frame) for frame in frames] == list(range(100))
+
+
+def test_a_joined_recording_may_begin_in_the_middle(tmp_path, render):
+    options = {"g": "6", "bf": "2"}
+    part = render(tmp_path / "a.ts", "mpeg2video", num_frames=40, fps=25, options=options)
+    data = part.read_bytes()
+    cut = data[len(data) // 2 // 188 * 188 :]
+    (tmp_path / "joined.ts").write_bytes(cut + cut)
+    with VideoReader(tmp_path / "joined.ts") as reader:
+        assert 30 < reader.num_frames < 45
+        assert np.all(np.diff(reader.index.timestamps) > 0)
+        assert len(reader.read(range(reader.num_frames))) == reader.num_frames
