@@ -99,6 +99,9 @@ def read_audio(
         stream = _audio_stream(path, container)
         source = _Source(path, stream, limits, sample_rate, start, end)
         pieces = list(source.resampled(container))
+        if end is None and container.format.name == "flac":
+            # Its header alone tells, and only of the samples.
+            _check_length(path, container, start + source.position)
     if not pieces:
         raise VideoError(
             path,
@@ -112,7 +115,11 @@ def read_audio(
 
 
 class _Source:
-    """An audio stream on its way to a waveform."""
+    """An audio stream on its way to a waveform.
+
+    Attributes:
+      position: seconds of sound so far, from `start` on.
+    """
 
     def __init__(
         self,
@@ -130,8 +137,7 @@ class _Source:
         self._limits = limits
         self._sample_rate = sample_rate
         self._end = time.monotonic() + limits.deadline
-        # Seconds of sound so far, from `start` on.
-        self._position = 0.0
+        self.position = 0.0
 
     def resampled(self, container: InputContainer) -> Iterator[np.ndarray]:
         """The waveform in pieces, float32, at the rate that is asked for."""
@@ -154,14 +160,14 @@ class _Source:
             with contextlib.suppress(av.error.FFmpegError):
                 container.seek(round((zero + self._start - _LEAD) * av.time_base))
         for frame in self._frames(container):
-            if self._position >= self._length:
+            if self.position >= self._length:
                 return
             rate, samples = frame.sample_rate, _mono(frame)
             if frame.pts is not None and frame.time_base is not None:
                 seconds = float(frame.pts * frame.time_base)
                 zero = seconds if zero is None else zero
-                late = seconds - zero - self._start - self._position
-                if late < 0 and self._position == 0:
+                late = seconds - zero - self._start - self.position
+                if late < 0 and self.position == 0:
                     samples = samples[round(-late * rate) :]
                 elif late > GAP_TOLERANCE:
                     yield from self._silence(late, rate)
@@ -178,9 +184,9 @@ class _Source:
             left -= length
 
     def _advance(self, seconds: float) -> None:
-        self._position += seconds
+        self.position += seconds
         limit = self._limits.max_samples / self._sample_rate
-        if self._position > limit:
+        if self.position > limit:
             raise VideoError(
                 self._path,
                 f"at most {limit:g} s of sound",
@@ -195,6 +201,17 @@ class _Source:
                 # As in players, a damaged packet costs its own frames.
                 with contextlib.suppress(av.error.FFmpegError):
                     yield from packet.decode()
+
+
+def _check_length(path: str, container: InputContainer, seconds: float) -> None:
+    announced = (container.duration or 0) / av.time_base
+    if seconds < announced - 0.001:
+        raise VideoError(
+            path,
+            "a complete file of sound",
+            f"a truncated one: its header announces {announced:.2f} s, it has {seconds:.2f} s",
+            "check the path, or copy it again",
+        )
 
 
 def _audio_stream(path: str, container: InputContainer) -> AudioStream:

@@ -17,7 +17,7 @@ from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from internvideo_jax.data.decode.container_size import announced_size
+from internvideo_jax.data.decode.container_size import truncation
 from internvideo_jax.data.decode.timeline import Place, Timeline
 
 # Containers that hold their own data. Playlists, concatenations and image patterns, which make
@@ -356,11 +356,9 @@ def _check_in_memory(path: str, data: bytes) -> None:
 
 
 def _check_size(path: str, file: BinaryIO, size: int) -> None:
-    announced = announced_size(file, size)
-    if announced is not None and announced > size:
-        raise _incomplete(
-            path, f"a truncated one: its header announces {announced} bytes, it has {size}"
-        )
+    found = truncation(file, size)
+    if found is not None:
+        raise _incomplete(path, f"a truncated one: {found}")
 
 
 def _incomplete(path: str, found: str) -> VideoError:
