@@ -103,7 +103,8 @@ def main(argv: Sequence[str]) -> int:
     with Checksums() as checksums:
         # In the background: the weights are gigabytes.
         model_files = result_card.directory_files(directory)
-        annotations = [Path(data.annotations)] if data.annotations else []
+        lists = [Path(data.annotations)] if data.annotations else []
+        annotations = [path for path in lists if path.is_file()]
         for file in (*annotations, *model_files):
             checksums.start(file)
         measured = {
@@ -159,18 +160,22 @@ def main(argv: Sequence[str]) -> int:
 
 def _annotated_clips(args: argparse.Namespace, model: "SavedModel") -> "_Task":
     """Classification of the clips of `--annotations`."""
-    from internvideo_jax.data.annotations.lists import read_annotations
-    from internvideo_jax.data.config import DataConfig
-    from internvideo_jax.data.sources.clips import RecordSource
+    from internvideo_jax.data.config import ClipSet, DataConfig
+    from internvideo_jax.data.sources.clips import RecordSource, open_source
     from internvideo_jax.evaluation.classification import ClassificationEvaluator
 
     preprocessing = model.preprocessing.require_video()
     evaluator = ClassificationEvaluator(model.module, preprocessing)
     options = arguments.annotation_options(args)
-    records = read_annotations(args.annotations, num_classes=model.config.num_classes, **options)
+    num_classes = model.config.num_classes
+    named = ClipSet(annotations=str(args.annotations), **options)
+    source = open_source(named, num_classes=num_classes, classes=model.classes)
+    assert isinstance(source, RecordSource)
+    records = source.records
     data = DataConfig(
         annotations=str(args.annotations),
-        num_classes=model.config.num_classes,
+        num_classes=num_classes,
+        classes=model.classes,
         multi_label=any(isinstance(record.label, tuple) for record in records),
         sampling=args.sampling,
         sampling_rate=args.sampling_rate,
@@ -179,7 +184,7 @@ def _annotated_clips(args: argparse.Namespace, model: "SavedModel") -> "_Task":
         segments=args.segments,
         crops=args.crops,
     )
-    return {"eval": evaluator}, data, RecordSource(records)
+    return {"eval": evaluator}, data, source
 
 
 def _config_clips(config: "ConfigDict", model: "SavedModel") -> "_Task":
@@ -248,7 +253,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = arguments.make_parser("evaluate", SUMMARY, EPILOG)
     default = "(default: %(default)s)"
     clips = parser.add_mutually_exclusive_group(required=True)
-    clips.add_argument("--annotations", type=Path, metavar="FILE", help="clips with labels")
+    clips.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="FILE",
+        help="clips with labels: a list, or a folder that holds a folder of videos for each class",
+    )
     clips.add_argument(
         "--config",
         metavar="FILE.py[:ARGS]",

@@ -1,4 +1,5 @@
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,14 +10,17 @@ import numpy as np
 import pytest
 
 from internvideo_jax.launch import arguments, run_config, train
+from internvideo_jax.models import VideoClassifierConfig
 from internvideo_jax.parallel import aot
 from internvideo_jax.training.metrics import read_metrics
+from internvideo_jax.training.stages.classify import ClassifyConfig, ClassifyStage
+from tests.small_models import ENCODER, noise
 
 ROOT = Path(__file__).parents[2]
 
 CONFIG = """
 from ml_collections import ConfigDict
-from internvideo_jax.config import to_dict
+from internvideo_jax.configs.stage1.common import as_config
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.models.video_classifier import VideoClassifierConfig
 from internvideo_jax.models.video_vit import VideoViTConfig
@@ -33,15 +37,17 @@ def get_config(annotations=""):
         annotations=annotations or None, num_classes=4, num_frames=2, image_size=28, workers=0,
         augmentation="none", cache_dir=None,
     )
+    stage = as_config(ClassifyConfig(model=model))
+    stage.kind = "classify"
     return ConfigDict({
-        "stage": {"kind": "classify", **to_dict(ClassifyConfig(model=model))},
+        "stage": stage,
         "train": {
             "batch_size": 4, "steps": 4, "warmup_steps": 1, "optimizer": {"lr": 0.002},
             "log_every": 1, "eval_every": 4, "checkpoint": {"every_steps": 2},
             "accumulation": 1, "num_sample": 1, "mesh": {"fsdp": -1, "data": 1},
         },
-        "data": to_dict(data),
-        "eval_data": to_dict(data),
+        "data": as_config(data),
+        "eval_data": as_config(data),
     })
 """
 
@@ -236,3 +242,62 @@ def test_a_run_on_video_files_and_the_same_on_eight_devices(config_file, tmp_pat
     assert result.returncode == 2
     assert "clips.sha256: " in result.stderr
     assert "clips.number: " not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--config.stage.starts_from=b14"], "starts from b14"),
+        (["--config.stage.initial=absent"], "absent is not a saved model"),
+        (["--config.stage.initial={other}"], "params/encoder/pos_embed: expected shape"),
+        (["--config.train.batch_size=97"], "expected at most 8 times the 12 clips"),
+        (["--config.train.optimizer.lr=781"], "lr: expected a number above 0 and at most 1"),
+        (["--config.data.root=absent"], "expected clips that can be read"),
+        (["--config.eval_data.root=absent"], "expected clips that can be read"),
+    ],
+)
+def test_a_dry_run_refuses_what_training_would(config_file, clips, capsys, options, message):
+    options = [option.format(other=clips.parent / "other") for option in options]
+    assert train.main([f"--config={config_file}:{clips}", "--dry_run", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_cannot_fit_into_memory_is_refused_after_the_summary(config_file, capsys):
+    options = [f"--config={config_file}", "--dry_run", "--config.train.batch_size=40000000"]
+    assert train.main(options) == 2
+    out, error = capsys.readouterr()
+    assert "schedule: " in out
+    assert "GiB before activations" in error
+
+
+def test_training_refuses_a_batch_far_larger_than_the_data(config_file, clips, tmp_path, capsys):
+    options = [f"--config={config_file}:{clips}", "--config.train.batch_size=20000"]
+    assert train.main([*options, f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "12 clips of the data, found 20000; set a smaller one" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_peak_rate_is_said_and_a_useless_one_warned_of(config_file, clips, capsys):
+    options = [f"--config={config_file}:{clips}", "--dry_run"]
+    assert train.main(options) == 0
+    said = capsys.readouterr().err
+    assert "peak learning rate 0.002 (per 256 rows 0.128) after 1 warm-up steps" in said
+    assert "warning" not in said
+    assert train.main([*options, "--config.train.optimizer.lr=1.6e-7"]) == 0
+    assert "a learning rate of 1.6e-07 hardly changes the weights" in capsys.readouterr().err
+
+
+def test_the_config_is_printed(config_file, capsys):
+    options = [f"--config={config_file}", "--print_config", "--config.train.steps=7"]
+    assert train.main(options) == 0
+    assert "--config.train.steps=7  # recipe: 4\n" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """A list of clips; beside it, a saved model of another size."""
+    folder = tmp_path_factory.mktemp("clips")
+    encoder = dataclasses.replace(ENCODER, width=64)
+    stage = ClassifyStage(ClassifyConfig(VideoClassifierConfig(encoder, 4)))
+    stage.save(noise(stage.init, 0), folder / "other")
+    return write_clips(folder)

@@ -145,6 +145,60 @@ def saved(tmp_path, config, seed=3):
     return str(tmp_path / "start"), variables
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours", "is_new"),
+    [
+        ("", "", False),
+        ("abcde", "abcde", False),
+        ("abcde", "abced", True),
+        ("abcde", "", True),
+        ("", "abcde", True),
+        ("abcdefg", "abcde", True),
+    ],
+)
+def test_a_head_of_other_classes_starts_afresh(tmp_path, caplog, theirs, ours, is_new):
+    model = VideoClassifierConfig(ENCODER, len(theirs) or 5)
+    saved_model.write_description(
+        tmp_path, "video_classifier", model, Preprocessing(), classes=theirs or None
+    )
+    config = dataclasses.replace(CONFIG, initial=str(tmp_path), classes=tuple(ours), new_head=None)
+    with caplog.at_level("INFO"):
+        ClassifyStage(config).check_weights()
+    assert ("the last layer starts untrained" in caplog.text) is is_new
+
+
+def test_names_of_classes_are_saved_and_decide_on_the_head(tmp_path):
+    start = ClassifyStage(dataclasses.replace(CONFIG, classes=tuple("abcde")))
+    start.save(noise(start.init, 3), tmp_path / "start")
+    assert saved_model.load(tmp_path / "start").classes == tuple("abcde")
+    stage = ClassifyStage(
+        dataclasses.replace(
+            CONFIG, initial=str(tmp_path / "start"), classes=tuple("edcba"), new_head=None
+        )
+    )
+    fresh = noise(stage.init, 0)
+    loaded = stage.load_initial(fresh)["params"]
+    np.testing.assert_array_equal(loaded["head"]["kernel"], fresh["params"]["head"]["kernel"])
+    assert not np.allclose(loaded["fc_norm"]["scale"], fresh["params"]["fc_norm"]["scale"])
+
+
+def test_as_many_names_as_classes():
+    with pytest.raises(ValueError, match="expected names of model.num_classes=5 classes, found 2"):
+        dataclasses.replace(CONFIG, classes=("a", "b"))
+
+
+def test_narrow_encoders_may_start_wider(tmp_path):
+    stage = ClassifyStage(dataclasses.replace(CONFIG, fan_in=True))
+    fresh = noise(stage.init, 0)
+    started = stage.load_initial(fresh)["params"]
+    for name, inputs in (("fc1", ENCODER.width), ("fc2", ENCODER.mlp_dim)):
+        old, new = (
+            p["encoder"]["blocks"]["mlp"][name]["kernel"] for p in (fresh["params"], started)
+        )
+        np.testing.assert_allclose(new, old * inputs**-0.5 / 0.02, rtol=1e-6)
+    np.testing.assert_array_equal(started["head"]["kernel"], fresh["params"]["head"]["kernel"])
+
+
 def test_k710_heads_become_those_of_k400_and_tables_get_longer(tmp_path):
     path, start = saved(tmp_path, VideoClassifierConfig(ENCODER, 710))
     encoder = dataclasses.replace(ENCODER, num_frames=4, drop_path_rate=0.3)
@@ -189,8 +243,11 @@ def test_another_number_of_classes_needs_a_new_head(tmp_path):
     path, _ = saved(tmp_path, VideoClassifierConfig(ENCODER, 7))
     stage = ClassifyStage(dataclasses.replace(CONFIG, initial=path))
     fresh = noise(stage.init, 0)
-    with pytest.raises(ValueError, match="head/kernel: expected 5 classes, found 7.*`new_head`"):
-        stage.load_initial(fresh)
+    message = "head/kernel: expected 5 classes, found 7.*--config.stage.new_head=True"
+    # Also before any array is read.
+    for load in (stage.check_weights, lambda: stage.load_initial(fresh)):
+        with pytest.raises(ValueError, match=message):
+            load()
     stage = ClassifyStage(dataclasses.replace(CONFIG, initial=path, new_head=True))
     loaded = stage.load_initial(fresh)["params"]
     np.testing.assert_array_equal(loaded["head"]["kernel"], fresh["params"]["head"]["kernel"])
@@ -213,8 +270,9 @@ def test_all_misfits_are_listed_at_once(tmp_path):
 
 def test_a_recipe_says_what_it_wants_to_start_from():
     stage = ClassifyStage(dataclasses.replace(CONFIG, starts_from="internvideo2-1b-k710"))
-    with pytest.raises(ValueError, match="stage.initial, .* starts from internvideo2-1b-k710"):
-        stage.load_initial({})
+    for load in (stage.check_weights, lambda: stage.load_initial({})):
+        with pytest.raises(ValueError, match="stage.initial, .* starts from internvideo2-1b-k710"):
+            load()
     assert ClassifyStage(CONFIG).load_initial({"params": {}}) == {"params": {}}
 
 

@@ -166,7 +166,7 @@ def _fit_head(shape: Shape, num_classes: int) -> Adaptation | None:
     raise ValueError(
         f"expected {num_classes} classes, found {shape[-1]}: a head's outputs are chosen only from"
         f" the {K710_CLASSES} classes of K710, for {', '.join(map(str, K710_ROWS))}; start an"
-        " untrained head (--new_head; `new_head` of a config)"
+        " untrained head (--new_head; in training --config.stage.new_head=True)"
     )
 
 

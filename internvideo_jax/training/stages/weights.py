@@ -147,7 +147,6 @@ def _match(
     left = {n: x.shape for n, x in shapes.items() if not (new_head and n.startswith(_HEAD))}
     problems = _contradictions(saved, config)
     match = WeightMatch([], {}, [], len(left) - len(left.keys() & targets.keys()))
-    has_other_head = False
     for key, target in targets.items():
         if key in left:
             shape = left.pop(key)
@@ -156,7 +155,6 @@ def _match(
                 change = _fit(key, shape, target.shape, saved, config)
             except ValueError as error:
                 problems.append(f"{key}: {error}")
-                has_other_head |= key.startswith(_HEAD)
             else:
                 match.adapted.update({key: change} if change else {})
         elif may_start_afresh(key):
@@ -170,13 +168,10 @@ def _match(
         if is_same_kind or key.startswith(_ENCODER)
     ]
     if problems:
-        advice = "check that this is the right model, and the stage's config"
-        if has_other_head:
-            advice += "; for other classes, set --config.stage.new_head=True"
         raise ValueError(
             f"the saved model {path} does not fit: {len(problems)} misfits\n  "
             + "\n  ".join(problems)
-            + f"\n{advice}"
+            + "\ncheck that this is the right model, and the stage's config"
         )
     return match
 
