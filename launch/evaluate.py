@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from internvideo_jax.class_names import read_class_names
+from internvideo_jax.environment import printable
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments, inference
 from internvideo_jax.launch.progress import Progress
@@ -140,7 +141,7 @@ def main(argv: Sequence[str]) -> int:
         output.mkdir(exist_ok=True)
         evaluator = evaluators[name]
         shown = [clips[index].record for index in np.unique(rows.columns["index"]).tolist()]
-        print(evaluator.report(rows, shown, names, output))
+        print(printable(evaluator.report(rows, shown, names, output)))
         failed |= rows.errors
         unread = [(_record(clips, index), reason) for index, reason in rows.errors.items()]
         card = {
@@ -271,7 +272,8 @@ def _parser() -> argparse.ArgumentParser:
         "--class_names",
         type=Path,
         metavar="FILE",
-        help="one name per line, or JSON: a list, {name: number}, a config with id2label",
+        help="one name per line, or JSON: a list, {name: number}, a config with id2label (default:"
+        " as the model names them)",
     )
     for name, number, text in (
         ("segments", 4, ""),

@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from internvideo_jax.environment import printable
 from internvideo_jax.launch import arguments
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def print_failures(failed: Sequence[tuple[str, str]]) -> None:
     width = max(len(path) for path, _ in failed)
     print(f"{len(failed)} failed:", file=sys.stderr)
     for path, reason in failed:
-        print(f"  {path:{width}}  {reason}", file=sys.stderr)
+        print(printable(f"  {path:{width}}  {reason}"), file=sys.stderr)
 
 
 @contextlib.contextmanager

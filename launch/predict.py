@@ -101,8 +101,8 @@ def main(argv: Sequence[str]) -> int:
             entries.append(_entry(result, names, args.top))
             if result.source != source:
                 source = result.source
-                progress.write(printable(_shown_path(source)), file=sys.stdout)
-            progress.write(printable(_text(entries[-1], width)), file=sys.stdout)
+                progress.write(_shown_path(source), file=sys.stdout)
+            progress.write(_text(entries[-1], width), file=sys.stdout)
     seconds = time.perf_counter() - started
     if args.json:
         settings = {
@@ -139,7 +139,14 @@ def _results(
         )
     else:
         for video in videos:
-            yield from predict_windows(video, model, views, windows, batch_size=args.batch_size)
+            yield from predict_windows(
+                video,
+                model,
+                views,
+                windows,
+                batch_size=args.batch_size,
+                num_threads=args.num_threads,
+            )
 
 
 def _windows(args: argparse.Namespace) -> "Windows | None":

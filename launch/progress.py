@@ -7,6 +7,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from internvideo_jax.environment import printable
+
 # Seconds between two lines.
 INTERVAL = 5.0
 
@@ -51,7 +53,7 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
 
     def write(self, text: str, file: TextIO | None = None) -> None:
         """Prints a line that the bar does not overwrite, by default to the standard error."""
-        self._bar.write(text, file=file or sys.stderr)
+        self._bar.write(printable(text), file=file or sys.stderr)
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()

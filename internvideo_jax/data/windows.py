@@ -1,10 +1,14 @@
-"""Windows of long videos: each file is indexed once and decoded from its beginning to its end."""
+"""Windows of long videos, of which neighbouring ones are decoded together."""
 
+import collections
+import contextlib
 import dataclasses
 import functools
 import math
 import os
+import queue
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -14,6 +18,7 @@ from internvideo_jax.data.pipeline import Batch
 from internvideo_jax.data.transforms.frames import resize_short_side
 from internvideo_jax.data.transforms.views import cut_views, view_indices
 from internvideo_jax.data.watchdog import BackgroundIterator
+from internvideo_jax.environment import usable_cpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +58,21 @@ class Windows:
 
 
 def window_batches(
-    path: str | os.PathLike[str], config: DataConfig, windows: Windows, *, batch_size: int
+    path: str | os.PathLike[str],
+    config: DataConfig,
+    windows: Windows,
+    *,
+    batch_size: int,
+    num_threads: int | None = None,
 ) -> BackgroundIterator[Batch]:
-    """All windows of a video file, decoded ahead in a thread, those of a batch in one go.
+    """All windows of a video file, decoded ahead in threads, those of a batch in one go.
 
     Args:
       path: the video file.
       config: frames and size of the views, and how many of them a window has.
       windows: where it is cut.
       batch_size: rows (views) in a batch; at least those of one window.
+      num_threads: decoding threads, each with a batch of its own; by default one per CPU core.
 
     Returns:
       An iterator of dicts with at most so many rows b: `video` uint8 `[b, T, S, S, 3]` and
@@ -79,19 +90,46 @@ def window_batches(
     per_batch = max(batch_size // (config.segments * config.crops), 1)
 
     def make(first_batch: int) -> Iterator[Batch]:
-        with VideoReader(path) as reader:
-            index = reader.index
-            begin = float(index.timestamps[0])
-            if index.duration / windows.stride > max(index.num_frames, 1):
-                raise ValueError(
-                    f"{path}: expected a stride of at least a frame"
-                    f" ({index.duration / index.num_frames:.3g} s), found {windows.stride:g} s"
-                )
-            times = windows.times(begin, begin + index.duration)
+        with contextlib.ExitStack() as stack:
+            first = stack.enter_context(VideoReader(path))
+            times = _times(first, windows)
+            # A reader serves one thread at a time.
+            readers: queue.SimpleQueue[VideoReader] = queue.SimpleQueue()
+            readers.put(first)
+
+            def read(start: int) -> Batch:
+                try:
+                    reader = readers.get_nowait()
+                except queue.Empty:
+                    reader = stack.enter_context(VideoReader(path))
+                batch = _batch(reader, config, start, times[start : start + per_batch])
+                readers.put(reader)
+                return batch
+
+            threads = num_threads or usable_cpus()
+            pool = ThreadPoolExecutor(threads, thread_name_prefix="windows")
+            stack.callback(pool.shutdown, cancel_futures=True)
+            ahead: collections.deque[Future[Batch]] = collections.deque()
             for start in range(first_batch * per_batch, len(times), per_batch):
-                yield _batch(reader, config, start, times[start : start + per_batch])
+                ahead.append(pool.submit(read, start))
+                if len(ahead) > threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
 
     return BackgroundIterator(make, timeout=config.stall_timeout)
+
+
+def _times(reader: VideoReader, windows: Windows) -> np.ndarray:
+    """Starts and ends of the windows of an open file, float64 `[W, 2]`."""
+    index = reader.index
+    if index.duration / windows.stride > index.num_frames:
+        raise ValueError(
+            f"{index.path}: expected a stride of at least a frame"
+            f" ({index.duration / index.num_frames:.3g} s), found {windows.stride:g} s"
+        )
+    begin = float(index.timestamps[0])
+    return windows.times(begin, begin + index.duration)
 
 
 def _batch(reader: VideoReader, config: DataConfig, first: int, times: np.ndarray) -> Batch:

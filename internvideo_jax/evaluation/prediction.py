@@ -151,8 +151,9 @@ def predict_windows(
     windows: Windows,
     *,
     batch_size: int = 8,
+    num_threads: int | None = None,
 ) -> Iterator[Prediction | FailedClip]:
-    """Classifies all windows of a video, which is decoded once, ahead, some windows at a time.
+    """Classifies all windows of a video, which are decoded ahead in threads, some at a time.
 
     Args:
       path: the video file.
@@ -160,6 +161,7 @@ def predict_windows(
       views: how each window is shown (`view_config`).
       windows: where the video is cut.
       batch_size: views that are held together at most.
+      num_threads: decoding threads; by default one per CPU core.
 
     Returns:
       A prediction or a failure (`FailedWindow`) of each window, from the first to the last; of a
@@ -172,7 +174,9 @@ def predict_windows(
     name = os.fspath(path)
 
     def results() -> Iterator[Prediction | FailedClip]:
-        batches = window_batches(name, views, windows, batch_size=batch_size)
+        batches = window_batches(
+            name, views, windows, batch_size=batch_size, num_threads=num_threads
+        )
         try:
             for row, outcome in _outcomes(forward, model, batches, views):
                 start, end = float(row["start"]), float(row["end"])

@@ -1,5 +1,7 @@
 """Windows of long videos."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -99,17 +101,32 @@ def test_a_file_is_indexed_once_and_no_frame_of_a_batch_decoded_twice(video, mon
 
     monkeypatch.setattr(VideoReader, "__init__", counting_init)
     monkeypatch.setattr(VideoReader, "read", counting_read)
-    rows = rows_of(video, CONFIG, Windows(0.5, 0.25), batch_size=8)
+    rows = rows_of(video, CONFIG, Windows(0.5, 0.25), batch_size=8, num_threads=1)
     assert len(rows["index"]) == 15
     assert [len(indices) for indices in asked] == [32, 28]
     assert len(opened) == 1
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_threads_change_nothing_and_end_with_the_iterator(video, num_threads):
+    rows = rows_of(video, CONFIG, Windows(0.5, 0.25), batch_size=8, num_threads=1)
+    batches = window_batches(
+        video, CONFIG, Windows(0.5, 0.25), batch_size=1, num_threads=num_threads
+    )
+    for number in range(10):
+        batch = next(batches)
+        assert batch["index"].tolist() == [number]
+        np.testing.assert_array_equal(batch["video"][0], rows["video"][number])
+    batches.close()
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith(("windows", "data-loader"))]
 
 
 def test_a_damaged_frame_costs_its_own_windows(video, monkeypatch):
     read = VideoReader.read
 
     def damaged(self, indices, **options):
-        if max(i for i in indices) >= 30 and min(indices) < 50:
+        if max(indices) >= 30 and min(indices) < 50:
             raise VideoError(str(video), "frames", "frame 40 damaged", "copy it again")
         return read(self, indices, **options)
 
