@@ -21,7 +21,7 @@ from internvideo_jax.evaluation.features import (
     extract_sound_features,
 )
 from internvideo_jax.evaluation.prediction import Score
-from internvideo_jax.preprocessing import normalize
+from internvideo_jax.preprocessing import AudioPreprocessing, normalize
 from internvideo_jax.saved_model import SavedModel
 
 T = TypeVar("T")
@@ -57,9 +57,9 @@ class Model(SavedModel):
         given, _ = split_clips(clips)
         if not given:
             raise ValueError("expected at least one clip, found none")
-        if self._takes_sound():
+        if (sound := self._sound()) is not None:
             source = GivenSource(_sounds(given))
-            field, config = "audio", DataConfig(audio=self.preprocessing.audio)
+            field, config = "audio", DataConfig(audio=sound)
         else:
             source = GivenSource(given)
             field, config = "video", prediction.view_config(self, num_frames=num_frames)
@@ -133,7 +133,7 @@ class Model(SavedModel):
             raise ValueError(f'expected kind="pooled" or "tokens", found {kind!r}')
         given, is_one = split_clips(clips)
         features: list[np.ndarray | FailedClip]
-        if self._takes_sound():
+        if self._sound() is not None:
             paths = _sounds(given)
             features = list(extract_sound_features(paths, self, kind=kind, batch_size=batch_size))
         else:
@@ -143,8 +143,8 @@ class Model(SavedModel):
             features = [r if isinstance(r, FailedClip) else r.features for r in results]
         return _only(features) if is_one else features
 
-    def _takes_sound(self) -> bool:
-        """Whether the model takes sound rather than videos.
+    def _sound(self) -> AudioPreprocessing | None:
+        """How a model wants its sound that takes sound, rather than videos.
 
         Raises:
           ValueError: it takes neither.
@@ -155,7 +155,7 @@ class Model(SavedModel):
                 f"expected a model that takes videos or sound, found one that takes {kind}; call"
                 " model.module.apply(model.variables, ...) with what its docstring names"
             )
-        return self.preprocessing.video is None
+        return self.preprocessing.audio if self.preprocessing.video is None else None
 
 
 def load(
@@ -164,6 +164,7 @@ def load(
     dtype: Any = None,
     storage: Any = None,
     mesh: Mesh | None = None,
+    check: bool = False,
 ) -> Model:
     """Loads a model by its folder or name.
 
@@ -178,13 +179,16 @@ def load(
         in; None keeps everything as saved.
       storage: one of these or "int8": what kernels are kept in.
       mesh: spread the variables over this mesh; None puts them on the first local device.
+      check: whether to compare the weights with the checksums that were saved.
 
     Raises:
       ValueError: no such model, one that cannot be fetched or converted, or as
         `saved_model.load`.
       OSError: no room to convert it.
     """
-    saved = saved_model.load(model_directory(name), dtype=dtype, storage=storage, mesh=mesh)
+    saved = saved_model.load(
+        model_directory(name), dtype=dtype, storage=storage, mesh=mesh, check=check
+    )
     fields = {field.name: getattr(saved, field.name) for field in dataclasses.fields(saved)}
     return Model(**fields)
 

@@ -101,7 +101,8 @@ def _make(
             f"{name}: downloads {size / 1e9:.2f} GB from {address}, once; the model made of it"
             f" takes up to as much disk in {target}, and as much memory in the same dtype"
         )
-    prepared = conversion.prepare([source], conversion.Request(release=release and release.name))
+    request = conversion.Request(release=release.name if release is not None else None)
+    prepared = conversion.prepare([source], request)
     say(
         f"{name}: converts {prepared.nbytes / 1e9:.2f} GB of weights to {target}, once; loaded,"
         " they take as much memory in the same dtype"

@@ -90,32 +90,40 @@ def window_batches(
     per_batch = max(batch_size // (config.segments * config.crops), 1)
 
     def make(first_batch: int) -> Iterator[Batch]:
-        with contextlib.ExitStack() as stack:
-            first = stack.enter_context(VideoReader(path))
-            times = _times(first, windows)
+        # Closed when the threads have ended.
+        with contextlib.ExitStack() as files:
+
+            def opened() -> VideoReader:
+                reader = VideoReader(path)
+                files.callback(reader.close)
+                return reader
+
             # A reader serves one thread at a time.
-            readers: queue.SimpleQueue[VideoReader] = queue.SimpleQueue()
-            readers.put(first)
+            idle: queue.SimpleQueue[VideoReader] = queue.SimpleQueue()
+            idle.put(first := opened())
+            times = _times(first, windows)
 
             def read(start: int) -> Batch:
                 try:
-                    reader = readers.get_nowait()
+                    reader = idle.get_nowait()
                 except queue.Empty:
-                    reader = stack.enter_context(VideoReader(path))
+                    reader = opened()
                 batch = _batch(reader, config, start, times[start : start + per_batch])
-                readers.put(reader)
+                idle.put(reader)
                 return batch
 
             threads = num_threads or usable_cpus()
             pool = ThreadPoolExecutor(threads, thread_name_prefix="windows")
-            stack.callback(pool.shutdown, cancel_futures=True)
             ahead: collections.deque[Future[Batch]] = collections.deque()
-            for start in range(first_batch * per_batch, len(times), per_batch):
-                ahead.append(pool.submit(read, start))
-                if len(ahead) > threads:
+            try:
+                for start in range(first_batch * per_batch, len(times), per_batch):
+                    ahead.append(pool.submit(read, start))
+                    if len(ahead) > threads:
+                        yield ahead.popleft().result()
+                while ahead:
                     yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     return BackgroundIterator(make, timeout=config.stall_timeout)
 

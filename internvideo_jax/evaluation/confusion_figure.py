@@ -1,7 +1,7 @@
 """A picture of which classes are taken for which."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str]) -> "Figure":
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     # Names may hold what looks like a formula.
-    style = {"fontsize": 8 if size <= _MAX_NUMBERED else 5, "parse_math": False}
+    style: dict[str, Any] = {"fontsize": 8 if size <= _MAX_NUMBERED else 5, "parse_math": False}
     axes.set_xticks(range(size), names, rotation=90, **style)
     axes.set_yticks(range(size), names, **style)
     axes.set_xlabel("predicted class")

@@ -209,9 +209,8 @@ def run(
 def rows_per_program(count: int, platform: str) -> int:
     """How many of `count` rows one device takes at once; fewer are filled up to as many.
 
-    A CPU takes one after the other: it then keeps the activations of a row in its caches
-    (docs/benchmarks.md), and one program serves batches of all sizes. Accelerators take powers of
-    two, so that few programs do.
+    A CPU takes one after the other: it then keeps the activations of a row in its caches, and one
+    program serves batches of all sizes. Accelerators take powers of two, so that few programs do.
     """
     return 1 if platform == "cpu" else 1 << (count - 1).bit_length()
 

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -97,5 +98,6 @@ def bare(model: str, clip: str) -> None:
 
     loaded = saved_model.load(model)
     video = normalize(our_views(clip)[None], loaded.preprocessing.require_video())
-    pooled = jax.jit(lambda variables, x: loaded.module.apply(variables, x).pooled)
+    module: Any = loaded.module
+    pooled = jax.jit(lambda variables, x: module.apply(variables, x).pooled)
     jax.block_until_ready(pooled(loaded.variables, video))

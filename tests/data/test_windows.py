@@ -118,6 +118,14 @@ def test_threads_change_nothing_and_end_with_the_iterator(video, num_threads):
         assert batch["index"].tolist() == [number]
         np.testing.assert_array_equal(batch["video"][0], rows["video"][number])
     batches.close()
+    # While the other threads are at their files.
+    for number in range(8):
+        batches = window_batches(
+            video, CONFIG, Windows(0.5, 0.25), batch_size=1, num_threads=num_threads
+        )
+        for _ in range(number):
+            next(batches)
+        batches.close()
     names = [thread.name for thread in threading.enumerate()]
     assert not [name for name in names if name.startswith(("windows", "data-loader"))]
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def split_clips(clips: Any) -> tuple[Sequence[Clip], bool]:
     return list(clips), False
 
 
-def is_path(clip: Any) -> bool:
+def is_path(clip: Any) -> TypeGuard[str | os.PathLike[str]]:
     """Whether a clip is given by its path."""
     return isinstance(clip, str | os.PathLike)
 
