@@ -69,7 +69,7 @@ def attend(
     if bias is not None:
         options["bias"] = _pad(_pad(bias, 2, rows), 3, keys)
         leading = zip(("batch", heads), bias.shape[:2], strict=True)
-        axes["bias"] = (*(name if size > 1 else None for name, size in leading), row_axis, None)
+        axes["bias"] = (*(None if size == 1 else name for name, size in leading), row_axis, None)
     if segment_ids is not None:
         options["segment_ids"] = _pad(segment_ids[0], 1, rows), _pad(segment_ids[1], 1, keys)
         axes["segment_ids"] = ("batch", row_axis), ("batch", None)
