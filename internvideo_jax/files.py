@@ -2,6 +2,7 @@
 under another name, then renamed."""
 
 import contextlib
+import errno
 import fcntl
 import glob
 import itertools
@@ -98,6 +99,30 @@ def _open(path: str | os.PathLike[str]) -> IO[bytes]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def check_free_space(path: str | os.PathLike[str], nbytes: int) -> None:
+    """Looks whether something fits on the disk before it is written.
+
+    Args:
+      path: what is to be made; its folder need not exist.
+      nbytes: how large it will be.
+
+    Raises:
+      OSError: there is less room; names the path, what is needed and what there is.
+    """
+    folder = next(p for p in Path(path).absolute().parents if p.exists())
+    free = shutil.disk_usage(folder).free
+    if free < nbytes:
+        raise OSError(errno.ENOSPC, no_space(nbytes, free), str(path))
+
+
+def no_space(nbytes: int, free: int) -> str:
+    """What an error says of a disk that has too little room."""
+    return (
+        f"expected {nbytes / 1e9:.2f} GB of free disk, found {free / 1e9:.2f} GB: make room or"
+        " name another output"
+    )
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ examples:
   internvideo-jax convert --model=internvideo2-b14-k400 --output=models/b14-k400
   internvideo-jax convert 1B_ft_k710_f8.pth --num_classes=600 --frames=16 --output=models/1b-k600
   internvideo-jax convert pretrain.pth --architecture=video_vit --output=models/1b-encoder
+  internvideo-jax convert b14_k400.pth --classes=kinetics_400.txt --output=models/b14-k400
   internvideo-jax convert models/b14-k400 --to_pytorch --output=b14-k400.safetensors
   internvideo-jax convert --check_manifest=manifest.json
   internvideo-jax convert --list
@@ -93,6 +95,14 @@ def _parser() -> argparse.ArgumentParser:
         help="keep kernels of linear layers as int8 values with a scale per output",
     )
 
+    target.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="names of the classes: one per line, or JSON (a list, {name: number}, a config with"
+        " id2label); by default those of a label file in the folder or repository that is given",
+    )
+
     reading = parser.add_argument_group("how to read it")
     reading.add_argument("--key", metavar="NAME", help="weights to take, e.g. model_ema")
     reading.add_argument(
@@ -107,6 +117,11 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FOLDER",
         help="where a model of texts finds its tokenizer's files (default: beside SOURCE)",
+    )
+    reading.add_argument(
+        "--allow_nonfinite",
+        action="store_true",
+        help="convert weights that are NaN or infinite, too",
     )
     reading.add_argument(
         "--sha256",
@@ -196,6 +211,8 @@ def _convert(args: argparse.Namespace) -> int:
             to_int8=args.int8,
             key=args.key,
             tokenizer=args.tokenizer,
+            classes=args.classes,
+            allow_nonfinite=args.allow_nonfinite,
         )
         prepared = prepare(args.source, request)
         print(printable("\n".join(prepared.summary())), flush=True)
@@ -203,6 +220,8 @@ def _convert(args: argparse.Namespace) -> int:
             sums = checksums if args.sha256 else None
             metadata = write(prepared, args.output, progress, sums)
     report = metadata["conversion"]
+    for name, text in report["not_finite"].items():
+        print(printable(f"warning: not finite, {name}: {text}"), file=sys.stderr)
     print(f"wrote {args.output} in {report['seconds_writing']:.1f} s")
     if args.sha256:
         for file in metadata["source"]["files"]:

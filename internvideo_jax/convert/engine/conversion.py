@@ -2,17 +2,22 @@
 
 import contextlib
 import dataclasses
+import errno
+import math
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from internvideo_jax import __version__
+from internvideo_jax.class_names import read_class_names
 from internvideo_jax.convert.engine import registry
 from internvideo_jax.convert.engine.adaptations import Inflation
 from internvideo_jax.convert.engine.family import Family
+from internvideo_jax.convert.engine.finite import FiniteCheck
 from internvideo_jax.convert.engine.plan import Plan, plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import parameters, target_dtypes
@@ -20,8 +25,9 @@ from internvideo_jax.convert.engine.upstream import infer
 from internvideo_jax.convert.engine.writer import Declared, write_arrays
 from internvideo_jax.convert.files.checkpoint import Checkpoint, LazyTensor
 from internvideo_jax.convert.files.checksums import Checksums
+from internvideo_jax.convert.files.labels import Labels, labels_beside
 from internvideo_jax.convert.files.sources import open_checkpoint
-from internvideo_jax.files import atomic_directory, parse_json
+from internvideo_jax.files import atomic_directory, check_free_space, no_space, parse_json
 from internvideo_jax.preprocessing import Preprocessing
 from internvideo_jax.saved_model import ARRAYS, write_description
 
@@ -43,6 +49,9 @@ class Request:
       to_int8: whether kernels of linear layers become int8 values with scales.
       key: place in a PyTorch file to take the weights from, e.g. "model_ema".
       tokenizer: folder of the tokenizer's files, if they do not lie beside the checkpoint.
+      classes: names of the classes, or a file of them (`class_names.read_class_names`); by default
+        those of a label file beside the checkpoint that fits.
+      allow_nonfinite: whether weights may be NaN or infinite.
     """
 
     release: str | None = None
@@ -54,6 +63,8 @@ class Request:
     to_int8: bool = False
     key: str | None = None
     tokenizer: Path | None = None
+    classes: Sequence[str] | Path | None = None
+    allow_nonfinite: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +79,7 @@ class Conversion:
       dtypes: dtype of each parameter.
       tokenizer: the tokenizer's files by name.
       request: what was asked.
+      classes: names of the classes, where they are known.
       notes: lines about what the file records and what it does not.
     """
 
@@ -78,12 +90,19 @@ class Conversion:
     dtypes: Mapping[str, np.dtype]
     tokenizer: Mapping[str, Path]
     request: Request
+    classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors that will be read."""
         return sum(self.tensors[name].nbytes for name in self.plan.loaded_names)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all parameters that will be written."""
+        targets = self.plan.targets.items()
+        return sum(math.prod(shape) * self.dtypes[path].itemsize for path, shape in targets)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -155,7 +174,18 @@ def prepare(sources: Sequence[str | Path], request: Request) -> Conversion:
     }
     dtypes = target_dtypes(made, {name: tensor.dtype for name, tensor in tensors.items()})
     tokenizer = _tokenizer_files(found.family.preprocessing(made.config), checkpoints, request)
-    return Conversion(made, found.family, checkpoints, tensors, dtypes, tokenizer, request, notes)
+    labels = _labels(made.config, sources, checkpoints, request)
+    return Conversion(
+        plan=made,
+        family=found.family,
+        checkpoints=checkpoints,
+        tensors=tensors,
+        dtypes=dtypes,
+        tokenizer=tokenizer,
+        request=request,
+        classes=labels.names,
+        notes=(*notes, *labels.notes),
+    )
 
 
 def write(
@@ -178,15 +208,17 @@ def write(
 
     Raises:
       FileExistsError: the output exists and is not empty.
+      ValueError: weights are NaN or infinite; all of their tensors are listed.
       OSError: the disk is full or cannot be written; nothing remains.
     """
     started = time.perf_counter()
     files = _files(conversion)
+    check_free_space(output, conversion.stored_bytes)
     if checksums is not None:
         for file in files:
             checksums.start(file)
-    with atomic_directory(output) as directory:
-        sums = _write_arrays(conversion, directory / ARRAYS, progress)
+    with _told_of_space(output, conversion.stored_bytes), atomic_directory(output) as directory:
+        sums, not_finite = _write_arrays(conversion, directory / ARRAYS, progress)
         seconds = time.perf_counter() - started
         sha256 = checksums.wait(files) if checksums is not None else {}
         metadata = {
@@ -194,6 +226,7 @@ def write(
             "conversion": {
                 **conversion.plan.report([c.path.name for c in conversion.checkpoints]),
                 "notes": list(conversion.notes),
+                "not_finite": not_finite,
                 "internvideo_jax": __version__,
                 "seconds_writing": round(seconds, 2),
             },
@@ -205,15 +238,28 @@ def write(
             conversion.preprocessing,
             metadata,
             conversion.tokenizer,
+            classes=conversion.classes,
             sums=sums,
         )
     return metadata
 
 
+@contextlib.contextmanager
+def _told_of_space(output: Path, nbytes: int) -> Iterator[None]:
+    """Says of a disk that became full which it is, and how much is needed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        free = shutil.disk_usage(output.absolute().parent).free
+        raise OSError(errno.ENOSPC, no_space(nbytes, free), str(output)) from error
+
+
 def _write_arrays(
     conversion: Conversion, directory: Path, progress: Progress | None
-) -> dict[str, int]:
-    """Writes the arrays; returns their checksums."""
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Writes all parameters; returns their checksums, and what of which tensors is not finite."""
     made, tensors, dtypes = conversion.plan, conversion.tensors, conversion.dtypes
     stacked = {target for a in made.loaded if a.index is not None for target in a.targets}
     unread = set(made.loaded_names)
@@ -225,11 +271,30 @@ def _write_arrays(
         return tensors[name].read()
 
     declared = {t: Declared(s, dtypes[t], t in stacked) for t, s in made.targets.items()}
-    pieces = (
-        (target, index, array.astype(dtypes[target], copy=False))
-        for target, index, array in parameters(made, read_tensor)
-    )
-    return write_arrays(directory, declared, pieces)
+    names = {
+        (target, a.index): [made.names[key] for key in a.keys]
+        for a in made.loaded
+        for target in a.targets
+    }
+    with FiniteCheck() as check:
+
+        def pieces() -> Iterator[tuple[str, int | None, np.ndarray]]:
+            """Each parameter, or layer of a stacked one, once, as it is stored."""
+            for target, index, array in parameters(made, read_tensor):
+                stored = array.astype(dtypes[target], copy=False)
+                check.add(names.get((target, index), [target]), stored)
+                yield target, index, stored
+            found = check.finish()
+            if found and not conversion.request.allow_nonfinite:
+                raise ValueError(
+                    f"expected finite numbers, found others in {len(found)} tensors:\n  "
+                    + "\n  ".join(f"{name}: {text}" for name, text in found.items())
+                    + "\nthe model would give NaN; take an earlier checkpoint, or pass"
+                    " --allow_nonfinite to convert it as it is"
+                )
+
+        sums = write_arrays(directory, declared, pieces())
+        return sums, check.finish()
 
 
 def convert(
@@ -260,6 +325,35 @@ def _source_of(release: registry.Released | None) -> str:
     return release.source
 
 
+def _labels(
+    config: Any, sources: Sequence[str | Path], checkpoints: Sequence[Checkpoint], request: Request
+) -> Labels:
+    """Names of the classes: those that are asked for, or of the folder or repository given.
+
+    Raises:
+      ValueError: names are asked for, and the model has no classes or others.
+    """
+    num_classes = getattr(config, "num_classes", 0)
+    if request.classes is not None and not num_classes:
+        raise ValueError(
+            f"expected a classifier, whose classes have names, found a"
+            f" {type(config).__name__.removesuffix('Config')}; leave --classes out"
+        )
+    if isinstance(request.classes, Path):
+        return Labels(read_class_names(request.classes, num_classes))
+    if request.classes is not None:
+        return Labels(tuple(request.classes))
+    if not num_classes or request.new_head:
+        return Labels(None)
+    # Beside a file, what lies there need not belong to it.
+    whole = [c for s, c in zip(sources, checkpoints, strict=True) if not Path(s).is_file()]
+    return labels_beside([_folder(checkpoint) for checkpoint in whole], num_classes)
+
+
+def _folder(checkpoint: Checkpoint) -> Path:
+    return checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+
+
 def _tokenizer_files(
     preprocessing: Preprocessing, checkpoints: Sequence[Checkpoint], request: Request
 ) -> dict[str, Path]:
@@ -269,9 +363,7 @@ def _tokenizer_files(
       ValueError: one of them is not found.
     """
     names = preprocessing.text.files if preprocessing.text is not None else ()
-    folders = [
-        request.tokenizer or (c.path if c.path.is_dir() else c.path.parent) for c in checkpoints
-    ]
+    folders = [request.tokenizer or _folder(checkpoint) for checkpoint in checkpoints]
     files = {n: d / n for n in names for d in reversed(folders) if (d / n).is_file()}
     if absent := [name for name in names if name not in files]:
         raise ValueError(

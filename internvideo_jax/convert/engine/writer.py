@@ -1,7 +1,9 @@
 """Writing a tree of arrays in Orbax's on-disk layout while holding about one layer of it."""
 
 import collections
+import errno
 import math
+import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -159,4 +161,7 @@ class _Queue:
         while self._waiting and sum(size for size, _ in self._waiting) > limit:
             error = self._waiting.popleft()[1].exception()
             if error is not None:
-                raise OSError(f"the arrays cannot be written: {error}") from error
+                # TensorStore has the system's error in its text alone.
+                is_full = os.strerror(errno.ENOSPC) in str(error)
+                text = f"the arrays cannot be written: {error}"
+                raise OSError(errno.ENOSPC if is_full else errno.EIO, text) from error

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from internvideo_jax.convert.files.checkpoint import CheckpointError
+from internvideo_jax.convert.files.labels import label_files
 
 _PREFIX = "hf://"
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
@@ -46,6 +47,8 @@ def fetch(
     shards_of: Callable[[Path], Sequence[str]],
 ) -> Path:
     """Downloads what a checkpoint consists of, or finds it in the cache.
+
+    Of a repository, also the small files that may name a classifier's classes.
 
     Args:
       address: the repository or file.
@@ -125,6 +128,8 @@ def _fetch(
         return Path(api.snapshot_download(repo, revision=revision, local_files_only=True))
     name = address.file or choose_file(names, str(address))
     path = download(name)
+    for label_file in label_files(names) if address.file is None else ():
+        download(label_file)
     if name.endswith(".index.json"):
         for shard in shards_of(path):
             download(str(PurePosixPath(name).parent / shard))

@@ -1,14 +1,18 @@
 """Checkpoints on disk to saved models."""
 
+import errno
 import hashlib
 import json
+import shutil
+from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 from flax import traverse_util
 
-from internvideo_jax.convert.engine import conversion
+from internvideo_jax.convert.engine import conversion, finite
 from internvideo_jax.convert.engine.conversion import Request, convert, prepare
 from internvideo_jax.convert.engine.state_dict import to_tree
 from internvideo_jax.convert.engine.upstream import to_upstream
@@ -122,6 +126,106 @@ def test_a_model_of_texts_keeps_its_tokenizer(make_state, tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]")
     convert([file], tmp_path / "model", Request())
     assert load(tmp_path / "model").tokenizer_files["vocab.txt"].read_text() == "[PAD]"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_weights_that_are_not_finite_are_listed(dtype, tiny_state, options, tmp_path):
+    _, state = tiny_state("linear", dtype=dtype)
+    state["cls_token"][..., 3] = np.nan
+    state["blocks.1.attn.qkv.weight"][5:7, 2] = -np.inf
+    state["head.bias"][:2] = np.nan, np.inf
+    safetensors.numpy.save_file(state, tmp_path / "tiny.safetensors")
+    with pytest.raises(ValueError, match="in 3 tensors") as caught:
+        convert([tmp_path / "tiny.safetensors"], tmp_path / "model", Request(options=options))
+    for line in (
+        "cls_token: 1 NaN of 48",
+        "blocks.1.attn.qkv.weight: 2 infinite of 6,912",
+        "head.bias: 1 NaN, 1 infinite of 7",
+        "--allow_nonfinite",
+    ):
+        assert line in str(caught.value)
+    assert not (tmp_path / "model").exists()
+    request = Request(options=options, allow_nonfinite=True)
+    convert([tmp_path / "tiny.safetensors"], tmp_path / "model", request)
+    found = read_description(tmp_path / "model")["conversion"]["not_finite"]
+    assert found.keys() == {"cls_token", "blocks.1.attn.qkv.weight", "head.bias"}
+    assert np.isnan(load(tmp_path / "model").variables["params"]["head"]["bias"][0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16, "int8"])
+def test_the_largest_numbers_are_finite(dtype, rng):
+    array = rng.normal(size=(700, 300)).astype(dtype)
+    for value, is_finite in ((np.nan, False), (-np.inf, False), (None, True)):
+        changed = array.copy()
+        limits = ml_dtypes.iinfo(dtype) if dtype == "int8" else ml_dtypes.finfo(dtype)
+        changed[0] = limits.max
+        changed[1] = limits.min
+        if value is not None and dtype != "int8":
+            changed[-1, -1] = value
+        for view in (changed, changed.T, changed[:, ::2] if is_finite else changed[:, ::-1]):
+            assert finite.is_finite(view) == (is_finite or dtype == "int8")
+
+
+@pytest.mark.parametrize("how", ["file", "folder", "sequence"])
+def test_classes_get_names(how, checkpoint, options, tmp_path):
+    file, _ = checkpoint("linear")
+    names = [f"class {i}" for i in range(7)]
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    source, classes = {
+        "file": (file, labels),
+        "folder": (tmp_path, None),
+        "sequence": (file, names),
+    }[how]
+    done = convert([source], tmp_path / "model", Request(options=options, classes=classes))
+    assert load(tmp_path / "model").classes == tuple(names)
+    assert (how == "folder") == ("names of the 7 classes from labels.json" in done.summary())
+
+
+def test_label_files_that_do_not_fit_are_passed_over(checkpoint, options, tmp_path):
+    file, _ = checkpoint("linear")
+
+    def names_of(source=tmp_path, **request):
+        return prepare([source], Request(options=options, **request))
+
+    (tmp_path / "config.json").write_text(
+        json.dumps({"id2label": {i: f"LABEL_{i}" for i in range(7)}})
+    )
+    assert names_of().classes is None
+    (tmp_path / "kinetics_labels.txt").write_text("a\nb\n")
+    assert names_of().classes is None
+    assert "kinetics_labels.txt names 2 classes, the model has 7" in names_of().notes
+    with pytest.raises(ValueError, match="7 classes, found 2"):
+        names_of(classes=tmp_path / "kinetics_labels.txt")
+    (tmp_path / "class_names.txt").write_text("\n".join("abcdefg"))
+    assert names_of().classes == tuple("abcdefg")
+    # Of a new head, of a file by itself, of a model without classes.
+    assert names_of(new_head=True, changes={"num_classes": 7}).classes is None
+    assert names_of(file).classes is None
+    with pytest.raises(ValueError, match="expected a classifier"):
+        names_of(architecture="video_vit", classes=tmp_path / "class_names.txt")
+    (tmp_path / "other_labels.txt").write_text("\n".join("tuvwxyz"))
+    assert names_of().classes is None
+    assert any("name the classes differently" in note for note in names_of().notes)
+
+
+def test_a_full_disk_is_named_with_what_is_needed(checkpoint, options, tmp_path, monkeypatch):
+    file, _ = checkpoint("linear")
+    request = Request(options=options)
+    usage = SimpleNamespace(total=10**9, used=10**9, free=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(OSError, match=r"GB of free disk, found 0\.00 GB.*model'") as caught:
+            convert([file], tmp_path / "model", request)
+    assert caught.value.errno == errno.ENOSPC
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(conversion, "write_arrays", fail)
+    with pytest.raises(OSError, match=r"GB of free disk, found .*model'"):
+        convert([file], tmp_path / "model", request)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.safetensors"]
 
 
 def test_a_release_that_cannot_be_fetched_says_why():

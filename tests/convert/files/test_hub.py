@@ -43,7 +43,8 @@ def test_the_only_checkpoint_of_a_repository(hub, tmp_path, torch_file):
     hub.files = {"README.md": b"#", "1B_ft_k400_f8.pth": file.read_bytes(), "config.json": b"{}"}
     checkpoint = open_checkpoint("owner/name")
     np.testing.assert_array_equal(checkpoint["w"].read(), [0, 1, 2])
-    assert hub.requested == ["1B_ft_k400_f8.pth"]
+    # And what may name its classes.
+    assert hub.requested == ["1B_ft_k400_f8.pth", "config.json"]
     assert COMMIT in str(checkpoint.path)
 
 
