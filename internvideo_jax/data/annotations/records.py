@@ -32,7 +32,8 @@ class ClipRecord:
         unknown. Names become numbers in `data.fields.label`, by `DataConfig.classes`.
       captions: texts, if any.
       num_frames: images in the folder, if their names have a pattern; else None.
-      frame_pattern: their names by number, from 1, such as "img_{:05}.jpg"; else None.
+      frame_pattern: their names by number, from 1 (or 0, if there is such an image and none of
+        the number `num_frames`), such as "img_{:05}.jpg"; else None.
       source: name of the corpus ("ssv2": not to be flipped); "" if unnamed.
     """
 

@@ -34,7 +34,8 @@ def open_clip(
 
     Of a video file, the clip has the frames that are on screen at any time in [start, end). A
     folder is one of images: as many and with such names as the record says, or all that it has in
-    the natural order of their names ("2.jpg" before "10.jpg"), but for hidden ones.
+    the natural order of their names ("2.jpg" before "10.jpg"), but for hidden ones. The numbers of
+    a pattern begin with 1, or with 0 if the images do.
 
     Args:
       record: the clip.
@@ -63,7 +64,8 @@ def image_names(record: ClipRecord, *, limits: Limits = DEFAULT_LIMITS) -> list[
     if record.num_frames is not None:
         _check_count(record, record.num_frames, limits)
         pattern = record.frame_pattern or FRAME_PATTERN
-        names = [pattern.format(number) for number in range(1, record.num_frames + 1)]
+        first = _first_number(record.path, pattern, record.num_frames)
+        names = [pattern.format(first + number) for number in range(record.num_frames)]
     elif os.path.isdir(record.path):
         names = _list_images(record.path)
     else:
@@ -177,6 +179,15 @@ def _is_image(record: ClipRecord) -> bool:
 def _names_in_memory(record: ClipRecord, count: int) -> list[str]:
     pattern = record.frame_pattern or "{}"
     return [os.path.join(record.path, pattern.format(number)) for number in range(1, count + 1)]
+
+
+def _first_number(folder: str, pattern: str, count: int) -> int:
+    """1, or 0 where there is an image of that number, and none of the last that would count."""
+
+    def exists(number: int) -> bool:
+        return os.path.lexists(os.path.join(folder, pattern.format(number)))
+
+    return 0 if exists(0) and not exists(count) else 1
 
 
 def _list_images(folder: str) -> list[str]:

@@ -32,9 +32,15 @@ class FeaturesField(Field):
         if not path.is_file():
             raise ValueError(f"{path}: expected an array of features, found no such file")
         self._rows = MappedArray(functools.partial(np.load, path, mmap_mode="r"))
-        if len(self._rows()) != num_clips:
+        try:
+            shape = self._rows().shape
+        except (ValueError, OSError) as error:
             raise ValueError(
-                f"{path}: expected features of {num_clips} clips, found {len(self._rows())};"
+                f"{path}: expected an array of features, found {error}; compute them anew"
+            ) from error
+        if shape[:1] != (num_clips,):
+            raise ValueError(
+                f"{path}: expected features of {num_clips} clips, found an array of shape {shape};"
                 " compute them anew"
             )
 

@@ -16,20 +16,32 @@ from pathlib import Path
 from typing import Any
 
 import grain
+import msgspec
 import numpy as np
 
+from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.decode.video import Transform, VideoError
 from internvideo_jax.data.mapped import MappedArray
 from internvideo_jax.data.sources.clips import RecordSource
-from internvideo_jax.data.sources.shards import record_from_json
 from internvideo_jax.data.sources.source import ClipSource, SourceClip
 from internvideo_jax.data.transforms.frames import resize_short_side
 from internvideo_jax.environment import usable_cpus
-from internvideo_jax.files import atomic_directory
+from internvideo_jax.files import atomic_directory, read_json
 
 MAX_CLIP_BYTES = 2**30
+# Of millions of clips.
+_MAX_LIST_BYTES = 2**31
 
 _log = logging.getLogger(__name__)
+
+
+class _CachedClip(msgspec.Struct, omit_defaults=True):
+    """What `clips.json` states: where a clip's pixels lie and what it is, or its `VideoError`."""
+
+    start: int = 0
+    shape: tuple[int, ...] = ()
+    record: ClipRecord | None = None
+    error: tuple[str, str, str, str] | None = None
 
 
 class CachedSource:
@@ -60,20 +72,27 @@ class CachedSource:
         if not folder.is_dir():
             _write(source, folder, short_side)
         self._pixels = MappedArray(functools.partial(_map, folder / "frames.bin"))
-        self._clips: list[dict[str, Any]] = json.loads((folder / "clips.json").read_text("utf-8"))
+        try:
+            content = read_json(folder / "clips.json", max_bytes=_MAX_LIST_BYTES)
+            self._clips = msgspec.convert(content, list[_CachedClip])
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{folder}: expected decoded clips, found {error}; delete the folder"
+            ) from error
 
     def __len__(self) -> int:
         return len(self._clips)
 
     def __getitem__(self, index: int) -> SourceClip:
         clip = self._clips[index]
-        if "error" in clip:
-            raise VideoError(*clip["error"])
-        start, shape = clip["start"], clip["shape"]
-        frames = self._pixels()[start : start + math.prod(shape)].reshape(shape)
+        if clip.error is not None:
+            raise VideoError(*clip.error)
+        frames = self._pixels()[clip.start : clip.start + math.prod(clip.shape)]
+        frames = frames.reshape(clip.shape)
         if self._records is not None:
             return SourceClip(self._records[index], frames=frames)
-        return SourceClip(record_from_json(clip["record"]), frames=frames)
+        assert clip.record is not None
+        return SourceClip(clip.record, frames=frames)
 
     def digest(self) -> str:
         """That of the source."""

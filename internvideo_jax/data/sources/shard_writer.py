@@ -28,7 +28,7 @@ from internvideo_jax.data.sources.shards import (
     sha256,
 )
 from internvideo_jax.data.sources.source import reason
-from internvideo_jax.files import atomic_directory
+from internvideo_jax.files import atomic_directory, check_regular
 
 # One clip is read at a time, and codecs leave nothing to compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -164,13 +164,20 @@ def read_content(record: ClipRecord) -> Content:
     """The bytes of a clip's video file, or of its images.
 
     Raises:
-      VideoError: a folder without images.
+      VideoError: a folder without images, or no regular file.
       OSError: a file cannot be read.
     """
     names = image_names(record)
-    if not names:
-        return Path(record.path).read_bytes()
-    return tuple(Path(name).read_bytes() for name in names)
+    return tuple(map(_read_file, names)) if names else _read_file(record.path)
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        check_regular(path)
+    except ValueError as error:
+        found = str(error).rpartition("found ")[2]
+        raise VideoError(path, "a regular file", found, "check the path") from None
+    return Path(path).read_bytes()
 
 
 def _check_readable(record: ClipRecord, content: Content) -> None:

@@ -17,15 +17,19 @@ import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import msgspec
 from array_record.python.array_record_module import ArrayRecordReader
 from grain.sources import ArrayRecordDataSource
 
 from internvideo_jax import config as configs
+from internvideo_jax.data.annotations.formats import check_frame_pattern
+from internvideo_jax.data.annotations.lines import EntryError
 from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.decode.video import VideoError
 from internvideo_jax.data.sources.source import SourceClip
+from internvideo_jax.files import check_regular, parse_json, read_json
 
 INDEX = "index.json"
 FORMAT = "internvideo_jax clips 1"
@@ -48,12 +52,24 @@ class Shard:
       records: clips that it holds.
       bytes: its size.
       sha256: its checksum.
+
+    Raises:
+      ValueError: a name that leads out of the folder, or numbers below 0.
     """
 
     name: str
     records: int
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or "/" in self.name or "\0" in self.name:
+            raise ValueError(f"expected the name of a file in the folder, found {self.name!r}")
+        if self.records < 0 or self.bytes < 0:
+            raise ValueError(
+                f"{self.name}: expected numbers from 0, found {self.records} records of"
+                f" {self.bytes} bytes"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +118,11 @@ def decode_clip(data: bytes) -> tuple[ClipRecord, Content]:
     try:
         (length,) = _LENGTH.unpack_from(data)
         position = _LENGTH.size + length
-        known = json.loads(data[_LENGTH.size : position])
-        sizes = known.pop("files")
-        record = record_from_json(known | {"path": known["id"]})
+        header = parse_json(data[_LENGTH.size : position], "header")
+        record, sizes = _read_header(header)
         if position + sum(sizes) != len(data):
             raise ValueError("another size than it states")
-    except (ValueError, TypeError, KeyError, struct.error) as error:
+    except (ValueError, struct.error) as error:
         raise ValueError(
             f"expected the record of a clip, found {len(data)} bytes ({error}); write the shards"
             " with `internvideo-jax shard`"
@@ -119,12 +134,33 @@ def decode_clip(data: bytes) -> tuple[ClipRecord, Content]:
     return record, files[0] if record.num_frames is None else tuple(files)
 
 
-def record_from_json(fields: dict[str, Any]) -> ClipRecord:
-    """A record from its fields as JSON holds them, where tuples are lists."""
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-    }
-    return ClipRecord(**values)
+def _read_header(header: Any) -> tuple[ClipRecord, list[int]]:
+    """What the JSON of a record states: the clip, and the lengths of its files.
+
+    Raises:
+      ValueError: anything else.
+    """
+    if not isinstance(header, dict):
+        raise ValueError("a header that is no JSON object")
+    sizes = msgspec.convert(header.pop("files", None), list[Annotated[int, msgspec.Meta(ge=0)]])
+    record = record_from_json({**header, "path": header.get("id")})
+    if len(sizes) != (1 if record.num_frames is None else record.num_frames) or not sizes:
+        raise ValueError(f"{len(sizes)} files of {record.num_frames or 1}")
+    if record.frame_pattern is not None:
+        try:
+            check_frame_pattern(record.frame_pattern)
+        except EntryError as error:
+            raise ValueError(f"{error.found} instead of {error.expected}") from None
+    return record, sizes
+
+
+def record_from_json(fields: Any) -> ClipRecord:
+    """A record from its fields as JSON holds them, where tuples are lists.
+
+    Raises:
+      ValueError: fields of other types.
+    """
+    return msgspec.convert(fields, ClipRecord)
 
 
 def read_index(directory: str | os.PathLike[str]) -> ShardIndex:
@@ -136,7 +172,7 @@ def read_index(directory: str | os.PathLike[str]) -> ShardIndex:
     folder = Path(directory)
     path = folder / INDEX
     try:
-        index = configs.from_dict(ShardIndex, json.loads(path.read_text("utf-8")), str(path))
+        index = configs.from_dict(ShardIndex, read_json(path), str(path))
     except OSError as error:
         raise ShardError(
             f"{path}: expected a folder that `internvideo-jax shard` wrote, found no index"
@@ -245,9 +281,12 @@ class _FileInstruction(NamedTuple):
 
 def _size_problem(folder: Path, shard: Shard) -> str | None:
     try:
+        check_regular(folder / shard.name)
         size = (folder / shard.name).stat().st_size
     except OSError as error:
         return f"{shard.name}: {error.strerror}"
+    except ValueError as error:
+        return str(error)
     if size != shard.bytes:
         return f"{shard.name}: expected {shard.bytes} bytes, found {size}"
     return None

@@ -17,6 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import msgspec
 import numpy as np
 
 from internvideo_jax.data.synthetic.scenes import (
@@ -30,7 +31,7 @@ from internvideo_jax.data.synthetic.scenes import (
     soundtrack,
     write_video,
 )
-from internvideo_jax.files import write_json, write_text
+from internvideo_jax.files import parse_json, write_json, write_text
 from internvideo_jax.processes import end_with_parent
 
 Size = Literal["small", "large"]
@@ -191,8 +192,9 @@ class World:
 
     def contents(self, split: Split) -> list[Content]:
         """What the clips show, in the order of the annotations."""
-        lines = (self.directory / f"{split}_contents.jsonl").read_text(encoding="utf-8")
-        return [Content(**json.loads(line)) for line in lines.splitlines()]
+        path = self.directory / f"{split}_contents.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [msgspec.convert(parse_json(line, str(path)), Content) for line in lines]
 
 
 def draw_contents(config: WorldConfig, split: Split) -> list[Content]:

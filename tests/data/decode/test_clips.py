@@ -101,6 +101,19 @@ def test_a_clip_after_the_end_is_refused(h264):
         assert reader.num_frames == 1
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_numbers_of_images_begin_with_0_or_1(tmp_path, first):
+    for number in range(first, first + 5):
+        Image.fromarray(gray(number)).save(tmp_path / f"img_{number:05}.png")
+    with open_clip(clip(tmp_path, num_frames=5, frame_pattern="img_{:05}.png")) as reader:
+        assert values(reader.read(range(5))) == list(range(first, first + 5))
+    # Both are there: the list decides, which counts from 1.
+    Image.fromarray(gray(0)).save(tmp_path / "img_00000.png")
+    record = clip(tmp_path, num_frames=4, frame_pattern="img_{:05}.png")
+    with open_clip(record) as reader:
+        assert values(reader.read(range(4))) == [1, 2, 3, 4]
+
+
 def test_hidden_images_are_none(folder):
     (folder / "._img_00001.png").write_bytes(b"Mac OS X")
     Image.fromarray(gray(99)).save(folder / ".thumb.jpg")

@@ -257,3 +257,76 @@ def test_a_record_must_have_the_size_that_it_states():
     assert shards.decode_clip(data) == (ClipRecord("a", "a"), b"abc")
     with pytest.raises(ValueError, match="another size than it states"):
         shards.decode_clip(data[:-1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"name": "../out.array_record"}, "the name of a file in the folder, found '../out"),
+        ({"name": "/etc/hosts"}, "the name of a file in the folder, found '/etc/hosts'"),
+        ({"name": ".."}, "the name of a file in the folder, found '..'"),
+        ({"name": "a\0b"}, "the name of a file in the folder, found 'a"),
+        ({"bytes": -1}, "expected numbers from 0"),
+        ({"records": 2.0}, "records: expected int"),
+    ],
+)
+def test_an_index_that_leads_elsewhere_is_refused(tmp_path, changes, found):
+    shard = {"name": "a", "records": 1, "bytes": 1, "sha256": ""} | changes
+    index = {"shards": [shard], "format": shards.FORMAT}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    (tmp_path / "a").write_text("a")
+    with pytest.raises(ShardError, match=f"expected the index of shards, found .*{found}"):
+        shards.read_index(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, "[]", "3", '{"shards": 3}', "{", '{"shards": [[]]}'])
+def test_an_index_that_is_none_is_refused(tmp_path, text):
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(ShardError, match="expected the index of shards, found"):
+        shards.read_index(tmp_path)
+
+
+def test_a_shard_that_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a")
+    (tmp_path / "index.json").write_text(
+        json.dumps({"shards": [{"name": "a", "records": 0, "bytes": 0, "sha256": ""}]})
+    )
+    with pytest.raises(ShardError, match="expected a regular file, found a pipe"):
+        shards.check_shards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        ("[]", "no JSON object"),
+        ("3", "no JSON object"),
+        ("[" * 10**5, "levels"),
+        ('{"id": "a", "files": [2.0]}', "Expected `int`, got `float`"),
+        ('{"id": "a", "files": [4, -2]}', "Expected `int` >= 0"),
+        ('{"id": "a", "files": {}}', "Expected `array`"),
+        ('{"id": "a"}', "Expected `array`"),
+        ('{"files": [2]}', "Expected `str`, got `null` - at `$.path`"),
+        ('{"id": 3, "files": [2]}', "Expected `str`, got `int`"),
+        ('{"id": "a", "files": []}', "0 files of 1"),
+        ('{"id": "a", "files": [1, 1]}', "2 files of 1"),
+        ('{"id": "a", "num_frames": 1, "files": [1, 1]}', "2 files of 1"),
+        ('{"id": "a", "num_frames": 0, "files": []}', "0 files of"),
+        ('{"id": "a", "label": 1.5, "files": [2]}', "label"),
+        ('{"id": "a", "captions": "x", "files": [2]}', "captions"),
+        ('{"id": "a", "files": [1]}', "another size than it states"),
+        ('{"id": "a", "frame_pattern": "{:0999999999}", "num_frames": 1, "files": [2]}', "'{:0999"),
+        ('{"id": "a", "frame_pattern": "{0.x}", "num_frames": 1, "files": [2]}', "'{0.x}'"),
+    ],
+)
+def test_records_with_other_headers_are_refused(header, found):
+    data = len(header).to_bytes(4, "little") + header.encode() + b"ab"
+    with pytest.raises(ValueError, match="expected the record of a clip, found") as caught:
+        shards.decode_clip(data)
+    assert found in str(caught.value)
+
+
+def test_what_is_no_file_is_not_stored(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    written = ClipRecord("a", str(tmp_path / "pipe.mp4"))
+    with pytest.raises(ShardError, match=r"pipe\.mp4: expected a regular file, found a pipe"):
+        write_shards([written], tmp_path / "out", num_shards=1)
