@@ -128,12 +128,14 @@ class StudentOutput:
       clip_final: decoded pooled feature `[B, P]` (the raw pooled feature without final decoder).
       mae: decoded patch tokens `[Km, B, N - 1, E']`, or None.
       pooled: pooled feature `[B, 768]` before its decoder.
+      tokens: last block's output `[B, N, D]`, class token first.
     """
 
     clip_middle: jax.Array
     clip_final: jax.Array
     mae: jax.Array | None
     pooled: jax.Array
+    tokens: jax.Array
 
 
 class Decoder(nn.Module):
@@ -162,13 +164,14 @@ class _Student(EncoderModel):
 
     @nn.compact
     def __call__(
-        self, video: jax.Array, kept: jax.Array, *, deterministic: bool = True
+        self, video: jax.Array, kept: jax.Array | None = None, *, deterministic: bool = True
     ) -> StudentOutput:
         """Encodes the kept tokens and decodes the aligned layers.
 
         Args:
           video: `[B, T, H, W, 3]` float, normalised.
-          kept: `[B, K]` ascending indices of the kept tokens; column 0 is 0, the class token.
+          kept: `[B, K]` ascending indices of the kept tokens; column 0 is 0, the class token. None
+            keeps all.
           deterministic: False turns drop path on (needs the `dropout` RNG).
         """
         c = self.config
@@ -182,11 +185,14 @@ class _Student(EncoderModel):
         def aligned(wanted: tuple[int, ...]) -> jax.Array:
             if wanted == layers:
                 return hidden
-            return hidden[jnp.array([layers.index(i) for i in wanted])]
+            return hidden[jnp.array([layers.index(i) for i in wanted], int)]
 
-        def positions(prefix: str, kept: jax.Array, cls_token: bool) -> jax.Array:
+        def positions(prefix: str, cls_token: bool) -> jax.Array:
             table = position_table(self, c.encoder, grid, prefix=prefix, cls_token=cls_token)
-            return take_tokens(table.astype(hidden.dtype), kept)
+            table = table.astype(hidden.dtype)
+            if kept is None:
+                return table
+            return take_tokens(table, kept if cls_token else kept[:, 1:] - 1)
 
         def decoded(x: jax.Array, kind: DecoderKind, out_dim: int, name: str) -> jax.Array:
             """One decoder per layer, `[K, B, N, D] -> [K, B, N, out_dim]`, parameters stacked."""
@@ -199,8 +205,10 @@ class _Student(EncoderModel):
             )
             return jnp.asarray(decoder(kind, out_dim, c.normalization, x.dtype, name=name)(x))
 
-        clip = aligned(c.clip_layers) + positions("clip_", kept, cls_token=True)
-        clip = decoded(clip, c.decoder, c.clip_target_dim, "clip_decoder")
+        clip = aligned(c.clip_layers)
+        if c.clip_layers:
+            clip = clip + positions("clip_", cls_token=True)
+            clip = decoded(clip, c.decoder, c.clip_target_dim, "clip_decoder")
         final = encoded.pooled
         if c.clip_final_dim:
             final = Decoder(
@@ -209,9 +217,9 @@ class _Student(EncoderModel):
         mae = None
         if c.mae_layers:
             rows = aligned(c.mae_layers)[:, :, 1:]
-            rows = rows + positions("mae_", kept[:, 1:] - 1, cls_token=False)
+            rows = rows + positions("mae_", cls_token=False)
             mae = decoded(rows, "mlp", c.mae_target_dim, "mae_decoder")
-        return StudentOutput(clip, final, mae, encoded.pooled)
+        return StudentOutput(clip, final, mae, encoded.pooled, encoded.tokens)
 
     def num_masked(self) -> int:
         """Tokens of an example that are masked, at the recipes' ratio of 0.8."""

@@ -31,6 +31,8 @@ from internvideo_jax.nn.position_embedding import (
 )
 from internvideo_jax.nn.stack import StackConfig, stack
 
+ImagePositions = Literal["resized", "mean", "own"]
+
 
 @dataclasses.dataclass(frozen=True)
 class PatchedVideoConfig(StackConfig):
@@ -79,6 +81,9 @@ class VideoViTConfig(PatchedVideoConfig):
       pooled_dim: size of the pooled output.
       pooler_heads: attention heads of the pooler; must divide `width`.
       position_embedding: one table over all tokens, or the sum of a spatial and a temporal one.
+      image_positions: positions of a clip of one step, an image, where the table has more: resized
+        in time as all clips' are, the mean over time, or a table of their own; the latter two need
+        a joint table.
       activation: GELU variant of the blocks; the released weights were trained with tanh.
       qk_norm: RMS-normalise q and k over the full width.
       qkv_bias: bias in the qkv projection.
@@ -88,6 +93,7 @@ class VideoViTConfig(PatchedVideoConfig):
     pooled_dim: Width = 768
     pooler_heads: Few = 16
     position_embedding: Literal["joint", "separable"] = "joint"
+    image_positions: ImagePositions = "resized"
     activation: Activation = "gelu_tanh"
     qk_norm: bool = True
     qkv_bias: bool = False
@@ -99,6 +105,11 @@ class VideoViTConfig(PatchedVideoConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         head_size(self.width, self.pooler_heads, "pooler_heads")
+        if self.image_positions != "resized" and self.position_embedding != "joint":
+            raise ValueError(
+                "expected a joint table for image_positions other than 'resized', found"
+                f" {self.position_embedding!r} and {self.image_positions!r}"
+            )
 
     @property
     def least_parameters(self) -> int:
@@ -219,7 +230,8 @@ def position_table(
     Its parameters belong to `module` and are named as upstream names them: `pos_embed`
     `[1, c + t*h*w, D]`, or, when separable, `pos_embed_spatial` `[1, h*w, D]`,
     `pos_embed_temporal` `[1, t, D]` and (with a class token) `pos_embed_cls` `[1, 1, D]`, where c
-    is 1 with a class token, else 0. All start from sines.
+    is 1 with a class token, else 0. Images may have `img_pos_embed` `[1, c + h*w, D]`. All start
+    from sines.
 
     Args:
       module: owner of the parameters.
@@ -246,8 +258,21 @@ def position_table(
         return -(-width // multiple) * multiple
 
     if config.position_embedding == "joint":
-        table = param("pos_embed", lambda: sincos_3d(sines(16), (h, w), t, cls_token=cls_token))
-        return resize_position_table(table, config.grid, grid, num_extra=int(cls_token))
+        num_extra = int(cls_token)
+
+        def joint(name: str, t: int) -> jax.Array:
+            return param(name, lambda: sincos_3d(sines(16), (h, w), t, cls_token=cls_token))
+
+        table, is_image = joint("pos_embed", t), grid[0] == 1
+        if config.image_positions == "own":
+            image_table = joint("img_pos_embed", 1)
+            table = image_table if is_image else table
+        elif config.image_positions == "mean" and is_image:
+            patches = table[:, num_extra:].reshape(1, t, h * w, width).mean(1)
+            table = jnp.concatenate([table[:, :num_extra], patches], axis=1)
+        of_image = is_image and config.image_positions != "resized"
+        native = (1, h, w) if of_image else config.grid
+        return resize_position_table(table, native, grid, num_extra)
     spatial = param("pos_embed_spatial", lambda: sincos_2d(sines(4), (h, w)))
     temporal = param("pos_embed_temporal", lambda: sincos_1d(sines(2), np.arange(t)))
     spatial = resize_position_table(spatial, (1, h, w), (1, *grid[1:]), num_extra=0)

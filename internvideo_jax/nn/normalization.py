@@ -91,11 +91,12 @@ class BatchNorm(nn.Module):
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
-    """Divides `x` `[..., D]` by its length in float32; a zero vector stays zero, gradient too.
+    """Divides `x` `[..., D]` by its length; a zero vector stays zero, gradient too.
 
-    Upstream divides without a guard, so a zero vector becomes NaN there.
+    The result is float32, or float64 where `x` is. Upstream divides without a guard, so a zero
+    vector becomes NaN there.
     """
-    x = x.astype(jnp.float32)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
-    is_zero = squared < jnp.finfo(jnp.float32).tiny
+    is_zero = squared < jnp.finfo(x.dtype).tiny
     return x * jnp.where(is_zero, 0.0, jax.lax.rsqrt(jnp.where(is_zero, 1.0, squared)))

@@ -35,6 +35,7 @@ from internvideo_jax.models import (
     VideoClassifierConfig,
     VideoViTConfig,
 )
+from internvideo_jax.models.video_vit import ImagePositions
 from internvideo_jax.nn.position_embedding import Grid
 
 
@@ -47,7 +48,10 @@ NEW_HEAD = InitialValue("new head, untrained", _new_head)
 
 
 def _positions(prefix: str) -> tuple[Rule, ...]:
-    names = ("pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_cls")
+    names = (
+        *("pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_cls"),
+        "img_pos_embed",
+    )
     return tuple(rule(prefix + name, prefix + name) for name in names)
 
 
@@ -171,6 +175,8 @@ def _recognize(shapes: Shapes, architecture: str | None) -> str | None:
     if architecture in asked:
         return asked[architecture]
     if architecture is None and not is_image_tower(shapes):
+        if has("text_encoder.bert.", "text_encoder.embeddings."):
+            return None
         if has("text_encoder."):
             raise ValueError(
                 "expected a vision model, found one with a text tower (keys `text_encoder.*`);"
@@ -189,11 +195,16 @@ def _recognize(shapes: Shapes, architecture: str | None) -> str | None:
     return "internvideo2_teacher" if architecture == "teacher" else "encoder"
 
 
+# By the option of stage 2's tower; the others take an image for a short clip.
+_IMAGE_POSITIONS: dict[bool | None, ImagePositions] = {None: "resized", False: "mean", True: "own"}
+
+
 def encoder(options: Options, *, num_frames: int = 8, layer_scale: float = 1e-5) -> VideoViTConfig:
     """The video encoder of upstream's constructor options."""
     width = options.size("embed_dim")
     options.require("in_chans", 3)
     options.require("layerscale_no_force_fp32", False)
+    has_image_table = options.take("sep_image_video_pos_embed", None)
     fused = options.take("use_fused_mlp", True)
     return VideoViTConfig(
         width=width,
@@ -207,6 +218,7 @@ def encoder(options: Options, *, num_frames: int = 8, layer_scale: float = 1e-5)
         pooled_dim=options.size("clip_embed_dim", 768),
         pooler_heads=options.size("attn_pool_num_heads", 16),
         position_embedding="separable" if options.take("sep_pos_embed", False) else "joint",
+        image_positions=_IMAGE_POSITIONS[has_image_table],
         # `mlp_activation` may say what the fused flags imply.
         activation=options.take("mlp_activation", "gelu_tanh" if fused else "gelu_erf"),
         qk_norm=options.take("qk_normalization", True),
@@ -285,6 +297,8 @@ def to_options(config: Any) -> dict[str, Any]:
         "mlp_activation": vit.activation,
         "drop_path_rate": vit.drop_path_rate,
     }
+    if vit.image_positions != "resized":
+        options["sep_image_video_pos_embed"] = vit.image_positions == "own"
     match config:
         case VideoClassifierConfig():
             options |= {"fc_drop_rate": config.dropout_rate, "init_scale": config.head_init_scale}
@@ -341,6 +355,8 @@ def _shown(
     if grid is not None:
         options["num_frames"] = grid[0] * options["tubelet_size"]
         options["img_size"] = grid[1] * options["patch_size"]
+    if kind == "distill" and "img_pos_embed" in shapes:
+        options["sep_image_video_pos_embed"] = True
     if kind in ("pretrain", "distill"):
         options |= _student_options(kind, shapes)
     if kind in ("classify", "ap", "cat"):

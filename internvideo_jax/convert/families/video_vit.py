@@ -78,7 +78,7 @@ BLOCKS: tuple[Rule, ...] = (
 # Of a model that others align with; more are a mistake.
 _MAX_LAYERS = 10_000
 
-_TABLE = re.compile(r"(?:.*/)?(clip_|mae_)?pos_embed(_spatial|_temporal)?")
+_TABLE = re.compile(r"(?:.*/)?(?:clip_|mae_)?(img_)?pos_embed(_spatial|_temporal)?")
 
 
 def encoder_config(config: Any) -> Any:
@@ -151,7 +151,7 @@ def _fit_table(shape: Shape, match: re.Match[str], old: Grid, new: Grid) -> Adap
     part = match[2]
     if part == "_temporal":
         old, new = (old[0], 1, 1), (new[0], 1, 1)
-    elif part == "_spatial":
+    elif part == "_spatial" or match[1]:
         old, new = (1, *old[1:]), (1, *new[1:])
     # Tables with a class token have a row for it.
     num_extra = shape[1] - math.prod(old)

@@ -25,9 +25,11 @@ from internvideo_jax.models import build
 from internvideo_jax.preprocessing import AudioPreprocessing
 
 
-def convert(options: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Converted:
+def convert(
+    options: Mapping[str, Any], state: Mapping[str, np.ndarray], architecture: str | None = None
+) -> Converted:
     """The model of a golden's tensors; options that no class has are refused."""
-    found = recognize({key: x.shape for key, x in state.items()})
+    found = recognize({key: x.shape for key, x in state.items()}, architecture=architecture)
     config = infer_config(found, given=options)
     made = plan(found, config)
     return Converted(build(config), to_tree(state, made), made)
