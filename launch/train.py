@@ -1,21 +1,26 @@
 """`internvideo-jax train`: trains a stage from a config, or says what that would take."""
 
+import contextlib
 import functools
 import logging
+import signal
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.run_config import Run, parse_run, print_config
 from internvideo_jax.parallel import aot
+from internvideo_jax.training import process
 
 if TYPE_CHECKING:
+    from internvideo_jax.data.watchdog import BackgroundIterator
     from internvideo_jax.evaluation.runner import Evaluator
     from internvideo_jax.launch.compilation.dry_run import Report
     from internvideo_jax.training.config import TrainConfig
-    from internvideo_jax.training.stage import Evaluation, HostBatch
+    from internvideo_jax.training.stage import Evaluation, HostBatch, Variables
 
 _log = logging.getLogger(__name__)
 
@@ -28,11 +33,13 @@ SUMMARY = "train: stage 1, distillation, fine-tuning, probing"
 
 # A launcher starts the same command again on it.
 EXIT_PREEMPTED = 42
+_EXIT_CODES = {signal.SIGTERM: EXIT_PREEMPTED, signal.SIGINT: 128 + signal.SIGINT}
 
 EPILOG = """\
 WORKDIR gets checkpoints/, metrics.jsonl, tensorboard/ and loss.png, and at the end model/, which
 all other commands take (with averaged weights also model_ema/). Started again with the same config,
-a run goes on from its newest checkpoint. Exit code 42: stopped by SIGTERM after a checkpoint.
+a run goes on from its newest checkpoint. SIGTERM and Ctrl-C end in a checkpoint, with the exit
+codes 42 and 130; a second Ctrl-C ends at once.
 What a config holds: docs/training.md; classes of your own: docs/your_classes.md.
 
 examples:
@@ -48,7 +55,7 @@ In Python: internvideo_jax.training.loop.train.
 
 @arguments.command
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns 0, or 42 if it was stopped after a checkpoint."""
+    """Runs the command; returns 0, or 42 if SIGTERM stopped it. Ctrl-C raises KeyboardInterrupt."""
     parser = arguments.make_parser("train", SUMMARY, EPILOG)
     arguments.add_config_argument(parser)
     parser.add_argument("--workdir", help="folder of the run; made if need be")
@@ -86,9 +93,8 @@ def main(argv: Sequence[str]) -> int:
         if code is not None:
             return code
 
-    run = parse_run(arguments.parse_config(args, leftover))
     if args.dry_run:
-        report = dry_run(run, args.topology)
+        report = dry_run(parse_run(arguments.parse_config(args, leftover)), args.topology)
         print(report.text(verbose=args.verbose), flush=True)
         if report.problems:
             raise arguments.UsageError("; ".join(report.problems))
@@ -100,21 +106,38 @@ def main(argv: Sequence[str]) -> int:
     workdir = Path(args.workdir)
     if workdir.exists() and not workdir.is_dir():
         raise arguments.UsageError(f"--workdir={workdir}: expected a folder, found a file")
-    return 0 if train(run, workdir) else EXIT_PREEMPTED
+    with process.preemption() as notice, process.enforced(notice, _EXIT_CODES):
+        try:
+            with notice.interrupting():
+                run = parse_run(arguments.parse_config(args, leftover))
+            return 0 if train(run, workdir, notice) else EXIT_PREEMPTED
+        except process.Stopped:
+            if notice.signal == signal.SIGINT:
+                raise
+            print("stopped by SIGTERM before the first step; start again to go on", file=sys.stderr)
+            return EXIT_PREEMPTED
 
 
-def train(run: Run, workdir: Path) -> bool:
-    """Trains; returns False if SIGTERM stopped it. Errors are those of `training.loop.train`."""
-    import jax
+def train(run: Run, workdir: Path, notice: process.Notice | None = None) -> bool:
+    """Trains; returns False if SIGTERM stopped it. Errors are those of `training.loop.train`.
 
-    from internvideo_jax.data import pipeline
-    from internvideo_jax.training import loop
+    Raises:
+      process.Stopped: `notice` came before the loop began.
+    """
+    with notice.interrupting() if notice else contextlib.nullcontext():
+        import jax
 
-    steps_per_epoch = pipeline.steps_per_epoch(run.data, run.train.batch_size)
-    config = run.train.with_eval_every(steps_per_epoch)
-    _say_held_out(run)
-    _say_rate(config, steps_per_epoch)
-    run_config = run.as_json | {"clips": pipeline.fingerprint(run.data)}
+        from internvideo_jax.data import pipeline
+        from internvideo_jax.training import loop
+        from internvideo_jax.training.trackers import check_trackers
+
+        check_trackers(run.train.trackers)
+        steps_per_epoch = pipeline.steps_per_epoch(run.data, run.train.batch_size)
+        config = run.train.with_eval_every(steps_per_epoch)
+        _say_held_out(run)
+        _say_rate(config, steps_per_epoch)
+        run_config = run.as_json | {"clips": pipeline.fingerprint(run.data)}
+        evaluations = _evaluations(run, config)
 
     def batches(step: int) -> "Iterator[HostBatch]":
         return pipeline.train_batches(
@@ -134,7 +157,8 @@ def train(run: Run, workdir: Path) -> bool:
         workdir,
         run_config=run_config,
         steps_per_epoch=steps_per_epoch,
-        evaluations=_evaluations(run, config),
+        evaluations=evaluations,
+        notice=notice,
     )
 
 
@@ -186,6 +210,7 @@ def dry_run(run: Run, topology_name: str | None = None) -> "Report":
     config, steps_per_epoch = run.train, None
     if run.data.has_clips:
         steps_per_epoch = pipeline.steps_per_epoch(run.data, config.batch_size)
+        config = config.with_eval_every(steps_per_epoch)
         _say_held_out(run)
         _say_rate(config, steps_per_epoch)
     report = describe(
@@ -229,17 +254,26 @@ def _evaluations(run: Run, config: "TrainConfig") -> "dict[str, Evaluation]":
         # Not only after hours of training.
         pipeline.check_readable(data, evaluator.fields)
 
-    def evaluation(evaluator: "Evaluator") -> "Evaluation":
-        return lambda variables: runner.evaluate(
-            evaluator,
-            variables,
-            pipeline.eval_batches(
-                data,
-                evaluator.fields,
-                batch_size=config.batch_size,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            ),
+    def evaluate(
+        evaluator: "Evaluator", variables: "Variables", say: Callable[[str], None]
+    ) -> dict[str, float]:
+        batches = pipeline.eval_batches(
+            data,
+            evaluator.fields,
+            batch_size=config.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
+        return runner.evaluate(evaluator, variables, _counted(batches, say))
 
-    return {name: evaluation(evaluator) for name, evaluator in evaluators.items()}
+    return {name: functools.partial(evaluate, evaluator) for name, evaluator in evaluators.items()}
+
+
+def _counted(
+    batches: "BackgroundIterator[HostBatch]", say: Callable[[str], None]
+) -> "Iterator[HostBatch]":
+    """The batches, with a word about how many there were and will be."""
+    with contextlib.closing(batches):
+        for number, batch in enumerate(batches, start=1):
+            say(f"batch {number} of {batches.total}")
+            yield batch

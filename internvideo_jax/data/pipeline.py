@@ -248,7 +248,7 @@ def eval_batches(
         loaded = _load(dataset[clips:], config, math.ceil(local / views), num_threads)
         return _eval_rows(examples, loaded, local, rows, total - first_batch * local)
 
-    return BackgroundIterator(make, timeout=config.stall_timeout)
+    return BackgroundIterator(make, timeout=config.stall_timeout, total=math.ceil(total / local))
 
 
 def _eval_rows(

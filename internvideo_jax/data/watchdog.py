@@ -48,13 +48,17 @@ class BackgroundIterator(Generic[T]):
       make: gives an iterator over the items from a number on; it must give equal items every time.
         If the iterator has `close`, that is called when it is no longer needed.
       timeout: seconds without an item after which the iterator counts as hanging.
+      total: how many items there are, where that is known.
 
     Raises:
       StalledLoader: from `next`, after `MAX_RESTARTS` at one item.
       LostWorker: from `next`, after as many.
     """
 
-    def __init__(self, make: Callable[[int], Iterator[T]], *, timeout: float):
+    def __init__(
+        self, make: Callable[[int], Iterator[T]], *, timeout: float, total: int | None = None
+    ):
+        self.total = total
         self._run: _Run[T] | None = None
         self._make = make
         self._timeout = timeout

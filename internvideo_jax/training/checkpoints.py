@@ -1,6 +1,8 @@
 """Checkpoints of a run: saved in the background, proved by checksums when they are read."""
 
 import errno
+import hashlib
+import json
 import logging
 import os
 import re
@@ -21,6 +23,9 @@ from internvideo_jax.training.orbax_noise import WithoutOrbax, hide_leftovers
 from internvideo_jax.training.state import TrainState
 
 State = TypeVar("State")
+
+# Entry of a checkpoint's description with the checksum of the others.
+_SHA256 = "sha256"
 
 # In TensorStore's messages: [name='what a developer wants to know'].
 _DETAIL = re.compile(r" \[(?P<name>[\w \[\]]+)='(?P<value>(?:[^'\\]|\\.)*)'\]")
@@ -93,6 +98,7 @@ class Checkpoints:
           RunCheckpointError: this or the previous save cannot be written.
         """
         meta = {**position, "checksums": checksums(state), "config": self._config}
+        meta[_SHA256] = _description_sha256(meta)
         # Surfaces the previous save's failure under its own name.
         self.wait()
         try:
@@ -143,13 +149,13 @@ class Checkpoints:
                 raise
             # A damaged file shows as nearly anything, also as a bare `Exception`.
             except Exception as error:
-                broken[step] = _reason(error)
+                broken[step] = reason(error)
                 continue
-            for bad_step, reason in broken.items():
-                self._set_aside(bad_step, reason, fallback=step)
+            for bad_step, cause in broken.items():
+                self._set_aside(bad_step, cause, fallback=step)
             return state
         if broken:
-            reasons = "\n  ".join(f"{step}: {reason}" for step, reason in broken.items())
+            reasons = "\n  ".join(f"{step}: {cause}" for step, cause in broken.items())
             raise RunCheckpointError(
                 f"none of the checkpoints in {self.directory} can be read:\n  {reasons}\n"
                 "restore the directory from a copy, or start anew in another workdir"
@@ -157,8 +163,13 @@ class Checkpoints:
         return None
 
     def _restore(self, step: int, target: State) -> State:
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        differing = differing_fields(meta["meta"]["config"], self._config)
+        found = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        meta = found["meta"]
+        # A changed byte must not pass for the config of another run. Older versions wrote no sum.
+        sha256 = _description_sha256(meta)
+        if meta.get(_SHA256, sha256) != sha256:
+            raise ValueError("the checksum of its description does not match")
+        differing = differing_fields(meta["config"], self._config)
         if differing:
             raise ConfigMismatchError(
                 f"{self.directory} holds a run with another config:\n  "
@@ -171,17 +182,17 @@ class Checkpoints:
         state = restored["state"]
         if isinstance(target, TrainState):
             state = target.replace(**state)
-        found, expected = checksums(state), meta["meta"]["checksums"]
-        wrong = [name for name, value in found.items() if expected[name] != value]
+        expected = meta["checksums"]
+        wrong = [name for name, value in checksums(state).items() if expected[name] != value]
         if wrong:
             raise ValueError(f"the checksums of {', '.join(wrong)} do not match")
         return state
 
-    def _set_aside(self, step: int, reason: str, fallback: int) -> None:
+    def _set_aside(self, step: int, cause: str, fallback: int) -> None:
         path = self.directory / str(step)
         aside = self.directory / f"{step}.broken"
         self._say(
-            f"checkpoint {path} cannot be read ({reason}): kept as {aside.name}, resuming from"
+            f"checkpoint {path} cannot be read ({cause}): kept as {aside.name}, resuming from"
             f" step {fallback}"
         )
         if jax.process_index() == 0:
@@ -201,7 +212,7 @@ class Checkpoints:
         self._manager.reload()
         steps = ", ".join(map(str, self.steps())) or "none"
         return RunCheckpointError(
-            f"cannot write a checkpoint to {self.directory}: {_reason(error)}; checkpoints that"
+            f"cannot write a checkpoint to {self.directory}: {reason(error)}; checkpoints that"
             f" are complete: {steps}; make room and start the same command again"
         )
 
@@ -226,14 +237,20 @@ class Checkpoints:
             logging.getLogger("absl").removeFilter(self._filter)
 
 
+def _description_sha256(meta: Mapping[str, Any]) -> str:
+    """Of the description as JSON, without the entry that holds it."""
+    rest = {name: value for name, value in meta.items() if name != _SHA256}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def _as_dict(state: Any) -> dict[str, Any]:
     if isinstance(state, TrainState):
         return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
     return dict(state)
 
 
-def _reason(error: Exception) -> str:
-    """What is the matter in a line, of an error or its cause, without its middle if it is long."""
+def reason(error: Exception) -> str:
+    """What is the matter with a file of orbax, in a line: of an error or its cause."""
     cause = error.__cause__ or error
     message = f"no entry {cause}" if isinstance(cause, KeyError) else str(cause)
     details = {match["name"]: match["value"] for match in _DETAIL.finditer(message)}

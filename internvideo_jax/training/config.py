@@ -17,6 +17,7 @@ from internvideo_jax.training.stage import Stage
 # order of sums on another mesh. `train.steps` is none of them: the schedule is made for it.
 FREE_FIELDS = (
     "train.log_every",
+    "train.trackers",
     "train.eval_every",
     "train.eval_epochs",
     "train.checkpoint",
@@ -29,6 +30,9 @@ FREE_FIELDS = (
     "data.stall_timeout",
     "eval_data",
 )
+
+
+TrackerName = Literal["jsonl", "tensorboard", "wandb"]
 
 
 def _check_positive(config: Any, *names: str) -> None:
@@ -74,6 +78,8 @@ class TrainConfig:
       mesh: how the devices are arranged.
       checkpoint: when to write checkpoints.
       log_every: steps over which logged metrics are averaged.
+      trackers: what the metrics are written to; `jsonl`, which a resumed run and the loss curve
+        read, is always among them.
       eval_every: steps from one evaluation to the next (the last step has one too); unset,
         `eval_epochs` says it; with neither there is none.
       eval_epochs: passes over the data from one evaluation to the next.
@@ -94,6 +100,7 @@ class TrainConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every: int = 10
+    trackers: tuple[TrackerName, ...] = ("jsonl", "tensorboard")
     eval_every: int | None = None
     eval_epochs: float | None = None
     max_bad_steps: int = 10
@@ -109,6 +116,11 @@ class TrainConfig:
             raise ValueError(f"eval_epochs: expected a number above 0, found {self.eval_epochs}")
         if self.steps is None and self.epochs is None:
             raise ValueError("expected steps or epochs, found neither; set one of them")
+        if "jsonl" not in self.trackers or len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(
+                "trackers: expected different names, jsonl among them, as a resumed run reads it,"
+                f" found {', '.join(self.trackers) or 'none'}"
+            )
         if self.rows % self.accumulation:
             raise ValueError(
                 f"expected batch_size * num_sample = {self.rows} rows that divide into"

@@ -4,9 +4,11 @@ import collections
 import contextlib
 import math
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -18,17 +20,17 @@ from jax.sharding import Mesh
 from internvideo_jax.files import write_json
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES, Rules
-from internvideo_jax.training.checkpoints import Checkpoints, RunCheckpointError
-from internvideo_jax.training.config import TrainConfig
+from internvideo_jax.training.checkpoints import Checkpoints, RunCheckpointError, reason
+from internvideo_jax.training.config import Lengths, TrainConfig
 from internvideo_jax.training.metrics import (
     LOSS_CURVE,
     METRICS,
-    MetricsWriter,
     Progress,
     average,
     plot_losses,
+    read_metrics,
 )
-from internvideo_jax.training.process import locked, preemption
+from internvideo_jax.training.process import Notice, Stopped, claimed, preemption
 from internvideo_jax.training.stage import (
     Batch,
     Evaluation,
@@ -39,6 +41,14 @@ from internvideo_jax.training.stage import (
 )
 from internvideo_jax.training.state import TrainState, abstract_state, create_state, load_frozen
 from internvideo_jax.training.step import abstract_batch, make_train_step
+from internvideo_jax.training.trackers import (
+    TENSORBOARD,
+    WANDB,
+    WANDB_ID,
+    Tracker,
+    check_trackers,
+    trackers,
+)
 
 CHECKPOINTS = "checkpoints"
 # Among them, written once: the parameters that are not trained.
@@ -46,12 +56,17 @@ FIXED = "fixed"
 MODEL = "model"
 MODEL_EMA = "model_ema"
 BAD_EXAMPLES = "bad_examples.json"
+_OUTPUTS = (CHECKPOINTS, METRICS, TENSORBOARD, WANDB, WANDB_ID, LOSS_CURVE, MODEL, MODEL_EMA)
 
 # Clips travel as bytes or normalised already.
 _CLIP_DTYPES = {np.dtype(np.uint8), np.dtype(np.float32)}
 
 # Steps that may be under way at once: one on the device, one waiting for it.
 _IN_FLIGHT = 2
+
+
+class RunOutputError(OSError):
+    """An output of a complete run that cannot be written."""
 
 
 class NonFiniteError(ValueError):
@@ -66,14 +81,17 @@ def train(
     *,
     run_config: Mapping[str, Any],
     steps_per_epoch: int | None = None,
-    evaluations: Mapping[str, Evaluation] | None = None,
+    evaluations: Mapping[str, Evaluation] = MappingProxyType({}),
     devices: Sequence[jax.Device] | None = None,
     rules: Rules = DEFAULT_RULES,
+    notice: Notice | None = None,
 ) -> bool:
-    """Trains until the last step or a preemption notice, from the newest checkpoint if there is.
+    """Trains until the last step or a notice to stop, from the newest checkpoint if there is.
 
     A run that was killed and started again ends with the parameters of an unbroken one, bit for
     bit on the same number of devices: state and draws follow from the step, and so must the data.
+    It is complete when `loss.png` and its models are there; those that a start finds missing are
+    made from the last checkpoint. A start that fails before the first step leaves nothing.
 
     Args:
       stage: what to train.
@@ -87,131 +105,230 @@ def train(
         `config.FREE_FIELDS`.
       steps_per_epoch: needed if the config counts in epochs.
       evaluations: called every `config.eval_every` steps and after the last one; the metrics of
-        NAME are called `NAME/metric`, those of averaged weights `NAME_ema/metric`.
+        NAME are called `NAME/metric`, those of averaged weights `NAME_ema/metric`. They get the
+        variables, and a function that takes how far they are.
       devices: the devices to use; all by default.
       rules: logical to mesh axes.
+      notice: of SIGTERM and Ctrl-C; by default of those that come during the call.
 
     Returns:
-      True when the run is complete, False when it stopped after a checkpoint because of SIGTERM.
+      True when the run is complete, False when it stopped because of SIGTERM. What was done by then
+      is in a checkpoint.
 
     Raises:
+      KeyboardInterrupt: it stopped alike because of Ctrl-C; a second one counts at once.
       BlockingIOError: another run is using `workdir`.
       NonFiniteError: `config.max_bad_steps` in a row; `bad_examples.json` lists their rows.
       ConfigMismatchError: the run in `workdir` had another config.
       RunCheckpointError: a checkpoint cannot be written, or none of them read.
-      ValueError: the config does not fit the mesh, or a batch the stage.
+      OSError: another output cannot be written; it is named.
+      ValueError: the config does not fit the mesh, or a batch the stage; a tracker is not
+        installed; `workdir` holds a model without checkpoints.
     """
     lengths = config.lengths(steps_per_epoch)
     devices = list(jax.devices() if devices is None else devices)
     mesh = make_mesh(config.mesh, devices)
     check_batch_fits(config, mesh)
+    check_trackers(config.trackers)
     is_main = jax.process_index() == 0
     workdir = Path(workdir).absolute()
-    workdir.mkdir(parents=True, exist_ok=True)
+    _check_workdir(workdir)
 
     with contextlib.ExitStack() as stack:
-        if is_main:
-            stack.enter_context(locked(workdir))
-        is_preempted = stack.enter_context(preemption())
+        notice = notice or stack.enter_context(preemption())
+        keep_files = stack.enter_context(_claimed(workdir))
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(nn.logical_axis_rules(rules))
-
-        # What a step is, and where the run stands.
-        target, fixed_target = abstract_state(stage, config, mesh, rules)
-        schedule = config.schedule(lengths)
-        train_step = make_train_step(stage, config, schedule, target, mesh, rules)
-        checkpoints = stack.enter_context(
-            Checkpoints(workdir / CHECKPOINTS, run_config, keep=config.checkpoint.keep)
-        )
-        restored = checkpoints.restore(target)
-        if restored is None:
-            state, fixed = create_state(stage, config, mesh, rules)
-        else:
-            state, fixed = restored, fixed_target
-        if jax.tree.leaves(fixed):
-            with Checkpoints(workdir / CHECKPOINTS / FIXED, run_config, keep=1) as once:
-                if restored is None:
-                    once.remove_all()
-                    once.save(0, fixed, {})
-                elif (fixed := once.restore(fixed_target)) is None:
-                    raise RunCheckpointError(
-                        f"{once.directory} is gone, which held the parameters that are not"
-                        " trained; restore it from a copy, or start anew in another workdir"
-                    )
-        start = saved_step = int(state.step)
-        progress = Progress(lengths.total, start, config.rows, visible=is_main)
+        progress = Progress(lengths.total, config.rows, visible=is_main)
         stack.callback(progress.close)
-        progress.say(_headline(state, fixed, mesh, config, lengths.total))
-        if start == lengths.total and (workdir / MODEL).exists():
-            progress.say(f"{workdir} holds a complete run: nothing is left to train")
-            return True
-
-        # What a step needs.
-        frozen = load_frozen(stage, mesh, rules)
-        inputs = abstract_batch(stage, config.rows, mesh, rules)
-        data = batches(start)
-        stack.callback(getattr(data, "close", lambda: None))
-        writer = None
-        if is_main:
-            writer = stack.enter_context(contextlib.closing(MetricsWriter(workdir, start)))
-        bad_steps = _BadSteps(config, workdir)
-        window: list[dict[str, jax.Array]] = []
-        replaced = 0
+        checkpoints = stack.enter_context(
+            Checkpoints(
+                workdir / CHECKPOINTS, run_config, keep=config.checkpoint.keep, say=progress.say
+            )
+        )
+        done = saved = 0
 
         def log(step: int, values: dict[str, float]) -> None:
-            if writer is not None:
-                writer.write(step, values)
+            for tracker in opened:
+                tracker.write(step, values)
             progress.show(step, values)
+            progress.restart_clock()
 
-        progress.say("the first step compiles, and waits for the first clips")
-        for step in range(start + 1, lengths.total + 1):
-            # A step: nothing in here waits for the one before it.
-            began = time.perf_counter()
-            host_batch = next(data)
-            waited = time.perf_counter() - began
-            with jax.transfer_guard("disallow"):
-                batch = _to_devices(host_batch, inputs)
-                state, metrics = train_step(state, fixed, frozen, batch)
-            if step == start + 1:
-                # The first one compiles.
-                jax.block_until_ready(metrics)
-                progress.restart_clock()
-            else:
-                progress.step(waited)
-            window.append(metrics)
-            replaced += int(np.sum(host_batch.get("replaced", 0)))
-            bad_steps.add(step, metrics, host_batch)
-            is_last = step == lengths.total
+        try:
+            with notice.interrupting():
+                # What a step is, and where the run stands.
+                target, fixed_target = abstract_state(stage, config, mesh, rules)
+                schedule = config.schedule(lengths)
+                train_step = make_train_step(stage, config, schedule, target, mesh, rules)
+                restored = checkpoints.restore(target)
+                if restored is None:
+                    progress.begin("loading the weights", aloud=True)
+                    state, fixed = create_state(stage, config, mesh, rules)
+                else:
+                    keep_files()
+                    state, fixed = restored, fixed_target
+                if jax.tree.leaves(fixed):
+                    directory = workdir / CHECKPOINTS / FIXED
+                    fixed = _kept_fixed(fixed, directory, run_config, is_new=restored is None)
+                start = done = saved = int(state.step)
+                progress.go_on_from(start)
+                progress.say(_headline(state, fixed, mesh, config, lengths.total))
+                opened: list[Tracker] = []
+                if is_main:
+                    opened = stack.enter_context(
+                        trackers(config.trackers, workdir, start, run_config)
+                    )
+                if _is_evaluation_missing(evaluations, config, lengths, workdir, start):
+                    log(start, _evaluate(evaluations, state, fixed, progress))
 
-            if step % config.log_every == 0 or is_last:
+                # What a step needs.
+                if start < lengths.total:
+                    progress.begin("loading the frozen models")
+                    frozen = load_frozen(stage, mesh, rules)
+                    inputs = abstract_batch(stage, config.rows, mesh, rules)
+                    data = batches(start)
+                    stack.callback(getattr(data, "close", lambda: None))
+                    progress.begin("waiting for the first clips", aloud=True)
+            bad_steps = _BadSteps(config, workdir)
+            window: list[dict[str, jax.Array]] = []
+            replaced = 0
+
+            for step in range(start + 1, lengths.total + 1):
+                # A step: nothing in here waits for the one before it.
+                began = time.perf_counter()
+                with notice.interrupting():
+                    host_batch = next(data)
+                waited = time.perf_counter() - began
+                is_first, is_last = step == start + 1, step == lengths.total
+                task = "compiling the first step" if is_first else f"step {step}/{lengths.total}"
+                progress.begin(task, aloud=is_first)
+                with jax.transfer_guard("disallow"):
+                    batch = _to_devices(host_batch, inputs)
+                    state, metrics = train_step(state, fixed, frozen, batch)
+                if is_first:
+                    jax.block_until_ready(metrics)
+                    keep_files()
+                    progress.restart_clock()
+                else:
+                    progress.step(waited)
+                done = step
+                notice.is_unsaved = True
+                window.append(metrics)
+                replaced += int(np.sum(host_batch.get("replaced", 0)))
+                bad_steps.add(step, metrics, host_batch)
+
+                if step % config.log_every == 0 or is_last:
+                    bad_steps.check()
+                    values = average(jax.device_get(window)) | {"replaced": float(replaced)}
+                    log(step, values | progress.rates())
+                    window.clear()
+                    replaced = 0
+                elif is_first or progress.is_silent():
+                    progress.show(step, average(jax.device_get(window)) | progress.rates())
+
+                if _evaluates(evaluations, config, lengths, step):
+                    with notice.interrupting():
+                        values = _evaluate(evaluations, state, fixed, progress)
+                    log(step, values)
+
+                if step % config.checkpoint.every_steps == 0 or is_last:
+                    bad_steps.check()
+                    progress.begin("saving a checkpoint")
+                    checkpoints.save(step, state, _position(config, step))
+                    saved = step
+                notice.check(step)
+
+            checkpoints.wait()
+            notice.is_unsaved = False
+            with notice.interrupting():
+                if not _finish(stage, state, fixed, workdir, progress) and start == lengths.total:
+                    progress.say(f"{workdir} holds a complete run: nothing is left to train")
+            return True
+        except Stopped:
+            if done > saved:
                 bad_steps.check()
-                values = average(jax.device_get(window)) | {"replaced": float(replaced)}
-                log(step, values | progress.rates())
-                window.clear()
-                replaced = 0
+                progress.begin("saving a checkpoint")
+                checkpoints.save(done, state, _position(config, done))
+            checkpoints.wait()
+            kept = f"after step {done}, which is kept" if done else "before the first step"
+            progress.say(f"stopped by {notice.name} {kept}; start again to go on")
+            notice.is_unsaved = False
+            if notice.signal == signal.SIGINT:
+                raise
+            return False
 
-            if evaluations and config.eval_every and (step % config.eval_every == 0 or is_last):
-                log(step, _evaluate(evaluations, state, fixed))
-                progress.restart_clock()
 
-            must_stop = is_preempted(step)
-            if step % config.checkpoint.every_steps == 0 or is_last or must_stop:
-                bad_steps.check()
-                position = {"step": step, "examples": step * config.batch_size, "seed": config.seed}
-                checkpoints.save(step, state, position)
-                saved_step = step
-            if must_stop and not is_last:
-                checkpoints.wait()
-                progress.say(f"stopped by SIGTERM after step {saved_step}; start again to go on")
-                return False
+def _check_workdir(workdir: Path) -> None:
+    models = [name for name in (MODEL, MODEL_EMA) if (workdir / name).exists()]
+    steps = [path for path in (workdir / CHECKPOINTS).glob("*") if path.name.isdigit()]
+    if models and not steps:
+        raise ValueError(
+            f"{workdir}: expected the checkpoints of the run that made {' and '.join(models)},"
+            " found none; name another workdir, or remove them to train anew"
+        )
 
-        checkpoints.wait()
-        _save_model(stage, state.variables(fixed), workdir / MODEL)
-        if (averaged := state.averaged_variables(fixed)) is not None:
-            _save_model(stage, averaged, workdir / MODEL_EMA)
-        if is_main:
-            plot_losses(workdir / METRICS, workdir / LOSS_CURVE)
-        return True
+
+@contextlib.contextmanager
+def _claimed(workdir: Path) -> Iterator[Callable[[], None]]:
+    """As `process.claimed`; of several processes the main one locks, and the folder stays."""
+    if jax.process_index() > 0:
+        yield lambda: None
+        return
+    with claimed(workdir, _OUTPUTS) as keep:
+        if jax.process_count() > 1:
+            keep()
+        # What killed processes left of files and models.
+        for name in (METRICS, LOSS_CURVE, MODEL):
+            for partial in workdir.glob(f".{name}*.partial"):
+                if partial.is_dir():
+                    shutil.rmtree(partial, ignore_errors=True)
+                else:
+                    partial.unlink(missing_ok=True)
+        yield keep
+
+
+def _kept_fixed(
+    fixed: PyTree, directory: Path, run_config: Mapping[str, Any], *, is_new: bool
+) -> PyTree:
+    """The parameters that are not trained: written once, in a new run, and read in later ones."""
+    with Checkpoints(directory, run_config, keep=1) as once:
+        if is_new:
+            once.remove_all()
+            once.save(0, fixed, {})
+            return fixed
+        if (restored := once.restore(fixed)) is not None:
+            return restored
+        raise RunCheckpointError(
+            f"{once.directory} is gone, which held the parameters that are not trained; restore it"
+            " from a copy, or start anew in another workdir"
+        )
+
+
+def _position(config: TrainConfig, step: int) -> dict[str, int]:
+    return {"step": step, "examples": step * config.batch_size, "seed": config.seed}
+
+
+def _evaluates(
+    evaluations: Mapping[str, Evaluation], config: TrainConfig, lengths: Lengths, step: int
+) -> bool:
+    if not evaluations or config.eval_every is None:
+        return False
+    return step % config.eval_every == 0 or step == lengths.total
+
+
+def _is_evaluation_missing(
+    evaluations: Mapping[str, Evaluation],
+    config: TrainConfig,
+    lengths: Lengths,
+    workdir: Path,
+    start: int,
+) -> bool:
+    """Whether a notice to stop has kept the checkpoint's step from being evaluated."""
+    if start == 0 or not _evaluates(evaluations, config, lengths, start):
+        return False
+    logged = [line for line in read_metrics(workdir / METRICS) if line["step"] == start]
+    names = {key.partition("/")[0] for line in logged for key in line}
+    return not names >= evaluations.keys()
 
 
 def check_batch_fits(config: TrainConfig, mesh: Mesh) -> None:
@@ -301,7 +418,7 @@ def _to_devices(host_batch: HostBatch, inputs: Mapping[str, jax.ShapeDtypeStruct
 
 
 def _evaluate(
-    evaluations: Mapping[str, Evaluation], state: TrainState, fixed: PyTree
+    evaluations: Mapping[str, Evaluation], state: TrainState, fixed: PyTree, progress: Progress
 ) -> dict[str, float]:
     results: dict[str, float] = {}
     for name, evaluation in evaluations.items():
@@ -310,21 +427,54 @@ def _evaluate(
             f"{name}_ema": state.averaged_variables(fixed),
         }
         for prefix, variables in of_weights.items():
-            if variables is not None:
-                results |= {f"{prefix}/{k}": v for k, v in evaluation(variables).items()}
+            if variables is None:
+                continue
+
+            def say(text: str, prefix: str = prefix) -> None:
+                progress.begin(f"evaluating {prefix}: {text}")
+
+            say("starting")
+            results |= {f"{prefix}/{k}": v for k, v in evaluation(variables, say).items()}
     return results
+
+
+def _finish(
+    stage: Stage, state: TrainState, fixed: PyTree, workdir: Path, progress: Progress
+) -> bool:
+    """Makes those outputs of a complete run that are not there; returns whether there were such."""
+    models = {MODEL: state.variables(fixed), MODEL_EMA: state.averaged_variables(fixed)}
+    missing = {
+        name: variables
+        for name, variables in models.items()
+        if variables is not None and not (workdir / name).exists()
+    }
+    for name, variables in missing.items():
+        progress.begin(f"saving {name}", aloud=True)
+        _save_model(stage, variables, workdir / name)
+    is_drawn = (workdir / LOSS_CURVE).exists()
+    if jax.process_index() == 0 and not is_drawn:
+        plot_losses(workdir / METRICS, workdir / LOSS_CURVE)
+    return bool(missing) or not is_drawn
 
 
 def _save_model(stage: Stage, variables: Variables, target: Path) -> None:
     """Writes a model so that the directory is whole or absent."""
-    if target.exists():
-        return
     partial = target.with_name(f".{target.name}.partial")
-    if jax.process_index() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("removed the partial model")
-    stage.save(variables, partial)
+        multihost_utils.sync_global_devices("will save a model")
+    try:
+        stage.save(variables, partial)
+    # The file system's errors come as OSError, or as ValueError from TensorStore.
+    except (OSError, ValueError) as error:
+        if jax.process_index() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+        free = shutil.disk_usage(target.parent).free
+        raise RunOutputError(
+            f"cannot write {target}: {reason(error)}; it takes about {size / 1e9:,.2f} GB, and"
+            f" {free / 1e9:,.2f} GB are free. All steps are done: start the same command again to"
+            " write what is missing"
+        ) from error
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("saved the model")
     if jax.process_index() == 0:

@@ -1,59 +1,24 @@
-"""What a run leaves to look at: metrics.jsonl, a loss curve, a progress line."""
+"""What a run shows: the lines of metrics.jsonl, a loss curve, its progress."""
 
 import json
 import math
-import os
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from internvideo_jax.files import write_text
+from internvideo_jax.files import atomic_file
 
 METRICS = "metrics.jsonl"
 LOSS_CURVE = "loss.png"
 
-
-class MetricsWriter:
-    """Appends one JSON object per log to `WORKDIR/metrics.jsonl`, and the same to TensorBoard.
-
-    Each line has `step` and the metrics' numbers; a non-finite one is null. On a resumed run the
-    lines of steps that are done again are removed, and a line that a kill cut off; TensorBoard
-    drops what earlier event files have of these steps.
-    """
-
-    def __init__(self, workdir: Path, start_step: int) -> None:
-        """Opens the files for a run that has done `start_step` steps."""
-        path = workdir / METRICS
-        kept = [line for line in read_metrics(path) if line["step"] <= start_step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(
-            str(workdir / "tensorboard"),
-            purge_step=start_step + 1 if start_step else None,
-            # Besides the second and the host, which the library puts there: names must be new.
-            filename_suffix=f".{os.getpid()}.{start_step}",
-        )
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds the metrics of a step."""
-        finite = {name: float(v) if math.isfinite(v) else None for name, v in values.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
-        for name, value in finite.items():
-            if value is not None:
-                self._events.add_scalar(name, value, step)
-        self._events.flush()
-
-    def close(self) -> None:
-        """Closes the files."""
-        self._file.close()
-        self._events.close()
+# The longest time without a line, in seconds.
+_MAX_SILENCE = 30.0
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -88,14 +53,16 @@ def average(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 class Progress:
-    """How a run gets on: a bar on a terminal, else a line per log; silent if not `visible`."""
+    """How a run gets on: a bar on a terminal, else a line per log; silent if not `visible`.
 
-    def __init__(self, total: int, start_step: int, rows: int, *, visible: bool) -> None:
+    Where nothing else is said for half a minute, a line says what the run is at.
+    """
+
+    def __init__(self, total: int, rows: int, *, visible: bool) -> None:
         """Starts the clock.
 
         Args:
           total: steps of the run.
-          start_step: steps done already.
           rows: examples per step, to state a rate.
           visible: False on all processes but one.
         """
@@ -104,7 +71,6 @@ class Progress:
         is_terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=total,
-            initial=start_step,
             disable=not (visible and is_terminal),
             unit="step",
             dynamic_ncols=True,
@@ -114,6 +80,15 @@ class Progress:
         self._steps = 0
         self._data_seconds = 0.0
         self._start = time.perf_counter()
+        self._task = "starting"
+        self._task_start = self._last_line = time.monotonic()
+        self._is_closed = threading.Event()
+        if visible:
+            threading.Thread(target=self._break_silence, name="progress", daemon=True).start()
+
+    def go_on_from(self, step: int) -> None:
+        """Counts the steps that an earlier start has done."""
+        self._bar.initial = self._bar.n = step
 
     def restart_clock(self) -> None:
         """Forgets the time since the last log, e.g. after compiling or evaluating."""
@@ -127,12 +102,11 @@ class Progress:
         self._bar.update()
 
     def rates(self) -> dict[str, float]:
-        """Seconds per step, examples per second and share of waiting for data, then a new start.
+        """Seconds per step, examples per second and share of waiting for data, since the start.
 
         Empty if no step was counted since the clock started.
         """
         seconds, steps, waited = time.perf_counter() - self._start, self._steps, self._data_seconds
-        self.restart_clock()
         if not steps:
             return {}
         return {
@@ -154,15 +128,35 @@ class Progress:
                 parts.append(f"{tqdm.format_interval(remaining)} left")
             print(f"step {step}/{self._total}: {', '.join(parts)}", file=sys.stderr, flush=True)
         self._bar.set_postfix_str(", ".join(parts))
+        self._last_line = time.monotonic()
 
     def say(self, text: str) -> None:
         """A line that the bar does not overwrite."""
         if self._visible:
             self._bar.write(text, file=sys.stderr)
+        self._last_line = time.monotonic()
+
+    def begin(self, task: str, *, aloud: bool = False) -> None:
+        """Notes what the run is at from now on, to be said at once or when it takes long."""
+        self._task, self._task_start = task, time.monotonic()
+        if aloud:
+            self.say(task)
+
+    def is_silent(self) -> bool:
+        """Whether a line is due, as there was none for half a minute."""
+        return time.monotonic() - self._last_line >= _MAX_SILENCE
 
     def close(self) -> None:
         """Ends the bar."""
+        self._is_closed.set()
         self._bar.close()
+
+    def _break_silence(self) -> None:
+        while not self._is_closed.wait(1.0):
+            # The loop knows more to say of steps that end; two seconds are for it.
+            if time.monotonic() - self._last_line >= _MAX_SILENCE + 2.0:
+                seconds = time.monotonic() - self._task_start
+                self.say(f"{self._task}: for {tqdm.format_interval(seconds)} so far")
 
 
 def _shown(values: Mapping[str, float]) -> dict[str, float]:
@@ -182,4 +176,5 @@ def plot_losses(metrics: Path, target: Path) -> None:
     axes = figure.add_subplot(xlabel="step", ylabel="loss")
     axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], linewidth=1)
     axes.grid(alpha=0.3)
-    figure.savefig(target, dpi=120, metadata={"Software": None})
+    with atomic_file(target) as temporary:
+        figure.savefig(temporary, dpi=120, format="png", metadata={"Software": None})

@@ -17,8 +17,8 @@ PyTree = Any
 Variables = dict[str, Any]
 Batch = dict[str, jax.Array]
 HostBatch = dict[str, np.ndarray]
-# Makes metrics from variables `{"params": ..., ...}` that live on the mesh.
-Evaluation = Callable[[Variables], dict[str, float]]
+# Makes metrics from variables `{"params": ..., ...}` that live on the mesh; may say how far it is.
+Evaluation = Callable[[Variables, Callable[[str], None]], dict[str, float]]
 
 # The name among a stage's frozen variables of the trained model with averaged weights.
 AVERAGED = "averaged"

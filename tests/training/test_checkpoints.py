@@ -1,9 +1,7 @@
-import contextlib
 import errno
 import json
 import logging
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +18,7 @@ from internvideo_jax.training.checkpoints import (
 )
 from internvideo_jax.training.orbax_noise import hide_leftovers
 from internvideo_jax.training.state import TrainState
+from tests.processes import full_disk
 
 CONFIG = {"stage": {"kind": "toy"}, "train": {"seed": 1, "log_every": 10}}
 
@@ -148,17 +147,6 @@ def test_another_config_is_refused_with_all_differences(saved):
         "  train.seed: 1 in the checkpoint, 5 now",
     ]
     assert set(os.listdir(saved)) == {"2", "3", "4"}
-
-
-@contextlib.contextmanager
-def full_disk():
-    """No file may become larger than 200 kB."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def large_state():

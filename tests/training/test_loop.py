@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 
 from internvideo_jax.training.checkpoints import RunCheckpointError
 from internvideo_jax.training.config import CheckpointConfig
-from internvideo_jax.training.loop import NonFiniteError, train
+from internvideo_jax.training.loop import NonFiniteError, RunOutputError, train
 from internvideo_jax.training.metrics import read_metrics
 from tests.training import toy_stage as toy
 
@@ -128,6 +129,108 @@ def test_a_run_that_broke_down_while_saving_its_model_saves_it_again(reference, 
     assert_same_models(tmp_path, reference)
 
 
+def test_what_a_kill_at_the_end_left_out_is_made_by_the_next_start(reference, tmp_path, capsys):
+    def no_data(step):
+        raise AssertionError("nothing is left to train")
+
+    shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "model_ema")
+    (tmp_path / "loss.png").unlink()
+    (tmp_path / ".model_ema.partial" / "params").mkdir(parents=True)
+    (tmp_path / ".loss.png.123.partial").write_bytes(b"half of it")
+    assert run(tmp_path, toy.make_config(), data=no_data)
+    assert_same_models(tmp_path, reference)
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+    assert sorted(os.listdir(tmp_path)) == sorted(os.listdir(reference))
+    assert "nothing is left to train" not in capsys.readouterr().err
+
+
+def test_a_full_disk_at_the_end_is_named_and_the_next_start_saves_the_rest(reference, tmp_path):
+    class Full(toy.ToyStage):
+        def save(self, variables, directory):
+            super().save(variables, directory)
+            if directory.name == ".model_ema.partial":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
+    for name in ("model", "model_ema"):
+        shutil.rmtree(tmp_path / name)
+    message = r"cannot write .*/model_ema: .*No space left.* takes about .* GB are free.* again"
+    with pytest.raises(RunOutputError, match=message):
+        run(tmp_path, toy.make_config(), stage=Full())
+    assert not list(tmp_path.glob(".*"))
+    kept = (tmp_path / "model").stat().st_ino
+    assert run(tmp_path, toy.make_config())
+    assert_same_models(tmp_path, reference)
+    assert (tmp_path / "model").stat().st_ino == kept
+
+
+def test_a_model_without_the_checkpoints_of_its_run_is_not_trained_over(reference, tmp_path):
+    shutil.copytree(reference / "model", tmp_path / "model")
+    with pytest.raises(ValueError, match="expected the checkpoints of the run that made model"):
+        run(tmp_path, toy.make_config())
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def refused(variables):
+    raise ValueError("the weights do not fit")
+
+
+def interrupted(variables):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+
+
+def no_clips(step):
+    raise FileNotFoundError("no clip can be read")
+    yield
+
+
+@pytest.mark.parametrize(
+    ("initial", "data", "error"),
+    [
+        (refused, None, ValueError),
+        (interrupted, None, KeyboardInterrupt),
+        (None, no_clips, FileNotFoundError),
+    ],
+)
+def test_a_run_that_does_no_step_leaves_nothing(tmp_path, initial, data, error):
+    workdir = tmp_path / "runs" / "first"
+    with pytest.raises(error):
+        run(workdir, toy.make_config(), stage=toy.ToyStage(initial=initial), data=data)
+    assert not list(tmp_path.iterdir())
+    workdir.mkdir(parents=True)
+    (workdir / "notes.txt").write_text("of the user")
+    with pytest.raises(error):
+        run(workdir, toy.make_config(), stage=toy.ToyStage(initial=initial), data=data)
+    assert os.listdir(workdir) == ["notes.txt"]
+
+
+def test_ctrl_c_in_an_evaluation_ends_in_a_checkpoint_and_it_is_made_up_for(
+    reference, tmp_path, capsys
+):
+    config = toy.make_config(eval_every=4)
+    steps = []
+
+    def evaluation(variables, say):
+        steps.append(len(steps))
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        return {"calls": 1.0}
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, config, evaluations={"eval": evaluation})
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "stopped by Ctrl-C after step 8, which is kept" in capsys.readouterr().err
+    assert (tmp_path / "checkpoints" / "8").is_dir()
+    assert run(tmp_path, config, evaluations={"eval": evaluation})
+    logged = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in logged if "eval/calls" in line] == [4, 8, 12]
+    assert_same_models(tmp_path, reference)
+
+
 def test_sigterm_ends_in_a_checkpoint_and_a_later_run_goes_on(reference, tmp_path):
     config = toy.make_config()
 
@@ -141,8 +244,8 @@ def test_sigterm_ends_in_a_checkpoint_and_a_later_run_goes_on(reference, tmp_pat
     before = signal.getsignal(signal.SIGTERM)
     assert run(tmp_path, config, data=with_signal) is False
     assert signal.getsignal(signal.SIGTERM) is before
-    # Step 4 was due anyway, step 6 is the notice's.
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "6", "fixed"]
+    # Step 4 was due anyway; the notice came while step 6 waited for its batch.
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "5", "fixed"]
     assert not (tmp_path / "model").exists()
     assert run(tmp_path, config)
     assert_same_models(tmp_path, reference)
@@ -185,7 +288,7 @@ def test_a_streak_goes_on_over_a_restart(tmp_path):
 def test_skipped_steps_are_logged_and_evaluations_see_weights_and_averages(tmp_path):
     seen = []
 
-    def evaluation(variables):
+    def evaluation(variables, say):
         seen.append(np.asarray(variables["params"]["head"]["kernel"]))
         return {"norm": float(np.linalg.norm(seen[-1]))}
 
