@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 Main = Callable[[Sequence[str]], int]
 
+# Of a run that SIGTERM stopped: a launcher starts the same command again on it.
+EXIT_PREEMPTED = 42
+
 
 class UsageError(Exception):
     """What the user asked for cannot be done; the message says why and what to do."""
@@ -78,7 +81,7 @@ def end_process(code: int) -> int:
     All of ours is unwound by then. Threads of native libraries may be at work still, and crash
     where the interpreter is taken down around them, hence not by `sys.exit`.
     """
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+    if code in (EXIT_PREEMPTED, 128 + signal.SIGINT, 128 + signal.SIGTERM):
         try:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -31,9 +31,7 @@ _MAX_SAID = 20
 
 SUMMARY = "train: stage 1, distillation, fine-tuning, probing"
 
-# A launcher starts the same command again on it.
-EXIT_PREEMPTED = 42
-_EXIT_CODES = {signal.SIGTERM: EXIT_PREEMPTED, signal.SIGINT: 128 + signal.SIGINT}
+_EXIT_CODES = {signal.SIGTERM: arguments.EXIT_PREEMPTED, signal.SIGINT: 128 + signal.SIGINT}
 
 EPILOG = """\
 WORKDIR gets checkpoints/, metrics.jsonl, tensorboard/ and loss.png, and at the end model/, which
@@ -110,12 +108,12 @@ def main(argv: Sequence[str]) -> int:
         try:
             with notice.interrupting():
                 run = parse_run(arguments.parse_config(args, leftover))
-            return 0 if train(run, workdir, notice) else EXIT_PREEMPTED
+            return 0 if train(run, workdir, notice) else arguments.EXIT_PREEMPTED
         except process.Stopped:
             if notice.signal == signal.SIGINT:
                 raise
             print("stopped by SIGTERM before the first step; start again to go on", file=sys.stderr)
-            return EXIT_PREEMPTED
+            return arguments.EXIT_PREEMPTED
 
 
 def train(run: Run, workdir: Path, notice: process.Notice | None = None) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import os
 import select
 import shutil
@@ -19,6 +20,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Seconds after which a program ends although its main thread does not answer.
 _PATIENCE = 5.0
 _POLL = 0.5
+_RETRY = 0.05
 
 
 @contextlib.contextmanager
@@ -132,12 +134,18 @@ class Notice:
         return "Ctrl-C" if self.signal == signal.SIGINT else "SIGTERM"
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is None:
-            self.signal = signal.Signals(number)
-            if self._interrupts:
-                raise Stopped
-        elif number == signal.SIGINT:
+        if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        self.signal = self.signal or signal.Signals(number)
+        if not self._interrupts:
+            return
+        if _is_collecting(frame):
+            # Python drops what is raised there: once more, a little later.
+            threading.Timer(_RETRY, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            return
+        # Once only: what is raised unwinds the block.
+        self._interrupts = False
+        raise Stopped
 
 
 @contextlib.contextmanager
@@ -206,6 +214,16 @@ def _enforce(reader: int, notice: Notice, exit_codes: Mapping[int, int]) -> None
                 name = signal.Signals(came[0]).name
                 print(f"ended by {name}; what is complete is kept", file=sys.stderr, flush=True)
                 os._exit(exit_codes[came[0]])
+
+
+def _is_collecting(frame: FrameType | None) -> bool:
+    """Whether a frame belongs to a callback of the garbage collector; JAX has one."""
+    codes = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+    while frame is not None:
+        if frame.f_code in codes:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _handles_signals() -> bool:

@@ -1,5 +1,6 @@
 """Signals reach a run where it can take them, and it ends where it cannot."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -49,6 +50,28 @@ def test_a_second_ctrl_c_interrupts_wherever_it_comes():
         # The other notices change nothing.
         send(signal.SIGTERM)
         assert notice.signal == signal.SIGTERM
+
+
+def test_a_notice_during_garbage_collection_is_not_lost():
+    """Python drops what a callback of the collector raises."""
+    sent = []
+
+    def callback(phase, info):
+        if not sent:
+            sent.append(phase)
+            send(signal.SIGTERM)
+
+    def run(notice):
+        with notice.interrupting():
+            gc.collect()
+            time.sleep(60)
+
+    gc.callbacks.append(callback)
+    try:
+        with preemption() as notice, pytest.raises(Stopped):
+            run(notice)
+    finally:
+        gc.callbacks.remove(callback)
 
 
 BUSY = """
