@@ -1,11 +1,11 @@
 """Helper processes: they end with the process that started them, and leave signals to it."""
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing import parent_process, resource_tracker
 
 
 def end_with_parent() -> None:
@@ -14,7 +14,7 @@ def end_with_parent() -> None:
     To be called in a process that multiprocessing spawned. Python's resource tracker then sees that
     nobody is left, and frees their shared memory.
     """
-    parent = multiprocessing.parent_process()
+    parent = parent_process()
     if parent is None:
         return
 
@@ -24,6 +24,25 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def start_resource_tracker() -> None:
+    """Starts Python's resource tracker, to be called before the first helper process.
+
+    It frees the shared memory and semaphores of processes that were killed, and would warn of each
+    kind, which says nothing to users.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(
+        filter(None, [before, "ignore:resource_tracker:UserWarning"])
+    )
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 @contextlib.contextmanager

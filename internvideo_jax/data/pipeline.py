@@ -33,7 +33,7 @@ from internvideo_jax.data.examples import (
 from internvideo_jax.data.sources.source import ClipSource
 from internvideo_jax.data.watchdog import BackgroundIterator, LostWorker
 from internvideo_jax.environment import usable_cpus
-from internvideo_jax.processes import end_with_parent
+from internvideo_jax.processes import end_with_parent, start_resource_tracker
 
 Batch = dict[str, np.ndarray]
 # Names of a batch's fields; by the name of the media for `mixture_by="batch"`.
@@ -379,6 +379,7 @@ def _load(
     lists = dataset.batch(together, batch_fn=list)
     loaded = lists.to_iter_dataset(grain.ReadOptions(threads, ready))
     if config.workers:
+        start_resource_tracker()
         # grain's worker processes take over flags, which nobody has parsed outside of `absl.app`.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()

@@ -136,6 +136,8 @@ def train(
 
     with contextlib.ExitStack() as stack:
         notice = notice or stack.enter_context(preemption())
+        # Closed last, as its processes may take their time.
+        loading = stack.enter_context(contextlib.ExitStack())
         keep_files = stack.enter_context(_claimed(workdir))
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(nn.logical_axis_rules(rules))
@@ -187,7 +189,7 @@ def train(
                     frozen = load_frozen(stage, mesh, rules)
                     inputs = abstract_batch(stage, config.rows, mesh, rules)
                     data = batches(start)
-                    stack.callback(getattr(data, "close", lambda: None))
+                    loading.callback(getattr(data, "close", lambda: None))
                     progress.begin("waiting for the first clips", aloud=True)
             bad_steps = _BadSteps(config, workdir)
             window: list[dict[str, jax.Array]] = []

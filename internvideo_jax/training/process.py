@@ -212,7 +212,7 @@ def _enforce(reader: int, notice: Notice, exit_codes: Mapping[int, int]) -> None
             is_late = bool(came) and time.monotonic() - idle_since > _PATIENCE
             if came.count(signal.SIGINT) > 1 or is_late:
                 name = signal.Signals(came[0]).name
-                print(f"ended by {name}; what is complete is kept", file=sys.stderr, flush=True)
+                print(f"ended by {name} without waiting longer", file=sys.stderr, flush=True)
                 os._exit(exit_codes[came[0]])
 
 
