@@ -49,7 +49,13 @@ class TeacherConfig(CheckedConfig):
 
 @dataclasses.dataclass(frozen=True)
 class VideoMAETeacherConfig(CheckedConfig):
-    """A VideoMAE teacher: encoder, ascending target blocks, and whether they are normalised."""
+    """A VideoMAE teacher.
+
+    Attributes:
+      encoder: the encoder.
+      layers: ascending blocks whose outputs are targets.
+      normalization: whether targets are divided by their length.
+    """
 
     encoder: VideoMAEConfig
     layers: tuple[Blocks, ...]
