@@ -38,6 +38,7 @@ __all__ = [
     "SavedModel",
     "SavedModelError",
     "load",
+    "read_config",
     "read_description",
     "save",
     "write_description",
@@ -116,15 +117,12 @@ def load(
     description = read_description(directory)
     where = str(directory / DESCRIPTION)
     architecture = ARCHITECTURES[description["architecture"]]
-    config: Any = from_dict(architecture.config_cls, description["config"], f"{where}: config")
+    config, preprocessing = _described(description, where)
     dtype = _dtype("dtype", dtype, _DTYPES)
     storage = _dtype("storage", storage, (*_DTYPES, "int8"))
     if dtype is not None:
         config = _computing_in(config, dtype.name)
     module = architecture.module_cls(config)
-    preprocessing: Preprocessing = from_dict(
-        Preprocessing, description["preprocessing"], f"{where}: preprocessing"
-    )
     return SavedModel(
         module=module,
         tokenizer_files=_checked_files(directory, preprocessing, description["tokenizer"]),
@@ -287,6 +285,25 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
         raise SavedModelError(f"{path} lacks {', '.join(missing)}")
     _architecture(description["architecture"])
     return description
+
+
+def read_config(path: epath.PathLike) -> tuple[Any, Preprocessing]:
+    """The config and the preprocessing of a saved model, without its arrays.
+
+    Raises:
+      SavedModelError: as `read_description`.
+      ValueError: an unknown field, or one of another type or out of its range.
+    """
+    directory = epath.Path(path).expanduser().resolve()
+    return _described(read_description(directory), str(directory / DESCRIPTION))
+
+
+def _described(description: Mapping[str, Any], where: str) -> tuple[Any, Preprocessing]:
+    config_cls = ARCHITECTURES[description["architecture"]].config_cls
+    return (
+        from_dict(config_cls, description["config"], f"{where}: config"),
+        from_dict(Preprocessing, description["preprocessing"], f"{where}: preprocessing"),
+    )
 
 
 def _architecture(name: Any) -> Any:

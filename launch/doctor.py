@@ -31,7 +31,7 @@ examples:
 # What only some commands need: module -> extra and purpose.
 OPTIONAL = {
     "tensorflow": ("tf", "data sets that TFDS reads through TensorFlow"),
-    "torch": ("torch", "comparisons with PyTorch"),
+    "torch": ("torch", "comparisons with PyTorch, references for verify"),
     "libtpu": ("tpu", "TPUs"),
     "jupyterlab": ("notebook", "the notebooks"),
 }

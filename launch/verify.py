@@ -15,9 +15,16 @@ EPILOG = """\
 example:
   internvideo-jax verify models/b14-k400 --reference=b14-k400-activations.safetensors
 
-The reference is a .safetensors file with the inputs in/* (in/video: [B, 3, T, H, W], normalised)
-and the original model's outputs out/* (out/logits, out/hidden/blocks.0, ...). The model runs in
-float32 at the highest matmul precision. Exit code 1: an output differs by more than the tolerance.
+The reference is a .safetensors file with inputs in/* and the original model's outputs out/*, which
+`internvideo-jax reference` makes (docs/verifying.md):
+  video models   in/video [B, 3, T, H, W], normalised; students also in/mask [B, N], true where
+                 dropped; out/logits, out/hidden/blocks.0, ...
+  BERT           in/input_ids [B, N], in/attention_mask, in/encoder_hidden_states;
+                 out/text_last, ...
+  LLaMA towers   in/input_ids [B, N], padded on the right; out/text_embed, ...
+  BEATs          in/fbank [B, T, M], normalised; out/features, ...
+The checksums of the model's arrays are compared first. It runs in float32 at the highest matmul
+precision. Exit code 1: an output differs by more than the tolerance, or is not finite.
 """
 
 
@@ -53,8 +60,9 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         table = [dataclasses.asdict(row) | {"ok": row.ok} for row in rows]
         for row in table:
-            # JSON has no infinity, which stands for another shape or a NaN.
-            row["max_error"] = row["max_error"] if math.isfinite(row["max_error"]) else None
+            # JSON has neither infinity, which stands for what cannot be compared, nor NaN.
+            for name in ("max_error", "scale", "allowed"):
+                row[name] = row[name] if math.isfinite(row[name]) else None
         write_json(args.json, {"outputs": table, "not_checked": unchecked})
     if not rows:
         raise arguments.UsageError(

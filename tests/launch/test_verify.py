@@ -1,15 +1,19 @@
 """The command `verify`."""
 
 import json
+import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
 
 from internvideo_jax import launch
+from internvideo_jax.convert.engine.verify import Reference, compare, format_table
 from internvideo_jax.launch import convert, verify
+from internvideo_jax.saved_model import load, save
 
 ASSETS = Path(launch.__file__).parent / "assets"
 REFERENCE = ASSETS / "demo_reference.safetensors"
@@ -49,6 +53,42 @@ def test_a_reference_that_differs_fails(model, capsys, tmp_path):
         "logits": False,
         "hidden/fc_norm": True,
     }
+
+
+def test_values_that_are_not_finite_are_called_so():
+    broken = np.array([1, np.nan, np.inf], np.float32)
+    whole = np.ones(3, np.float32)
+    reference = Reference({}, {"ours": whole, "theirs": broken, "shape": whole[:2]})
+    rows = compare({"ours": broken, "theirs": whole, "shape": whole}, reference)
+    assert not any(row.ok for row in rows)
+    table = format_table(rows, ())
+    assert "2 of the model's 3 values are not finite" in table
+    assert "2 of the reference's 3 values are not finite" in table
+    assert "expected shape (2,), found (3,)" in table
+
+
+def test_a_damaged_model_is_not_verified(model, capsys, tmp_path):
+    damaged = shutil.copytree(model, tmp_path / "damaged")
+    (chunk,) = (damaged / "params" / "params.encoder.blocks.mlp.fc1.kernel").glob("[0-9]*")
+    content = bytearray(chunk.read_bytes())
+    content[500] ^= 1
+    chunk.write_bytes(content)
+    assert verify.main([str(damaged), f"--reference={REFERENCE}"]) == 2
+    assert "params/encoder/blocks/mlp/fc1/kernel" in capsys.readouterr().err
+
+
+def test_a_model_whose_weights_are_nan_fails(model, capsys, tmp_path):
+    loaded = load(model)
+    variables = jax.tree.map(np.asarray, loaded.variables)
+    variables["params"]["head"]["bias"] = np.full(7, np.nan, np.float32)
+    path = tmp_path / "nan"
+    save(path, "video_classifier", loaded.config, loaded.preprocessing, variables)
+    table = tmp_path / "table.json"
+    assert verify.main([str(path), f"--reference={REFERENCE}", f"--json={table}"]) == 1
+    assert "of the model's" in capsys.readouterr().out
+    problems = {row["name"]: row["problem"] for row in json.loads(table.read_text())["outputs"]}
+    assert "values are not finite" in problems["logits"]
+    assert not problems["hidden/fc_norm"]
 
 
 def test_files_that_are_not_what_they_should_be(model, capsys, tmp_path):

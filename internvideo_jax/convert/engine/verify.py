@@ -48,11 +48,15 @@ class Recipe:
       run: of (module, variables, prepared inputs, reference): values by name, of which those that
         the reference has are compared. Is traced.
       prepare: from a reference's inputs to what `run` gets, outside of what is traced.
+      hooks: (pattern of a submodule's path in the original, name of its output in references).
+      outputs: names of what the original returns, in its order.
     """
 
     inputs: tuple[str, ...]
     run: Callable[[Any, Arrays, Arrays, Reference], Arrays]
     prepare: Callable[[Arrays], Arrays] = lambda inputs: inputs
+    hooks: tuple[tuple[str, str], ...] = ()
+    outputs: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +68,14 @@ class Comparison:
       max_error: largest absolute difference; infinity for another shape or a NaN.
       scale: largest absolute value of the reference.
       allowed: largest difference that passes.
+      problem: what cannot be expressed as a difference, or nothing.
     """
 
     name: str
     max_error: float
     scale: float
     allowed: float
+    problem: str = ""
 
     @property
     def relative_error(self) -> float:
@@ -79,7 +85,7 @@ class Comparison:
     @property
     def ok(self) -> bool:
         """Whether the output agrees."""
-        return self.max_error <= self.allowed
+        return not self.problem and self.max_error <= self.allowed
 
 
 def load_reference(path: str | Path) -> Reference:
@@ -110,6 +116,21 @@ def load_reference(path: str | Path) -> Reference:
     return Reference(inputs, outputs, bool(config.get("train_mode", False)))
 
 
+def find_recipe(architecture: str) -> Recipe:
+    """How models of an architecture are verified.
+
+    Raises:
+      ValueError: there is no recipe for it.
+    """
+    recipe = family_of(architecture).recipes.get(architecture)
+    if recipe is None:
+        known = sorted({name for family in all_families() for name in family.recipes})
+        raise ValueError(
+            f"expected a model that can be verified ({', '.join(known)}), found {architecture}"
+        )
+    return recipe
+
+
 def run_reference(model: Any, reference: Reference) -> dict[str, np.ndarray]:
     """Runs a reference's inputs through a model, at the highest matmul precision.
 
@@ -124,12 +145,7 @@ def run_reference(model: Any, reference: Reference) -> dict[str, np.ndarray]:
       ValueError: an architecture for which there is no recipe, or a missing input.
     """
     architecture = architecture_of(model.module.config)
-    recipe = family_of(architecture).recipes.get(architecture)
-    if recipe is None:
-        known = sorted({name for family in all_families() for name in family.recipes})
-        raise ValueError(
-            f"expected a model that can be verified ({', '.join(known)}), found {architecture}"
-        )
+    recipe = find_recipe(architecture)
     if not set(recipe.inputs) <= reference.inputs.keys():
         raise ValueError(
             f"expected inputs {', '.join(recipe.inputs)} for {architecture}, found"
@@ -164,12 +180,22 @@ def compare(
         inexact = theirs.dtype.kind not in "iub"
         wide = theirs.astype(np.float64)
         scale = float(np.abs(wide).max(initial=0.0))
-        error = np.inf
-        if ours.shape == theirs.shape:
+        error, problem = np.inf, _problem(ours, wide)
+        if not problem:
             error = float(np.abs(ours.astype(np.float64) - wide).max(initial=0.0))
         allowed = tolerance * scale if inexact else 0.0
-        rows.append(Comparison(name, np.inf if np.isnan(error) else error, scale, allowed))
+        rows.append(Comparison(name, error, scale, allowed, problem))
     return rows
+
+
+def _problem(ours: np.ndarray, theirs: np.ndarray) -> str:
+    """Why two outputs cannot be compared, or nothing."""
+    if ours.shape != theirs.shape:
+        return f"expected shape {theirs.shape}, found {ours.shape}"
+    for whose, values in (("the model's", ours.astype(np.float64)), ("the reference's", theirs)):
+        if count := int((~np.isfinite(values)).sum()):
+            return f"{count} of {whose} {values.size} values are not finite"
+    return ""
 
 
 def format_table(rows: Iterable[Comparison], unchecked: Collection[str]) -> str:
@@ -177,7 +203,7 @@ def format_table(rows: Iterable[Comparison], unchecked: Collection[str]) -> str:
     lines = [f"{'output':<34}{'max error':>11}{'scale':>11}{'relative':>11}  "]
     lines += [
         f"{row.name:<34}{row.max_error:>11.3g}{row.scale:>11.3g}{row.relative_error:>11.2g}  "
-        + ("ok" if row.ok else f"FAILED (allowed {row.allowed:.3g})")
+        + ("ok" if row.ok else f"FAILED ({row.problem or f'allowed {row.allowed:.3g}'})")
         for row in rows
     ]
     if unchecked:

@@ -181,6 +181,14 @@ def _to_options(config: BeatsConfig) -> dict[str, Any]:
     }
 
 
+_HOOKS = (
+    (r"patch_embedding", "patch_conv"),
+    (r"layer_norm", "patch_norm"),
+    (r"encoder\.pos_conv", "pos_conv_BCT"),
+    (r"encoder\.layers\.(\d+)", r"layer_\1_TBC"),
+)
+
+
 def _run(module: Any, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
     c, filterbank = module.config, inputs["fbank"]
     output, state = module.apply(
@@ -235,5 +243,5 @@ FAMILY = Family(
         (r"pos_conv\.0\.parametrizations\.weight\.original0$", "pos_conv.0.weight_g"),
         (r"pos_conv\.0\.parametrizations\.weight\.original1$", "pos_conv.0.weight_v"),
     ),
-    recipes={"beats": Recipe(("fbank",), _run)},
+    recipes={"beats": Recipe(("fbank",), _run, hooks=_HOOKS, outputs=("features",))},
 )

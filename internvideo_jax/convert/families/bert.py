@@ -233,5 +233,5 @@ FAMILY = Family(
         (r"LayerNorm\.gamma$", "LayerNorm.weight"),
         (r"LayerNorm\.beta$", "LayerNorm.bias"),
     ),
-    recipes={"bert": Recipe(("input_ids",), _run)},
+    recipes={"bert": Recipe(("input_ids",), _run, outputs=("text_last",))},
 )

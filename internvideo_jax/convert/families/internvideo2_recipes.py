@@ -95,10 +95,18 @@ def _run_teacher(module: Any, variables: Arrays, inputs: Arrays, reference: Refe
     return values | {"attn": output.attention}
 
 
+# Names of submodules upstream.
+_HOOKS = ((r"(patch_embed|blocks\.\d+|clip_projector|fc_norm|down_norm)", r"hidden/\1"),)
+_TARGETS = ("norm_clip_middle", "norm_clip_final", "attn")
+
 RECIPES = {
-    "video_vit": Recipe(("video",), _run_encoder, prepare),
-    "video_classifier": Recipe(("video",), _run_classifier, prepare),
-    "stage1_student": Recipe(("video", "mask"), _run_student, prepare),
-    "distill_student": Recipe(("video", "mask"), _run_student, prepare),
-    "teacher": Recipe(("video",), _run_teacher, prepare),
+    "video_vit": Recipe(("video",), _run_encoder, prepare, _HOOKS, ("hidden/clip_projector",)),
+    "video_classifier": Recipe(("video",), _run_classifier, prepare, _HOOKS, ("logits",)),
+    "stage1_student": Recipe(
+        ("video", "mask"), _run_student, prepare, _HOOKS, ("clip_middle", "clip_final", "mae")
+    ),
+    "distill_student": Recipe(
+        ("video", "mask"), _run_student, prepare, _HOOKS, ("clip_middle", "clip_final")
+    ),
+    "teacher": Recipe(("video",), _run_teacher, prepare, _HOOKS, _TARGETS),
 }

@@ -252,6 +252,12 @@ def _preprocessing(config: LlamaTextConfig | DecoderLMConfig) -> Preprocessing:
     return Preprocessing(text=TextPreprocessing("sentencepiece", ("tokenizer.model",), length))
 
 
+_HOOKS = (
+    (rf"{re.escape(_TOWER)}layers\.(\d+)", r"layer_\1"),
+    (rf"{re.escape(_TOWER)}norm", "final_norm"),
+)
+
+
 def _run(module: Any, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
     layers = tuple(range(module.config.lm.depth))
     output: Any = module.apply(variables, inputs["input_ids"], hidden_layers=layers)
@@ -283,5 +289,5 @@ FAMILY = Family(
         (r"\.lora_([AB])\.\w+\.weight$", r".lora_\1.weight"),
         (r"(^|\.)base_model\.model\.", r"\1"),
     ),
-    recipes={"llama_text": Recipe(("input_ids",), _run)},
+    recipes={"llama_text": Recipe(("input_ids",), _run, hooks=_HOOKS, outputs=("text_embed",))},
 )

@@ -131,5 +131,9 @@ FAMILY = video_vit.family(
     },
     infer=_infer,
     to_options=_to_options,
-    recipes={"videomae_teacher": Recipe(("video",), _run_teacher, prepare)},
+    recipes={
+        "videomae_teacher": Recipe(
+            ("video",), _run_teacher, prepare, outputs=("norm_mae/as_released",)
+        )
+    },
 )
