@@ -162,7 +162,7 @@ def _check_sizes(path: epath.Path, module: nn.Module, stored: Mapping[str, Any])
             f"expected the files of {path} to hold arrays of {needed:,} bytes, found"
             f" {_file_bytes(path):,} bytes; they are cut off: copy or convert the model again"
         )
-    least = _least_parameters(module.config)  # type: ignore[attr-defined]
+    least = _least_parameters(module.config)
     if least > elements:
         raise SavedModelError(
             f"expected a model of at most {elements:,} parameters, which lie under {path}, found a"

@@ -134,9 +134,9 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: the classes cannot be told.
     """
-    config = copy.deepcopy(dict(config))
-    stage, data, eval_data = config["stage"], config["data"], config.get("eval_data")
-    _set(data, "num_sample", config["train"].get("num_sample", 1))
+    completed = copy.deepcopy(dict(config))
+    stage, data, eval_data = completed["stage"], completed["data"], completed.get("eval_data")
+    _set(data, "num_sample", completed["train"].get("num_sample", 1))
     model = stage.get("model")
     encoder = (model or {}).get("encoder") or {}
     for name in ("num_frames", "image_size"):
@@ -144,11 +144,11 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     if stage.get("kind") == "classify" and model is not None:
         _complete_classes(stage, data)
     if data.get("validation_share") and not (eval_data and _names_clips(eval_data)):
-        eval_data = config["eval_data"] = _held_out(data, eval_data)
+        eval_data = completed["eval_data"] = _held_out(data, eval_data)
     if eval_data:
         for name in _FOLLOWING:
             _set(eval_data, name, data.get(name))
-    return config
+    return completed
 
 
 def _set(fields: dict[str, Any], name: str, value: Any) -> None:

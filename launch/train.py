@@ -31,7 +31,10 @@ _MAX_SAID = 20
 
 SUMMARY = "train: stage 1, distillation, fine-tuning, probing"
 
-_EXIT_CODES = {signal.SIGTERM: arguments.EXIT_PREEMPTED, signal.SIGINT: 128 + signal.SIGINT}
+_EXIT_CODES: dict[int, int] = {
+    signal.SIGTERM: arguments.EXIT_PREEMPTED,
+    signal.SIGINT: 128 + signal.SIGINT,
+}
 
 EPILOG = """\
 WORKDIR gets checkpoints/, metrics.jsonl, tensorboard/ and loss.png, and at the end model/, which
@@ -220,7 +223,7 @@ def dry_run(run: Run, topology_name: str | None = None) -> "Report":
     )
     # Models and clips may lie on the machine that has the topology.
     if topology is None:
-        checks = [run.stage.check_weights]
+        checks: list[Callable[[], object]] = [run.stage.check_weights]
         if run.data.has_clips:
             fields = tuple(run.stage.example_batch(1))
             checks.append(functools.partial(pipeline.check_readable, run.data, fields))

@@ -94,8 +94,8 @@ def _refuse_empty(found: Recognized) -> None:
 
 
 def _notes(
-    shown: Mapping[str, Any],
-    given: Mapping[str, Any],
+    shown: dict[str, Any],
+    given: dict[str, Any],
     assumed: Mapping[str, Any],
     stored: Mapping[str, Any],
 ) -> Iterator[str]:

@@ -194,7 +194,7 @@ def _infer(
     keys = sized(shapes, f"{first}.self_attn.k_proj.weight", 2)[0]
     released = {"num_attention_heads": _HEADS.get(width)}
     expect_heads(released, queries, _HEADS, options)
-    heads = options.get("num_attention_heads", _HEADS.get(width))
+    heads: Any = options.get("num_attention_heads", _HEADS.get(width))
     shown: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": width,

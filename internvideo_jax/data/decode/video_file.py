@@ -8,7 +8,7 @@ import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import av
 from av.container import InputContainer
@@ -223,8 +223,8 @@ class VideoFile:
         self.container = open_container(self.path, self.limits, self._data)
         try:
             if self._track is None:
-                self._choose_track()
-            self.stream = self.container.streams[self._track]
+                self._track = self._choose_track()
+            self.stream = cast(VideoStream, self.container.streams[self._track])
             self.check_frame_size(self.stream.width, self.stream.height)
             codec = self.stream.codec_context
             codec.options = {"max_pixels": str(self.limits.max_frame_pixels)}
@@ -235,15 +235,16 @@ class VideoFile:
         self._timeline = Timeline()
         self._is_fresh = True
 
-    def _choose_track(self) -> None:
+    def _choose_track(self) -> int:
+        """Index of the film among the tracks; the container is as good as new afterwards."""
         tracks = _pictures(self.path, self.container)
         if len(tracks) == 1:
-            self._track = tracks[0].index
-            return
+            return tracks[0].index
         films = self._films(tracks)
-        self._track = max(tracks, key=lambda track: (track.index in films, *_rank(track))).index
+        chosen = max(tracks, key=lambda track: (track.index in films, *_rank(track))).index
         self.container.close()
         self.container = open_container(self.path, self.limits, self._data)
+        return chosen
 
     def _films(self, tracks: Sequence[VideoStream]) -> set[int]:
         """Indices of those with more than one packet among the first of the file."""
