@@ -40,6 +40,29 @@ def home() -> Path:
     return cache / "internvideo_jax"
 
 
+def missing_devices(error: Exception) -> tuple[str, str] | None:
+    """What is wrong and what to do, of an error of JAX where its devices are not there; else None.
+
+    JAX fails with a bare AssertionError where `JAX_PLATFORMS` names nothing that it finds.
+    """
+    if "jax" not in sys.modules or not isinstance(error, AssertionError | RuntimeError):
+        return None
+    import jax
+
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as again:
+        reason = " ".join(str(again).split())
+    else:
+        return None
+    wanted = os.environ.get("JAX_PLATFORMS")
+    expected = f"the devices of JAX_PLATFORMS={wanted}" if wanted else "devices that JAX can use"
+    found = f"none ({reason})" if reason else "none"
+    extra = {"tpu": "tpu", "cuda": "cuda", "gpu": "cuda"}.get(str(wanted).partition(",")[0])
+    install = f"install 'internvideo-jax[{extra}]' and look at the driver, or " if extra else ""
+    return f"expected {expected}, found {found}", f"{install}set JAX_PLATFORMS=cpu to do without"
+
+
 def printable(text: str, kept: str = "\n\t") -> str:
     """Text in which every control character but the `kept` ones is written as an escape.
 

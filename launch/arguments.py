@@ -22,7 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from internvideo_jax.config import nearest_name
-from internvideo_jax.environment import is_debugging, printable
+from internvideo_jax.environment import is_debugging, missing_devices, printable
 from internvideo_jax.parallel import aot
 
 if TYPE_CHECKING:
@@ -46,9 +46,10 @@ class Terminated(KeyboardInterrupt):
 def command(main: Main) -> Main:
     """Decorates a command's `main(argv)`: expected errors become one line and exit code 2.
 
-    Expected are UsageError, ValueError and OSError; everything else is a bug of ours and keeps its
-    traceback. `INTERNVIDEO_DEBUG=1` keeps all of them, and shows more of what is logged. Ctrl-C and
-    SIGTERM unwind the command and become the exit codes 130 and 143.
+    Expected are UsageError, ValueError, OSError and what JAX raises where the devices are not there
+    that JAX_PLATFORMS names; everything else is a bug of ours and keeps its traceback.
+    `INTERNVIDEO_DEBUG=1` keeps all of them, and shows more of what is logged. Ctrl-C and SIGTERM
+    unwind the command and become the exit codes 130 and 143.
     """
     name = Path(main.__code__.co_filename).stem
 
@@ -69,10 +70,18 @@ def command(main: Main) -> Main:
         except (UsageError, ValueError, OSError) as error:
             if is_debugging():
                 raise
-            print(f"internvideo-jax {name}: {printable(_message(error))}", file=sys.stderr)
-            return 2
+            return _fail(name, _message(error))
+        except (AssertionError, RuntimeError) as error:
+            if is_debugging() or (lack := missing_devices(error)) is None:
+                raise
+            return _fail(name, "; ".join(lack) + ". `internvideo-jax doctor` shows what there is")
 
     return run
+
+
+def _fail(name: str, message: str) -> int:
+    print(f"internvideo-jax {name}: {printable(message)}", file=sys.stderr)
+    return 2
 
 
 def end_process(code: int) -> int:

@@ -33,7 +33,7 @@ OPTIONAL = {
     "tensorflow": ("tf", "data sets that TFDS reads through TensorFlow"),
     "torch": ("torch", "comparisons with PyTorch, references for verify"),
     "libtpu": ("tpu", "TPUs"),
-    "jupyterlab": ("notebook", "the notebooks"),
+    "wandb": ("wandb", "the tracker of that name"),
 }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from internvideo_jax.config import nearest_name
+from internvideo_jax.environment import missing_devices
 from internvideo_jax.launch import arguments
 from internvideo_jax.processes import end_with_parent
 
@@ -124,7 +125,8 @@ def _run(sender: Connection, log: str, requirements: list[str]) -> None:
             for check in part():
                 sender.send(check)
         except Exception as error:
-            sender.send(Check(section, name, "bad", _one_line(error)))
+            found, advice = missing_devices(error) or (_one_line(error), "")
+            sender.send(Check(section, name, "bad", found, advice))
     sender.close()
 
 

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from internvideo_jax.environment import is_debugging, printable, usable_cpus
+from internvideo_jax.environment import is_debugging, missing_devices, printable, usable_cpus
 
 
 def test_usable_cpus():
@@ -15,6 +15,29 @@ def test_debugging_is_asked_for(monkeypatch, value, expected):
     if value is not None:
         monkeypatch.setenv("INTERNVIDEO_DEBUG", value)
     assert is_debugging() is expected
+
+
+@pytest.mark.parametrize(
+    ("platforms", "raised", "found", "advice"),
+    [
+        ("cuda", AssertionError(), "JAX_PLATFORMS=cuda, found none", "internvideo-jax[cuda]"),
+        ("tpu", RuntimeError("no\nTPU"), "JAX_PLATFORMS=tpu, found none (no TPU)", "[tpu]"),
+        ("x,cpu", RuntimeError("what is x?"), "found none (what is x?)", "set JAX_PLATFORMS=cpu"),
+    ],
+)
+def test_devices_that_are_not_there_are_named(monkeypatch, platforms, raised, found, advice):
+    assert missing_devices(AssertionError()) is None
+
+    def fail():
+        raise raised
+
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setattr("jax.devices", fail)
+    text, remedy = missing_devices(AssertionError())
+    assert found in text
+    assert advice in remedy
+    # An error of something else that has not to do with devices.
+    assert missing_devices(ValueError("x")) is None
 
 
 def test_terminals_are_given_no_control_characters():

@@ -241,5 +241,5 @@ def test_make_stops_when_pip_fails(bare_project):
 def test_the_tools_are_pinned_where_they_judge():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    assert set(extras) == {"tpu", "cuda", "tf", "torch", "notebook", "dev"}
+    assert set(extras) == {"tpu", "cuda", "tf", "torch", "wandb", "dev"}
     assert any(line.startswith("ruff>=") and ",<" in line for line in extras["dev"])

@@ -1,10 +1,11 @@
 """A compilation report as text."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 LABEL = "static estimate from the compiler, nothing has run"
+_COLLECTIVE_COLUMNS = ("program", "kind", "group", "ops", "runs", "MiB", "MiB sent")
 
 
 def render(report: dict[str, Any]) -> str:
@@ -46,13 +47,10 @@ def render(report: dict[str, Any]) -> str:
     row("of the device's memory", lambda p: _share(p, limit))
 
     lines += ["", "collectives per device and step"]
-    header = (
-        f"  {'program':12}{'kind':20}{'group':>7}{'ops':>6}{'runs':>7}{'MiB':>12}{'MiB sent':>12}"
-    )
     rows = [
         _collective_row(name, c) for name, p in programs.items() for c in p["collectives"] or ()
     ]
-    lines += [header, *rows] if rows else ["  none"]
+    lines += _table([_COLLECTIVE_COLUMNS, *rows]) if rows else ["  none"]
     for name, program in programs.items():
         if program["note"]:
             lines.append(f"  {name}: {program['note']}")
@@ -74,9 +72,27 @@ def _share(program: dict[str, Any], limit: int) -> str:
     return "unknown" if used is None else f"{100 * used / limit:.0f} %"
 
 
-def _collective_row(name: str, c: dict[str, Any]) -> str:
-    runs = str(c["executions"]) + ("" if c["trips_known"] else "+")
+def _collective_row(name: str, c: dict[str, Any]) -> tuple[str, ...]:
     return (
-        f"  {name:12}{c['kind']:20}{c['group']:>7}{c['operations']:>6}{runs:>7}"
-        f"{c['bytes'] / 2**20:>12,.1f}{c['wire_bytes'] / 2**20:>12,.1f}"
+        name,
+        c["kind"],
+        str(c["group"]),
+        str(c["operations"]),
+        str(c["executions"]) + ("" if c["trips_known"] else "+"),
+        f"{c['bytes'] / 2**20:,.1f}",
+        f"{c['wire_bytes'] / 2**20:,.1f}",
     )
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of columns two blanks apart: two of names, then numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = [
+            f"{cell:{width}}" if number < 2 else f"{cell:>{width}}"
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  " + "  ".join(cells)
+
+    return [line(row) for row in rows]

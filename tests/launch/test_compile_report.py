@@ -106,6 +106,14 @@ def test_text_of_a_report():
     assert "forward all-gather 8 5 161+ 1,500.0 1,312.5" in lines_of(given)
 
 
+def test_columns_stay_apart_whatever_programs_and_collectives_are_called():
+    given = report()
+    name, kind = "a training step with its evaluation", "an-operation-with-a-long-name"
+    given["programs"][name] = given["programs"].pop("forward")
+    given["programs"][name]["collectives"][0]["kind"] = kind
+    assert f"{name} {kind} 8 5 161 1,500.0 1,312.5" in lines_of(given)
+
+
 def test_a_training_step_shows_its_teachers_and_micro_batches():
     given = report()
     given |= {

@@ -172,6 +172,15 @@ def command(*options, **environment):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there may be a GPU")
+def test_a_platform_without_devices_is_an_error_of_one_line(config_file):
+    result = command(f"--config={config_file}", "--dry_run", JAX_PLATFORMS="cuda")
+    assert result.returncode == 2
+    [line] = result.stderr.splitlines()
+    assert "JAX_PLATFORMS=cuda, found none" in line
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(aot.compiler_version() is None, reason="libtpu is not installed")
 def test_dry_run_on_a_described_slice(config_file):
     options = ["--config.train.batch_size=16", "--config.train.mesh.fsdp=4"]

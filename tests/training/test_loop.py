@@ -380,7 +380,7 @@ def wait_for(condition, process):
 
 @pytest.mark.slow
 def test_killed_processes_end_as_an_unbroken_one(tmp_path):
-    """SIGKILL at steps drawn at random and in the middle of saves, then SIGTERM."""
+    """SIGKILL at steps drawn at random and in the middle of saves, SIGTERM, SIGKILL at the end."""
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     finish(start(unbroken), 0)
     rng = np.random.default_rng(0)
@@ -411,7 +411,12 @@ def test_killed_processes_end_as_an_unbroken_one(tmp_path):
     process.terminate()
     assert "stopped by SIGTERM after step" in finish(process, 42)
 
+    finish(start(broken, "--kill_in_save", "model_ema"), -signal.SIGKILL)
+    names = set(os.listdir(broken))
+    assert {"model", ".model_ema.partial"} <= names
+    assert not {"model_ema", "loss.png"} & names
     finish(start(broken), 0)
+    assert sorted(os.listdir(broken)) == sorted(os.listdir(unbroken))
     assert_same_models(broken, unbroken)
     losses = [
         [line["loss"] for line in read_metrics(folder / "metrics.jsonl")]

@@ -147,6 +147,19 @@ def slowed(start, seconds, kill_at):
     return begin
 
 
+class KilledInSave(ToyStage):
+    """Its process is killed when one of the models is written, but not yet in its place."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+
+    def save(self, variables, directory):
+        super().save(variables, directory)
+        if directory.name == f".{self.name}.partial":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main():
     from internvideo_jax.training.loop import train
 
@@ -154,6 +167,7 @@ def main():
     parser.add_argument("workdir", type=Path)
     parser.add_argument("steps", type=int)
     parser.add_argument("--kill_at", type=int)
+    parser.add_argument("--kill_in_save", help="name of a model")
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--every_steps", type=int, default=4)
     args = parser.parse_args()
@@ -161,7 +175,8 @@ def main():
         steps=args.steps, checkpoint=CheckpointConfig(every_steps=args.every_steps, keep=2)
     )
     data = slowed(batches(config), args.seconds, args.kill_at)
-    done = train(ToyStage(), config, data, args.workdir, run_config=run_config(config))
+    stage = KilledInSave(args.kill_in_save) if args.kill_in_save else ToyStage()
+    done = train(stage, config, data, args.workdir, run_config=run_config(config))
     raise SystemExit(0 if done else 42)
 
 
