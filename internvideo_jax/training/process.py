@@ -137,15 +137,19 @@ class Notice:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = self.signal or signal.Signals(number)
-        if not self._interrupts:
+        # Under way already: what it unwinds must not be interrupted.
+        if not self._interrupts or isinstance(sys.exception(), Stopped):
             return
-        if _is_collecting(frame):
-            # Python drops what is raised there: once more, a little later.
-            threading.Timer(_RETRY, os.kill, (os.getpid(), signal.SIGTERM)).start()
-            return
-        # Once only: what is raised unwinds the block.
-        self._interrupts = False
-        raise Stopped
+        # Python drops what is raised in callbacks of the garbage collector and of weak references.
+        again = threading.Timer(_RETRY, self._send_again)
+        again.daemon = True
+        again.start()
+        if not _is_collecting(frame):
+            raise Stopped
+
+    def _send_again(self) -> None:
+        if self._interrupts:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager
