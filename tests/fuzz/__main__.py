@@ -39,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = f"  {fault.kind} x{fault.count}: {fault.place}: {fault.example}"
             print(printable(f"{text} (inputs {fault.numbers})"), flush=True)
         if args.output is not None:
-            _keep(target, result, args.output)
+            # Seeds may start threads, beside which nothing more is to be forked.
+            keeper = multiprocessing.Process(target=_keep, args=(target, result, args.output))
+            keeper.start()
+            keeper.join()
     seconds = time.monotonic() - started
     inputs = sum(result.inputs for result in results)
     faults = sum(len(result.faults) for result in results)

@@ -32,6 +32,7 @@ import dataclasses
 import dis
 import importlib
 import itertools
+import math
 import multiprocessing
 import os
 import pkgutil
@@ -182,12 +183,11 @@ def all_targets() -> dict[str, Target]:
 
 def fuzz(target: Target, inputs: int, first: int = 0, jobs: int = 1) -> Result:
     """Runs a target on the inputs `first` to `first + inputs - 1` in forked processes."""
-    seeds = tuple(target.seeds())
     result = Result(target.name, inputs)
     bounds = [first + inputs * job // jobs for job in range(jobs + 1)]
     with contextlib.ExitStack() as stack:
         shares = [
-            stack.enter_context(_Share(target, seeds, start, end, result))
+            stack.enter_context(_Share(target, start, end, result))
             for start, end in itertools.pairwise(bounds)
         ]
         while running := [share for share in shares if share.process is not None]:
@@ -214,10 +214,8 @@ class _Progress(ctypes.Structure):
 class _Share:
     """A range of a target's inputs, and the process that works on them."""
 
-    def __init__(
-        self, target: Target, seeds: Sequence[bytes], start: int, end: int, result: Result
-    ) -> None:
-        self.target, self.seeds, self.end, self.result = target, seeds, end, result
+    def __init__(self, target: Target, start: int, end: int, result: Result) -> None:
+        self.target, self.end, self.result = target, end, result
         self.process: Any = None
         self.progress: Any = multiprocessing.RawValue(_Progress)
         self.folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
@@ -242,9 +240,10 @@ class _Share:
             return
         context = multiprocessing.get_context("fork")
         self.connection, theirs = context.Pipe(duplex=False)
-        self.progress.number, self.progress.since = number, time.monotonic()
+        # Until the process is ready.
+        self.progress.number, self.progress.since = number, math.inf
         inputs = range(number, self.end)
-        arguments = (self.target, self.seeds, inputs, self.progress, self.folder, theirs)
+        arguments = (self.target, inputs, self.progress, self.folder, theirs)
         self.process = context.Process(target=_work, args=arguments)
         self.process.start()
         theirs.close()
@@ -281,7 +280,6 @@ class _Share:
 
 def _work(
     target: Target,
-    seeds: Sequence[bytes],
     inputs: range,
     progress: _Progress,
     folder: Path,
@@ -292,6 +290,8 @@ def _work(
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     tempfile.tempdir = str(folder)
     os.chdir(folder)
+    # Here, because what makes them may start threads, which a fork would not copy.
+    seeds = tuple(target.seeds())
     # What is imported or compiled at the first use is so before the watch begins.
     for number, seed in enumerate(seeds):
         _empty(folder)
@@ -302,6 +302,7 @@ def _work(
     limit = _address_space() + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     attempts = _watch(folder)
+    progress.since = time.monotonic()
     for number in inputs:
         data = target.input(seeds, number)
         _empty(folder)

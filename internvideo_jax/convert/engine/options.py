@@ -1,6 +1,5 @@
 """Reading the constructor options of an upstream class so that none is overlooked."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,8 @@ _TYPES: Mapping[type, tuple[type, ...]] = {
     str: (str,),
 }
 _MAX_SIZE = 2**31 - 1
+# What float32 holds.
+_MAX_NUMBER = 3e38
 
 
 class Options:
@@ -50,8 +51,9 @@ class Options:
                 f"{name}: expected {type(default).__name__}, found {value!r}; pass"
                 f" --option={name}=VALUE"
             )
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}: expected a finite number, found {value!r}")
+        is_number = isinstance(value, int | float)
+        if is_number and not -_MAX_NUMBER <= value <= _MAX_NUMBER:
+            raise ValueError(f"{name}: expected a number up to {_MAX_NUMBER:g}, found another")
         return value
 
     def size(self, name: str, default: Any = _REQUIRED) -> Any:
