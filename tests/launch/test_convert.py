@@ -111,6 +111,8 @@ def test_options_are_values_or_texts(capsys, tmp_path):
         ([str(CHECKPOINT), "--output=x", "--model=internvideo2-b14-k40"], "internvideo2-b14-k400"),
         ([str(CHECKPOINT), "--output=x", "--model=internvideo2-b14-k400"], "this is another file"),
         ([str(CHECKPOINT), "--output=x", "--architecture=vit"], "video_vit"),
+        ([str(CHECKPOINT), "--output=x", "--image_size=57"], "pass --image_size=56"),
+        ([str(CHECKPOINT), "--output=x", "--tubelet_size=3"], "pass --frames=3"),
         ([str(CHECKPOINT), "--output=x", "--num_classes=400"], "--new_head"),
         ([str(CHECKPOINT), "--output=x", "--option=num_heads=0"], "num_heads: expected int"),
         ([str(CHECKPOINT), "--output=x", "--new_head"], "pass --num_classes=N"),
@@ -175,6 +177,27 @@ def test_a_file_without_tensors(capsys, tmp_path):
     argv = [str(tmp_path / "empty.safetensors"), f"--output={tmp_path / 'model'}"]
     assert convert.main(argv) == 2
     assert "found a file without any tensor" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_need_an_option(capsys, tmp_path):
+    state = _state()
+    state["cls_token"][:] = np.nan
+    file = tmp_path / "nan.safetensors"
+    safetensors.numpy.save_file(state, file)
+    argv = [str(file), f"--output={tmp_path / 'model'}", *OPTIONS]
+    assert convert.main(argv) == 2
+    assert "cls_token: 48 NaN of 48" in capsys.readouterr().err
+    assert convert.main([*argv, "--allow_nonfinite"]) == 0
+    assert "warning: not finite, cls_token: 48 NaN" in capsys.readouterr().err
+
+
+def test_names_of_files_and_tensors_are_escaped(capsys, tmp_path):
+    file = tmp_path / "\x1b[2J.safetensors"
+    safetensors.numpy.save_file(_state(), file)
+    assert convert.main([str(file), f"--output={tmp_path / 'model'}", *OPTIONS, "--sha256"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert out.count(r"\x1b[2J.safetensors") == 2
 
 
 def test_the_list_of_releases(capsys):

@@ -109,11 +109,22 @@ def retarget(config: Any, changes: Mapping[str, int]) -> Any:
     """The same model for clips of another length or size, or for other classes.
 
     Raises:
-      ValueError: classes are asked of a model that has none.
+      ValueError: tubelets do not divide the clips, or classes are asked of a model that has none.
     """
     num_classes = changes.get("num_classes")
     of_clips = {name: value for name, value in changes.items() if name != "num_classes"}
-    encoder = dataclasses.replace(encoder_config(config), **of_clips)
+    old = encoder_config(config)
+    for name, unit in (("image_size", "patch_size"), ("num_frames", "tubelet_size")):
+        size = of_clips.get(unit, getattr(old, unit))
+        wanted = of_clips.get(name, getattr(old, name))
+        if wanted % size:
+            option = name.replace("num_frames", "frames")
+            near = max(1, round(wanted / size)) * size
+            raise ValueError(
+                f"expected --{option} to be divisible by the {unit.replace('_', ' ')} {size}, found"
+                f" {wanted}; pass --{option}={near}"
+            )
+    encoder = dataclasses.replace(old, **of_clips)
     if encoder_config(config) is config:
         config = encoder
     else:
