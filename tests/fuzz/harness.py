@@ -76,6 +76,8 @@ _CHANGING = frozenset(
     }
 )
 _LOOKED_AT = _FORBIDDEN | _CHANGING | {"open", "import", "compile", "exec"}
+# What extension modules compile for the lines of their tracebacks; PyAV's files are "av/...".
+_CYTHON_TRACEBACK = b"_getframe()"
 # Inputs of one fault that are listed.
 _MAX_LISTED = 3
 
@@ -402,9 +404,11 @@ def _watch(folder: Path) -> list[str]:
                 return args[0].partition(".")[0] in known
             # Of modules, whose files these are.
             case "compile":
-                return os.fsdecode(args[1] or "").startswith(_READABLE)
+                is_traceback = args[0] == _CYTHON_TRACEBACK
+                return is_traceback or os.fsdecode(args[1] or "").startswith(_READABLE)
             case "exec":
-                return args[0].co_filename.startswith(_READABLE)
+                name = args[0].co_filename
+                return name.startswith(("av/", *_READABLE))
             case _ if event in _CHANGING:
                 return all(is_inside(path) for path in args)
         return event not in _FORBIDDEN
