@@ -12,6 +12,7 @@ from internvideo_jax.data.annotations.formats import Entry, Layout, read_entries
 from internvideo_jax.data.annotations.lines import EntryError, quote
 from internvideo_jax.data.annotations.records import (
     MAX_KEPT_PROBLEMS,
+    MAX_SHOWN_PROBLEMS,
     Context,
     Problem,
     check_entry,
@@ -47,10 +48,11 @@ class _Problems:
         self.first: list[Problem] = []
         self.number = 0
 
-    def add(self, line: int, expected: str, found: str) -> None:
+    def add(self, line: int, error: EntryError) -> None:
         self.number += 1
         if len(self.first) < MAX_KEPT_PROBLEMS:
-            self.first.append(Problem(line, expected, found))
+            suggestion = error.suggestion() if self.number <= MAX_SHOWN_PROBLEMS else ""
+            self.first.append(Problem(line, error.expected, error.found + suggestion))
 
 
 def build(path: str, layout: Layout, context: Context, folder: Path, fingerprint: str) -> Built:
@@ -68,7 +70,7 @@ def build(path: str, layout: Layout, context: Context, folder: Path, fingerprint
                         raise entry
                     check_entry(entry, context, layout.has_names)
                 except EntryError as error:
-                    wrong.add(line, error.expected, error.found)
+                    wrong.add(line, error)
                 else:
                     entry.line = line
                     good.append(entry)
@@ -129,7 +131,7 @@ def _settle_ids(
             if repeated[row] or (is_list and _NUMBERED.search(name)):
                 if name in lines and not is_list:
                     found = f"{quote(name)} again, first on line {lines[name]}"
-                    problems.add(entry.line, _UNIQUE_ID, found)
+                    problems.add(entry.line, EntryError(_UNIQUE_ID, found))
                     continue
                 if name in lines:
                     times = counts.get(name, 1) + 1

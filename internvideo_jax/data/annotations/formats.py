@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from internvideo_jax.config import nearest_name
 from internvideo_jax.data.annotations.lines import (
     EntryError,
     check_encoding,
@@ -579,7 +578,7 @@ def _convert(value: Any, kind: type[_Json]) -> _Json:
         known_names = sorted(kind.__struct_fields__)
         name = min(value.keys() - set(known_names))
         raise EntryError(
-            f"the keys {', '.join(known_names)}", f"{quote(name)}{nearest_name(name, known_names)}"
+            f"the keys {', '.join(known_names)}", quote(name), name, known_names
         ) from None
     return known
 

@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from internvideo_jax.config import nearest_name
 from internvideo_jax.data.annotations.formats import Entry, Labels, check_frame_pattern
 from internvideo_jax.data.annotations.lines import EntryError, quote
 from internvideo_jax.data.decode.paths import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, join_inside
@@ -213,10 +212,11 @@ def _check_label(label: Labels, context: Context) -> None:
                     f"the name {quote(each)}",
                 )
             if each not in context.classes:
-                near = nearest_name(each, sorted(context.classes))
                 raise EntryError(
                     f"a label: one of the names of the {context.num_classes} classes",
-                    f"{quote(each)}{near}",
+                    quote(each),
+                    each,
+                    context.classes,
                 )
         elif each is None or each >= context.num_classes:
             found = "none" if each is None else str(each)
