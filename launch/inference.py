@@ -52,7 +52,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--batch_size",
         type=arguments.positive_int,
         default=8,
-        help="clips or views per forward pass (default: %(default)s)",
+        help="clips or views that are held together at most (default: %(default)s); a CPU runs them"
+        " one by one, accelerators powers of two",
     )
     parser.add_argument(
         "--dtype",

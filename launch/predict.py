@@ -33,7 +33,7 @@ SUMMARY = "name what clips show, or the windows of long videos, with a classifie
 EPILOG = """\
 Each video is shown as one clip, whose frames are spread over all of it; with --window=S, it is cut
 into windows of S seconds, --stride apart, of which the last ends with the video. With --segments
-and --crops, each is shown S x K times as in `evaluate`, and the probabilities are averaged.
+and --crops, each is shown several times as in `evaluate`, and the probabilities are averaged.
 
 Names of the classes come from the model, which has them from its training or conversion, or from
 --classes: one name per line, or JSON (a list, {name: number}, {number: name}, or a Hugging Face
@@ -286,8 +286,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="from one window's start to the next's (default: the window)",
     )
-    for name in ("segments", "crops"):
-        group.add_argument(f"--{name}", type=arguments.positive_int, default=1, help=default)
+    for name, text in (("segments", "choices of frames"), ("crops", "squares of each frame")):
+        group.add_argument(
+            f"--{name}", type=arguments.positive_int, default=1, help=f"{text} {default}"
+        )
     outputs = parser.add_argument_group("outputs, beside the table")
     outputs.add_argument("--json", type=Path, metavar="FILE", help="everything")
     outputs.add_argument("--csv", type=Path, metavar="FILE", help="a line per class")

@@ -8,14 +8,20 @@ import pytest
 
 from internvideo_jax import saved_model
 from internvideo_jax.data.synthetic import scenes
-from internvideo_jax.models import VideoClassifierConfig
-from tests.small_models import CLIP_ENCODER, clip_model
+from internvideo_jax.models import VideoClassifierConfig, abstract_variables, build
+from internvideo_jax.preprocessing import AudioPreprocessing, Preprocessing
+from tests.small_models import CLIP_ENCODER, TOWERS, clip_model, noise_like
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def snippets(page):
-    return re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+def run(page):
+    """The names that the snippets of a page leave."""
+    text = (DOCS / page).read_text()
+    names = {}
+    for snippet in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        exec(compile(snippet, page, "exec"), names)
+    return names
 
 
 @pytest.fixture
@@ -41,9 +47,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_api_page(folder, capsys):
-    names = {}
-    for snippet in snippets("api.md"):
-        exec(compile(snippet, "api.md", "exec"), names)
+    names = run("api.md")
     printed = capsys.readouterr().out
     assert len(re.findall(r"^\d+\.\d%  action \d+$", printed, re.MULTILINE)) == 3
     assert "broken.mp4 expected a video file" in printed
@@ -52,3 +56,21 @@ def test_the_api_page(folder, capsys):
     assert re.findall(r"^(\d\.\d) \d\.\d \[Score", printed, re.MULTILINE) == ["0.0", "1.0", "2.0"]
     assert names["feature"].shape == (16,)
     np.testing.assert_array_equal(names["features"][0], names["feature"])
+
+
+@pytest.mark.slow
+def test_the_page_on_towers(folder):
+    for name, preprocessing in {
+        "bert": Preprocessing(),
+        "beats": Preprocessing(audio=AudioPreprocessing(num_mels=8, num_frames=21)),
+        "llama_text": Preprocessing(),
+    }.items():
+        variables = noise_like(abstract_variables(build(TOWERS[name])), 0)
+        path = folder / "models" / name.removesuffix("_text")
+        saved_model.save(path, name, TOWERS[name], preprocessing, variables)
+    scene = scenes.Scene("ring", "blue", "left")
+    sound = scenes.soundtrack(scene, 0.1)
+    scenes.write_video(folder / "clip.mp4", scenes.render(scene, 5, size=48), sound=sound)
+    names = run("towers.md")
+    assert names["words"].shape == (1, 5, 20)
+    np.testing.assert_allclose(names["feature"], names["sound"].pooled[0], atol=1e-5)

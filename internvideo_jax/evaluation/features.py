@@ -126,26 +126,19 @@ def extract_features(
     forward = _Encoder(model.module, preprocessing, kind)
     source = GivenSource(clips)
 
+    config = DataConfig(num_frames=num_frames, image_size=size)
+
     def results() -> Iterator[ClipFeatures | FailedClip]:
-        if not len(source):
-            return
-        batches = pipeline.eval_batches(
-            DataConfig(num_frames=num_frames, image_size=size),
-            ("video",),
-            batch_size=batch_size,
-            source=source,
-            num_threads=num_threads,
-        )
-        for batch, features in runner.run(forward, model.variables, batches):
-            for row in np.flatnonzero(batch["index"] >= 0).tolist():
-                name = source.records[batch["index"][row]].path
-                clip = _clip(name, batch, row, short)
-                if isinstance(clip, FailedClip):
-                    yield clip
-                elif np.isfinite(features[row]).all():
-                    yield ClipFeatures(clip, features[row], grid)
-                else:
-                    yield FailedClip(name, NOT_FINITE)
+        for name, batch, row, features in _encoded(
+            forward, model, config, source, batch_size, num_threads
+        ):
+            clip = _clip(name, batch, row, short)
+            if isinstance(clip, FailedClip):
+                yield clip
+            elif np.isfinite(features).all():
+                yield ClipFeatures(clip, features, grid)
+            else:
+                yield FailedClip(name, NOT_FINITE)
 
     return results()
 
@@ -180,22 +173,36 @@ def extract_sound_features(
     source = GivenSource(paths)
 
     def results() -> Iterator[np.ndarray | FailedClip]:
-        if not len(source):
-            return
-        batches = pipeline.eval_batches(
-            config, ("audio",), batch_size=batch_size, source=source, num_threads=num_threads
-        )
-        for batch, features in runner.run(forward, model.variables, batches):
-            for row in np.flatnonzero(batch["index"] >= 0).tolist():
-                name = source.records[batch["index"][row]].path
-                if not batch["valid"][row]:
-                    yield FailedClip(name, str(batch["error"][row]))
-                elif np.isfinite(features[row]).all():
-                    yield features[row]
-                else:
-                    yield FailedClip(name, NOT_FINITE)
+        for name, batch, row, features in _encoded(
+            forward, model, config, source, batch_size, num_threads
+        ):
+            if not batch["valid"][row]:
+                yield FailedClip(name, str(batch["error"][row]))
+            elif np.isfinite(features).all():
+                yield features
+            else:
+                yield FailedClip(name, NOT_FINITE)
 
     return results()
+
+
+def _encoded(
+    forward: runner.Forward,
+    model: "SavedModel",
+    config: DataConfig,
+    source: GivenSource,
+    batch_size: int,
+    num_threads: int | None,
+) -> Iterator[tuple[str, runner.HostBatch, int, np.ndarray]]:
+    """The name of each clip, its batch and row, and what the forward pass made of it."""
+    if not len(source):
+        return
+    batches = pipeline.eval_batches(
+        config, forward.inputs, batch_size=batch_size, source=source, num_threads=num_threads
+    )
+    for batch, output in runner.run(forward, model.variables, batches):
+        for row, index in enumerate(batch["index"].tolist()):
+            yield source.records[index].path, batch, row, output[row]
 
 
 def _clip(

@@ -72,6 +72,22 @@ def test_failures_do_not_stop_the_others(encoder, videos, tmp_path):
     assert [r.clip.source for r in results if r is not failure] == list(map(str, videos[:2]))
 
 
+def test_features_that_are_not_finite_are_failures(encoder, videos):
+    variables = jax.tree.map(lambda x: x * np.nan, encoder.variables)
+    results = list(extract_features(videos[:2], dataclasses.replace(encoder, variables=variables)))
+    assert [result.source for result in results] == list(map(str, videos[:2]))
+    assert all("NaN" in result.reason for result in results)
+
+
+def test_frames_in_memory_are_clips(encoder, videos):
+    with VideoReader(videos[0]) as reader:
+        frames = reader.read(range(reader.num_frames))
+    of_file, of_frames = extract_features([videos[0], frames], encoder)
+    np.testing.assert_array_equal(of_frames.features, of_file.features)
+    assert of_frames.clip.source == "clip 1"
+    assert np.isnan(of_frames.clip.timestamps).all()
+
+
 def test_short_videos_repeat_frames_or_fail(encoder, tmp_path):
     path = tmp_path / "short.mp4"
     frames = synthetic.render(synthetic.Scene("ring", "blue", "left"), num_frames=3, size=48)
