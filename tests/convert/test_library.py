@@ -1,5 +1,6 @@
 """Models by name."""
 
+import errno
 import json
 import threading
 
@@ -117,11 +118,12 @@ def test_a_conversion_that_fails_leaves_nothing(hub, models, checkpoint, release
     hub.files = {release.file: checkpoint}
 
     def full(*args):
-        raise OSError(28, "No space left on device", str(models))
+        raise OSError(errno.ENOSPC, "No space left on device", str(models))
 
     monkeypatch.setattr(conversion, "write_arrays", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=str(models)) as error:
         library.model_directory("tiny-k7")
+    assert error.value.errno == errno.ENOSPC
     assert [path.name for path in models.iterdir()] == [".tiny-k7.lock"]
 
 
