@@ -10,20 +10,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TOP_LEVEL = {
-    ".ci", ".gitignore", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "configs", "docs",
-    "internvideo_jax", "kernels", "launch", "notebooks", "pyproject.toml", "requirements.txt",
-    "setup.py", "tests",
+    ".ci", ".gitignore", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE",
+    "MANIFEST.in", "Makefile", "README.md", "configs", "docs", "internvideo_jax", "kernels",
+    "launch", "notebooks", "pyproject.toml", "requirements.txt", "setup.py", "tests",
 }  # fmt: skip
 # A package may import from its own layer and the ones below.
 LAYERS = (
     {"launch", "configs"},
     {"loading"},
     {"training", "evaluation", "convert", "data"},
-    {"saved_model"},
+    {"saved_arrays", "saved_model", "stablehlo"},
     {"models", "objectives"},
     {"nn"},
     {"kernels", "parallel"},
-    {"class_names", "config", "environment", "files", "preprocessing"},
+    {"checksums", "class_names", "config", "environment", "files", "preprocessing", "processes"},
 )
 
 
