@@ -30,7 +30,7 @@ more.
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     parser = arguments.make_parser("export", SUMMARY, EPILOG)
-    parser.add_argument("model", metavar="MODEL", help="a saved model")
+    parser.add_argument("model", metavar="MODEL", help="a saved model: a folder or a name")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     parser.add_argument(
         "--output_kind",
@@ -69,8 +69,9 @@ def main(argv: Sequence[str]) -> int:
         raise arguments.UsageError(f"{existing[0]} exists; name another output or remove it first")
 
     from internvideo_jax import saved_model, stablehlo
+    from internvideo_jax.convert.library import model_directory
 
-    model = saved_model.load(args.model, dtype=args.dtype)
+    model = saved_model.load(model_directory(args.model), dtype=args.dtype)
     program = stablehlo.make_program(
         model,
         output=args.output_kind,

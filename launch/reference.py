@@ -33,7 +33,9 @@ and executes nothing. docs/verifying.md goes through it from start to end.
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     parser = arguments.make_parser("reference", SUMMARY, EPILOG)
-    parser.add_argument("model", metavar="MODEL", help="the converted model that it is for")
+    parser.add_argument(
+        "model", metavar="MODEL", help="the converted model that it is for: a folder or a name"
+    )
     parser.add_argument(
         "--module",
         required=True,
@@ -73,9 +75,10 @@ def main(argv: Sequence[str]) -> int:
 
     from internvideo_jax.convert.engine import reference, verify
     from internvideo_jax.convert.engine.upstream import architecture_of
+    from internvideo_jax.convert.library import model_directory
     from internvideo_jax.saved_model import read_config
 
-    config, preprocessing = read_config(args.model)
+    config, preprocessing = read_config(model_directory(args.model))
     recipe = verify.find_recipe(architecture_of(config))
     video = _decode(args.video, preprocessing.require_video()) if args.video else None
     inputs = reference.make_inputs(config, preprocessing, seed=args.seed, video=video)

@@ -32,7 +32,7 @@ precision. Exit code 1: an output differs by more than the tolerance, or is not 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     parser = arguments.make_parser("verify", SUMMARY, EPILOG)
-    parser.add_argument("model", type=Path, metavar="MODEL_DIR", help="a converted model")
+    parser.add_argument("model", metavar="MODEL", help="a converted model: a folder or a name")
     parser.add_argument("--reference", type=Path, required=True, metavar="FILE.safetensors")
     parser.add_argument(
         "--tolerance",
@@ -49,10 +49,13 @@ def main(argv: Sequence[str]) -> int:
         )
 
     from internvideo_jax.convert.engine import verify
+    from internvideo_jax.convert.library import model_directory
     from internvideo_jax.saved_model import load
 
     reference = verify.load_reference(args.reference)
-    values = verify.run_reference(load(args.model, dtype="float32", check=True), reference)
+    values = verify.run_reference(
+        load(model_directory(args.model), dtype="float32", check=True), reference
+    )
     rows = verify.compare(values, reference, args.tolerance)
     unchecked = sorted(reference.outputs.keys() - values.keys())
     print(verify.format_table(rows, unchecked))

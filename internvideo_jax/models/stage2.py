@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from internvideo_jax.config import CheckedConfig, PositiveFactor, Width
 from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.models.beats import Beats, BeatsConfig, beats_iter3_plus
 from internvideo_jax.models.bert import Bert, BertConfig, bert_large_fusion
@@ -37,7 +38,7 @@ _TEMPERATURES = (0.001, 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage2Config:
+class Stage2Config(CheckedConfig):
     """Towers and what joins them; `internvideo2_stage2_1b()` and its sibling are the released ones.
 
     Attributes:
@@ -54,12 +55,13 @@ class Stage2Config:
     vision: DistillStudentConfig
     text: BertConfig
     audio: BeatsConfig | None = None
-    embed_dim: int = 512
-    media_width: int | None = None
+    embed_dim: Width = 512
+    media_width: Width | None = None
     match_heads: tuple[Medium, ...] = ("video",)
-    initial_temperature: float = 0.07
+    initial_temperature: PositiveFactor = 0.07
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         expected = self.media_width or self.vision.encoder.width
         problems = []
         if self.text.cross_width != expected:

@@ -2,16 +2,17 @@
 
 import dataclasses
 import math
-from typing import get_args, get_type_hints
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pytest
 
 from internvideo_jax import models
-from internvideo_jax.config import from_dict, to_dict
+from internvideo_jax.config import CheckedConfig, from_dict, to_dict
 from internvideo_jax.models.beats import beats_iter3_plus
 from internvideo_jax.models.bert import bert_large_fusion
 from internvideo_jax.models.llama_text import internvl_c_text
 from internvideo_jax.models.stage1 import distill_student, stage1_student
+from internvideo_jax.models.stage2 import Stage2Config
 from internvideo_jax.models.teacher import internvideo2_teacher, internvl_teacher, videomae_teacher
 from internvideo_jax.models.video_vit import internvideo2_1b, internvideo2_6b, internvideo2_s14
 from internvideo_jax.nn.lora import LoRAConfig
@@ -32,6 +33,9 @@ EVERY = {
     **CONFIGS,
     **TOWERS,
     "adapted": dataclasses.replace(DECODER_LM, lora=LoRAConfig(rank=2, alpha=4.0)),
+    "stage2": Stage2Config(
+        CONFIGS["distill_student"], dataclasses.replace(TOWERS["bert"], cross_width=32)
+    ),
     "preprocessing": PREPROCESSING,
 }
 # None of them is a value of any field.
@@ -70,6 +74,17 @@ def changed(fields, path, value):
     """A nested dict with another value at a path."""
     name, *rest = path
     return fields | {name: changed(fields[name], rest, value) if rest else value}
+
+
+def test_every_number_of_every_architecture_has_a_range():
+    classes = [architecture.config_cls for architecture in models.ARCHITECTURES.values()]
+    for cls in [*classes, Preprocessing]:
+        assert issubclass(cls, CheckedConfig)
+        for name, hint in get_type_hints(cls, include_extras=True).items():
+            kinds = {hint, *get_args(hint)}
+            is_field = name in {field.name for field in dataclasses.fields(cls)}
+            if is_field and get_origin(hint) is not Annotated:
+                assert not kinds & {int, float}, f"{cls.__name__}.{name}"
 
 
 @pytest.mark.parametrize("name", EVERY)
