@@ -22,6 +22,7 @@ from internvideo_jax.data.decode.video import (
     check_clip_size,
     check_numbers,
 )
+from internvideo_jax.data.decode.video_file import turn_to_decode
 
 
 def open_clip(
@@ -151,7 +152,8 @@ def read_image(
                 raise VideoError(
                     path, "8 bits per channel", f"mode {image.mode}", "convert the image"
                 )
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            with turn_to_decode(width * height):
+                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except VideoError:
         raise
     # Pillow's decoders fail with whatever the damage leads them to.

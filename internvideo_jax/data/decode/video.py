@@ -121,7 +121,8 @@ class VideoReader(ClipReader):
         self._file = VideoFile(path, limits, data)
         self._reformatter = VideoReformatter()
         try:
-            self.index = make_index(self._file)
+            with self._file.decoding():
+                self.index = make_index(self._file)
             self._first, stop = frame_range(self.index, start, end)
         except BaseException:
             self.close()
@@ -144,12 +145,12 @@ class VideoReader(ClipReader):
         wanted: list[int] = np.unique(indices).tolist()
         if transform is None:
             check_clip_size(index.path, len(wanted), index.width, index.height, self._file.limits)
-        self._file.start_clock()
         self._file.damaged.clear()
         decoded: dict[int, np.ndarray] = {}
-        for number, frame in self._decode(wanted):
-            upright = index.orientation.apply(self._to_rgb(frame))
-            decoded[number] = upright if transform is None else transform(upright)
+        with self._file.decoding():
+            for number, frame in self._decode(wanted):
+                upright = index.orientation.apply(self._to_rgb(frame))
+                decoded[number] = upright if transform is None else transform(upright)
         self.damaged_frames = len(self._file.damaged)
         return np.stack([decoded[number] for number in indices.tolist()])
 

@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import stat
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -82,7 +84,8 @@ class Limits:
       read_timeout: seconds for one packet.
       deadline: seconds for one whole call (indexing, or reading frames), checked at every packet.
       max_frames: frames in a file.
-      max_frame_pixels: pixels of one frame; the default admits 8K.
+      max_frame_pixels: pixels of one frame; the default admits 8K. A frame takes some 13 bytes per
+        pixel while it is decoded; of those beyond 4K, all threads together decode one at a time.
       max_clip_pixels: pixels of all frames that one call holds untransformed.
       max_samples: samples of a file's sound, at the rate that is asked for.
     """
@@ -91,12 +94,21 @@ class Limits:
     read_timeout: float = 10.0
     deadline: float = 120.0
     max_frames: int = 2_000_000
-    max_frame_pixels: int = 2**26
+    max_frame_pixels: int = 36 * 2**20
     max_clip_pixels: int = 2**30
     max_samples: int = 2**28
 
 
 DEFAULT_LIMITS = Limits()
+
+# 4K, whose frames threads may decode side by side.
+_LARGE_PIXELS = 2**23
+_large_pictures = threading.RLock()
+
+
+def turn_to_decode(pixels: int) -> contextlib.AbstractContextManager[object]:
+    """A block for decoding pictures of so many pixels: large ones are in it one after the other."""
+    return _large_pictures if pixels > _LARGE_PIXELS else contextlib.nullcontext()
 
 
 class VideoFile:
@@ -140,6 +152,16 @@ class VideoFile:
     def start_clock(self) -> None:
         """Starts the time that `limits.deadline` allows."""
         self._end = time.monotonic() + self.limits.deadline
+
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[None]:
+        """A block for all decoding, which starts the clock: large pictures are decoded in turn, and
+        leave nothing in memory when it ends."""
+        with turn_to_decode(self._pixels):
+            self.start_clock()
+            yield
+            if self._pixels > _LARGE_PIXELS:
+                self.rewind()
 
     def rewind(self) -> None:
         """Goes back to the first packet, as if just opened."""
@@ -219,6 +241,11 @@ class VideoFile:
                 "scale it down or raise Limits.max_frame_pixels",
             )
 
+    @property
+    def _pixels(self) -> int:
+        """Pixels of a picture; where the header does not tell, as many as there may be."""
+        return self.stream.width * self.stream.height or self.limits.max_frame_pixels
+
     def _open(self) -> None:
         self.container = open_container(self.path, self.limits, self._data)
         try:
@@ -227,7 +254,11 @@ class VideoFile:
             self.stream = cast(VideoStream, self.container.streams[self._track])
             self.check_frame_size(self.stream.width, self.stream.height)
             codec = self.stream.codec_context
-            codec.options = {"max_pixels": str(self.limits.max_frame_pixels)}
+            # What its header does not announce comes as a surprise to no turn.
+            limit = self.limits.max_frame_pixels
+            if self._pixels <= _LARGE_PIXELS:
+                limit = min(limit, _LARGE_PIXELS)
+            codec.options = {"max_pixels": str(limit)}
             codec.thread_count = 1
         except BaseException:
             self.container.close()
@@ -294,7 +325,8 @@ def open_container(path: str, limits: Limits, data: bytes | None = None) -> Inpu
         # Made-up timestamps (PyAV asks for them) would be taken for real ones: AVI stores
         # none, and those made up for its B-frames are in decoding order.
         "fflags": "-genpts",
-        "max_pixels": str(limits.max_frame_pixels),
+        # Recognising a file may decode some of it, in any number of threads.
+        "max_pixels": str(min(limits.max_frame_pixels, _LARGE_PIXELS)),
     }
     kinds = f"a video file (of {', '.join(CONTAINERS)})"
     with decoding_errors(path, "opening it", expected=kinds):
@@ -380,9 +412,10 @@ def _pictures(path: str, container: InputContainer) -> list[VideoStream]:
     return decodable
 
 
-def _rank(track: VideoStream) -> tuple[bool, int, int]:
+def _rank(track: VideoStream) -> tuple[bool, float, int]:
     is_default = bool(track.disposition & Disposition.default)
-    return is_default, track.width * track.height, -track.index
+    # Of a picture beyond 4K, opening the file may leave the size unknown.
+    return is_default, track.width * track.height or math.inf, -track.index
 
 
 def _is_cover_art(stream: Stream) -> bool:

@@ -106,7 +106,6 @@ def make_index(file: VideoFile) -> VideoIndex:
     Raises:
       VideoError: there are no frames, or more than the limits allow.
     """
-    file.start_clock()
     file.rewind()
     listing = _list_packets(file)
     first = listing.first

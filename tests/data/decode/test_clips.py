@@ -1,7 +1,9 @@
 """Clips of video files, folders of images and single images."""
 
 import os
+import time
 import wave
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -180,7 +182,7 @@ def test_8k_passes_and_more_does_not(tmp_path):
         return path
 
     assert read_image(str(png(7680, 4320))).shape == (4320, 7680, 3)
-    with pytest.raises(VideoError, match="at most 67108864 pixels, found 16384x8192"):
+    with pytest.raises(VideoError, match="at most 37748736 pixels, found 16384x8192"):
         read_image(str(png(16384, 8192)))
     # Pillow itself stops at this one.
     with pytest.raises(VideoError, match="undamaged JPEG or PNG"):
@@ -206,9 +208,38 @@ def test_8k_video_passes_and_more_does_not(tmp_path):
     large = (8192).to_bytes(2, "big") + (65520).to_bytes(2, "big")
     path.write_bytes(data[: start + 5] + large + data[start + 9 :])
     with pytest.raises(
-        VideoError, match="none of which can be decoded into frames of at most 67108864"
+        VideoError, match="none of which can be decoded into frames of at most 37748736"
     ):
         open_clip(clip(path))
+
+
+@pytest.mark.parametrize("large", [100, 100_000])
+def test_large_pictures_are_decoded_one_at_a_time(tmp_path, h264, monkeypatch, large):
+    monkeypatch.setattr("internvideo_jax.data.decode.video_file._LARGE_PIXELS", large)
+    active, most = [], []
+
+    def slow(frame):
+        active.append(1)
+        most.append(len(active))
+        time.sleep(0.02)
+        active.pop()
+        return frame
+
+    def read(_):
+        with open_clip(clip(h264)) as reader:
+            return reader.read(range(5), transform=slow)
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(read, range(4))
+    assert all(np.array_equal(first, other) for other in others)
+    assert (max(most) > 1) == (large > 100)
+
+
+def test_a_tiny_file_with_a_huge_picture_is_refused(tmp_path):
+    size = (8191).to_bytes(2, "little") * 2
+    gif = b"GIF89a" + size + b"\x80\0\0" + bytes(6) + b"," + bytes(4) + size
+    with pytest.raises(VideoError, match="frames of at most 37748736 pixels"):
+        open_clip(clip(tmp_path / "a.gif"), data=gif + b"\0\2\2\x4c\1\0;")
 
 
 def test_numbered_images(folder):
