@@ -14,6 +14,7 @@ from internvideo_jax.models.beats import BeatsConfig
 from internvideo_jax.models.bert import BertConfig
 from internvideo_jax.models.decoder_lm import DecoderLMConfig
 from internvideo_jax.models.llama_text import LlamaTextConfig
+from internvideo_jax.models.stage2 import Stage2Config
 from internvideo_jax.nn.lora import LoRAConfig
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.saved_model import SavedModel
@@ -86,6 +87,27 @@ TOWERS: dict[str, Any] = {
     "beats": BEATS,
     "decoder_lm": DECODER_LM,
     "llama_text": LLAMA_TEXT,
+}
+
+# The two layouts of stage 2.
+STAGE2 = {
+    "visual": Stage2Config(
+        models.DistillStudentConfig(
+            dataclasses.replace(ENCODER, image_positions="own"), (0, 1), 12, 8, decoder="linear"
+        ),
+        dataclasses.replace(BERT, cross_width=32),
+        embed_dim=6,
+    ),
+    "audiovisual": Stage2Config(
+        models.DistillStudentConfig(
+            dataclasses.replace(ENCODER, image_positions="mean"), (1,), 12, 8, decoder="linear"
+        ),
+        dataclasses.replace(BERT, cross_width=10),
+        BEATS,
+        embed_dim=6,
+        media_width=10,
+        match_heads=("video", "audio", "audio_video"),
+    ),
 }
 
 # Of clips that are written to files.

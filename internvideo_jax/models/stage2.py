@@ -321,8 +321,8 @@ class Stage2(Tower):
 
         The gradient passes as if it were within, so that it comes back.
         """
-        value = self.temperature
-        return value + jax.lax.stop_gradient(jnp.clip(value, *_TEMPERATURES) - value)
+        value, stop = self.temperature, jax.lax.stop_gradient
+        return stop(jnp.clip(value, *_TEMPERATURES)) + (value - stop(value))
 
     def _expect_audio(self) -> None:
         if self.config.audio is None:

@@ -30,8 +30,8 @@ from internvideo_jax.objectives.matching import (
     triples,
 )
 
-# A contrast, a matching and masked words for each medium, and the contrast of sound and clip.
-Term = Literal["vtc", "vtm", "mlm", "atc", "atm", "amlm", "avtc", "avtm", "avmlm", "avc"]
+# Contrasts, matchings and masked words of texts with each medium; "avc" contrasts sound and clip.
+Term = Literal["vtc", "atc", "avc", "avtc", "vtm", "atm", "avtm", "mlm", "amlm", "avmlm"]
 
 _MEDIA: dict[Term, Medium] = {
     "vtc": "video",
@@ -51,13 +51,13 @@ class CrossModalOptions:
     """How the losses are computed.
 
     Attributes:
-      match_group: neighbouring examples among which hard negatives are drawn; None: the batch.
+      match_group: neighbouring examples among which negatives are drawn; must divide the batch.
       mask_probability: share of the words that are to be guessed.
       contrastive_gradient_scale: see `contrastive.contrastive_loss`.
       vocabulary: of the texts.
     """
 
-    match_group: int | None = 64
+    match_group: int = 64
     mask_probability: float = 0.5
     contrastive_gradient_scale: float = 1.0
     vocabulary: Vocabulary = BERT_VOCABULARY
@@ -120,7 +120,7 @@ def cross_modal_losses(
     wanted = {_MEDIA[term] for term in captions if term in _MEDIA}
     if "audio_video" in wanted and {"video", "audio"} <= media.keys():
         media["audio_video"] = model.join(media["video"], media["audio"])
-    group = options.match_group or len(ids)
+    group = options.match_group
     temperature = model.bounded_temperature()
     contrast = functools.partial(
         contrastive_loss,

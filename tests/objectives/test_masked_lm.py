@@ -1,6 +1,12 @@
+import jax
 import numpy as np
 
-from internvideo_jax.objectives.masked_lm import masked_lm_loss
+from internvideo_jax.objectives.masked_lm import (
+    Vocabulary,
+    draw_word_masks,
+    mask_words,
+    masked_lm_loss,
+)
 
 
 def test_only_labelled_positions_count():
@@ -15,3 +21,19 @@ def test_only_labelled_positions_count():
 
 def test_without_any_the_loss_is_zero():
     assert masked_lm_loss(np.ones((1, 2, 3), np.float32), np.full((1, 2), -100)) == 0
+
+
+def test_padding_and_first_tokens_are_not_masked():
+    vocabulary = Vocabulary(size=50, pad_id=0, cls_id=1, mask_id=3)
+    ids = np.array([[1, 10, 11, 2, 0]] * 2000)
+    masks = draw_word_masks(jax.random.key(0), ids.shape, vocabulary.size)
+    shown, labels = (np.asarray(x) for x in mask_words(ids, masks, vocabulary))
+    np.testing.assert_array_equal(shown[labels == -100], ids[labels == -100])
+    np.testing.assert_array_equal(labels[labels != -100], ids[labels != -100])
+    assert (labels[:, [0, 4]] == -100).all()
+    chosen = labels[:, 1:4] != -100
+    # Shares of 6000 and of 3000 draws.
+    np.testing.assert_allclose(chosen.mean(), 0.5, atol=0.03)
+    words = shown[:, 1:4]
+    np.testing.assert_allclose((words[chosen] == 3).mean(), 0.802, atol=0.04)
+    np.testing.assert_allclose((words == ids[:, 1:4])[chosen].mean(), 0.102, atol=0.03)

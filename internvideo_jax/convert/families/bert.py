@@ -105,10 +105,10 @@ def _table(config: BertConfig) -> Table:
 
 
 def _recognize(shapes: Shapes, architecture: str | None) -> str | None:
-    def has(prefix: str) -> bool:
-        return architecture is None and any(key.startswith(prefix) for key in shapes)
+    def has(*prefixes: str) -> bool:
+        return architecture is None and any(key.startswith(prefixes) for key in shapes)
 
-    if has("vision_encoder."):
+    if has("vision_encoder.", "module.vision_encoder."):
         return None
     if has("audio_encoder."):
         raise ValueError(

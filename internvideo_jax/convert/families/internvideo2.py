@@ -175,9 +175,10 @@ def _recognize(shapes: Shapes, architecture: str | None) -> str | None:
     if architecture in asked:
         return asked[architecture]
     if architecture is None and not is_image_tower(shapes):
-        if has("text_encoder.bert.", "text_encoder.embeddings."):
+        texts = ("text_encoder.", "module.text_encoder.")
+        if has(*(text + part for text in texts for part in ("bert.", "embeddings."))):
             return None
-        if has("text_encoder."):
+        if has(*texts):
             raise ValueError(
                 "expected a vision model, found one with a text tower (keys `text_encoder.*`);"
                 " convert its video encoder alone with --architecture=video_vit or teacher"

@@ -89,6 +89,12 @@ TOWERS = (
     "InternVideo2-Stage2-6B-Audio_audio_6b",
     "internvl_c_13b_224px.text",
 )
+STAGE2 = (
+    "InternVideo2-stage2_1b-224p-f4",
+    "internvideo2-s2_6b-224p-f4_with_audio_encoder",
+    "internvideo2-s2_1b-audiovisual-unreleased",
+    "internvideo2-s2_6b-224p-f4",
+)
 needs_shared = pytest.mark.skipif(
     not STAGE1, reason="the reference data is found through INTERNVIDEO_SHARED, which is not set"
 )
@@ -115,6 +121,23 @@ def test_full_size_manifests_are_total(part):
 def test_manifests_of_text_and_audio_are_total(name):
     (path,) = _shared(f"{name}.json")
     _check_total(path)
+
+
+@needs_shared
+@pytest.mark.parametrize("name", STAGE2[:3])
+def test_manifests_of_stage_2_are_total(name):
+    (path,) = _shared(f"{name}.json")
+    assert _check_total(path) == ["text_encoder.bert.embeddings.position_ids"]
+
+
+@needs_shared
+def test_without_its_audio_tower_a_stage_2_file_loses_what_joins_it():
+    (path,) = _shared(f"{STAGE2[3]}.json")
+    made = plan_manifest(read_manifest(path))
+    assert made.config.audio is None
+    assert made.config.match_heads == ("video",)
+    lost = {key.partition(".")[0] for key in made.ignored} - {"text_encoder"}
+    assert lost == {"audio_proj", "av_concat_audio_proj", "av_fusion", "avtm_head"}
 
 
 @needs_shared
@@ -152,7 +175,8 @@ def test_a_stage_2_file_holds_a_teacher_of_distillation(name):
 
 @needs_shared
 def test_manifests_of_other_models_are_refused():
-    others = {path for path in _shared("*.json") if path.stem not in TOWERS} - set(STAGE1)
+    others = {path for path in _shared("*.json") if path.stem not in (*TOWERS, *STAGE2)}
+    others -= set(STAGE1)
     assert len(others) > 60
     for path in sorted(others):
         with pytest.raises(ValueError, match="expected|unknown|does not fit"):

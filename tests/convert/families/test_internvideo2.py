@@ -209,7 +209,7 @@ def test_a_classifier_without_head_needs_to_be_told_its_classes(shapes_of, infer
 
 def test_a_model_with_a_text_tower_is_named(shapes_of, infer):
     shapes = {f"vision_encoder.{k}": s for k, s in shapes_of(RELEASED["pretrain"]).items()}
-    shapes["text_encoder.bert.embeddings.weight"] = (5, 4)
+    shapes["text_encoder.transformer.embeddings.weight"] = (5, 4)
     with pytest.raises(ValueError, match="text tower.*--architecture=video_vit or teacher"):
         infer(shapes)
     assert infer(shapes, architecture="video_vit") == internvideo2_s14()

@@ -1,10 +1,13 @@
 """The losses of stage 2 alone, and its texts' tokens."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from checkers.internvideo2_stage1_models import Converted
 from checkers.internvideo2_stage2 import convert
 from checkers.internvideo2_stage2_models import (
@@ -19,6 +22,7 @@ from comparison import assert_gradients_close, assert_tensors_close
 from golden import Golden, checker
 
 from internvideo_jax.convert.engine.state_dict import to_state_dict
+from internvideo_jax.data.wordpiece import WordPiece
 from internvideo_jax.objectives.contrastive import (
     contrastive_loss,
     same_ids,
@@ -166,3 +170,16 @@ def _check_gradients(golden: Golden, model: Converted, params: Any, others: Any)
     ours = {key: ours[key] for key in expected}
     zero = [key for key in ours if key.endswith("self.key.bias")]
     assert_gradients_close(ours, expected, zero=zero)
+
+
+@checker("internvideo2_stage2.tokenizer_wordpiece")
+def check_tokenizer(golden: Golden) -> None:
+    pytest.importorskip("tokenizers")
+    c = golden.config
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vocab.txt"
+        path.write_text("\n".join(c["vocab"]), encoding="utf-8")
+        ids, mask = WordPiece(path, c["max_length"])(c["texts"])
+    outputs = golden.group("out/")
+    values = {"input_ids": ids, "attention_mask": mask}
+    assert_tensors_close({n: x.astype(outputs[n].dtype) for n, x in values.items()}, outputs)

@@ -204,7 +204,7 @@ def check_model(golden: Golden) -> None:
     drawn, masked = recorded_draws(golden, captions, inputs)
     size = model.module.config.text.vocab_size
     vocabulary = Vocabulary(size, pad_id=PAD, cls_id=CLS, mask_id=MASK)
-    options = CrossModalOptions(match_group=None, vocabulary=vocabulary)
+    options = CrossModalOptions(match_group=len(ids), vocabulary=vocabulary)
     draws = Draws(jax.random.key(0), drawn, masked)
     outputs = golden.group("out/")
     teacher = teacher_targets(golden, inputs)

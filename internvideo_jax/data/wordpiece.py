@@ -1,0 +1,89 @@
+"""Texts to ids of a BERT vocabulary: uncased WordPiece, by the `tokenizers` library."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from internvideo_jax.objectives.masked_lm import Vocabulary
+
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class WordPiece:
+    """Cuts texts into words of a vocabulary, as BERT's uncased models do.
+
+    Attributes:
+      vocabulary: its size and its special words.
+      max_length: L, the tokens of a text: longer ones are cut before the last, shorter ones padded.
+    """
+
+    def __init__(self, path: str | Path, max_length: int) -> None:
+        """Reads a vocabulary.
+
+        Args:
+          path: a text file with one word on each line, ids being line numbers from 0.
+          max_length: of a text, its first and last token included.
+
+        Raises:
+          ValueError: the file is no such list, or lacks special words.
+          ImportError: the library is not installed.
+        """
+        if importlib.util.find_spec("tokenizers") is None:
+            raise ImportError(
+                "expected the library `tokenizers` for WordPiece vocabularies, found none; install"
+                " it: pip install tokenizers"
+            )
+        from tokenizers import BertWordPieceTokenizer
+
+        words = read_words(Path(path))
+        self.max_length = max_length
+        self.vocabulary = Vocabulary(
+            len(words), *(words[f"[{name}]"] for name in ("PAD", "CLS", "MASK"))
+        )
+        self._tokenizer = BertWordPieceTokenizer(words, lowercase=True)
+        self._tokenizer.enable_truncation(max_length)
+        self._tokenizer.enable_padding(length=max_length, pad_id=self.vocabulary.pad_id)
+
+    def __call__(
+        self, texts: Sequence[str]
+    ) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B L"]]:
+        """Ids of texts and masks, 0 at padding, both int32."""
+        encoded = self._tokenizer.encode_batch(list(texts))
+        ids = np.array([text.ids for text in encoded], np.int32)
+        mask = np.array([text.attention_mask for text in encoded], np.int32)
+        return ids.reshape(-1, self.max_length), mask.reshape(-1, self.max_length)
+
+
+def read_words(path: Path) -> dict[str, int]:
+    """Ids of the words of a vocabulary.
+
+    Raises:
+      ValueError: not UTF-8 text, words that repeat, or missing special words.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"expected a vocabulary, one word on each line, in {path}, found no UTF-8 text: {error}"
+        ) from None
+    if lines[-1] == "":
+        lines.pop()
+    words: dict[str, int] = {}
+    for number, line in enumerate(lines):
+        word = line.removesuffix("\r")
+        if word in words:
+            raise ValueError(
+                f"expected distinct words in {path}, found {word!r} on lines {words[word] + 1} and"
+                f" {number + 1}"
+            )
+        words[word] = number
+    missing = [word for word in _SPECIAL if word not in words]
+    if missing:
+        raise ValueError(
+            f"expected a BERT vocabulary with {', '.join(_SPECIAL)} in {path}, found {len(words)}"
+            f" words without {', '.join(missing)}; pass the vocab.txt of the model"
+        )
+    return words
