@@ -1,11 +1,11 @@
 """Texts to ids of a BERT vocabulary: uncased WordPiece, by the `tokenizers` library."""
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
+from tokenizers import BertWordPieceTokenizer
 
 from internvideo_jax.objectives.masked_lm import Vocabulary
 
@@ -29,15 +29,7 @@ class WordPiece:
 
         Raises:
           ValueError: the file is no such list, or lacks special words.
-          ImportError: the library is not installed.
         """
-        if importlib.util.find_spec("tokenizers") is None:
-            raise ImportError(
-                "expected the library `tokenizers` for WordPiece vocabularies, found none; install"
-                " it: pip install tokenizers"
-            )
-        from tokenizers import BertWordPieceTokenizer
-
         words = read_words(Path(path))
         self.max_length = max_length
         self.vocabulary = Vocabulary(

@@ -1,5 +1,3 @@
-import importlib.util
-
 import numpy as np
 import pytest
 
@@ -16,7 +14,6 @@ def vocab(tmp_path):
 
 
 def test_texts_become_ids_of_one_length(vocab):
-    pytest.importorskip("tokenizers")
     tokenizer = WordPiece(vocab, max_length=5)
     ids, mask = tokenizer(["A DOGS", "Café", "", "a a a a a", "[MASK] cat"])
     expected = [
@@ -30,12 +27,6 @@ def test_texts_become_ids_of_one_length(vocab):
     np.testing.assert_array_equal(mask, ids != 0)
     assert tokenizer.vocabulary == (9, 0, 2, 4)
     assert tokenizer([])[0].shape == (0, 5)
-
-
-def test_without_the_library_it_is_named(vocab, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="pip install tokenizers"):
-        WordPiece(vocab, max_length=5)
 
 
 @pytest.mark.parametrize(
