@@ -13,6 +13,7 @@ from internvideo_jax.convert.engine.adaptations import Adaptation
 from internvideo_jax.convert.engine.family import Family, Shapes
 from internvideo_jax.convert.engine.options import Options
 from internvideo_jax.convert.engine.rules import Ignore, Rule, Table, layer, norm, rule, under
+from internvideo_jax.convert.engine.shapes import sized
 from internvideo_jax.convert.families import beats, bert, internvideo2, video_vit
 from internvideo_jax.models.beats import BeatsConfig
 from internvideo_jax.models.stage2 import Medium, Stage2Config
@@ -74,7 +75,10 @@ def _of_tower(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A tower's options: those in the option `name` itself, and others called `name.*`."""
     prefix = f"{name}."
     own = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
-    return {**own, **values.get(name, {})}
+    inner = values.get(name, {})
+    if not isinstance(inner, Mapping):
+        raise ValueError(f"{name}: expected options by name, found {inner!r}")
+    return {**own, **inner}
 
 
 def _tower(options: Options, name: str, family: Family, kind: str, **fallback: Any) -> Any:
@@ -109,6 +113,9 @@ def _config(
     text = "bert_mlm" if options.take("mlm_head", True) else "bert"
     # Two names of one number, of the two classes.
     embed_dim = options.take("embed_dim", None)
+    matched = options.take("match_heads", match_heads)
+    if not isinstance(matched, list | tuple):
+        raise ValueError(f"match_heads: expected a list, found {matched!r}")
     return Stage2Config(
         vision=_tower(
             options,
@@ -121,7 +128,7 @@ def _config(
         audio=audio,
         embed_dim=options.size("contra_dim", embed_dim),
         media_width=options.take("av_concat_dim", None),
-        match_heads=tuple(options.take("match_heads", match_heads)),
+        match_heads=tuple(matched),
         initial_temperature=options.take("temp", 0.07),
     )
 
@@ -130,10 +137,11 @@ def _infer(
     kind: str, shapes: Shapes, given: Mapping[str, Any], stored: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     has_audio = kind == "audiovisual"
+    merged = "av_concat_vision_proj.0.weight"
     has_mlm_head = f"{_TEXT}cls.predictions.bias" in shapes
     shown: dict[str, Any] = {
-        "contra_dim": shapes["text_proj.weight"][0],
-        "av_concat_dim": shapes.get("av_concat_vision_proj.0.weight", (None,))[0],
+        "contra_dim": sized(shapes, "text_proj.weight", 2)[0],
+        "av_concat_dim": sized(shapes, merged, 2)[0] if merged in shapes else None,
         "mlm_head": has_mlm_head,
         "match_heads": [
             medium
@@ -153,7 +161,8 @@ def _infer(
     for name, prefix, family, of_kind in towers:
         own = {k.removeprefix(prefix): s for k, s in shapes.items() if k.startswith(prefix)}
         try:
-            found = family.infer(of_kind, own, _of_tower(given, name), _of_tower(stored, name))
+            recorded = family.recorded(_of_tower(stored, name))
+            found = family.infer(of_kind, own, _of_tower(given, name), recorded)
         except ValueError as error:
             problems.append(f"{name}.*: {error}")
             continue
