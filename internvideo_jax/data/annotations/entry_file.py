@@ -8,7 +8,9 @@ import contextlib
 import dataclasses
 import mmap
 import os
+import socket
 import struct
+import time
 import uuid
 from array import array
 from collections.abc import Iterator, Sequence
@@ -25,6 +27,7 @@ MAX_NAMES = 100_000
 
 # Ends the names of files that are being made.
 PARTIAL = ".partial"
+_ABANDONED_SECONDS = 86400.0
 
 _SIZES = struct.Struct("<QQ")
 _encode = msgspec.msgpack.Encoder().encode
@@ -152,10 +155,32 @@ class EntryWriter:
         self._file.write(summary + _SIZES.pack(len(self._lengths), len(summary)))
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Removes files that processes of this machine were making when they were killed, and those of
+    any machine that nobody has written to for a day."""
+    for path in folder.glob(f"*{PARTIAL}"):
+        host, _, number = path.name.removesuffix(PARTIAL).partition(".")[2].rpartition(".")
+        is_dead = host == socket.gethostname() and not _is_running(number)
+        with contextlib.suppress(OSError):
+            if is_dead or time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                path.unlink()
+
+
+def _is_running(number: str) -> bool:
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    # Another user's.
+    except OSError:
+        pass
+    return True
+
+
 @contextlib.contextmanager
 def written(folder: Path, fingerprint: str) -> Iterator[tuple[Path, EntryWriter]]:
     """A new file under a temporary name, which is removed if the block fails."""
-    path = folder / f"{uuid.uuid4().hex}{PARTIAL}"
+    path = folder / f"{uuid.uuid4().hex}.{socket.gethostname()}.{os.getpid()}{PARTIAL}"
     try:
         with path.open("wb") as file:
             writer = EntryWriter(file, fingerprint)

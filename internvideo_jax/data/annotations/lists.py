@@ -21,9 +21,9 @@ from internvideo_jax import environment
 from internvideo_jax.data.annotations.building import build
 from internvideo_jax.data.annotations.entry_file import (
     MAX_NAMES,
-    PARTIAL,
     DamagedFileError,
     EntryFile,
+    remove_abandoned,
 )
 from internvideo_jax.data.annotations.formats import (
     FORMATS,
@@ -50,7 +50,6 @@ _VERSION = "internvideo_jax list 2"
 # A file that was changed so lately may change again without its time showing it.
 _SETTLING_SECONDS = 2.0
 _DIGEST = re.compile("[0-9a-f]{64}")
-_ABANDONED_SECONDS = 86400.0
 # A list of this size takes about a second.
 _LONG_BYTES = 2**24
 
@@ -230,10 +229,7 @@ def check_annotations(
 def _read(path: str, layout: Layout, context: Context, name: str) -> Annotations:
     """Makes the file of entries of an annotation file; keeps it if all entries are good."""
     place = _writable_place()
-    for left in place.glob(f"*{PARTIAL}"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
-                left.unlink()
+    remove_abandoned(place)
     if os.stat(path).st_size > _LONG_BYTES:
         _log.info("reading %s into %s", path, place / name)
     built = build(path, layout, context, place, Path(name).stem)

@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -147,11 +148,21 @@ def test_a_home_that_cannot_be_written_is_replaced(tmp_path, monkeypatch, caplog
 
 def test_what_killed_processes_have_left_is_removed(home, tmp_path):
     home.mkdir(parents=True)
-    for name, age in (("old.partial", 10**5), ("new.partial", 10)):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    ours, theirs = (f"x.{name}.{dead.pid}.partial" for name in (socket.gethostname(), "elsewhere"))
+    running = f"x.{socket.gethostname()}.{os.getpid()}.partial"
+    for name, age in (
+        ("old.partial", 10**5),
+        ("new.partial", 10),
+        (ours, 10),
+        (theirs, 10),
+        (running, 10),
+    ):
         (home / name).touch()
         os.utime(home / name, (time.time() - age,) * 2)
     read_annotations(write(tmp_path / "a.jsonl", 3))
-    assert [file.name for file in home.glob("*.partial")] == ["new.partial"]
+    assert {file.name for file in home.glob("*.partial")} == {"new.partial", theirs, running}
 
 
 @pytest.mark.parametrize("length", [0, 10, -100, None], ids=["empty", "begun", "cut", "other"])
