@@ -215,6 +215,21 @@ def test_a_gap_beyond_the_limits_is_never_filled(tmp_path):
         read_audio(path)
 
 
+def test_the_default_sound_is_read(tmp_path):
+    path = tmp_path / "two.mkv"
+    with av.open(path, "w") as container:
+        streams = [container.add_stream("pcm_s16le", rate=16_000, layout="mono") for _ in range(2)]
+        streams[0].disposition = av.stream.Disposition(0)
+        streams[1].disposition = av.stream.Disposition.default
+        for level, stream in enumerate(streams, 1):
+            samples = np.full((1, 8_000), 1_000 * level, np.int16)
+            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+            frame.sample_rate = 16_000
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    np.testing.assert_allclose(read_audio(path), 2_000 / 2**15, atol=1e-4)
+
+
 def test_files_without_sound(tmp_path, h264):
     with pytest.raises(VideoError, match=r"an audio stream, found no audio stream \(only video\)"):
         read_audio(h264)
