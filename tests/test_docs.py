@@ -1,6 +1,7 @@
 """The snippets of the documentation run as they stand."""
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from internvideo_jax import saved_model
 from internvideo_jax.data.synthetic import scenes
+from internvideo_jax.launch.main import main
 from internvideo_jax.models import VideoClassifierConfig, abstract_variables, build
 from internvideo_jax.preprocessing import AudioPreprocessing, Preprocessing
 from tests.small_models import CLIP_ENCODER, TOWERS, clip_model, noise_like
@@ -15,13 +17,22 @@ from tests.small_models import CLIP_ENCODER, TOWERS, clip_model, noise_like
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def run(page):
-    """The names that the snippets of a page leave."""
+def run(page, changes=()):
+    """The names that the snippets of a page leave, where some texts are replaced by others."""
     text = (DOCS / page).read_text()
+    for old, new in changes:
+        text = text.replace(old, new)
     names = {}
     for snippet in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         exec(compile(snippet, page, "exec"), names)
     return names
+
+
+def commands(page):
+    """The arguments of the commands that a page shows with what they print."""
+    blocks = re.findall(r"^```console\n(.*?)^```", (DOCS / page).read_text(), re.M | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line.removeprefix("$ ")) for line in lines if line.startswith("$ ")]
 
 
 @pytest.fixture
@@ -74,3 +85,33 @@ def test_the_page_on_towers(folder):
     names = run("towers.md")
     assert names["words"].shape == (1, 5, 20)
     np.testing.assert_allclose(names["feature"], names["sound"].pooled[0], atol=1e-5)
+
+
+# For an encoder that learns nothing in no time.
+LITTLE = (
+    "--config.stage.model.encoder.width=32",
+    "--config.stage.model.encoder.depth=1",
+    "--config.stage.model.encoder.mlp_dim=32",
+    "--config.train.epochs=1",
+    "--config.train.batch_size=8",
+)
+
+
+@pytest.mark.slow
+def test_the_page_on_your_classes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run("your_classes.md", [("train=300", "train=32"), ("test=120", "test=32")])
+    shown = commands("your_classes.md")
+    assert [command[1] for command in shown] == ["train", "predict", "evaluate", "train", "train"]
+    for program, name, *options in shown:
+        assert program == "internvideo-jax"
+        little = LITTLE if name == "train" else ()
+        assert main([name, *options, *little]) == 0, options
+    printed = capsys.readouterr().out
+    motions = {path.name for path in Path("clips/train").iterdir()}
+    named = re.findall(r"^ +\d+\.\d %  (\w+)$", printed, re.MULTILINE)
+    assert len(named) == 6
+    assert set(named) <= motions
+    table = Path("result/per_class.csv").read_text().splitlines()[1:]
+    assert {row.split(",")[1] for row in table} == motions
+    assert "--config.data.validation_share=0.0" in printed

@@ -42,18 +42,20 @@ class Recipe:
     layer_decay: float
     drop_path: float
     batch_size: int = 16
-    epochs: int = 30
+    epochs: float = 30.0
 
 
 RECIPES = {
     # The encoder of the demo, for small clips of simple things and for trials on a CPU.
-    "tiny": Recipe("", 5e-4, 1.0, 0.0, epochs=20),
+    "tiny": Recipe("", 5e-4, 1.0, 0.0, epochs=20.0),
     "s14": Recipe("internvideo2-s14-k710", 1e-4, 0.75, 0.1),
     "b14": Recipe("internvideo2-b14-k710", 1e-4, 0.75, 0.1),
     "l14": Recipe("internvideo2-l14-k710", 5e-5, 0.8, 0.1),
     "1b": Recipe("internvideo2-1b-k710", 2e-5, 0.9, 0.2),
     "6b": Recipe("internvideo2-6b-k710", 1e-5, 0.915, 0.2),
 }
+# Share of a run's length.
+_WARMUP = 0.1
 # Of batches of 16: an attention pooler and a layer are trained, whatever the encoder.
 _PROBE_LR = 1e-3
 
@@ -86,7 +88,7 @@ def _config(
     train = TrainConfig(
         batch_size=recipe.batch_size,
         epochs=recipe.epochs,
-        warmup_epochs=recipe.epochs / 10,
+        warmup_epochs=_WARMUP * recipe.epochs,
         eval_epochs=1.0,
         checkpoint=CheckpointConfig(every_steps=200),
         optimizer=optimizer,
@@ -114,7 +116,8 @@ def _config(
         for name in ("num_frames", "image_size", "num_sample"):
             part[name] = config_dict.placeholder(int)
     config.eval_data.num_sample = 1
-    # References, which follow the batch unless they are set.
+    # References, which follow length and batch unless they are set.
+    config.train.warmup_epochs = config.train.get_ref("epochs") * _WARMUP
     rate = config_dict.FieldReference(optimizer.lr / recipe.batch_size)
     for name in ("batch_size", "num_sample"):
         rate = rate * config.train.get_ref(name)

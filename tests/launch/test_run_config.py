@@ -172,6 +172,11 @@ def test_evaluations_are_counted_in_epochs(tmp_path):
     assert half.train.with_eval_every(1).eval_every == 1
 
 
+def test_the_warm_up_is_a_share_of_the_run():
+    train = config("train.epochs=1.5").train
+    assert (train.epochs, train.warmup_epochs) == (1.5, pytest.approx(0.15))
+
+
 def test_rates_follow_the_batch_unless_they_are_set():
     base = config().train.optimizer
     double = config("train.batch_size=32").train.optimizer
@@ -204,7 +209,7 @@ def test_a_printed_config_can_be_pasted(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "--config.train.batch_size=8  # recipe: 16\n" in printed
     assert "--config.data.num_classes=3  # recipe: unset\n" in printed
-    assert "--config.train.epochs=20\n" in printed
+    assert "--config.train.epochs=20.0\n" in printed
     assert "# --config.data.root is unset\n" in printed
     options = [option.removeprefix("--config.") for option in options_of(printed)]
     assert parse_run(config(*options)).as_json == parse_run(changed).as_json
