@@ -85,7 +85,7 @@ TABLE = Table(
 
 
 def _recognize(shapes: Shapes, architecture: str | None) -> str | None:
-    others = tuple(m + t for m in ("", "module.") for t in ("vision_encoder.", "text_encoder."))
+    others = ("vision_encoder.", "text_encoder.")
     if architecture is None and any(key.startswith(others) for key in shapes):
         return None
     return "beats"

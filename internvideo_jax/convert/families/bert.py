@@ -108,7 +108,7 @@ def _recognize(shapes: Shapes, architecture: str | None) -> str | None:
     def has(*prefixes: str) -> bool:
         return architecture is None and any(key.startswith(prefixes) for key in shapes)
 
-    if has("vision_encoder.", "module.vision_encoder."):
+    if has("vision_encoder."):
         return None
     if has("audio_encoder."):
         raise ValueError(

@@ -175,10 +175,9 @@ def _recognize(shapes: Shapes, architecture: str | None) -> str | None:
     if architecture in asked:
         return asked[architecture]
     if architecture is None and not is_image_tower(shapes):
-        texts = ("text_encoder.", "module.text_encoder.")
-        if has(*(text + part for text in texts for part in ("bert.", "embeddings."))):
+        if has("text_encoder.bert.", "text_encoder.embeddings."):
             return None
-        if has(*texts):
+        if has("text_encoder."):
             raise ValueError(
                 "expected a vision model, found one with a text tower (keys `text_encoder.*`);"
                 " convert its video encoder alone with --architecture=video_vit or teacher"
