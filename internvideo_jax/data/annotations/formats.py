@@ -343,9 +343,7 @@ def _pretrain_entry(columns: Sequence[str]) -> Entry:
 
 def _frames_entry(columns: Sequence[str]) -> Entry:
     if len(columns) != 3:
-        advice = "; only jsonl holds several labels, or images from a number on" * (
-            len(columns) > 3
-        )
+        advice = "; jsonl holds several labels, other columns have no place" * (len(columns) > 3)
         raise EntryError("3 columns (folder, number of frames, label)", _count(columns) + advice)
     num_frames = _index(columns[1], "a number of frames")
     return Entry(columns[0], _label(columns[2]), num_frames=num_frames)

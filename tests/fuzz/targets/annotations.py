@@ -81,13 +81,13 @@ TARGETS = (
         tokens=(b'"video": ', b'"captions": ', b"\\ud800", b"\n", b"[" * 100),
     ),
     Target(
-        "shard_record",
+        "clip_shard_record",
         _records,
         lambda data, folder: decode_clip(data),
         tokens=(b'"files": ', b'"num_frames": ', b'"frame_pattern": ', b'"path": '),
     ),
     Target(
-        "shard_index",
+        "clip_shard_index",
         lambda: [json.dumps({"shards": [SHARD], "format": FORMAT}).encode()],
         _read_index,
         tokens=(b'"name": ', b'"../', b'"records": '),
