@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -109,7 +110,7 @@ class Wandb:
 
         identity = workdir / WANDB_ID
         if not identity.exists():
-            write_text(identity, wandb.util.generate_id() + "\n")
+            write_text(identity, secrets.token_hex(4) + "\n")
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "internvideo-jax"),
             name=workdir.name,

@@ -2,6 +2,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,9 +104,14 @@ def flip_a_bit(path):
         (flip_a_bit, lambda step: largest(step / "state")),
         (truncate, lambda step: step / "state" / "manifest.ocdbt"),
         (truncate, lambda step: step / "meta" / "metadata"),
+        (flip_a_bit, lambda step: step / "meta" / "metadata"),
         (Path.unlink, lambda step: step / "state" / "_METADATA"),
+        (shutil.rmtree, lambda step: step / "state" / "d"),
     ],
-    ids=["data cut off", "one bit flipped", "manifest cut off", "meta cut off", "file missing"],
+    ids=[
+        *("data cut off", "one bit flipped", "manifest cut off", "meta cut off"),
+        *("one bit of meta flipped", "file missing", "folder missing"),
+    ],
 )
 def test_a_broken_checkpoint_gives_way_to_the_one_before(saved, damage, which):
     damage(which(saved / "4"))
@@ -121,6 +127,20 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(saved, damage, which):
     assert (saved / "4.broken").is_dir()
     with opened(saved) as checkpoints:
         assert_is(checkpoints.restore(abstract(state(0))), 4)
+
+
+def test_whatever_file_is_damaged_a_right_state_is_restored(saved, tmp_path):
+    """Some say what is known otherwise: then the newest checkpoint is right still."""
+    files = [path.relative_to(saved) for path in (saved / "4").rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for number, file in enumerate(files):
+        copy = tmp_path / str(number)
+        shutil.copytree(saved, copy)
+        (Path.unlink if number % 2 else flip_a_bit)(copy / file)
+        with opened(copy) as checkpoints:
+            restored = checkpoints.restore(abstract(state(0)))
+        assert restored.step in (3, 4)
+        assert_is(restored, int(restored.step))
 
 
 def test_if_all_are_broken_nothing_is_moved(saved):
