@@ -4,7 +4,7 @@ Source: upstream `InternVideo2/single_modality/models/videomae.py`.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import flax.struct
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from internvideo_jax.config import Epsilon, Factor, Few, Frames
+from internvideo_jax.config import Epsilon, Factor, Few, Frames, Range
 from internvideo_jax.kernels.attention import attention
 from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.models.video_vit import (
@@ -43,6 +43,8 @@ class VideoMAEConfig(PatchedVideoConfig):
         one token (see `AttentionOverHeads`); off, attention is over tokens as intended.
     """
 
+    # The sinusoids, up to `max_table`, are made anew by every process that builds the model.
+    width: Annotated[int, Range(1, 2**13)]
     tubelet_size: Few = 2
     num_frames: Frames = 16
     layer_scale_init: Factor | None = None
@@ -54,7 +56,6 @@ class VideoMAEConfig(PatchedVideoConfig):
     norm: ClassVar = "layernorm"
     activation: ClassVar = "gelu_erf"
     qk_norm: ClassVar = False
-    # The sinusoids are made anew by every process that builds the model.
     max_table: ClassVar = 2**26
 
     @property

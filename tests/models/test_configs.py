@@ -113,6 +113,7 @@ def test_values_out_of_range_or_of_another_type_are_refused_by_name(name):
         ("video_vit", {"patch_size": 0}, "patch_size"),
         ("video_vit", {"tubelet_size": 0}, "tubelet_size"),
         ("video_vit", {"image_size": 2**14, "num_frames": 2**16}, "a position table of at most"),
+        ("videomae", {"width": 2**14}, r"VideoMAEConfig\.width: expected int from 1 to 8,192"),
         ("videomae", {"image_size": 2**13, "patch_size": 1}, "a position table of at most"),
         ("teacher", {"layers": (1, 0)}, "ascending blocks below 2"),
         ("stage1_student", {"mae_layers": (2,)}, "expected mae_layers .* found"),
