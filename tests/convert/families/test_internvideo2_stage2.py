@@ -56,6 +56,22 @@ def test_a_retrieval_file_has_no_head_of_words(shapes_of):
     assert infer_config(found, stored=to_upstream(config)).text == text
 
 
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("text_proj.weight", ()),
+        ("text_proj.weight", (0, 16)),
+        ("av_concat_vision_proj.0.weight", (3,)),
+        ("vision_encoder.pos_embed", (48,)),
+    ],
+)
+def test_shapes_are_looked_at_before_sizes_are_read_from_them(key, shape, shapes_of):
+    config = CONFIGS["audiovisual"]
+    found = recognize(shapes_of(config) | {key: shape})
+    with pytest.raises(ValueError, match=key.removeprefix("vision_encoder.")):
+        infer_config(found, stored=to_upstream(config))
+
+
 @pytest.mark.parametrize("key", ["temp", "itm_head.weight"])
 def test_temperature_and_head_must_be_there(key, shapes_of):
     config = STAGE2["visual"]

@@ -19,7 +19,7 @@ from internvideo_jax.convert.files.sources import open_checkpoint
 from internvideo_jax.files import parse_json
 from tests.convert.conftest import TorchFile, pickled
 from tests.fuzz.harness import Target
-from tests.small_models import BEATS, BERT, LLAMA_TEXT
+from tests.small_models import BEATS, BERT, LLAMA_TEXT, STAGE2
 
 _ENCODER = models.VideoViTConfig(
     width=48, depth=2, num_heads=3, mlp_dim=80, patch_size=2, image_size=8, num_frames=4,
@@ -32,7 +32,7 @@ _MODELS: tuple[Any, ...] = (
         width=32, depth=2, num_heads=2, mlp_dim=48, patch_size=2, image_size=8, num_frames=4,
         learned_position=True,
     ),
-    *(BERT, BEATS, LLAMA_TEXT),
+    *(BERT, BEATS, LLAMA_TEXT, STAGE2["visual"]),
 )  # fmt: skip
 
 
@@ -214,7 +214,9 @@ TARGETS = (
         (b'"F32"', b'"dtype"', b'"shape"', b'"data_offsets"', b'"__metadata__"'),
         _with_data,
     ),
-    Target("shard_index", _indices, _open_index, (b"../", b'"weight_map"', b"one.safetensors")),
+    Target(
+        "checkpoint_index", _indices, _open_index, (b"../", b'"weight_map"', b"one.safetensors")
+    ),
     Target(
         "checkpoint_plan",
         lambda: [json.dumps(model).encode() for model in _described()],
