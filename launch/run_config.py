@@ -128,8 +128,8 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     - `data`: frames and size from the model, augmented copies from `train`.
     - `stage.classes` and `stage.model.num_classes`: from the file `data.classes`, or from the
       labels of `data.annotations`: their names in alphabetical order, or the largest number.
-    - `eval_data`: the clips that `data.validation_share` holds out, where it names none; paths,
-      format, frames, size and classes from `data`.
+    - `eval_data`: the clips that `data.validation_share` holds out, where it names none, which are
+      then looked at after each epoch; paths, format, frames, size and classes from `data`.
 
     Raises:
       ValueError: the classes cannot be told.
@@ -145,6 +145,8 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
         _complete_classes(stage, data)
     if data.get("validation_share") and not (eval_data and _names_clips(eval_data)):
         eval_data = completed["eval_data"] = _held_out(data, eval_data)
+        if completed["train"].get("eval_every") is None:
+            _set(completed["train"], "eval_epochs", 1.0)
     if eval_data:
         for name in _FOLLOWING:
             _set(eval_data, name, data.get(name))

@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
         report = dry_run(parse_run(arguments.parse_config(args, leftover)), args.topology)
         print(report.text(verbose=args.verbose), flush=True)
         if report.problems:
-            raise arguments.UsageError("; ".join(report.problems))
+            raise arguments.UsageError("\n".join(report.problems))
         return 0
     if "://" in args.workdir:
         raise arguments.UsageError(

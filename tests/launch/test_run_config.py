@@ -159,6 +159,7 @@ def test_the_recipes_of_data_sets_get_a_validation_share_too(tmp_path):
     recipe = finetune.get_config("b14,k400")
     recipe.data.annotations, recipe.data.validation_share = str(path), 0.2
     made = parse_run(recipe)
+    assert made.train.eval_epochs == 1
     assert made.eval_data.segments == 4
     assert made.eval_data.crops == 3
     assert len(labels(made.eval_data)) == 4
