@@ -10,7 +10,7 @@ import pytest
 from tests.fuzz import harness
 from tests.fuzz.harness import Target, all_targets
 
-INPUTS = 200
+INPUTS = 150
 TARGETS = all_targets()
 ROOT = Path(__file__).resolve().parents[2]
 
