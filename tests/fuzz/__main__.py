@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import multiprocessing
 import sys
 import time
@@ -31,8 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     print(_row(_HEADER), flush=True)
     results = []
+    weights = sum(target.weight for target in chosen)
     for target in chosen:
-        result = fuzz(target, -(-args.inputs // len(chosen)), args.first, args.jobs)
+        inputs = math.ceil(args.inputs * target.weight / weights)
+        result = fuzz(target, inputs, args.first, args.jobs)
         results.append(result)
         print(_row(_cells(result)), flush=True)
         for fault in result.faults:

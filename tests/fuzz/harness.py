@@ -94,6 +94,7 @@ class Target:
       finish: what is done to an input, seeds included, after its mutation: such as putting it into
         a container that is whole, so that the reader gets to see it.
       generate: makes an input, for every other one, in place of a mutation.
+      weight: its part of the inputs of a run over several targets; slow readers have less.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Target:
     tokens: Sequence[bytes] = ()
     finish: Callable[[bytes], bytes] = bytes
     generate: Callable[[random.Random], bytes] | None = None
+    weight: float = 2.0
 
     def input(self, seeds: Sequence[bytes], number: int) -> bytes:
         """The input of a number."""

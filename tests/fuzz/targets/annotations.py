@@ -67,24 +67,28 @@ TARGETS = (
         lambda: [text.encode() for text in TEXTS],
         _read("a.txt"),
         tokens=(b'"', b",", b"\t", b"\r", b"\n", b"-1 ", b"../", b"path,label\n", b"\xef\xbb\xbf"),
+        weight=1,
     ),
     Target(
         "annotations_jsonl",
         lambda: ["".join(json.dumps(line) + "\n" for line in LINES).encode()],
         _read("a.jsonl"),
         tokens=(b'"num_frames": ', b'"label": ', b"\\ud800", b"\\u0000", b"../", b"\n"),
+        weight=0.5,
     ),
     Target(
         "annotations_json",
         lambda: [json.dumps(ITEMS).encode(), json.dumps(ITEMS, indent=1).encode()],
         _read("a.json"),
         tokens=(b'"video": ', b'"captions": ', b"\\ud800", b"\n", b"[" * 100),
+        weight=0.5,
     ),
     Target(
         "clip_shard_record",
         _records,
         lambda data, folder: decode_clip(data),
         tokens=(b'"files": ', b'"num_frames": ', b'"frame_pattern": ', b'"path": '),
+        weight=8,
     ),
     Target(
         "clip_shard_index",

@@ -222,5 +222,6 @@ TARGETS = (
         lambda: [json.dumps(model).encode() for model in _described()],
         _plan,
         generate=_changed,
+        weight=1,
     ),
 )

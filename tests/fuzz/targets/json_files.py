@@ -33,6 +33,7 @@ TARGETS = (
         _seeds,
         lambda data, folder: read_class_names(_file(data, folder, "a.json")),
         tokens=(b'"id2label":', b'"label2id":', b'"0":'),
+        weight=4,
     ),
     Target(
         "class_names_text",

@@ -82,7 +82,17 @@ def _read_video(data: bytes, folder: Path) -> None:
 
 
 TARGETS = (
-    Target("video", _videos, _read_video),
-    Target("sound", _sounds, lambda data, folder: read_audio("a.wav", data=data, limits=LIMITS)),
-    Target("image", _images, lambda data, folder: read_image("a.png", data=data, limits=LIMITS)),
+    Target("video", _videos, _read_video, weight=1),
+    Target(
+        "sound",
+        _sounds,
+        lambda data, folder: read_audio("a.wav", data=data, limits=LIMITS),
+        weight=1,
+    ),
+    Target(
+        "image",
+        _images,
+        lambda data, folder: read_image("a.png", data=data, limits=LIMITS),
+        weight=4,
+    ),
 )
