@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 
 # Of inputs after mutation; seeds are to be much smaller.
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 17
 
 _SIZES = (1, 1, 2, 4, 8, 16, 64, 256)
 _BYTES = (0x00, 0x01, 0x7F, 0x80, 0xFF, 0x20, 0x2E, 0x30, 0x5B, 0x7B, 0x28, 0x7D, 0x85)
