@@ -83,6 +83,7 @@ np.save("logits.npy", run(weights, frames))
     check_close(np.load(tmp_path / "logits.npy"), expected)
 
 
+@pytest.mark.slow
 def test_the_documented_loader_needs_only_jax_and_numpy(written, classifier, tmp_path):
     check_documented_loader(written, classifier, tmp_path)
 

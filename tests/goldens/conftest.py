@@ -66,9 +66,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             importlib.import_module(f"checkers.{path.stem}")
         asked = metafunc.config.getoption("--goldens", None)
         cases = [
-            pytest.param(file, id=file.name)
+            pytest.param(file, id=file.name, marks=[pytest.mark.slow] * _is_slow(file.name))
             if asked or file.path.is_relative_to(_COMMITTED)
             else pytest.param(file, id=f"shared/{file.name}", marks=pytest.mark.slow)
             for file in metafunc.config.stash[_FILES]
         ]
         metafunc.parametrize("golden_file", cases)
+
+
+def _is_slow(name: str) -> bool:
+    """Whether a golden takes over ten seconds: gradients of whole models do."""
+    return Path(name).stem in (
+        "stage1_full_step",
+        "bert_fusion_encoder_mask",
+        "beats_graddecay06",
+        "model_av_audio",
+    )

@@ -63,6 +63,7 @@ def argv(model, tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.slow
 def test_a_reference_of_the_original_verifies_the_model(argv, model, tmp_path, capsys):
     assert reference.main(argv()) == 0
     assert "in/video [2, 3, 4, 56, 56]; out/logits [2, 7]" in capsys.readouterr().out

@@ -38,7 +38,7 @@ def losses(media, captions, names=("a", "b")):
     [
         (("video",), ("vtc", "vtm", "mlm")),
         (("audio",), ("atc", "atm", "amlm")),
-        (("video", "audio"), ALL),
+        pytest.param(("video", "audio"), ALL, marks=pytest.mark.slow),
     ],
 )
 def test_losses_are_those_of_the_media_that_a_batch_has(media, found):
