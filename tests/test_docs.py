@@ -11,8 +11,8 @@ from internvideo_jax import saved_model
 from internvideo_jax.data.synthetic import scenes
 from internvideo_jax.launch.main import main
 from internvideo_jax.models import VideoClassifierConfig, abstract_variables, build
-from internvideo_jax.preprocessing import AudioPreprocessing, Preprocessing
-from tests.small_models import CLIP_ENCODER, TOWERS, clip_model, noise_like
+from internvideo_jax.preprocessing import AudioPreprocessing, Preprocessing, VideoPreprocessing
+from tests.small_models import CLIP_ENCODER, STAGE2, TOWERS, clip_model, noise_like
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -71,19 +71,26 @@ def test_the_api_page(folder, capsys):
 
 @pytest.mark.slow
 def test_the_page_on_towers(folder):
+    configs = {**TOWERS, "stage2": STAGE2["visual"]}
+    encoder = configs["stage2"].vision.encoder
     for name, preprocessing in {
         "bert": Preprocessing(),
         "beats": Preprocessing(audio=AudioPreprocessing(num_mels=8, num_frames=21)),
         "llama_text": Preprocessing(),
+        "stage2": Preprocessing(
+            VideoPreprocessing(image_size=encoder.image_size, num_frames=encoder.num_frames)
+        ),
     }.items():
-        variables = noise_like(abstract_variables(build(TOWERS[name])), 0)
+        variables = noise_like(abstract_variables(build(configs[name])), 0)
         path = folder / "models" / name.removesuffix("_text")
-        saved_model.save(path, name, TOWERS[name], preprocessing, variables)
+        saved_model.save(path, name, configs[name], preprocessing, variables)
     scene = scenes.Scene("ring", "blue", "left")
     sound = scenes.soundtrack(scene, 0.1)
     scenes.write_video(folder / "clip.mp4", scenes.render(scene, 5, size=48), sound=sound)
     names = run("towers.md")
     assert names["words"].shape == (1, 5, 20)
+    assert names["cosines"].shape == (2, 2)
+    assert names["match"].shape == (2,)
     np.testing.assert_allclose(names["feature"], names["sound"].pooled[0], atol=1e-5)
 
 

@@ -165,7 +165,7 @@ def _text_config(options: Options) -> LlamaTextConfig:
 
 def _lora(options: Options) -> LoRAConfig | None:
     """Adapters, which are folded into the kernels unless `keep_lora` says otherwise."""
-    rank = options.take("lora_r", None) and options.size("lora_r")
+    rank = None if options.take("lora_r", None) is None else options.size("lora_r")
     alpha = options.take("lora_alpha", None)
     dropout = options.take("lora_dropout", 0.1)
     targets = options.take("lora_targets", ("q_proj", "v_proj"))

@@ -77,6 +77,8 @@ BLOCKS: tuple[Rule, ...] = (
 
 # Of a model that others align with; more are a mistake.
 _MAX_LAYERS = 10_000
+# Patches along a frame, far beyond those of any model.
+_MAX_SIDE = 4096
 
 _TABLE = re.compile(r"(?:.*/)?(?:clip_|mae_)?(img_)?pos_embed(_spatial|_temporal)?")
 
@@ -348,10 +350,11 @@ def infer_grid(num_tokens: int, *, side: int | None = None, frames: int | None =
       ValueError: no grid fits, or several do and none of them is the released models' 16x16
         patches of a power of two of frames.
     """
+    most = min(math.isqrt(max(num_tokens, 0)), _MAX_SIDE)
     grids = [
         (t, s, s)
         # A side of one patch divides every number.
-        for s in range(2 - (side == 1 or frames is not None), math.isqrt(max(num_tokens, 0)) + 1)
+        for s in range(2 - (side == 1 or frames is not None), most + 1)
         if num_tokens % (s * s) == 0 and (t := num_tokens // (s * s))
         if side in (None, s) and frames in (None, t)
     ]

@@ -183,6 +183,9 @@ def test_an_ambiguous_grid_lists_its_readings():
     assert infer_grid(4608, side=24) == (8, 24, 24)
     with pytest.raises(ValueError, match="no grid"):
         infer_grid(2048, frames=16)
+    # Readings are not looked for without end.
+    with pytest.raises(ValueError, match="no grid"):
+        infer_grid(10**18 + 3)
 
 
 def test_a_model_at_336_pixels_is_read_with_one_option(infer):

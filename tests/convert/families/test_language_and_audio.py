@@ -184,6 +184,8 @@ def test_what_files_do_not_say_of_a_model_is_said(shapes_of):
         (BERT, {"num_attention_heads": 4.0}),
         (LLAMA, {"num_attention_heads": 10**9}),
         (LLAMA, {"lora_alpha": "16", "lora_r": 2}),
+        (LLAMA, {"lora_r": {}}),
+        (LLAMA, {"lora_r": ""}),
         (LLAMA, {"rms_norm_eps": float("nan")}),
         (LLAMA, {"llama": 3}),
     ],
