@@ -38,9 +38,9 @@ test: .venv/installed
 test-slow: .venv/installed
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m slow
 
-# N damaged and hostile inputs for the readers; those that are not answered well are kept in fuzz/.
+# N damaged and hostile inputs for the readers, from number FIRST on; faults are kept in fuzz/.
 fuzz: .venv/installed
-	JAX_PLATFORMS=cpu $(BIN)/python -m tests.fuzz --inputs=$(or $(N),100000) --output=fuzz
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.fuzz --inputs=$(or $(N),100000) --first=$(or $(FIRST),0) --output=fuzz
 
 # mypy follows neither our import finder nor setuptools' one, hence links in the installed layout.
 lint: .venv/installed
