@@ -1,11 +1,10 @@
 """Writing a tree of arrays in Orbax's on-disk layout while holding about one layer of it."""
 
 import collections
-import errno
 import math
-import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -19,8 +18,12 @@ from internvideo_jax.convert.files.copying import contiguous
 # Larger pieces of an array are split by rows; smaller stacked arrays are stored as one piece.
 MAX_PIECE_BYTES = 64 << 20
 MAX_WHOLE_BYTES = 8 << 20
-# Pieces waiting or being written: enough to keep reader and writer busy.
-MAX_BYTES_IN_FLIGHT = 64 << 20
+# Pieces waiting or being written: enough to keep two writers busy.
+MAX_BYTES_IN_FLIGHT = 128 << 20
+_WRITERS = 2
+# As large as `cp` writes. For larger ones Linux looks for memory in large blocks, which a virtual
+# machine may have to fetch from its host: that takes several times as long.
+_WRITE_BYTES = 1 << 18
 
 
 class Declared(NamedTuple):
@@ -54,7 +57,7 @@ def write_arrays(
 ) -> dict[str, int]:
     """Writes a tree of arrays piece by piece; `orbax.checkpoint` restores it like one of its own.
 
-    Pieces are written in the background, at most `MAX_BYTES_IN_FLIGHT` (or one piece) at a time.
+    Pieces are put in order and written in the background, at most `MAX_BYTES_IN_FLIGHT` (or one piece) at a time.
 
     Args:
       directory: the checkpoint to make.
@@ -78,26 +81,25 @@ def write_arrays(
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as scratch, _Queue() as queue:
         folders = {path: Path(scratch, path.replace("/", ".")) for path in declared}
-        stores = {path: _create(folders[path], array) for path, array in declared.items()}
+        for path, array in declared.items():
+            _create(folders[path], array)
         for path, index, piece in pieces:
             missing[path].remove(index)
-            store, array = stores[path], declared[path]
+            array = declared[path]
             shape = array.shape if index is None else array.shape[1:]
             if (piece.shape, piece.dtype) != (shape, array.dtype):
                 raise ValueError(
                     f"expected {path!r} in pieces of shape {shape} and dtype {array.dtype}, found"
                     f" {piece.shape} and {piece.dtype}"
                 )
-            if index is None:
-                queue.write(path, store, piece, array.chunks)
-            elif not array.is_small:
-                queue.write(path, store[index], piece, array.chunks, index * piece.size)
-            else:
-                if path not in gathered:
-                    gathered[path] = np.empty(array.shape, array.dtype)
-                gathered[path][index] = piece
-                if not missing[path]:
-                    queue.write(path, store, gathered.pop(path), array.chunks)
+            if index is None or not array.is_small:
+                queue.write(path, folders[path], piece, array.chunks, index)
+                continue
+            if path not in gathered:
+                gathered[path] = np.empty(array.shape, array.dtype)
+            gathered[path][index] = piece
+            if not missing[path]:
+                queue.write(path, folders[path], gathered.pop(path), array.chunks)
         if never := [path for path, indices in missing.items() if indices]:
             raise ValueError(f"expected every piece of the arrays, found some of {never} missing")
         queue.drain()
@@ -105,24 +107,26 @@ def write_arrays(
         return {path: queue.sums[path] for path in declared}
 
 
-def _create(folder: Path, array: Declared) -> Any:
-    """Makes an array whose chunks are files of plain numbers.
+def _create(folder: Path, array: Declared) -> None:
+    """Makes the folder of an array whose chunks are files of plain numbers.
 
     Uncompressed: float weights hardly shrink, and trying takes several times the time of writing.
-    Not synchronised: after a power cut a conversion is repeated, and waiting for the disk would
-    double its time.
     """
     spec = {
         "driver": "zarr",
-        "kvstore": {"driver": "file", "path": f"{folder}/", "file_io_sync": False},
+        "kvstore": {"driver": "memory"},
         "metadata": {"chunks": array.chunks, "compressor": None, "dimension_separator": "."},
-        "store_data_equal_to_fill_value": True,
     }
-    return ts.open(spec, create=True, dtype=ts.dtype(array.dtype), shape=array.shape).result()
+    store = ts.open(spec, create=True, dtype=ts.dtype(array.dtype), shape=array.shape).result()
+    folder.mkdir()
+    (folder / ".zarray").write_bytes(store.kvstore[".zarray"])
 
 
 class _Queue:
-    """Writes under way, of which `write` and `drain` raise the errors.
+    """Chunks on their way to their files, of which `write` and `drain` raise the errors.
+
+    TensorStore would write each of them at once; see `_WRITE_BYTES`. They are not synchronised:
+    after a power cut a conversion is repeated, and waiting for the disk would double its time.
 
     Attributes:
       sums: by path, the checksum of what has been written of an array.
@@ -130,38 +134,58 @@ class _Queue:
 
     def __init__(self) -> None:
         self.sums: collections.Counter[str] = collections.Counter()
-        self._waiting: collections.deque[tuple[int, Any]] = collections.deque()
+        self._waiting: collections.deque[tuple[str, int, Future[int]]] = collections.deque()
 
     def __enter__(self) -> Self:
+        self._threads = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
         return self
 
     def __exit__(self, *_: object) -> None:
         # After an error nothing may be written while the folder is removed.
-        for waiting in self._waiting:
-            waiting[1].exception()
+        self._threads.shutdown(cancel_futures=True)
 
     def write(
-        self, path: str, store: Any, array: np.ndarray, chunks: tuple[int, ...], start: int = 0
+        self,
+        path: str,
+        folder: Path,
+        array: np.ndarray,
+        chunks: tuple[int, ...],
+        layer: int | None = None,
     ) -> None:
-        """Begins to write an array, or a layer whose numbers start at `start`, chunk by chunk."""
-        parts: list[Any] = [...]
-        if array.ndim:
-            rows, size = chunks[len(chunks) - array.ndim], len(array)
-            parts = [slice(start, min(start + rows, size)) for start in range(0, size, rows)]
-        for part in parts:
-            piece = contiguous(array[part])
-            self.drain(MAX_BYTES_IN_FLIGHT - piece.nbytes)
-            future = store[part].write(piece, can_reference_source_data_indefinitely=True)
-            self._waiting.append((piece.nbytes, future))
-            self.sums[path] = (self.sums[path] + partial_checksum(piece, start)) % 2**32
-            start += piece.size
+        """Begins to write an array, or a layer of a stacked one, chunk by chunk."""
+        place = () if layer is None else (layer,)
+        size = math.prod(chunks) * array.itemsize
+        # A scalar has no rows.
+        rows, count = (chunks[len(place)], len(array)) if array.ndim else (1, 1)
+        for number, row in enumerate(range(0, count, rows)):
+            part = array[row : row + rows] if array.ndim else array
+            index = (*place, number, *(0,) * (len(chunks) - len(place) - 1))
+            first = (layer or 0) * array.size + row * (array.size // count)
+            self.drain(MAX_BYTES_IN_FLIGHT - size)
+            file = folder / ".".join(map(str, index))
+            future = self._threads.submit(_write_chunk, file, part, size, first)
+            self._waiting.append((path, size, future))
 
     def drain(self, limit: int = 0) -> None:
         """Waits until at most so many bytes are under way."""
-        while self._waiting and sum(size for size, _ in self._waiting) > limit:
-            error = self._waiting.popleft()[1].exception()
-            if error is not None:
-                # TensorStore has the system's error in its text alone.
-                is_full = os.strerror(errno.ENOSPC) in str(error)
-                text = f"the arrays cannot be written: {error}"
-                raise OSError(errno.ENOSPC if is_full else errno.EIO, text) from error
+        while self._waiting and sum(size for _, size, _ in self._waiting) > limit:
+            path, _, future = self._waiting.popleft()
+            self.sums[path] = (self.sums[path] + future.result()) % 2**32
+
+
+def _write_chunk(file: Path, part: np.ndarray, size: int, first: int) -> int:
+    """Writes a chunk of `size` bytes; returns what it adds to the checksum of its array.
+
+    Args:
+      file: to make.
+      part: the numbers; of an array's last rows they may be fewer than fit.
+      size: bytes that the file is to have.
+      first: number of the first of them in the array.
+    """
+    part = contiguous(part)
+    with open(file, "wb", buffering=0) as raw:
+        left = part.reshape(-1).view(np.uint8).data
+        while left:
+            left = left[raw.write(left[:_WRITE_BYTES]) :]
+        raw.truncate(size)
+    return partial_checksum(part, first)
