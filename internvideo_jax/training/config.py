@@ -1,6 +1,7 @@
 """The `train` part of a run's config, and what may change in a config when a run resumes."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -46,7 +47,7 @@ class CheckpointConfig:
     """When checkpoints are written (also at the end and before preemption).
 
     Attributes:
-      every_steps: steps from one to the next.
+      every_steps: steps from one to the next; of a run of no more steps than that, a quarter.
       keep: how many of the newest stay.
     """
 
@@ -176,6 +177,11 @@ class TrainConfig:
             return self
         steps = max(round(self.eval_epochs * steps_per_epoch), 1)
         return dataclasses.replace(self, eval_every=steps)
+
+    def checkpoint_every(self, lengths: "Lengths") -> int:
+        """Steps from one checkpoint to the next."""
+        every = self.checkpoint.every_steps
+        return every if every < lengths.total else math.ceil(lengths.total / 4)
 
     def schedule(self, lengths: "Lengths") -> optax.Schedule:
         """The learning rate of each step."""

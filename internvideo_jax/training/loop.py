@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import datetime
 import math
 import shutil
 import signal
@@ -17,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from internvideo_jax import __version__
 from internvideo_jax.files import write_json
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES, Rules
@@ -85,6 +87,7 @@ def train(
     devices: Sequence[jax.Device] | None = None,
     rules: Rules = DEFAULT_RULES,
     notice: Notice | None = None,
+    origin: Mapping[str, Any] = MappingProxyType({}),
 ) -> bool:
     """Trains until the last step or a notice to stop, from the newest checkpoint if there is.
 
@@ -110,6 +113,8 @@ def train(
       devices: the devices to use; all by default.
       rules: logical to mesh axes.
       notice: of SIGTERM and Ctrl-C; by default of those that come during the call.
+      origin: JSON-ready entries of what saved models tell of their training, besides steps, last
+        metrics, date and version.
 
     Returns:
       True when the run is complete, False when it stopped because of SIGTERM. What was done by then
@@ -164,7 +169,7 @@ def train(
                 train_step = make_train_step(stage, config, schedule, target, mesh, rules)
                 restored = checkpoints.restore(target)
                 if restored is None:
-                    progress.begin("loading the weights", aloud=True)
+                    progress.begin("making the first weights", aloud=True)
                     state, fixed = create_state(stage, config, mesh, rules)
                 else:
                     keep_files()
@@ -175,6 +180,12 @@ def train(
                 start = done = saved = int(state.step)
                 progress.go_on_from(start)
                 progress.say(_headline(state, fixed, mesh, config, lengths.total))
+                save_every = config.checkpoint_every(lengths)
+                if save_every < config.checkpoint.every_steps:
+                    progress.say(
+                        f"a checkpoint every {save_every} steps: the run is no longer than"
+                        f" train.checkpoint.every_steps={config.checkpoint.every_steps}"
+                    )
                 opened: list[Tracker] = []
                 if is_main:
                     opened = stack.enter_context(
@@ -233,7 +244,7 @@ def train(
                         values = _evaluate(evaluations, state, fixed, progress)
                     log(step, values)
 
-                if step % config.checkpoint.every_steps == 0 or is_last:
+                if step % save_every == 0 or is_last:
                     bad_steps.check()
                     progress.begin("saving a checkpoint")
                     checkpoints.save(step, state, _position(config, step))
@@ -243,7 +254,9 @@ def train(
             checkpoints.wait()
             notice.is_unsaved = False
             with notice.interrupting():
-                if not _finish(stage, state, fixed, workdir, progress) and start == lengths.total:
+                metadata = {"training": _training(origin, lengths.total, workdir)}
+                is_new = _finish(stage, state, fixed, workdir, metadata, progress)
+                if not is_new and start == lengths.total:
                     progress.say(f"{workdir} holds a complete run: nothing is left to train")
             return True
         except Stopped:
@@ -440,8 +453,36 @@ def _evaluate(
     return results
 
 
+def final_metrics(workdir: Path) -> dict[str, float]:
+    """The loss and the evaluations of the last step that was logged; those that are finite."""
+    lines = read_metrics(workdir / METRICS)
+    last = [line for line in lines if line["step"] == lines[-1]["step"]]
+    return {
+        name: value
+        for line in last
+        for name, value in line.items()
+        if (name == "loss" or "/" in name) and value is not None and math.isfinite(value)
+    }
+
+
+def _training(origin: Mapping[str, Any], steps: int, workdir: Path) -> dict[str, Any]:
+    """What a saved model tells of its training."""
+    return {
+        **origin,
+        "steps": steps,
+        "metrics": final_metrics(workdir),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "internvideo_jax": __version__,
+    }
+
+
 def _finish(
-    stage: Stage, state: TrainState, fixed: PyTree, workdir: Path, progress: Progress
+    stage: Stage,
+    state: TrainState,
+    fixed: PyTree,
+    workdir: Path,
+    metadata: Mapping[str, Any],
+    progress: Progress,
 ) -> bool:
     """Makes those outputs of a complete run that are not there; returns whether there were such."""
     models = {MODEL: state.variables(fixed), MODEL_EMA: state.averaged_variables(fixed)}
@@ -452,20 +493,22 @@ def _finish(
     }
     for name, variables in missing.items():
         progress.begin(f"saving {name}", aloud=True)
-        _save_model(stage, variables, workdir / name)
+        _save_model(stage, variables, workdir / name, metadata)
     is_drawn = (workdir / LOSS_CURVE).exists()
     if jax.process_index() == 0 and not is_drawn:
         plot_losses(workdir / METRICS, workdir / LOSS_CURVE)
     return bool(missing) or not is_drawn
 
 
-def _save_model(stage: Stage, variables: Variables, target: Path) -> None:
+def _save_model(
+    stage: Stage, variables: Variables, target: Path, metadata: Mapping[str, Any]
+) -> None:
     """Writes a model so that the directory is whole or absent."""
     partial = target.with_name(f".{target.name}.partial")
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("will save a model")
     try:
-        stage.save(variables, partial)
+        stage.save(variables, partial, metadata)
     # The file system's errors come as OSError, or as ValueError from TensorStore.
     except (OSError, ValueError) as error:
         if jax.process_index() == 0:

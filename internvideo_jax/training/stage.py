@@ -1,8 +1,9 @@
 """What the training loop asks of a stage: weights, teachers, targets, a loss, a saved model."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import jax
@@ -79,12 +80,18 @@ class Stage(abc.ABC):
         """
 
     @abc.abstractmethod
-    def save(self, variables: Variables, directory: Path) -> None:
+    def save(
+        self,
+        variables: Variables,
+        directory: Path,
+        metadata: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         """Writes a self-describing model (`internvideo_jax.saved_model.save`) to `directory`.
 
         Args:
           variables: unboxed variables on the mesh. With several processes all call it.
           directory: does not exist yet.
+          metadata: further JSON-ready entries of the model's description.
         """
 
     def targets(self, frozen: PyTree, batch: Batch, key: jax.Array) -> PyTree:

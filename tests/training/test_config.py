@@ -55,6 +55,15 @@ def test_epochs_become_steps_as_upstream_counts_them():
         config(warmup_epochs=5.0).lengths(25)
 
 
+@pytest.mark.parametrize(
+    ("every", "steps", "found"),
+    [(200, 1000, 200), (200, 201, 200), (200, 200, 50), (200, 10, 3), (200, 1, 1), (2, 4, 2)],
+)
+def test_runs_of_few_steps_are_checkpointed_four_times(every, steps, found):
+    some = config(steps=steps, checkpoint={"every_steps": every})
+    assert some.checkpoint_every(some.lengths()) == found
+
+
 def test_rates_are_what_the_config_says_whatever_the_batch():
     rates = {"lr": 4e-3, "min_lr": 4e-4, "warmup_lr": 4e-5}
     for batch_size in (64, 512):

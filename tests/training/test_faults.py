@@ -100,7 +100,12 @@ def test_a_killed_worker_is_replaced_and_a_killed_run_leaves_no_process_and_no_m
 @pytest.mark.parametrize(
     ("phase", "number", "code", "told"),
     [
-        ("loading the weights", signal.SIGTERM, 42, "stopped by SIGTERM before the first step"),
+        (
+            "making the first weights",
+            signal.SIGTERM,
+            42,
+            "stopped by SIGTERM before the first step",
+        ),
         ("waiting for the first clips", signal.SIGINT, 130, "stopped by Ctrl-C before the first"),
     ],
 )

@@ -16,7 +16,7 @@ import pytest
 
 from internvideo_jax.training.checkpoints import RunCheckpointError
 from internvideo_jax.training.config import CheckpointConfig
-from internvideo_jax.training.loop import NonFiniteError, RunOutputError, train
+from internvideo_jax.training.loop import NonFiniteError, RunOutputError, final_metrics, train
 from internvideo_jax.training.metrics import read_metrics
 from tests.training import toy_stage as toy
 
@@ -107,6 +107,17 @@ def test_what_a_run_leaves(reference):
     assert not list(reference.glob(".*"))
 
 
+def test_the_last_metrics_are_those_of_the_last_step_without_times(tmp_path):
+    lines = [
+        {"step": 4, "loss": 2.0, "eval/top1": 7.0},
+        {"step": 8, "loss": 1.0, "learning_rate": 0.1, "seconds_per_step": 0.5},
+        {"step": 8, "eval/top1": 9.0, "eval/loss": None},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert final_metrics(tmp_path) == {"loss": 1.0, "eval/top1": 9.0}
+    assert final_metrics(tmp_path / "absent") == {}
+
+
 def test_a_complete_run_is_left_alone(reference, capsys):
     def no_data(step):
         raise AssertionError("nothing is left to train")
@@ -117,8 +128,8 @@ def test_a_complete_run_is_left_alone(reference, capsys):
 
 def test_a_run_that_broke_down_while_saving_its_model_saves_it_again(reference, tmp_path):
     class Breaking(toy.ToyStage):
-        def save(self, variables, directory):
-            super().save(variables, directory)
+        def save(self, variables, directory, metadata):
+            super().save(variables, directory, metadata)
             raise Stop
 
     config = toy.make_config()
@@ -147,8 +158,8 @@ def test_what_a_kill_at_the_end_left_out_is_made_by_the_next_start(reference, tm
 
 def test_a_full_disk_at_the_end_is_named_and_the_next_start_saves_the_rest(reference, tmp_path):
     class Full(toy.ToyStage):
-        def save(self, variables, directory):
-            super().save(variables, directory)
+        def save(self, variables, directory, metadata):
+            super().save(variables, directory, metadata)
             if directory.name == ".model_ema.partial":
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -93,7 +93,7 @@ class ToyStage(Stage):
         mean = 0.9 * extra["batch_stats"]["mean"] + 0.1 * x.mean()
         return loss, ({"magnitude": jnp.abs(prediction).mean()}, {"batch_stats": {"mean": mean}})
 
-    def save(self, variables, directory):
+    def save(self, variables, directory, metadata):
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(Path(directory).absolute(), variables)
 
@@ -154,8 +154,8 @@ class KilledInSave(ToyStage):
         super().__init__()
         self.name = name
 
-    def save(self, variables, directory):
-        super().save(variables, directory)
+    def save(self, variables, directory, metadata):
+        super().save(variables, directory, metadata)
         if directory.name == f".{self.name}.partial":
             os.kill(os.getpid(), signal.SIGKILL)
 

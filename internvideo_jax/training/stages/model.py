@@ -2,8 +2,9 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -102,7 +103,12 @@ class ModelStage(Stage):
         )
         return True
 
-    def save(self, variables: Variables, directory: Path) -> None:
+    def save(
+        self,
+        variables: Variables,
+        directory: Path,
+        metadata: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         modules = {a.module_cls: name for name, a in ARCHITECTURES.items()}
         saved_model.save(
             directory,
@@ -110,6 +116,7 @@ class ModelStage(Stage):
             _portable(self.module.config),
             self.preprocessing,
             variables,
+            metadata,
             classes=self.classes,
         )
 
