@@ -116,13 +116,19 @@ class Rows:
 
 
 def evaluate(
-    evaluator: Evaluator, variables: PyTree, batches: Iterable[HostBatch]
+    evaluator: Evaluator,
+    variables: PyTree,
+    batches: Iterable[HostBatch],
+    *,
+    on_failed: Callable[[Mapping[int, str]], object] = lambda errors: None,
 ) -> dict[str, float]:
     """The evaluator's metrics, the number of `clips` measured, and that of the `failed` ones.
 
-    Args and errors are those of `collect` and of `evaluator.metrics`.
+    Args and errors are those of `collect` and of `evaluator.metrics`; `on_failed` is told why clips
+    could not be read, by their index.
     """
     rows = collect(evaluator, variables, batches)
+    on_failed(rows.errors)
     counts = {"clips": rows.num_clips, "failed": len(rows.errors)}
     return evaluator.metrics(rows) | {name: float(count) for name, count in counts.items()}
 

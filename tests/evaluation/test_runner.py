@@ -67,6 +67,20 @@ def test_rows_are_what_the_forward_pass_gives_in_the_order_of_the_data_set():
     assert "video" not in rows.columns
 
 
+def test_clips_that_cannot_be_read_are_told_with_the_reasons():
+    class Counting(Sums):
+        def metrics(self, rows):
+            return {"rows": float(len(rows.columns["index"]))}
+
+    batches = batches_of(
+        4, 2, video=np.ones((4, 2)), weight=np.ones(4), valid=[True, False, True, False]
+    )
+    told = []
+    found = runner.evaluate(Counting(), {"scale": jnp.ones(())}, batches, on_failed=told.append)
+    assert found == {"rows": 2.0, "clips": 2.0, "failed": 2.0}
+    assert told == [{1: "no picture", 3: "no picture"}]
+
+
 def test_equal_evaluators_share_a_program():
     traced = []
 
