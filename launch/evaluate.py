@@ -20,7 +20,6 @@ from internvideo_jax.launch.progress import Progress
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from internvideo_jax.data.annotations.records import ClipRecord
     from internvideo_jax.data.config import DataConfig
     from internvideo_jax.data.examples import Clips
     from internvideo_jax.data.sources.clips import RecordSource
@@ -143,7 +142,7 @@ def main(argv: Sequence[str]) -> int:
         shown = [clips[index].record for index in np.unique(rows.columns["index"]).tolist()]
         print(printable(evaluator.report(rows, shown, names, output)))
         failed |= rows.errors
-        unread = [(_record(clips, index), reason) for index, reason in rows.errors.items()]
+        unread = [(clips.record(index), reason) for index, reason in rows.errors.items()]
         card = {
             "task": evaluator.task,
             "metrics": evaluator.metrics(rows),
@@ -235,17 +234,7 @@ def _measure(
 
 
 def _print_failures(clips: "Clips", errors: Mapping[int, str]) -> None:
-    inference.print_failures([(_record(clips, i).path, why) for i, why in errors.items()])
-
-
-def _record(clips: "Clips", index: int) -> "ClipRecord":
-    """What is known of a clip; its number where a damaged shard does not even say that."""
-    from internvideo_jax.data.annotations.records import ClipRecord
-
-    try:
-        return clips[index].record
-    except (ValueError, OSError):
-        return ClipRecord(id=f"clip {index}", path=f"clip {index}")
+    inference.print_failures([(clips.record(i).path, why) for i, why in errors.items()])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from internvideo_jax.saved_model import SavedModel
 
 
+# Clips that cannot be read and are named one by one; the files of results name all.
+MAX_SHOWN_FAILURES = 100
+
+
 class Loaded(NamedTuple):
     """The model of a command.
 
@@ -89,13 +93,16 @@ def announce_frames(model: "SavedModel", num_frames: int) -> None:
 
 
 def print_failures(failed: Sequence[tuple[str, str]]) -> None:
-    """Lists the paths of clips that cannot be read, and why."""
+    """Lists the paths of clips that cannot be read, and why; of many, the first."""
     if not failed:
         return
-    width = max(len(path) for path, _ in failed)
+    shown = failed[:MAX_SHOWN_FAILURES]
+    width = max(len(path) for path, _ in shown)
     print(f"{len(failed)} failed:", file=sys.stderr)
-    for path, reason in failed:
+    for path, reason in shown:
         print(printable(f"  {path:{width}}  {reason}"), file=sys.stderr)
+    if len(failed) > len(shown):
+        print(f"  and {len(failed) - len(shown)} more", file=sys.stderr)
 
 
 @contextlib.contextmanager

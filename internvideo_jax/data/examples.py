@@ -10,6 +10,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.config import DataConfig, MixtureMember
 from internvideo_jax.data.fields import make_fields
 from internvideo_jax.data.fields.field import Columns, LazyClip, UnfitClip
@@ -96,12 +97,12 @@ class Clips:
         first, end = self.bounds(self._set(index))
         return first + (index - first + distance) % (end - first)
 
-    def name(self, index: int) -> str:
-        """The clip's id, or as much as is known where it cannot even be looked up."""
+    def record(self, index: int) -> ClipRecord:
+        """What is known of a clip: its number where a damaged shard does not even say that."""
         try:
-            return self[index].record.id
+            return self[index].record
         except (ValueError, OSError):
-            return f"clip {index}"
+            return ClipRecord(id=f"clip {index}", path=f"clip {index}")
 
     def _set(self, index: int) -> int:
         return bisect.bisect_right(self._ends, index)
@@ -197,7 +198,7 @@ class TrainExamples:
             except UnfitClip:
                 raise
             except (ValueError, OSError) as error:
-                problems[self._clips.name(index)] = reason(error)
+                problems[self._clips.record(index).id] = reason(error)
                 continue
             columns |= {"index": np.array([index]), "replaced": np.array([attempt > 0])}
             return {**_with_rows(columns, self._rows), "problems": problems}

@@ -9,7 +9,7 @@ import pytest
 
 from internvideo_jax import saved_model
 from internvideo_jax.data.synthetic import scenes as synthetic
-from internvideo_jax.launch import evaluate
+from internvideo_jax.launch import evaluate, inference
 from internvideo_jax.models import VideoClassifierConfig
 from tests.small_models import CLIP_ENCODER, clip_model
 
@@ -111,12 +111,12 @@ def test_unreadable_clips_are_listed_and_never_replaced(run, videos, capsys):
     assert all(row["reason"] for row in card["failed"])
 
 
-def test_a_clip_that_cannot_be_looked_up_has_a_number():
-    class Damaged:
-        def __getitem__(self, index):
-            raise ValueError("expected an undamaged record")
-
-    assert evaluate._record(Damaged(), 7).id == "clip 7"
+def test_of_very_many_failures_the_first_are_listed(capsys):
+    inference.print_failures([(f"{i}.mp4", "broken") for i in range(103)])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "103 failed:"
+    assert lines[100] == "  99.mp4  broken"
+    assert lines[101:] == ["  and 3 more"]
 
 
 def test_nothing_readable_is_an_error(run, capsys):
