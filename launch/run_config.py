@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from internvideo_jax.data.annotations.class_counts import Label
     from internvideo_jax.data.config import DataConfig
     from internvideo_jax.training.config import TrainConfig
     from internvideo_jax.training.stage import Stage
@@ -69,7 +70,6 @@ def parse_run(config: "ConfigDict") -> Run:
             f" {', '.join(config)}; start from a file of configs/stage1"
         )
     parts = completed(config.to_dict())
-    train = from_dict(TrainConfig, parts["train"], "config.train")
     stage_config = parts["stage"]
     if (stage_config.get("model") or {}).get("num_classes", 0) is None:
         raise ValueError(
@@ -79,6 +79,12 @@ def parse_run(config: "ConfigDict") -> Run:
     # The names of the classes, not the file of them, which may have changed when a run goes on.
     named = {"classes": tuple(stage_config["classes"])} if stage_config.get("classes") else {}
     data = from_dict(DataConfig, parts["data"] | named, "config.data")
+    try:
+        train = from_dict(TrainConfig, parts["train"], "config.train")
+    except ValueError:
+        # Rates may follow the batch, which then is what is wrong.
+        _check_batch_size(parts["train"].get("batch_size"), data)
+        raise
     eval_config = parts.get("eval_data")
     eval_data = eval_config and from_dict(DataConfig, eval_config | named, "config.eval_data")
     if data.num_sample != train.num_sample:
@@ -103,6 +109,19 @@ def parse_run(config: "ConfigDict") -> Run:
         "eval_data": eval_data and to_dict(eval_data),
     }
     return Run(stage, train, data, eval_data, as_json)
+
+
+def _check_batch_size(batch_size: Any, data: "DataConfig") -> None:
+    """Raises ValueError for what is no batch of the clips, where these can be counted."""
+    from internvideo_jax.data.examples import Clips
+    from internvideo_jax.data.pipeline import check_batch_size
+
+    try:
+        count = len(Clips(data))
+    except (ValueError, OSError):
+        return
+    if type(batch_size) is int:
+        check_batch_size(batch_size, count)
 
 
 def _check_fits(stage: "Stage", data: "DataConfig", where: str) -> None:
@@ -190,6 +209,7 @@ def _classes_of_clips(data: dict[str, Any], count: int | None) -> tuple[tuple[st
       count: how many classes there must be; None for any number.
     """
     from internvideo_jax.config import from_dict
+    from internvideo_jax.data.annotations.class_counts import class_warnings, count_labels
     from internvideo_jax.data.config import DataConfig
     from internvideo_jax.data.sources.clips import RecordSource, open_source
 
@@ -198,7 +218,7 @@ def _classes_of_clips(data: dict[str, Any], count: int | None) -> tuple[tuple[st
         return (), count
     unknown = {"num_classes": None, "multi_label": False}
     from_labels = from_dict(DataConfig, data | unknown, "config.data")
-    labels: Counter[int | str | None] = Counter()
+    labels: Counter[Label] = Counter()
     for member in from_labels.members:
         source = open_source(member)
         if not isinstance(source, RecordSource):
@@ -206,8 +226,7 @@ def _classes_of_clips(data: dict[str, Any], count: int | None) -> tuple[tuple[st
                 f"{member.name}: expected a list, whose classes can be counted; name them with"
                 " --config.data.classes=FILE, or set --config.stage.model.num_classes"
             )
-        for record in source.records:
-            labels.update(record.label if isinstance(record.label, tuple) else (record.label,))
+        labels += count_labels(source.records)
     where = from_labels.name
     names = tuple(sorted(label for label in labels if isinstance(label, str)))
     numbers = [label for label in labels if isinstance(label, int)]
@@ -227,11 +246,19 @@ def _classes_of_clips(data: dict[str, Any], count: int | None) -> tuple[tuple[st
             f"{where}: expected {count} classes, as the recipe has, found {found}; for classes of"
             " your own take --config=configs/stage1/finetune.py:SIZE,custom"
         )
+    if len(labels) == 1:
+        (only,) = labels
+        raise ValueError(
+            f"{where}: expected clips of at least two classes, found {only!r} alone; add clips of"
+            " another, if only of what is not it"
+        )
     _say_classes(where, names or range(found), labels)
+    for warning in class_warnings(labels):
+        _log.warning("%s: %s", where, warning)
     return names, found
 
 
-def _say_classes(where: str, classes: Any, labels: "Counter[int | str | None]") -> None:
+def _say_classes(where: str, classes: Any, labels: "Counter[Label]") -> None:
     said = ", ".join(f"{name} ({labels[name]})" for name in classes[:_MAX_SAID])
     more = f", and {len(classes) - _MAX_SAID} more" if len(classes) > _MAX_SAID else ""
     _log.info("%d classes of %s with their clips: %s%s", len(classes), where, said, more)

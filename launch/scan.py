@@ -6,12 +6,18 @@ import functools
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from internvideo_jax.data.annotations.folders import named_videos
+from internvideo_jax.data.annotations.class_counts import Label, class_warnings, count_labels
+from internvideo_jax.data.annotations.folders import (
+    has_class_folders,
+    named_videos,
+    read_class_folders,
+)
 from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.environment import usable_cpus
 from internvideo_jax.files import write_json
@@ -36,6 +42,10 @@ Every entry of an annotation file is checked, then every clip: its frames are li
 the middle and the last one decoded, in processes that are killed when they take too long. The exit
 code is 1 if anything is wrong.
 
+A folder whose videos all lie in folders in it is read as `train` would, a folder for each class: an
+empty one is wrong. Of classes, what is hardly meant is warned of: one alone, names that look alike,
+classes of a single clip.
+
 examples:
   internvideo-jax scan train.jsonl val.jsonl --num_classes=400
   internvideo-jax scan train.csv --root=/data/k400 --separator=, --json=report.json
@@ -55,6 +65,14 @@ def main(argv: Sequence[str]) -> int:
         read = f"{path}: {len(found.records)} clips, format {found.format}"
         print(found.error or read, flush=True)
     videos = [path for path in args.inputs if not _is_annotation(path)]
+    folders = [_read_folders(path) for path in videos if _holds_classes(path)]
+    counts = {path: count_labels(found.records) for path, found in annotations.items()}
+    counts |= {folder.path: folder.counts for folder in folders if folder.problem is None}
+    warnings = [
+        f"{path}: {text}" for path, known in counts.items() for text in class_warnings(known)
+    ]
+    for line in (*map(str, folders), *(f"warning: {text}" for text in warnings)):
+        print(line, flush=True)
     clips = _Clips(annotations, named_videos(videos) if videos else [])
     number, broken, seconds_readable = _scan(clips, args)
     seconds = time.perf_counter() - started
@@ -70,6 +88,8 @@ def main(argv: Sequence[str]) -> int:
     if args.json is not None:
         report = {
             "annotations": [_annotation_report(*item) for item in annotations.items()],
+            "class_folders": [_folder_report(folder) for folder in folders],
+            "warnings": warnings,
             "clips": number,
             "readable": number - len(broken),
             "readable_seconds": round(seconds_readable, 3),
@@ -77,7 +97,8 @@ def main(argv: Sequence[str]) -> int:
             "seconds": round(seconds, 3),
         }
         write_json(args.json, report)
-    return 1 if broken or any(found.error for found in annotations.values()) else 0
+    is_wrong = any(found.error for found in annotations.values())
+    return 1 if broken or is_wrong or any(folder.problem for folder in folders) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,6 +152,32 @@ def _read(path: str, args: argparse.Namespace) -> "Annotations":
 
     options = arguments.annotation_options(args)
     return check_annotations(path, num_classes=args.num_classes, **options)
+
+
+def _holds_classes(path: str) -> bool:
+    return os.path.isdir(path) and has_class_folders(path)
+
+
+class _ClassFolders(NamedTuple):
+    """A folder that holds a folder for each class: clips of each, or why it cannot be one."""
+
+    path: str
+    counts: "Counter[Label]"
+    problem: str | None
+
+    def __str__(self) -> str:
+        if self.problem is not None:
+            return self.problem
+        fewest, most = min(self.counts.values()), max(self.counts.values())
+        classes = f"{len(self.counts)} classes, {fewest} to {most} clips"
+        return f"{self.path}: a folder for each of {classes}"
+
+
+def _read_folders(path: str) -> _ClassFolders:
+    try:
+        return _ClassFolders(path, Counter(clip.label for clip in read_class_folders(path)), None)
+    except ValueError as error:
+        return _ClassFolders(path, Counter(), str(error))
 
 
 class _Clip(NamedTuple):
@@ -220,6 +267,10 @@ def _name(record: ClipRecord) -> str:
     start = 0 if record.start is None else record.start
     end = "the end" if record.end is None else f"{record.end:g} s"
     return f"{record.path} ({start:g} s to {end})"
+
+
+def _folder_report(folder: _ClassFolders) -> dict[str, Any]:
+    return {"path": folder.path, "clips": dict(folder.counts), "problem": folder.problem}
 
 
 def _annotation_report(path: str, found: "Annotations") -> dict[str, Any]:

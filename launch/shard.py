@@ -1,4 +1,4 @@
-"""`internvideo-jax shard`: the clips of an annotation file into a few large files."""
+"""`internvideo-jax shard`: the clips of a list, or of class folders, into a few large files."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from internvideo_jax.data.annotations.records import ClipRecord
     from internvideo_jax.data.sources.shards import ShardIndex
 
-SUMMARY = "pack the clips of an annotation file into ArrayRecord shards, or check such shards"
+SUMMARY = "pack the clips of a list or of class folders into ArrayRecord shards, or check such"
 
 EPILOG = """\
 DIR gets ArrayRecord files with the clips' files as they are, their labels, captions and times, in
@@ -29,10 +29,12 @@ A clip that states times is stored with its whole file: cut long files into thei
 examples:
   internvideo-jax shard train.jsonl --output=shards/train
   internvideo-jax shard train.csv --root=/data/k400 --shard_mb=500 --output=shards/train
+  internvideo-jax shard clips/train --output=shards/train
   internvideo-jax shard --check=shards/train
 
-Train on them with --config.data.shards=shards/train instead of --config.data.annotations. In
-Python: internvideo_jax.data.sources.shard_writer.
+Train on them with --config.data.shards=shards/train instead of --config.data.annotations; where
+labels are names, as those of folders are, with a file of them in --config.data.classes. In Python:
+internvideo_jax.data.sources.shard_writer.
 """
 
 DEFAULT_SHARD_MB = 1000
@@ -54,11 +56,14 @@ def main(argv: Sequence[str]) -> int:
     if args.annotations is None or args.output is None:
         parser.error("expected ANNOTATIONS and --output=DIR, or --check=DIR")
 
-    from internvideo_jax.data.annotations.lists import read_annotations
+    from internvideo_jax.data.config import ClipSet
+    from internvideo_jax.data.sources.clips import RecordSource, open_source
     from internvideo_jax.data.sources.shard_writer import describe_broken, write_shards
 
-    options = arguments.annotation_options(args)
-    records = read_annotations(args.annotations, num_classes=args.num_classes, **options)
+    named = ClipSet(annotations=args.annotations, **arguments.annotation_options(args))
+    source = open_source(named, num_classes=args.num_classes)
+    assert isinstance(source, RecordSource)
+    records = source.records
     if args.num_shards and args.num_shards > len(records):
         print(f"{len(records)} shards: not more than there are clips", file=sys.stderr)
     num_shards = args.num_shards or _num_shards(records, args.shard_mb or DEFAULT_SHARD_MB)
@@ -81,7 +86,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = arguments.make_parser("shard", SUMMARY, EPILOG)
-    parser.add_argument("annotations", nargs="?", metavar="ANNOTATIONS", help="annotation file")
+    parser.add_argument(
+        "annotations",
+        nargs="?",
+        metavar="ANNOTATIONS|DIR",
+        help="a list, or a folder that holds a folder of videos for each class",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder")
     parser.add_argument(
         "--check", type=Path, metavar="DIR", help="read all shards here and compare checksums"

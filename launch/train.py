@@ -3,10 +3,10 @@
 import contextlib
 import functools
 import logging
+import shlex
 import signal
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from internvideo_jax.parallel import aot
 from internvideo_jax.training import process
 
 if TYPE_CHECKING:
+    from internvideo_jax.data.config import DataConfig
     from internvideo_jax.data.watchdog import BackgroundIterator
     from internvideo_jax.evaluation.runner import Evaluator
     from internvideo_jax.launch.compilation.dry_run import Report
@@ -111,7 +112,10 @@ def main(argv: Sequence[str]) -> int:
         try:
             with notice.interrupting():
                 run = parse_run(arguments.parse_config(args, leftover))
-            return 0 if train(run, workdir, notice) else arguments.EXIT_PREEMPTED
+            if not train(run, workdir, notice, name=args.config):
+                return arguments.EXIT_PREEMPTED
+            say_what_next(run, workdir)
+            return 0
         except process.Stopped:
             if notice.signal == signal.SIGINT:
                 raise
@@ -119,8 +123,14 @@ def main(argv: Sequence[str]) -> int:
             return arguments.EXIT_PREEMPTED
 
 
-def train(run: Run, workdir: Path, notice: process.Notice | None = None) -> bool:
+def train(run: Run, workdir: Path, notice: process.Notice | None = None, *, name: str = "") -> bool:
     """Trains; returns False if SIGTERM stopped it. Errors are those of `training.loop.train`.
+
+    Args:
+      run: what to train.
+      workdir: folder of the run.
+      notice: of SIGTERM and Ctrl-C.
+      name: of the config, which the trained model is saved with.
 
     Raises:
       process.Stopped: `notice` came before the loop began.
@@ -136,8 +146,10 @@ def train(run: Run, workdir: Path, notice: process.Notice | None = None) -> bool
         steps_per_epoch = pipeline.steps_per_epoch(run.data, run.train.batch_size)
         config = run.train.with_eval_every(steps_per_epoch)
         _say_held_out(run)
+        _say_epoch(run, steps_per_epoch)
         _say_rate(config, steps_per_epoch)
-        run_config = run.as_json | {"clips": pipeline.fingerprint(run.data)}
+        clips = pipeline.fingerprint(run.data)
+        run_config = run.as_json | {"clips": clips}
         evaluations = _evaluations(run, config)
 
     def batches(step: int) -> "Iterator[HostBatch]":
@@ -160,17 +172,48 @@ def train(run: Run, workdir: Path, notice: process.Notice | None = None) -> bool
         steps_per_epoch=steps_per_epoch,
         evaluations=evaluations,
         notice=notice,
+        origin={
+            "config": name,
+            "kind": run.as_json["stage"]["kind"],
+            "initial": run.as_json["stage"].get("initial"),
+            "data": {"names": [member.name for member in run.data.members], **clips},
+        },
     )
+
+
+def say_what_next(run: Run, workdir: Path) -> None:
+    """Prints where a complete run has its models, its last metrics, and what takes the models."""
+    import jax
+
+    from internvideo_jax.training import loop
+
+    if jax.process_index():
+        return
+    model = workdir / loop.MODEL
+    averaged = workdir / loop.MODEL_EMA
+    print(f"trained -> {model}" + f" and, of averaged weights, {averaged}" * averaged.exists())
+    if values := loop.final_metrics(workdir):
+        shown = (f"{name.removeprefix('eval/')} {value:.4g}" for name, value in values.items())
+        print(f"last measured: {', '.join(shown)}")
+    print("next:")
+    quoted = shlex.quote(str(model))
+    if run.stage.num_classes is None:
+        print(f"  internvideo-jax extract FILE_OR_FOLDER --model={quoted} --output=DIR")
+        return
+    print(f"  internvideo-jax predict FILE_OR_FOLDER --model={quoted}")
+    lists = "--annotations=LIST_OR_FOLDER"
+    print(f"  internvideo-jax evaluate --model={quoted} {lists} --output=DIR")
 
 
 def _say_held_out(run: Run) -> None:
     """Says how many clips of each class `validation_share` keeps from training."""
+    from internvideo_jax.data.annotations.class_counts import count_labels, named
     from internvideo_jax.data.examples import Clips
 
     if run.eval_data is None or run.eval_data.part != "validation":
         return
     held_out, kept = (
-        Counter(clips[index].record.label for index in range(len(clips)))
+        count_labels(clips[index].record for index in range(len(clips)))
         for clips in (Clips(run.eval_data), Clips(run.data))
     )
     each = [f"{label} {held_out[label]} of {held_out[label] + kept[label]}" for label in kept]
@@ -182,6 +225,25 @@ def _say_held_out(run: Run) -> None:
         ", ".join(sorted(each)[:_MAX_SAID]),
         more,
     )
+    if without := [label for label in kept if not held_out[label]]:
+        _log.warning("no clip is held out of the classes %s: add clips", named(without))
+
+
+def _say_epoch(run: Run, steps_per_epoch: int) -> None:
+    """Says so where the batches of an epoch do not make up all clips."""
+    from internvideo_jax.data.examples import Clips
+
+    count, seen = len(Clips(run.data)), steps_per_epoch * run.train.batch_size
+    # Of a mixture, passes over all clips are no unit.
+    if run.train.counts_epochs and seen < count and not run.data.mixture:
+        _log.info(
+            "an epoch is %d steps of %d clips: %d of the %d, the other %d begin the next one",
+            steps_per_epoch,
+            run.train.batch_size,
+            seen,
+            count,
+            count - seen,
+        )
 
 
 def _say_rate(config: "TrainConfig", steps_per_epoch: int) -> None:
@@ -213,6 +275,7 @@ def dry_run(run: Run, topology_name: str | None = None) -> "Report":
         steps_per_epoch = pipeline.steps_per_epoch(run.data, config.batch_size)
         config = config.with_eval_every(steps_per_epoch)
         _say_held_out(run)
+        _say_epoch(run, steps_per_epoch)
         _say_rate(config, steps_per_epoch)
     report = describe(
         run.stage,
@@ -226,8 +289,8 @@ def dry_run(run: Run, topology_name: str | None = None) -> "Report":
         checks: list[Callable[[], object]] = [run.stage.check_weights]
         if run.data.has_clips:
             fields = tuple(run.stage.example_batch(1))
-            checks.append(functools.partial(pipeline.check_readable, run.data, fields))
-            checks.append(functools.partial(_evaluations, run, config))
+            checks.append(functools.partial(_try_clips, run.data, fields, "train on"))
+            checks.append(functools.partial(_try_evaluation_clips, run, config))
         for check in checks:
             try:
                 check()
@@ -236,24 +299,73 @@ def dry_run(run: Run, topology_name: str | None = None) -> "Report":
     return report
 
 
-def _evaluations(run: Run, config: "TrainConfig") -> "dict[str, Evaluation]":
-    import jax
+def _try_evaluation_clips(run: Run, config: "TrainConfig") -> None:
+    if evaluators := _evaluators(run, config):
+        assert run.eval_data is not None
+        fields = dict.fromkeys(name for e in evaluators.values() for name in e.fields)
+        _try_clips(run.eval_data, tuple(fields), "evaluate on")
 
-    from internvideo_jax.data import pipeline
-    from internvideo_jax.evaluation import runner
 
-    data = run.eval_data
-    if data is None or not data.has_clips or config.eval_every is None:
+def _try_clips(data: "DataConfig", fields: Sequence[str], purpose: str) -> None:
+    """Names those of some clips that cannot be read.
+
+    Raises:
+      ValueError: none of them can.
+    """
+    from internvideo_jax.data.trial import try_clips
+
+    trial = try_clips(data, fields)
+    _log.info(
+        "read %d of the %d clips to %s: %d cannot be read",
+        trial.tried,
+        trial.total,
+        purpose,
+        len(trial.unreadable),
+    )
+    _name_unreadable("cannot be read", trial.unreadable)
+
+
+def _evaluators(run: Run, config: "TrainConfig") -> Mapping[str, "Evaluator"]:
+    """What is evaluated during the run, by name.
+
+    Raises:
+      ValueError: there are clips to evaluate on for a stage without evaluation.
+    """
+    if run.eval_data is None or not run.eval_data.has_clips or config.eval_every is None:
         return {}
     evaluators = run.stage.evaluators()
     if not evaluators:
         raise ValueError(
             "expected no eval_data for a stage without evaluation; unset config.train.eval_every"
         )
+    return evaluators
 
+
+def _evaluations(run: Run, config: "TrainConfig") -> "dict[str, Evaluation]":
+    import jax
+
+    from internvideo_jax.data import pipeline
+    from internvideo_jax.data.examples import Clips
+    from internvideo_jax.data.trial import check_readable
+    from internvideo_jax.evaluation import runner
+
+    evaluators = _evaluators(run, config)
+    if not evaluators:
+        return {}
+    data = run.eval_data
+    assert data is not None
     for evaluator in evaluators.values():
         # Not only after hours of training.
-        pipeline.check_readable(data, evaluator.fields)
+        check_readable(data, evaluator.fields)
+    clips = Clips(data)
+    known: set[int] = set()
+
+    def name_failed(errors: Mapping[int, str]) -> None:
+        """Names clips that could not be read, each once in a run."""
+        new = {clips.record(index).path: errors[index] for index in errors.keys() - known}
+        known.update(errors)
+        if jax.process_index() == 0:
+            _name_unreadable("left out of the evaluation", new)
 
     def evaluate(
         evaluator: "Evaluator", variables: "Variables", say: Callable[[str], None]
@@ -265,9 +377,20 @@ def _evaluations(run: Run, config: "TrainConfig") -> "dict[str, Evaluation]":
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        return runner.evaluate(evaluator, variables, _counted(batches, say))
+        counted = _counted(batches, say)
+        return runner.evaluate(evaluator, variables, counted, on_failed=name_failed)
 
     return {name: functools.partial(evaluate, evaluator) for name, evaluator in evaluators.items()}
+
+
+def _name_unreadable(what: str, reasons: Mapping[str, str]) -> None:
+    """Warns of clips, the first of many, with the reasons by their paths."""
+    for path, reason in list(reasons.items())[:_MAX_SAID]:
+        _log.warning("%s: %s: %s", what, path, reason)
+    if len(reasons) > _MAX_SAID:
+        _log.warning(
+            "%s: %d more; `internvideo-jax scan` names all", what, len(reasons) - _MAX_SAID
+        )
 
 
 def _counted(

@@ -22,12 +22,10 @@ from absl import flags
 
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.examples import (
-    MAX_TRIES,
     Clips,
     EvalExamples,
     Example,
     TrainExamples,
-    broken_clips,
     join_rows,
 )
 from internvideo_jax.data.sources.source import ClipSource
@@ -281,19 +279,28 @@ def steps_per_epoch(config: DataConfig, batch_size: int) -> int:
     """Whole batches of `batch_size` clips in one pass over them, at least 1.
 
     Raises:
-      ValueError: the config's clips cannot be used, or are far fewer than a batch has.
+      ValueError: the config's clips cannot be used, or as `check_batch_size`.
     """
     count = len(Clips(config))
-    if batch_size > _MAX_REPEATS * count:
-        raise ValueError(
-            f"batch_size: expected at most {_MAX_REPEATS} times the {count} clips of the data,"
-            f" found {batch_size}; set a smaller one (--config.train.batch_size)"
-        )
+    check_batch_size(batch_size, count)
     if count < batch_size:
         _log.warning(
             "fewer clips (%d) than in a batch (%d): it has some more than once", count, batch_size
         )
     return max(1, count // batch_size)
+
+
+def check_batch_size(batch_size: int, count: int) -> None:
+    """Checks that batches of `batch_size` can be made of `count` clips.
+
+    Raises:
+      ValueError: it is below 1, or far more than they are.
+    """
+    if not 1 <= batch_size <= _MAX_REPEATS * count:
+        raise ValueError(
+            f"batch_size: expected 1 to {_MAX_REPEATS * count}, {_MAX_REPEATS} times the {count}"
+            f" clips of the data, found {batch_size}; set another (--config.train.batch_size)"
+        )
 
 
 def fingerprint(config: DataConfig) -> dict[str, Any]:
@@ -304,24 +311,6 @@ def fingerprint(config: DataConfig) -> dict[str, Any]:
     """
     clips = Clips(config)
     return {"number": len(clips), "sha256": clips.fingerprint()}
-
-
-def check_readable(config: DataConfig, fields: Sequence[str]) -> None:
-    """Looks for a clip that can be read, so that a wrong path shows before it is needed.
-
-    Raises:
-      ValueError: the config's clips cannot be used.
-      BrokenClips: none of the first few can be read.
-    """
-    clips = Clips(config)
-    examples = EvalExamples(clips, config, fields)
-    reasons = {}
-    for index in range(min(len(clips), MAX_TRIES)):
-        error = str(examples(index)["error"][0])
-        if not error:
-            return
-        reasons[clips.name(index)] = error
-    raise broken_clips(reasons)
 
 
 class _Joined(Iterator[tuple[Batch, dict[str, str]]]):

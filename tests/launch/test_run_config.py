@@ -58,6 +58,13 @@ def test_classes_are_the_names_in_the_list(tmp_path, caplog):
     assert made.as_json["stage"]["classes"] == ["jump", "run", "walk"]
 
 
+def test_classes_that_are_hardly_meant_are_named(tmp_path, caplog):
+    path = write(tmp_path / "a.jsonl", "Dog", "dog", "dog", "cat", "cat")
+    run(f"data.annotations={path}")
+    assert f"{path}: names of different classes look alike: 'Dog', 'dog'" in caplog.text
+    assert f"{path}: classes of a single clip" in caplog.text
+
+
 def test_a_csv_with_names_is_a_list(tmp_path):
     path = tmp_path / "train.csv"
     path.write_text("a.mp4,walk\nb.mp4,run a lap\n")
@@ -112,6 +119,8 @@ def test_a_class_that_training_never_saw_is_named_with_its_line(tmp_path):
     [
         ((0, None), "expected a label for every clip, found 1 clips without"),
         ((None,), "expected a label for every clip"),
+        (("walk", "walk"), "at least two classes, found 'walk' alone"),
+        ((3, 3), "at least two classes, found 3 alone"),
     ],
 )
 def test_classes_that_cannot_be_told(tmp_path, given, message):

@@ -121,3 +121,31 @@ def test_a_wrong_root_lists_some_clips_only(run, tmp_path):
     assert out.count("found No such file") == scan.MAX_SHOWN_CLIPS
     assert "  and 7 more; --json=FILE lists them all\n" in out
     assert len(report["unreadable"]) == count
+
+
+def make_clips(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        synthetic.write_video(folder / name, np.full((4, 32, 32, 3), 90, np.uint8))
+
+
+def test_class_folders_are_checked_as_for_training(run, tmp_path):
+    make_clips(tmp_path, "x/Dog/1.mp4", "x/Dog/2.mp4", "x/dog/1.mp4", "x/cat/1.mp4", "x/cat/2.mp4")
+    code, out, report = run(tmp_path / "x")
+    assert code == 0
+    assert f"{tmp_path}/x: a folder for each of 3 classes, 1 to 2 clips\n" in out
+    assert "warning: " in out
+    assert ["'Dog', 'dog'" in text for text in report["warnings"]] == [True, False]
+    assert "a single clip" in report["warnings"][1]
+    assert report["class_folders"][0]["clips"] == {"Dog": 2, "dog": 1, "cat": 2}
+    (tmp_path / "x" / "empty").mkdir()
+    code, out, report = run(tmp_path / "x")
+    assert code == 1
+    assert "found none in 'empty'; remove the folder" in out
+    assert report["readable"] == 5
+
+
+def test_labels_of_lists_are_looked_at(run, world):
+    _, out, report = run(world / "notes.txt")
+    assert "classes of a single clip cannot be both trained and evaluated on: 0, 1" in out
+    assert len(report["warnings"]) == 1

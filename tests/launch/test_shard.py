@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -37,6 +38,21 @@ def test_clips_are_packed_and_checked(tmp_path, clips, capsys):
     (out / "clips-00001-of-00002.array_record").unlink()
     assert shard.main([f"--check={out}"]) == 2
     assert "clips-00001-of-00002.array_record: No such file" in capsys.readouterr().err
+
+
+def test_class_folders_are_packed_as_lists_are(tmp_path, clips, capsys):
+    for number, name in enumerate(("left", "up")):
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        shutil.copy(clips / f"{number}.mp4", tmp_path / "clips" / name)
+    out = tmp_path / "shards"
+    assert shard.main([str(tmp_path / "clips"), f"--output={out}"]) == 0
+    records = [ShardSource(out)[i].record for i in range(2)]
+    assert [(record.id, record.label) for record in records] == [
+        ("left/0.mp4", "left"),
+        ("up/1.mp4", "up"),
+    ]
+    assert shard.main([str(tmp_path / "clips"), f"--output={out}2", "--num_classes=1"]) == 2
+    assert "folders for at most 1 classes, found 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("megabytes", "expected"), [(1, 3), (2, 2), (1000, 1)])

@@ -2,9 +2,12 @@ import argparse
 import dataclasses
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -256,10 +259,11 @@ def test_a_run_on_video_files_and_the_same_on_eight_devices(config_file, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--config.train.batch_size=0"], "1 to 96, 8 times the 12 clips of the data, found 0"),
         (["--config.stage.starts_from=b14"], "starts from b14"),
         (["--config.stage.initial=absent"], "absent is not a saved model"),
         (["--config.stage.initial={other}"], "params/encoder/pos_embed: expected shape"),
-        (["--config.train.batch_size=97"], "expected at most 8 times the 12 clips"),
+        (["--config.train.batch_size=97"], "expected 1 to 96, 8 times the 12 clips"),
         (["--config.train.optimizer.lr=781"], "lr: expected a number above 0 and at most 1"),
         (["--config.data.root=absent"], "expected clips that can be read"),
         (["--config.eval_data.root=absent"], "expected clips that can be read"),
@@ -282,7 +286,7 @@ def test_what_cannot_fit_into_memory_is_refused_after_the_summary(config_file, c
 def test_training_refuses_a_batch_far_larger_than_the_data(config_file, clips, tmp_path, capsys):
     options = [f"--config={config_file}:{clips}", "--config.train.batch_size=20000"]
     assert train.main([*options, f"--workdir={tmp_path / 'run'}"]) == 2
-    assert "12 clips of the data, found 20000; set a smaller one" in capsys.readouterr().err
+    assert "12 clips of the data, found 20000; set another" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -310,3 +314,89 @@ def clips(tmp_path_factory):
     stage = ClassifyStage(ClassifyConfig(VideoClassifierConfig(encoder, 4)))
     stage.save(noise(stage.init, 0), folder / "other")
     return write_clips(folder)
+
+
+CUSTOM = "--config=configs/stage1/finetune.py:tiny,custom"
+
+
+@pytest.mark.parametrize("batch_size", [0, 100000])
+def test_a_batch_is_checked_before_the_rate_that_follows_it(clips, capsys, batch_size):
+    options = [CUSTOM, "--dry_run", f"--config.data.annotations={clips}"]
+    assert train.main([*options, f"--config.train.batch_size={batch_size}"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "expected 1 to 96" in error
+    assert f"12 clips of the data, found {batch_size}" in error
+
+
+def test_clips_that_an_epoch_leaves_to_the_next_are_said(clips, capsys):
+    options = [CUSTOM, "--dry_run", f"--config.data.annotations={clips}"]
+    assert train.main([*options, "--config.train.batch_size=5"]) == 0
+    said = capsys.readouterr().err
+    assert "an epoch is 2 steps of 5 clips: 10 of the 12, the other 2 begin the next one\n" in said
+    assert train.main([*options, "--config.train.batch_size=6"]) == 0
+    assert "an epoch" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def damaged(clips, tmp_path):
+    """The clips, one of which is broken and one of which is not there."""
+    shutil.copytree(clips.parent, tmp_path / "damaged")
+    (tmp_path / "damaged" / "3.mp4").write_text("no video")
+    (tmp_path / "damaged" / "8.mp4").unlink()
+    return tmp_path / "damaged" / clips.name
+
+
+def test_a_dry_run_names_clips_that_cannot_be_read(config_file, damaged, capsys):
+    assert train.main([f"--config={config_file}:{damaged}", "--dry_run"]) == 0
+    said = capsys.readouterr().err
+    for purpose in ("train", "evaluate"):
+        assert f"read 12 of the 12 clips to {purpose} on: 2 cannot be read\n" in said
+    assert said.count(f"warning: cannot be read: {damaged.parent / '8.mp4'}: ") == 2
+    assert said.count("3.mp4: expected a video file") == 2
+
+
+@pytest.mark.slow
+def test_a_run_says_what_became_of_its_clips_and_where_the_model_lies(
+    config_file, damaged, tmp_path, capsys
+):
+    workdir = tmp_path / "a run"
+    options = ["--config.train.eval_every=2", "--config.train.checkpoint.every_steps=200"]
+    assert train.main([f"--config={config_file}:{damaged}", f"--workdir={workdir}", *options]) == 0
+    out, said = capsys.readouterr()
+    # Evaluated twice, named once.
+    assert said.count("clips 10, failed 2") == 2
+    assert said.count(f"warning: left out of the evaluation: {damaged.parent / '3.mp4'}: ") == 1
+    assert said.count(f"warning: left out of the evaluation: {damaged.parent / '8.mp4'}: ") == 1
+    # As many checkpoints as a run deserves that is shorter than from one to the next.
+    assert "a checkpoint every 1 steps" in said
+    steps = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert steps == {"2", "3", "4"}
+
+    from internvideo_jax import __version__, saved_model
+
+    training = saved_model.read_description(workdir / "model")["training"]
+    assert training["config"] == f"{config_file}:{damaged}"
+    assert (training["kind"], training["steps"], training["initial"]) == ("classify", 4, None)
+    assert training["data"]["names"] == [str(damaged)]
+    assert training["data"]["number"] == 12
+    assert len(training["data"]["sha256"]) == 64
+    assert training["internvideo_jax"] == __version__
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", training["date"])
+    last = read_metrics(workdir / "metrics.jsonl")
+    assert training["metrics"]["loss"] == last[-2]["loss"]
+    assert training["metrics"]["eval/top1"] == last[-1]["eval/top1"]
+    assert not {"step", "learning_rate", "seconds_per_step"} & training["metrics"].keys()
+
+    lines = out.splitlines()
+    assert lines[0] == f"trained -> {workdir}/model"
+    assert f", top1 {last[-1]['eval/top1']:.4g}" in lines[1]
+    assert f"  internvideo-jax predict FILE_OR_FOLDER --model='{workdir}/model'" in lines
+    assert any(line.startswith("  internvideo-jax evaluate --model=") for line in lines)
+
+
+def test_of_a_stage_without_classes_features_come_next(tmp_path, capsys):
+    stage = SimpleNamespace(num_classes=None)
+    train.say_what_next(SimpleNamespace(stage=stage), tmp_path)
+    out = capsys.readouterr().out
+    assert f"  internvideo-jax extract FILE_OR_FOLDER --model={tmp_path}/model --output=DIR" in out
+    assert "predict" not in out

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from internvideo_jax.data.annotations.records import is_class_name
 from internvideo_jax.data.decode.paths import VIDEO_EXTENSIONS, is_hidden
 
 
@@ -62,6 +63,19 @@ def named_videos(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     return list(videos)
 
 
+def has_class_folders(folder: str | os.PathLike[str]) -> bool:
+    """Whether all videos of a folder lie in folders in it, which then may stand for classes.
+
+    Raises:
+      ValueError: a folder that cannot be read.
+    """
+    entries = _entries(os.path.abspath(folder))
+    folders = [entry for entry in entries if _is_folder(entry)]
+    if any(_is_video(entry.name) for entry in entries if entry not in folders):
+        return False
+    return any(find_videos(entry.path) for entry in folders)
+
+
 def read_class_folders(folder: str | os.PathLike[str]) -> list[ClassClip]:
     """The videos of a folder that holds one folder for each class, named for it.
 
@@ -73,7 +87,7 @@ def read_class_folders(folder: str | os.PathLike[str]) -> list[ClassClip]:
 
     Raises:
       ValueError: no folders, videos beside them, one without videos, one that cannot be read, or
-        with a name that is no Unicode text.
+        with a name that cannot stand for a class (`records.is_class_name`).
     """
     folder = os.path.abspath(folder)
     entries = _entries(folder)
@@ -86,7 +100,7 @@ def read_class_folders(folder: str | os.PathLike[str]) -> list[ClassClip]:
         raise ValueError(f"{expected}, found {stray[0]!r} beside them; move it into one")
     clips: list[ClassClip] = []
     for entry in classes:
-        if not entry.name.isprintable():
+        if not (entry.name.isprintable() and is_class_name(entry.name)):
             raise ValueError(f"{expected}, found the name {entry.name!r}; rename it")
         videos = find_videos(entry.path)
         if not videos:

@@ -42,7 +42,7 @@ def open_source(
     """
     if clips.annotations is not None:
         if os.path.isdir(clips.annotations):
-            return RecordSource(_read_folders(clips.annotations, classes))
+            return RecordSource(_read_folders(clips.annotations, num_classes, classes))
         return RecordSource(_read_annotations(clips, num_classes, classes))
     if clips.shards is not None:
         return ShardSource(clips.shards)
@@ -58,12 +58,19 @@ def annotation_root(clips: ClipSet) -> str:
     return os.path.abspath(clips.root or os.path.dirname(path))
 
 
-def _read_folders(folder: str, classes: Sequence[str] | None) -> Sequence[ClipRecord]:
+def _read_folders(
+    folder: str, num_classes: int | None, classes: Sequence[str] | None
+) -> Sequence[ClipRecord]:
     """The records of a folder that holds a folder for each class."""
     root = os.path.abspath(folder)
     clips = read_class_folders(root)
-    known = frozenset(classes or ())
-    strange = sorted({clip.label for clip in clips} - known) if classes is not None else []
+    found, known = {clip.label for clip in clips}, frozenset(classes or ())
+    if num_classes is not None and len(found) > num_classes:
+        raise ValueError(
+            f"{folder}: expected folders for at most {num_classes} classes, found {len(found)};"
+            " remove some, or correct the number"
+        )
+    strange = sorted(found - known) if classes is not None else []
     if strange:
         raise ValueError(
             f"{folder}: expected folders named for the {len(known)} classes, found"

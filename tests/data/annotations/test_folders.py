@@ -4,7 +4,12 @@ import os
 
 import pytest
 
-from internvideo_jax.data.annotations.folders import find_videos, named_videos, read_class_folders
+from internvideo_jax.data.annotations.folders import (
+    find_videos,
+    has_class_folders,
+    named_videos,
+    read_class_folders,
+)
 
 
 def make(folder, *names):
@@ -107,6 +112,7 @@ def test_a_folder_for_each_class(tmp_path):
         (["x/a.mp4", "b.mp4"], "found 'b.mp4' beside them"),
         (["x/a.mp4", "y/notes.txt"], "found none in 'y'"),
         (["x\n/a.mp4"], r"found the name 'x\\n'"),
+        (["x /a.mp4"], "found the name 'x '"),
         ([b"x\xff/a.mp4".decode(errors="surrogateescape")], "found the name"),
     ],
 )
@@ -114,3 +120,9 @@ def test_folders_that_are_no_classes_are_refused(tmp_path, names, found):
     make(tmp_path, *names)
     with pytest.raises(ValueError, match=f"expected one folder of videos for each class, {found}"):
         read_class_folders(tmp_path)
+
+
+def test_folders_stand_for_classes_where_all_videos_lie_in_them(tmp_path):
+    make(tmp_path, "a/x/1.mp4", "a/notes.txt", "b/x/1.mp4", "b/2.mp4", "c/notes/1.txt")
+    found = {name: has_class_folders(tmp_path / name) for name in "abc"}
+    assert found == {"a": True, "b": False, "c": False}

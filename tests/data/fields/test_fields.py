@@ -15,10 +15,11 @@ from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.config import DataConfig, MixtureMember
 from internvideo_jax.data.decode.audio import read_audio
 from internvideo_jax.data.examples import BrokenClips
-from internvideo_jax.data.pipeline import check_readable, eval_batches, train_batches
+from internvideo_jax.data.pipeline import eval_batches, train_batches
 from internvideo_jax.data.sources.clips import RecordSource
 from internvideo_jax.data.synthetic.scenes import Scene, render, soundtrack, write_video
 from internvideo_jax.data.transforms.filterbank import audio_input
+from internvideo_jax.data.trial import check_readable
 from internvideo_jax.preprocessing import AudioPreprocessing
 
 NUM_CLIPS, FPS = 5, 10
