@@ -63,6 +63,39 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
+def nearest_fields(name: str, names: Iterable[str]) -> list[str]:
+    """The dotted names of fields that a wrong one may mean, the likeliest first; at most three.
+
+    A field may be sought in the wrong part, so that the last parts of names count first: how alike
+    they are, an abbreviation by its initials as much as the same word (`lr`, `learning_rate`).
+    """
+    likeness = {
+        other: (_likeness(_last(name), _last(other)), _ratio(name, other)) for other in names
+    }
+    best = max((leaf for leaf, _ in likeness.values()), default=0.0)
+    likely = [other for other, (leaf, _) in likeness.items() if leaf >= max(0.6, best - 0.2)]
+    return sorted(likely, key=likeness.__getitem__, reverse=True)[:3]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _likeness(one: str, other: str) -> float:
+    if one in (other, _initials(other)) or _initials(one) == other:
+        return 1.0
+    return _ratio(one, other)
+
+
+def _initials(name: str) -> str:
+    words = [word for word in name.split("_") if word]
+    return "".join(word[0] for word in words) if len(words) > 1 else name
+
+
+def _ratio(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
 def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str = "config") -> T:
     """Builds a dataclass, nested ones included, and checks names and types on the way.
 

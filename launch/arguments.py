@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from internvideo_jax.config import nearest_name
+from internvideo_jax.config import nearest_fields, nearest_name
 from internvideo_jax.environment import is_debugging, missing_devices, printable
 from internvideo_jax.parallel import aot
 
@@ -286,7 +286,9 @@ def parse_config(args: Namespace, leftover: Sequence[str]) -> "ConfigDict":
         if field == name:
             raise UsageError(f"unknown argument {argument!r}; --help lists the known ones")
         if field not in names:
-            raise UsageError(f"{name}: {path} has no such field{nearest_name(field, names)}")
+            likely = " or ".join(f"--config.{other}" for other in nearest_fields(field, names))
+            suggestion = f"; did you mean {likely}?" if likely else ""
+            raise UsageError(f"{name}: {path} has no such field{suggestion}")
         if not equals:
             raise UsageError(f"{name}: expected {name}=VALUE")
         values, argv = flags.FlagValues(), ["internvideo-jax", argument]

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from internvideo_jax.config import CheckedConfig, Range, from_dict, nearest_name, to_dict
+from internvideo_jax.config import (
+    CheckedConfig,
+    Range,
+    from_dict,
+    nearest_fields,
+    nearest_name,
+    to_dict,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,3 +170,32 @@ def test_nearest_name_is_silent_when_nothing_is_near():
 def test_to_dict_takes_instances_only():
     with pytest.raises(TypeError, match="expected an instance of a dataclass"):
         to_dict(Inner)
+
+
+FIELDS = (
+    *("stage.model.num_classes", "data.num_classes", "data.validation_share", "train.epochs"),
+    *("train.batch_size", "train.steps", "train.warmup_steps", "train.log_every"),
+    *("train.optimizer", "train.optimizer.lr", "train.optimizer.min_lr"),
+    *("train.optimizer.weight_decay", "train.optimizer.layer_decay"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("train.lr", ["train.optimizer.lr"]),
+        ("optimizer.learning_rate", ["train.optimizer.lr"]),
+        ("train.wd", ["train.optimizer.weight_decay"]),
+        ("batch_sise", ["train.batch_size"]),
+        ("train.num_epochs", ["train.epochs"]),
+        ("model.num_classes", ["stage.model.num_classes", "data.num_classes"]),
+        ("data.nothing_like_it", []),
+    ],
+)
+def test_the_nearest_fields_are_found_whatever_part_they_are_sought_in(name, nearest):
+    assert nearest_fields(name, FIELDS) == nearest
+
+
+def test_three_fields_are_suggested_at_most():
+    assert len(nearest_fields("lr", [f"{part}.lr" for part in "abcde"])) == 3
+    assert nearest_fields("lr", []) == []

@@ -70,8 +70,13 @@ def test_overrides_take_the_type_of_their_field(config_file):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--config.widht=9"], "--config.widht: {file} has no such field; did you mean 'width'?"),
-        (["--config.model.dept=9"], "no such field; did you mean 'model.depth'?"),
+        (
+            ["--config.widht=9"],
+            "--config.widht: {file} has no such field; did you mean --config.width?",
+        ),
+        (["--config.model.dept=9"], "no such field; did you mean --config.model.depth?"),
+        (["--config.depth=9"], "no such field; did you mean --config.model.depth?"),
+        (["--config.zzz=9"], "--config.zzz: {file} has no such field"),
         (["--config.width"], "expected --config.width=VALUE"),
         (["--config.width=nine"], "--config.width: expected int, found 'nine'"),
         (["--config.rate=1", "--config.scale=a=b"], "--config.scale: expected float, found 'a=b'"),
