@@ -9,6 +9,10 @@ from internvideo_jax.convert.engine.transforms import Shape
 _NUMBER = r"(\d{1,6})"
 
 
+class MisshapenTensorError(ValueError):
+    """A tensor that sizes cannot be read from; no option makes up for it."""
+
+
 def sized(shapes: Mapping[str, Shape], key: str, *axes: int) -> Shape:
     """Shape of a tensor that sizes are read from.
 
@@ -19,17 +23,19 @@ def sized(shapes: Mapping[str, Shape], key: str, *axes: int) -> Shape:
 
     Raises:
       KeyError: there is no such tensor.
-      ValueError: it has another number of axes, or is empty.
+      MisshapenTensorError: it has another number of axes, or is empty.
     """
     shape = shapes[key]
     if 0 in shape:
-        raise ValueError(
+        raise MisshapenTensorError(
             f"expected numbers in {key}, found an empty tensor of shape {list(shape)}; save the"
             " checkpoint again with all of its parameters"
         )
     if not shape or (axes and len(shape) not in axes):
         wanted = " or ".join(map(str, axes)) or "1 or more"
-        raise ValueError(f"expected {key} to have {wanted} axes, found the shape {list(shape)}")
+        raise MisshapenTensorError(
+            f"expected {key} to have {wanted} axes, found the shape {list(shape)}"
+        )
     return shape
 
 

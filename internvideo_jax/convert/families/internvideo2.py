@@ -23,7 +23,7 @@ from internvideo_jax.convert.engine.rules import (
     norm,
     rule,
 )
-from internvideo_jax.convert.engine.shapes import count_layers, sized
+from internvideo_jax.convert.engine.shapes import MisshapenTensorError, count_layers, sized
 from internvideo_jax.convert.engine.transforms import LINEAR, LINEAR_FROM_HEADS, RESHAPE, Shape
 from internvideo_jax.convert.families import video_vit
 from internvideo_jax.convert.families.internvideo2_recipes import RECIPES
@@ -328,6 +328,8 @@ def infer(
     problems = []
     try:
         options = _shown(kind, shapes, given, stored)
+    except MisshapenTensorError:
+        raise
     except ValueError as error:
         problems.append(str(error))
     expect_heads(heads, width, video_vit.HEADS, {**stored, **given}, problems)

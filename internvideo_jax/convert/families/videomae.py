@@ -10,7 +10,7 @@ from typing import Any
 from internvideo_jax.convert.engine.family import Shapes
 from internvideo_jax.convert.engine.options import Options, expect_heads
 from internvideo_jax.convert.engine.rules import Ignore, Table, nested, norm, rule
-from internvideo_jax.convert.engine.shapes import sized
+from internvideo_jax.convert.engine.shapes import MisshapenTensorError, sized
 from internvideo_jax.convert.engine.transforms import JOIN_QV_BIAS
 from internvideo_jax.convert.engine.verify import Arrays, Recipe, Reference
 from internvideo_jax.convert.families import video_vit
@@ -104,6 +104,8 @@ def _infer(
             t, side, _ = video_vit.table_grid(rows, 0, options, "all_frames", given, stored)
             options["all_frames"] = t * options["tubelet_size"]
             options["img_size"] = side * options["patch_size"]
+        except MisshapenTensorError:
+            raise
         except ValueError as error:
             problems.append(str(error))
     heads = {"num_heads": video_vit.HEADS.get(options["embed_dim"])}

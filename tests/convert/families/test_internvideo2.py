@@ -145,6 +145,12 @@ def test_shapes_are_looked_at_before_sizes_are_read_from_them(key, shape, shapes
         infer(shapes_of(internvideo2_s14()) | {key: shape})
 
 
+def test_a_tensor_that_no_option_mends_is_named_alone(configs, shapes_of, infer):
+    with pytest.raises(ValueError, match=r"empty tensor of shape \[1, 0, 8\]") as caught:
+        infer(shapes_of(configs["encoder"]) | {"pos_embed": (1, 0, 8)})
+    assert "--option" not in str(caught.value)
+
+
 def test_a_number_far_beyond_the_layers_is_no_layer(shapes_of, infer):
     shapes = shapes_of(internvideo2_s14())
     for number in ("200000000", "999999", "9" * 5000):
