@@ -5,8 +5,10 @@ Source: the data sets of upstream's `InternVideo2/single_modality/datasets` (`cs
 """
 
 import csv
+import difflib
 import functools
 import itertools
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +30,8 @@ from internvideo_jax.data.decode.paths import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
 
 Format = Literal["jsonl", "csv", "interval", "frames", "pretrain", "json"]
 FORMATS: tuple[Format, ...] = ("jsonl", "csv", "interval", "frames", "pretrain", "json")
+
+_log = logging.getLogger(__name__)
 
 FRAME_PATTERN = "img_{:05}.jpg"
 
@@ -76,7 +80,8 @@ class Layout(NamedTuple):
       format: one of `FORMATS`.
       separator: between the columns of text formats; else None.
       frame_pattern: names of the images, for `frames`.
-      header: fields of `Entry` in the columns of a `csv` whose first line names them; else None.
+      header: keys of jsonl that the columns of a `csv` stand for whose first line names them, ""
+        for those that are not read; else None.
       has_names: whether labels are names of classes, not their numbers.
     """
 
@@ -152,8 +157,11 @@ def tell_layout(
         layout = Layout(*_tell_format(path, format, separator, numbered), frame_pattern)
         _refuse_other_header(layout, lines)
     else:
-        layout = Layout("csv", header[0], frame_pattern, header[1])
+        mark, fields, unread = header
+        layout = Layout("csv", mark, frame_pattern, fields)
         del lines[0]
+        if unread:
+            _say_unread(path, unread)
     if layout.format == "json":
         return layout
     parse = _line_parser(layout)
@@ -167,31 +175,54 @@ def is_name(label: Labels) -> bool:
     return isinstance(label[0] if isinstance(label, tuple) and label else label, str)
 
 
-def _find_header(lines: Sequence[str], separator: str | None) -> tuple[str, tuple[str, ...]] | None:
-    """The separator and the fields of `Entry` of a first line that names the columns of a csv.
+def _find_header(
+    lines: Sequence[str], separator: str | None
+) -> tuple[str, tuple[str, ...], tuple[str, ...]] | None:
+    """What a first line says that names the columns of a csv.
+
+    Returns:
+      The separator, the keys of jsonl that the columns stand for, "" for those that are not read,
+      and the names of these. None if the line is none of that kind.
 
     Raises:
-      EntryError: some of the names are not known.
+      EntryError: some of the names may mean what others are read as.
     """
     if not lines:
         return None
 
-    def known(mark: str) -> list[str | None]:
-        return [_FIELDS.get(name.lower()) for name in _columns(lines[0], mark)]
+    def known(mark: str) -> list[str]:
+        return [_FIELDS.get(name.lower(), "") for name in _columns(lines[0], mark)]
 
     marks = [separator] if separator else SEPARATORS
-    mark = max(marks, key=lambda m: sum(1 if field else -1 for field in known(m)))
+    mark = max(marks, key=lambda m: sum(map(bool, known(m))))
     names, fields = _columns(lines[0], mark), known(mark)
     is_data = any(_is_number(name) or _is_media(name) for name in names)
     if is_data or len(names) < 2 or not {"video", "label"} & set(fields):
         return None
     expected = f"a header with columns of {', '.join(_FIELDS)}, one of them the path"
-    unknown = [name for name, field in zip(names, fields, strict=True) if field is None]
-    if unknown:
-        raise EntryError(expected, f"{quote(unknown[0])}; rename or remove that column")
-    if len(set(fields)) < len(fields) or "video" not in fields:
+    others = [name for name, field in zip(names, fields, strict=True) if not field]
+    read = [field for field in fields if field]
+    unclear = others if len(read) < 2 else list(filter(_is_unclear, others))
+    if unclear:
+        raise EntryError(expected, f"{quote(unclear[0])}; rename or remove that column")
+    if len(set(read)) < len(read) or "video" not in read:
         raise EntryError(f"{expected}, each thing once", quote(lines[0]))
-    return mark, tuple(map(str, fields))
+    return mark, tuple(fields), tuple(others)
+
+
+def _is_unclear(name: str) -> bool:
+    """Whether a column may mean what others are read as: a word of its name is (nearly) theirs."""
+    words = {word for field in _FIELDS for word in field.split("_")}
+    return any(
+        difflib.get_close_matches(word, words, n=1, cutoff=0.75)
+        for word in re.split(r"[\W\d_]+", name.lower())
+    )
+
+
+@functools.lru_cache
+def _say_unread(path: str, names: tuple[str, ...]) -> None:
+    """Says once which columns of a file do not count."""
+    _log.warning("%s: columns that are not read: %s; all lines are", path, ", ".join(names))
 
 
 def _refuse_other_header(layout: Layout, lines: Sequence[str]) -> None:
@@ -304,8 +335,9 @@ def splitter(separator: str) -> Callable[[str], list[str]]:
 
 
 def _headed_entry(header: Sequence[str], columns: Sequence[str]) -> Entry:
-    values = zip(header, _exactly(columns, len(header), ", ".join(header)), strict=True)
-    stated = {field: value for field, value in values if value}
+    names = ", ".join(field or "..." for field in header)
+    values = zip(header, _exactly(columns, len(header), names), strict=True)
+    stated = {field: value for field, value in values if field and value}
     label, num_frames = stated.get("label"), stated.get("num_frames")
     start, end = (_seconds(stated[name]) if name in stated else None for name in ("start", "end"))
     return _jsonl_entry(

@@ -304,6 +304,19 @@ def test_a_header_names_the_columns(tmp_path, text):
     assert list(found.records) == [ClipRecord("a.mp4", "/data/a.mp4", label=1)]
 
 
+def test_columns_that_mean_something_else_are_passed_over_aloud(tmp_path, caplog):
+    text = "split,path,fold,label,target,note\ntrain,a.mp4,3,1,,\ntest,b.mp4,4,2,7,the label\n"
+    path = write(tmp_path / "a.csv", text)
+    for _ in range(2):
+        records = read_annotations(path, root="/data")
+    assert [(clip.id, clip.label) for clip in records] == [("a.mp4", 1), ("b.mp4", 2)]
+    (record,) = caplog.records
+    assert f"{path}: columns that are not read: split, fold, target, note" in record.getMessage()
+    ((line, message),) = problems(write(tmp_path / "b.csv", text + "train,c.mp4,3,1,\n"))
+    assert line == 4
+    assert message.startswith("expected 6 columns (..., video, ..., label, ..., ...), found 5")
+
+
 def test_all_columns_of_a_header(tmp_path):
     path = write(
         tmp_path / "a.csv",
@@ -322,7 +335,10 @@ def test_all_columns_of_a_header(tmp_path):
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("path,label,split\na.mp4,1,val\n", "found 'split'; rename or remove that column"),
+        ("path,label,lable2\na.mp4,1,2\n", "found 'lable2'; rename or remove that column"),
+        ("path,label,time_start\na.mp4,1,2\n", "found 'time_start'; rename or remove"),
+        ("path,label,captions\na.mp4,1,2\n", "found 'captions'; rename or remove"),
+        ("video dance\na.mp4 sit\n", "found 'dance'; rename or remove"),
         ("path,class,label\na.mp4,1,1\n", "each thing once"),
         ("label,caption\n1,a\n", "each thing once, found 'label,caption'"),
         ("name,action\na.mp4,1\n", "the first line 'name,action'; name the columns so"),
