@@ -48,6 +48,10 @@ class WordPiece:
         mask = np.array([text.attention_mask for text in encoded], np.int32)
         return ids.reshape(-1, self.max_length), mask.reshape(-1, self.max_length)
 
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """How many of the texts are longer than the model takes."""
+        return sum(bool(text.overflowing) for text in self._tokenizer.encode_batch(list(texts)))
+
 
 def read_words(path: Path) -> dict[str, int]:
     """Ids of the words of a vocabulary.

@@ -34,13 +34,15 @@ HostBatch = Mapping[str, np.ndarray]
 
 
 class Forward(abc.ABC):
-    """What a model makes of a batch. Subclasses are frozen dataclasses: equal ones share a program.
+    """What a model makes of a batch.
 
-    Attributes:
-      inputs: fields of a batch that `forward` takes.
+    Subclasses are frozen dataclasses: equal ones share a program.
     """
 
-    inputs: ClassVar[tuple[str, ...]] = ("video",)
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Fields of a batch that `forward` takes."""
+        return ("video",)
 
     @abc.abstractmethod
     def forward(self, variables: PyTree, batch: Mapping[str, jax.Array]) -> PyTree:
@@ -73,9 +75,22 @@ class Evaluator(Forward):
           ValueError: it is of another kind.
         """
 
+    def complete(self, rows: "Rows", variables: PyTree) -> "Rows":
+        """What `metrics` and `report` take, of what `collect` gave.
+
+        Args:
+          rows: all that there are.
+          variables: for evaluators that need more of the model than its forward pass.
+        """
+        del variables
+        return rows
+
     @abc.abstractmethod
     def metrics(self, rows: "Rows") -> dict[str, float]:
         """Metrics by name.
+
+        Args:
+          rows: from `complete`.
 
         Raises:
           ValueError: there is nothing to measure.
@@ -129,6 +144,7 @@ def evaluate(
     """
     rows = collect(evaluator, variables, batches)
     on_failed(rows.errors)
+    rows = evaluator.complete(rows, variables)
     counts = {"clips": rows.num_clips, "failed": len(rows.errors)}
     return evaluator.metrics(rows) | {name: float(count) for name, count in counts.items()}
 

@@ -3,11 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from checkers.internvideo2_stage2 import convert
+from checkers.internvideo2_stage2_models import media_inputs, model_options
 from comparison import assert_tensor_close, assert_tensors_close
-from golden import Golden, checker
+from golden import Config, Golden, checker
 
-from internvideo_jax.evaluation.retrieval import Scores, relevance, retrieval_metrics
+from internvideo_jax.evaluation.rerank import TextTokens, best_candidates, match_scores, reranked
+from internvideo_jax.evaluation.retrieval import (
+    Scores,
+    cosine_similarity,
+    dual_softmax,
+    relevance,
+    retrieval_metrics,
+)
+from internvideo_jax.evaluation.retrieval_evaluator import TextEncoder, encode_media, merge_views
 
 
 def pairs(texts_of: Mapping[str, Any], *, media_of_texts: bool = False) -> np.ndarray:
@@ -56,3 +67,83 @@ def check_prompts(golden: Golden) -> None:
     listed = pairs(dict(c["txt2img"]), media_of_texts=True)
     np.testing.assert_array_equal(relevant, relevance(listed, *i2t.shape))
     check_metrics(golden, merged, relevant, "out/metrics/")
+
+
+def softmax(rows: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(rows - rows.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+@checker("internvideo2_stage2.eval_visual", "internvideo2_stage2.eval_av")
+def check_retrieval(golden: Golden) -> None:
+    c, options = golden.config["config"], golden.config["evaluation"]
+    golden.config.ignore("av")
+    c.ignore("gradient_checkpointing")
+    # Of training.
+    for of_losses in (c["criterion"], *c["criterion"].values()):
+        if isinstance(of_losses, Config):
+            of_losses.ignore(*of_losses)
+    options.expect(eval_frame_ensemble="concat", eval_x_only=False)
+    options.ignore("eval_offload")
+    model = convert(model_options(c["model"]), golden.group("state/"))
+    medium = golden.config["media_type"]
+    outputs = golden.group("out/")
+
+    inputs = media_inputs(golden, c["model"]["vision_encoder"])
+    video, segments = inputs["video"], c.get("num_test_segments", 1)
+    clips = np.repeat(np.arange(len(video)), segments)
+    views = np.stack([video[:, s::segments] for s in range(segments)], axis=1)
+    batch = {"video": views.reshape(-1, *views.shape[2:])}
+    if medium == "audio_video":
+        batch["audio"] = inputs["filterbank"]
+    texts = {"ids": golden["in/input_ids"], "mask": golden["in/attention_mask"]}
+    encode = jax.jit(encode_media, static_argnums=(0, 2))
+    with jax.default_matmul_precision("highest"):
+        media = encode(model.module, model.variables, medium, batch)
+        text = jax.jit(TextEncoder(model.module).forward)(model.variables, texts)
+    tokens, embedding = (merge_views(clips, np.asarray(x)) for x in (media.tokens, media.embedding))
+    similarity = cosine_similarity(embedding, np.asarray(text.embedding))
+    plain = Scores.symmetric(similarity)
+    weighted = dual_softmax(plain)
+
+    everything = {v: np.arange(similarity.shape[1]) for v in range(len(similarity))}
+    kept = TextTokens(np.asarray(text.tokens), texts["mask"])
+    logits = np.zeros_like(similarity)
+    with jax.default_matmul_precision("highest"):
+        for number, scores in match_scores(
+            model.module, model.variables, medium, tokens.__getitem__, kept, everything,
+            texts_per_pass=4,
+        ):  # fmt: skip
+            logits[number] = scores
+    chosen = best_candidates(weighted if options["use_dsl_for_match"] else plain, options["k_test"])
+    match = reranked(logits, chosen)
+
+    values = {"cosine": similarity, "itm_logit_full": logits, "text_feats": text.tokens}
+    values |= {"text_proj": text.embedding, "vision_proj": embedding, "vision_embeds": tokens}
+    for name, scores in (("sim", plain), ("dsl", weighted), ("match", match)):
+        # Of pairs that are no candidates.
+        values[f"i2t_{name}"], values[f"t2i_{name}"] = (
+            softmax(np.maximum(x, -100)) for x in (scores.of_texts, scores.of_media)
+        )
+    if medium == "audio_video":
+        # The joint medium's are compared through all that is made of them.
+        with jax.default_matmul_precision("highest"):
+            alone = [
+                encode(model.module, model.variables, name, batch) for name in ("video", "audio")
+            ]
+        for name, own in zip(("vision", "audio"), alone, strict=True):
+            values |= {f"{name}_embeds": own.tokens, f"{name}_proj": own.embedding}
+        assert_tensor_close(
+            "tokens", tokens, np.concatenate([outputs["audio_embeds"], outputs["vision_embeds"]], 1)
+        )
+    for name in golden.names("out/metrics/"):
+        del outputs[name.removeprefix("out/")]
+    assert_tensors_close(values, outputs)
+
+    relevant = relevance(pairs(dict(golden.config["img2txt"])), *similarity.shape)
+    listed = pairs(dict(golden.config["txt2img"]), media_of_texts=True)
+    np.testing.assert_array_equal(relevant, relevance(listed, *similarity.shape))
+    check_metrics(golden, plain, relevant, "out/metrics/sim/")
+    check_metrics(golden, weighted, relevant, "out/metrics/dsl/")
+    match_name = "match (use_dsl)" if options["use_dsl_for_match"] else "match"
+    check_metrics(golden, match, relevant, f"out/metrics/{match_name}/")

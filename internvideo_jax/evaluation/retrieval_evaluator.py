@@ -1,0 +1,363 @@
+"""Retrieval by a stage-2 model: from clips with captions to scores of all pairs."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from internvideo_jax.data.transforms.captions import clean_caption
+from internvideo_jax.data.wordpiece import WordPiece
+from internvideo_jax.evaluation.rerank import (
+    Candidates,
+    TextTokens,
+    best_candidates,
+    match_scores,
+    reranked,
+)
+from internvideo_jax.evaluation.retrieval import (
+    Scores,
+    cosine_similarity,
+    dual_softmax,
+    relevance,
+    retrieval_metrics,
+)
+from internvideo_jax.evaluation.retrieval_options import RetrievalOptions
+from internvideo_jax.evaluation.runner import Evaluator, Forward, HostBatch, PyTree, Rows, collect
+from internvideo_jax.models.stage2 import MediaOutput, Medium, Stage2
+from internvideo_jax.preprocessing import VideoPreprocessing, normalize
+
+if TYPE_CHECKING:
+    from internvideo_jax.data.annotations.records import ClipRecord
+    from internvideo_jax.saved_model import SavedModel
+
+# Fields that each medium is made of.
+INPUTS: dict[Medium, tuple[str, ...]] = {
+    "video": ("video",),
+    "audio": ("audio",),
+    "audio_video": ("video", "audio"),
+}
+# Texts that are encoded together.
+_TEXT_ROWS = 64
+# Looks up what is known of a medium's scores already, by its number.
+Finished = Callable[[int], np.ndarray | None]
+
+
+@flax.struct.dataclass
+class Encoded:
+    """Encoded media or texts.
+
+    Attributes:
+      tokens: `[B, M, E]`; None where nobody reranks.
+      embedding: `[B, C]`, not normalised.
+    """
+
+    tokens: Any
+    embedding: Any
+
+
+def encode_media(
+    module: Stage2, variables: PyTree, medium: Medium, batch: Mapping[str, jax.Array]
+) -> MediaOutput:
+    """Encodes normalised clips `video` `[B, T, H, W, 3]` and filterbanks `audio` `[B, F, M]`."""
+
+    def encode(module: Stage2) -> MediaOutput:
+        parts = [
+            module.encode_video(batch["video"]) if name == "video" else
+            module.encode_audio(batch["audio"])
+            for name in INPUTS[medium]
+        ]  # fmt: skip
+        return module.join(*parts) if len(parts) == 2 else parts[0]
+
+    output: Any = module.apply(variables, method=encode)
+    return MediaOutput(output.tokens, output.embedding)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextEncoder(Forward):
+    """Encodes texts `ids` and `mask`, both `[B, L]`.
+
+    Attributes:
+      module: the model.
+      has_tokens: whether tokens are wanted, too.
+    """
+
+    inputs = ("ids", "mask")
+
+    module: Stage2
+    has_tokens: bool = True
+
+    def forward(self, variables: PyTree, batch: Mapping[str, jax.Array]) -> Encoded:
+        output: Any = self.module.apply(
+            variables, batch["ids"], batch["mask"], method="encode_text"
+        )
+        return Encoded(output.tokens if self.has_tokens else None, output.embedding)
+
+
+class Texts(NamedTuple):
+    """The texts of clips.
+
+    Attributes:
+      texts: each once, or once for each clip that has it.
+      pairs: places of clips and of texts that belong together, int64 `[P, 2]`.
+    """
+
+    texts: tuple[str, ...]
+    pairs: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Retrieved:
+    """What a model says of all pairs of clips and texts.
+
+    Attributes:
+      texts: as the model read them, T of them.
+      relevant: bool `[V, T]`, whether a text belongs to a clip.
+      scores: by the way in which they were computed: "similarity", "dsl" and perhaps "rerank".
+      num_pairs: pairs that the fusion layers have seen.
+      num_cut: texts that were longer than the model takes.
+    """
+
+    texts: tuple[str, ...]
+    relevant: np.ndarray
+    scores: dict[str, Scores]
+    num_pairs: int
+    num_cut: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalEvaluator(Evaluator):
+    """How well texts find their clips, and clips their texts.
+
+    Attributes:
+      module: a stage-2 model.
+      video: how it wants its clips; None where it is not asked about them.
+      tokenizer: of its texts.
+      options: what is measured.
+    """
+
+    task: ClassVar[str] = "retrieval"
+    merging: ClassVar[str] = "mean of the tokens and of the embeddings of the views"
+    references: ClassVar[tuple[str, ...]] = ("captions",)
+
+    module: nn.Module
+    video: VideoPreprocessing | None
+    tokenizer: WordPiece = dataclasses.field(compare=False)
+    options: RetrievalOptions = dataclasses.field(default_factory=RetrievalOptions)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.module, Stage2):
+            raise ValueError(
+                f"expected a stage-2 model, found {type(self.module).__name__}; retrieval compares"
+                " clips with texts"
+            )
+        medium, config = self.options.medium, self.module.config
+        if config.audio is None and medium != "video":
+            raise ValueError(
+                f"expected a model with an audio tower for medium {medium!r}, found one without;"
+                " set medium to video"
+            )
+        if self.options.rerank and medium not in config.match_heads:
+            raise ValueError(
+                f"expected a model with a matching head for {medium!r}, found heads for"
+                f" {', '.join(config.match_heads) or 'nothing'}; set rerank to 0"
+            )
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return INPUTS[self.options.medium]
+
+    def with_model(self, model: "SavedModel") -> "RetrievalEvaluator":
+        return retrieval_evaluator(model, self.options)
+
+    def forward(self, variables: PyTree, batch: Mapping[str, jax.Array]) -> Encoded:
+        """Tokens and embeddings of uint8 views `[B, T, H, W, 3]`, filterbanks `[B, F, M]`."""
+        inputs = dict(batch)
+        if self.video is not None and "video" in inputs:
+            inputs["video"] = normalize(inputs["video"], self.video)
+        output = encode_media(self.module, variables, self.options.medium, inputs)  # type: ignore[arg-type]
+        return Encoded(output.tokens if self.options.rerank else None, output.embedding)
+
+    def texts(self, captions: Sequence[Sequence[str]]) -> Texts:
+        """The texts of clips, by each one's captions, as the model reads them.
+
+        Raises:
+          ValueError: a caption is empty, or becomes so; names the clip's place.
+        """
+        found: list[str] = []
+        numbers: dict[str, int] = {}
+        pairs = []
+        for clip, own in enumerate(captions):
+            for caption in own:
+                text = clean_caption(caption) if self.options.clean_captions else caption
+                if not text.strip():
+                    raise ValueError(
+                        f"clip {clip}: expected captions with words, found {caption!r}; remove it"
+                    )
+                number = len(found)
+                if self.options.shared_captions:
+                    number = numbers.setdefault(text, number)
+                if number == len(found):
+                    found.append(text)
+                pairs.append((clip, number))
+        return Texts(tuple(found), np.array(pairs, np.int64).reshape(-1, 2))
+
+    def complete(
+        self,
+        rows: Rows,
+        variables: PyTree,
+        *,
+        finished: Finished = lambda number: None,
+        on_scores: Callable[[int, np.ndarray], object] = lambda number, scores: None,
+    ) -> Rows:
+        """Compares what `collect` gave with the texts, which are encoded here.
+
+        Args:
+          rows: views of clips, whose output are `Encoded`.
+          variables: of the model.
+          finished: scores of a clip's candidates that are known already.
+          on_scores: told of every clip's, by its place among those of `rows`.
+
+        Returns:
+          The same with an output of `Retrieved`.
+        """
+        views = rows.columns["index"]
+        _, first = np.unique(views, return_index=True)
+        found = self.texts(rows.columns["captions"][first])
+        ids, mask = self.tokenizer(found.texts)
+        encoder = TextEncoder(self.module, bool(self.options.rerank))  # type: ignore[arg-type]
+        texts = collect(encoder, variables, _text_batches(ids, mask)).output
+        embedding = merge_views(views, rows.output.embedding)
+        similarity = Scores.symmetric(cosine_similarity(embedding, texts.embedding))
+        scores = {"similarity": similarity, "dsl": dual_softmax(similarity)}
+        num_pairs = 0
+        if self.options.rerank:
+            chosen = best_candidates(scores[self.options.rerank_by], self.options.rerank)
+            tokens = merge_views(views, rows.output.tokens)
+            logits = self._match(
+                variables, tokens, TextTokens(texts.tokens, mask), chosen, finished, on_scores
+            )
+            scores["rerank"] = reranked(logits, chosen)
+            num_pairs = int(chosen.pairs.sum())
+        retrieved = Retrieved(
+            found.texts,
+            relevance(found.pairs, *similarity.of_texts.shape),
+            scores,
+            num_pairs,
+            self.tokenizer.count_cut(found.texts),
+        )
+        return dataclasses.replace(rows, output=retrieved)
+
+    def _match(
+        self,
+        variables: PyTree,
+        tokens: np.ndarray,
+        texts: TextTokens,
+        chosen: Candidates,
+        finished: Finished,
+        on_scores: Callable[[int, np.ndarray], object],
+    ) -> np.ndarray:
+        """Scores of the candidates, 0 of all other pairs, float32 `[V, T]`."""
+        assert isinstance(self.module, Stage2)
+        dtype = jnp.dtype(self.module.config.text.dtype)
+        texts = TextTokens(texts.tokens.astype(dtype), texts.mask)
+        logits = np.zeros(chosen.pairs.shape, np.float32)
+        texts_of = chosen.texts_of()
+        for number, own in list(texts_of.items()):
+            known = finished(number)
+            if known is not None and known.shape == own.shape:
+                logits[number, own] = known
+                del texts_of[number]
+                on_scores(number, known)
+        for number, scores in match_scores(
+            self.module,
+            variables,
+            self.options.medium,
+            lambda number: np.asarray(tokens[number], dtype),
+            texts,
+            texts_of,
+        ):
+            logits[number, texts_of[number]] = scores
+            on_scores(number, scores)
+        return logits
+
+    def metrics(self, rows: Rows) -> dict[str, float]:
+        """Those of `retrieval_metrics`, "similarity/t2v_r1" and so on, for all kinds of scores."""
+        retrieved: Retrieved = rows.output
+        plain = retrieved.scores["similarity"]
+        return {
+            f"{kind}/{name}": value
+            for kind, scores in retrieved.scores.items()
+            for name, value in retrieval_metrics(
+                scores, retrieved.relevant, self.options.medium, then=plain
+            ).items()
+        }
+
+    def report(
+        self, rows: Rows, clips: "Sequence[ClipRecord]", names: Sequence[str], directory: Path
+    ) -> str:
+        """That of `retrieval_report.write_report`."""
+        from internvideo_jax.evaluation.retrieval_report import write_report
+
+        del names
+        return write_report(directory, rows.output, clips, self.metrics(rows), self.options.medium)
+
+
+def retrieval_evaluator(model: "SavedModel", options: RetrievalOptions) -> RetrievalEvaluator:
+    """The measurement of a saved model.
+
+    Raises:
+      ValueError: it takes no texts, or not what is to be found.
+    """
+    text = model.preprocessing.text
+    if text is None or text.tokenizer != "wordpiece":
+        raise ValueError(
+            "expected a stage-2 model with a WordPiece vocabulary, found one that takes"
+            f" {'other' if text else 'no'} texts"
+        )
+    (vocabulary,) = model.tokenizer_files.values()
+    tokenizer = WordPiece(Path(vocabulary), options.max_text_length or text.max_length)
+    return RetrievalEvaluator(model.module, model.preprocessing.video, tokenizer, options)
+
+
+def merge_views(clips: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Averages the rows of the same clip.
+
+    Args:
+      clips: number of each row's clip `[V]`, ascending.
+      rows: tokens or embeddings, `[V, ...]`.
+
+    Returns:
+      `[N, ...]` by ascending number; the rows themselves where each is of another clip.
+    """
+    _, first, counts = np.unique(clips, return_index=True, return_counts=True)
+    if len(first) == len(rows):
+        return rows
+    sums = np.add.reduceat(rows, first, axis=0, dtype=np.float32)
+    return sums / counts.reshape(-1, *(1,) * (rows.ndim - 1)).astype(np.float32)
+
+
+def _text_batches(ids: np.ndarray, mask: np.ndarray) -> Iterator[HostBatch]:
+    """Texts as the runner takes them; of several processes, each has its share."""
+    count, process = jax.process_count(), jax.process_index()
+    for start in range(0, len(ids), _TEXT_ROWS * count):
+        wanted = start + process + count * np.arange(_TEXT_ROWS)
+        is_one = wanted < len(ids)
+        if count == 1:
+            wanted, is_one = wanted[is_one], is_one[is_one]
+        rows = np.minimum(wanted, len(ids) - 1)
+        nothing = np.zeros(len(rows), np.int32)
+        yield {
+            "ids": ids[rows],
+            "mask": mask[rows],
+            "index": np.where(is_one, rows, -1),
+            "segment": nothing,
+            "crop": nothing,
+            "valid": is_one,
+            "error": np.full(len(rows), ""),
+        }
