@@ -25,6 +25,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # Of a clip: 400 MB as they are decoded.
 _MAX_PIXELS = 2**27
 
+# How decoded frames reach the size that a model wants.
+Resize = Literal["bilinear_short_side", "bicubic_square"]
+
 # A NumPy or JAX array.
 Array = TypeVar("Array")
 
@@ -38,7 +41,7 @@ class VideoPreprocessing(CheckedConfig):
       std: per-channel standard deviation of the same.
       image_size: side of the square crop in pixels.
       num_frames: frames per clip.
-      resize: how the decoded frame's short side reaches `image_size`.
+      resize: whether the decoded frame's short side becomes `image_size`, or both of its sides.
       crop: which square of it is taken.
     """
 
@@ -46,7 +49,7 @@ class VideoPreprocessing(CheckedConfig):
     std: tuple[PositiveFactor, PositiveFactor, PositiveFactor] = IMAGENET_STD
     image_size: Side = 224
     num_frames: Frames = 8
-    resize: Literal["bilinear_short_side"] = "bilinear_short_side"
+    resize: Resize = "bilinear_short_side"
     crop: Literal["center"] = "center"
 
     def __post_init__(self) -> None:

@@ -181,6 +181,7 @@ def _annotated_clips(args: argparse.Namespace, model: "SavedModel") -> "_Task":
         sampling_rate=args.sampling_rate,
         num_frames=args.frames or preprocessing.num_frames,
         image_size=preprocessing.image_size,
+        resize=preprocessing.resize,
         segments=args.segments,
         crops=args.crops,
     )

@@ -111,7 +111,11 @@ def _decode(path: str, preprocessing: "VideoPreprocessing") -> "np.ndarray":
     from internvideo_jax.data.sources.clips import RecordSource
     from internvideo_jax.preprocessing import normalize
 
-    size = DataConfig(num_frames=preprocessing.num_frames, image_size=preprocessing.image_size)
+    size = DataConfig(
+        num_frames=preprocessing.num_frames,
+        image_size=preprocessing.image_size,
+        resize=preprocessing.resize,
+    )
     source = RecordSource([ClipRecord(id=path, path=path)])
     batches = pipeline.eval_batches(size, ("video",), batch_size=1, source=source, num_threads=1)
     (batch,) = batches

@@ -6,7 +6,7 @@ from typing import Literal
 from internvideo_jax.class_names import read_class_names
 from internvideo_jax.data.annotations.formats import Format
 from internvideo_jax.data.transforms.sampling import Sampling
-from internvideo_jax.preprocessing import AudioPreprocessing
+from internvideo_jax.preprocessing import AudioPreprocessing, Resize
 
 __all__ = ["Augmentation", "ClipSet", "DataConfig", "MixtureMember", "Sampling"]
 
@@ -92,6 +92,7 @@ class DataConfig(ClipSet):
       num_frames: T, frames per clip.
       sampling_rate: frames from one taken to the next (`sampling="dense"`).
       image_size: side of the square that the model sees, in pixels.
+      resize: how frames reach that size (`preprocessing.VideoPreprocessing`).
       augmentation: what training does to the frames (`data.transforms.augmentation`);
         "none" takes the central view.
       rand_augment: RandAugment of fine-tuning, timm's notation.
@@ -120,6 +121,7 @@ class DataConfig(ClipSet):
     num_frames: int = 8
     sampling_rate: int = 4
     image_size: int = 224
+    resize: Resize = "bilinear_short_side"
     augmentation: Augmentation = "none"
     rand_augment: str = "rand-m7-n4-mstd0.5-inc1"
     erase_probability: float = 0.25

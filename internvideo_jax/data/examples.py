@@ -69,9 +69,9 @@ class Clips:
                 label_array(source[many].record, config)
             if use_cache and config.cache_dir is not None:
                 own = config.of_member(self.members[number]) if self.members else config
-                # Whatever comes next begins by scaling the short side, which then is as it must be.
+                # Whatever comes next begins by scaling frames, which then are as they must be.
                 size = own.image_size if own.augmentation == "none" else None
-                self._sources[number] = CachedSource(source, config.cache_dir, size)
+                self._sources[number] = CachedSource(source, config.cache_dir, size, own.resize)
         self._ends = list(itertools.accumulate(map(len, self._sources)))
 
     def __len__(self) -> int:

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import functools
 import math
 import os
 import queue
@@ -15,7 +14,7 @@ import numpy as np
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.decode.video import VideoError, VideoReader, frame_range
 from internvideo_jax.data.pipeline import Batch
-from internvideo_jax.data.transforms.frames import resize_short_side
+from internvideo_jax.data.transforms.frames import resizer
 from internvideo_jax.data.transforms.views import cut_views, view_indices
 from internvideo_jax.data.watchdog import BackgroundIterator
 from internvideo_jax.environment import usable_cpus
@@ -173,7 +172,7 @@ def _views(
     reader: VideoReader, config: DataConfig, indices: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
     """Views of windows whose frames are `indices` `[S, T]`, each uint8 `[S * K, T, H, W, 3]`."""
-    resize = functools.partial(resize_short_side, size=config.image_size)
+    resize = resizer(config.resize, config.image_size)
     # All at once, so that no frame is decoded twice.
     frames = reader.read(np.concatenate([wanted.ravel() for wanted in indices]), transform=resize)
     return [cut_views(config, part) for part in np.split(frames, len(indices))]

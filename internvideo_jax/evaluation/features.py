@@ -126,7 +126,7 @@ def extract_features(
     forward = _Encoder(model.module, preprocessing, kind)
     source = GivenSource(clips)
 
-    config = DataConfig(num_frames=num_frames, image_size=size)
+    config = DataConfig(num_frames=num_frames, image_size=size, resize=preprocessing.resize)
 
     def results() -> Iterator[ClipFeatures | FailedClip]:
         for name, batch, row, features in _encoded(

@@ -86,6 +86,7 @@ def view_config(
     return DataConfig(
         num_frames=num_frames or video.num_frames,
         image_size=video.image_size,
+        resize=video.resize,
         segments=segments,
         crops=crops,
     )

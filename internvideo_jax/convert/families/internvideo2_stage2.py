@@ -195,8 +195,9 @@ def _fit(
 
 
 def _preprocessing(config: Stage2Config) -> Preprocessing:
+    video = video_vit.preprocessing(config.vision).require_video()
     return Preprocessing(
-        video=video_vit.preprocessing(config.vision).video,
+        video=dataclasses.replace(video, resize="bicubic_square"),
         audio=beats.FAMILY.preprocessing(config.audio).audio if config.audio else None,
         text=bert.FAMILY.preprocessing(config.text).text,
     )

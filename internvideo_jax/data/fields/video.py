@@ -1,7 +1,6 @@
 """Pixels: a clip's frames, or one of them."""
 
 import dataclasses
-import functools
 from typing import ClassVar
 
 import numpy as np
@@ -10,7 +9,7 @@ from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.decode.video import ClipReader
 from internvideo_jax.data.fields.field import Columns, Draws, Field, LazyClip
 from internvideo_jax.data.transforms.augmentation import finetuning_augment, pretraining_augment
-from internvideo_jax.data.transforms.frames import center_crop, resize_short_side
+from internvideo_jax.data.transforms.frames import center_crop, resizer
 from internvideo_jax.data.transforms.randaugment import parse_policy
 from internvideo_jax.data.transforms.sampling import sample_indices, uniform_indices
 from internvideo_jax.data.transforms.views import cut_views, view_indices
@@ -35,7 +34,7 @@ class VideoField(Field):
         self._config = config
         # Refuses what it cannot read.
         parse_policy(config.rand_augment)
-        self._resize = functools.partial(resize_short_side, size=config.image_size)
+        self._resize = resizer(config.resize, config.image_size)
 
     def train(self, clip: LazyClip, draws: Draws) -> Columns:
         config, reader = self._config, clip.reader

@@ -24,9 +24,10 @@ from internvideo_jax.data.decode.video import Transform, VideoError
 from internvideo_jax.data.mapped import MappedArray
 from internvideo_jax.data.sources.clips import RecordSource
 from internvideo_jax.data.sources.source import ClipSource, SourceClip
-from internvideo_jax.data.transforms.frames import resize_short_side
+from internvideo_jax.data.transforms.frames import resizer
 from internvideo_jax.environment import usable_cpus
 from internvideo_jax.files import atomic_directory, read_json
+from internvideo_jax.preprocessing import Resize
 
 MAX_CLIP_BYTES = 2**30
 # Of millions of clips.
@@ -50,7 +51,8 @@ class CachedSource:
     Args:
       source: the clips.
       cache_dir: folder for caches of any number of sources, which are told apart by their digests.
-      short_side: of frames as they are kept, in pixels; None keeps their size.
+      size: of frames as they are kept, in pixels; None keeps their size.
+      resize: how they reach it.
 
     Raises:
       ValueError: a clip with too many pixels to keep.
@@ -61,16 +63,18 @@ class CachedSource:
         self,
         source: ClipSource,
         cache_dir: str | os.PathLike[str],
-        short_side: int | None = None,
+        size: int | None = None,
+        resize: Resize = "bilinear_short_side",
     ):
         self._digest = source.digest()
         self._fingerprint = source.fingerprint()
         # Records may change (labels, captions) where the pixels do not.
         self._records = source.records if isinstance(source, RecordSource) else None
-        size = f"-{short_side}" if short_side else ""
-        folder = Path(cache_dir).absolute() / f"{self._digest[:16]}{size}"
+        kind = "-square" if resize == "bicubic_square" else ""
+        scaled = f"-{size}{kind}" if size else ""
+        folder = Path(cache_dir).absolute() / f"{self._digest[:16]}{scaled}"
         if not folder.is_dir():
-            _write(source, folder, short_side)
+            _write(source, folder, resizer(resize, size) if size else None)
         self._pixels = MappedArray(functools.partial(_map, folder / "frames.bin"))
         try:
             content = read_json(folder / "clips.json", max_bytes=_MAX_LIST_BYTES)
@@ -108,10 +112,9 @@ def _map(pixels: Path) -> np.ndarray:
     return np.empty(0, np.uint8) if is_empty else np.memmap(pixels, np.uint8, "r")
 
 
-def _write(source: ClipSource, folder: Path, short_side: int | None) -> None:
+def _write(source: ClipSource, folder: Path, scale: Transform | None) -> None:
     _log.info("decoding %d clips into %s", len(source), folder)
     num_threads = usable_cpus()
-    scale = None if short_side is None else functools.partial(resize_short_side, size=short_side)
     decoded = (
         grain.MapDataset.range(len(source))
         .map(functools.partial(_decode, source=source, scale=scale))

@@ -4,11 +4,16 @@ Clips that stay uint8 are normalised on the device, see `internvideo_jax.preproc
 Where upstream used Pillow or OpenCV the same library resizes here, since their bytes differ.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
+
+from internvideo_jax.data.transforms.bicubic import resize_square
+from internvideo_jax.preprocessing import Resize
 
 # A resized frame beyond this (an 8192 x 8192 picture) can only come from a degenerate strip, whose
 # long side grows without bound while its short side grows to the model's input.
@@ -54,6 +59,12 @@ def resize_short_side(frame: np.ndarray, size: int) -> np.ndarray:
         )
     shape = (size, resized) if width < height else (resized, size)
     return cv2.resize(frame, shape, interpolation=cv2.INTER_LINEAR)
+
+
+def resizer(resize: Resize, size: int) -> Callable[[np.ndarray], np.ndarray]:
+    """What scales frames as a model wants them; `center_crop` makes squares of the result."""
+    scale = resize_square if resize == "bicubic_square" else resize_short_side
+    return functools.partial(scale, size=size)
 
 
 def center_crop(frames: np.ndarray, size: int) -> np.ndarray:

@@ -1,23 +1,25 @@
 """Which frames of a video a model sees.
 
-Three rules spread `wanted` frames over a video, each in three modes: a random draw for training,
+Four rules spread `wanted` frames over a video, each in three modes: a random draw for training,
 one fixed choice for validation, and S different ones for a test with several views.
 
-  sparse   Kinetics, Moments in Time, ActivityNet, HACS: one frame of each of `wanted` segments
-  dense    UCF101: `wanted` frames `rate` apart
-  tsn      Something-Something, HMDB51: one frame of each segment, with other rounding; image
-           folders ("tsn_frames") again with their own
+  sparse     Kinetics, Moments in Time, ActivityNet, HACS: one frame of each of `wanted` segments
+  dense      UCF101: `wanted` frames `rate` apart
+  tsn        Something-Something, HMDB51: one frame of each segment, with other rounding; image
+             folders ("tsn_frames") again with their own
+  intervals  stage 2: one frame of each of `wanted` intervals, in tests the one in its middle
 
 "pretraining" is the draw of stage 1; "uniform" is "sparse" that never draws: cached features are
 of the frames that come again. Source: `InternVideo2/single_modality/datasets` of upstream
-(`kinetics_sparse.py`, `kinetics.py`, `ssv2.py`, `mae_multi.py`).
+(`kinetics_sparse.py`, `kinetics.py`, `ssv2.py`, `mae_multi.py`) and, of "intervals",
+`InternVideo2/multi_modality/dataset/video_utils.py`.
 """
 
 from typing import Literal, get_args
 
 import numpy as np
 
-Sampling = Literal["sparse", "dense", "tsn", "tsn_frames", "pretraining", "uniform"]
+Sampling = Literal["sparse", "dense", "tsn", "tsn_frames", "pretraining", "uniform", "intervals"]
 View = tuple[int, int]
 
 
@@ -62,6 +64,8 @@ def sample_indices(
             return tsn_indices(num_frames, wanted, rng, view=view)
         case "tsn_frames":
             return tsn_frame_indices(num_frames, wanted, rng, view=view)
+        case "intervals":
+            return interval_indices(num_frames, wanted, rng, view=view)
         case "pretraining":
             if rng is None:
                 raise ValueError('"pretraining" only draws: pass rng, or choose "sparse"')
@@ -216,6 +220,44 @@ def pretraining_indices(num_frames: int, wanted: int, rng: np.random.Generator) 
     if not segment:
         return np.zeros(wanted, np.int64)
     return segment * np.arange(wanted) + rng.integers(segment, size=wanted)
+
+
+def interval_bounds(num_frames: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+    """First frame of each interval that "intervals" draws from, and the one after its last.
+
+    The last frame of an interval is never drawn, except that the middle of an interval of one frame
+    is that frame. A video with fewer frames than wanted has as many intervals as frames.
+
+    Returns:
+      int64 `[n]` each, with n = min(wanted, num_frames).
+    """
+    _check(num_frames, wanted)
+    edges = np.linspace(0, num_frames, min(wanted, num_frames) + 1).astype(np.int64)
+    return edges[:-1], edges[1:] - 1
+
+
+def interval_indices(
+    num_frames: int,
+    wanted: int,
+    rng: np.random.Generator | None = None,
+    *,
+    view: View | None = None,
+) -> np.ndarray:
+    """One frame of each of `wanted` intervals; see `sample_indices`.
+
+    View c of S takes every S-th, from the c-th, of S times as many frames. The last frame fills up
+    where a video has too few.
+    """
+    c, num_views = view or (0, 1)
+    low, high = interval_bounds(num_frames, wanted * num_views)
+    if rng is None:
+        chosen = (low + high) // 2
+    elif (low < high).all():
+        chosen = rng.integers(low, high)
+    else:
+        chosen = np.sort(rng.choice(num_frames, len(low), replace=False))
+    fill = wanted * num_views - len(chosen)
+    return np.pad(chosen, (0, fill), mode="edge")[c::num_views]
 
 
 def _shifted_view(num_frames: int, wanted: int, view: View) -> np.ndarray:

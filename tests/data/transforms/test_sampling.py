@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from internvideo_jax.data.transforms.sampling import (
     dense_indices,
     dense_window_indices,
+    interval_bounds,
+    interval_indices,
     pretraining_indices,
     sample_indices,
     sparse_bounds,
@@ -16,7 +18,7 @@ from internvideo_jax.data.transforms.sampling import (
     uniform_indices,
 )
 
-RULES = ("sparse", "dense", "tsn", "tsn_frames")
+RULES = ("sparse", "dense", "tsn", "tsn_frames", "intervals")
 
 
 def assert_ordered_and_inside(indices, num_frames, wanted):
@@ -165,3 +167,23 @@ def test_short_videos_in_training():
 def test_impossible_choices(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         sample_indices(*arguments, **options)
+
+
+def test_intervals_take_their_middles_and_fill_up_with_the_last_frame():
+    assert interval_indices(120, 4).tolist() == [14, 44, 74, 104]
+    assert interval_indices(3, 5).tolist() == [0, 1, 2, 2, 2]
+    # Views of a test take turns.
+    views = [interval_indices(120, 4, view=(c, 2)).tolist() for c in range(2)]
+    assert sorted(views[0] + views[1]) == interval_indices(120, 8).tolist()
+    assert views[0] == interval_indices(120, 8)[::2].tolist()
+
+
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 9))
+def test_draws_from_intervals_lie_in_them_or_are_any_frames_where_some_have_one(n, wanted, seed):
+    drawn = interval_indices(n, wanted, np.random.default_rng(seed))
+    assert_ordered_and_inside(drawn, n, wanted)
+    low, high = interval_bounds(n, wanted)
+    if (low < high).all():
+        assert np.all((low <= drawn) & (drawn < high))
+    else:
+        assert len(set(drawn.tolist())) == min(n, wanted)

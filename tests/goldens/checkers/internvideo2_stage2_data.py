@@ -1,8 +1,14 @@
 """Captions, frames and pixels as stage 2 reads them."""
 
+import numpy as np
+from comparison import assert_tensors_close
 from golden import Golden, checker
 
+from internvideo_jax.data.transforms.bicubic import resize_square
 from internvideo_jax.data.transforms.captions import clean_caption
+from internvideo_jax.data.transforms.frames import Box
+from internvideo_jax.data.transforms.sampling import interval_bounds, interval_indices
+from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
 
 @checker("internvideo2_stage2.data_pre_text")
@@ -11,3 +17,40 @@ def check_captions(golden: Golden) -> None:
     assert [clean_caption(text, c.get("max_l")) for text in c["inputs"]] == c["outputs"]
     # The file's one tensor says that its case ran.
     assert golden["out/ok"].all()
+
+
+@checker("internvideo2_stage2.data_frame_indices")
+def check_frame_indices(golden: Golden) -> None:
+    values = {}
+    for name, (wanted, num_frames, mode, _, _) in golden.config["cases"].items():
+        if mode == "middle":
+            values[name] = interval_indices(num_frames, wanted)
+        elif mode == "rand":
+            # A draw from bounds; where some are empty, upstream draws from all frames.
+            values[name] = np.stack(interval_bounds(num_frames, wanted), axis=1)
+            drawn = interval_indices(num_frames, wanted, np.random.default_rng(0))
+            assert len(drawn) == wanted
+    outputs = golden.group("out/")
+    # Frames at a rate, which no released recipe takes.
+    at_a_rate = {name for name in outputs if name.startswith("fps")}
+    assert_tensors_close(values, {n: x for n, x in outputs.items() if n not in at_a_rate})
+
+
+@checker("internvideo2_stage2.data_transforms")
+def check_transforms(golden: Golden) -> None:
+    c = golden.config
+    frames, size = np.moveaxis(golden["in/frames_u8"], 1, -1), c["res"]
+    top, left, height, width = Box(*c["crop"])
+    cut = frames[:, top : top + height, left : left + width]
+    values = {}
+    for name, clip in (("test", frames), ("train", cut)):
+        resized = np.stack([resize_square(x, size) for x in clip])
+        if name == "train" and c["flip"]:
+            resized = resized[:, :, ::-1]
+        stored = "test_resized_u8_aa0" if name == "test" else "train_u8_aa0"
+        values[stored] = np.moveaxis(resized, -1, 1)
+        normalised = normalize(np.ascontiguousarray(resized), VideoPreprocessing())
+        values[f"{name}_out_aa0"] = np.moveaxis(normalised, -1, 1)
+    outputs = golden.group("out/")
+    # With antialiasing, as later versions of torchvision have it and the released models have not.
+    assert_tensors_close(values, {n: x for n, x in outputs.items() if not n.endswith("_aa1")})
