@@ -12,8 +12,12 @@ from internvideo_jax.launch import arguments
 SUMMARY = "check a converted model against activations of the original"
 
 EPILOG = """\
-example:
+examples:
   internvideo-jax verify models/b14-k400 --reference=b14-k400-activations.safetensors
+  internvideo-jax verify models/stage2-1b --known_answer=example1.mp4
+
+--known_answer ranks the ten texts of stage 2's published demo for its clip, which lies in the
+original's repository (InternVideo2/multi_modality/demo/example1.mp4 of OpenGVLab/InternVideo).
 
 The reference is a .safetensors file with inputs in/* and the original model's outputs out/*, which
 `internvideo-jax reference` makes (docs/verifying.md):
@@ -33,7 +37,15 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     parser = arguments.make_parser("verify", SUMMARY, EPILOG)
     parser.add_argument("model", metavar="MODEL", help="a converted model: a folder or a name")
-    parser.add_argument("--reference", type=Path, required=True, metavar="FILE.safetensors")
+    judges = parser.add_mutually_exclusive_group(required=True)
+    judges.add_argument("--reference", type=Path, metavar="FILE.safetensors")
+    judges.add_argument(
+        "--known_answer",
+        type=Path,
+        metavar="CLIP.mp4",
+        help="the clip of stage 2's published demo, whose probabilities InternVideo2-Stage2 1B must"
+        " reproduce",
+    )
     parser.add_argument(
         "--tolerance",
         type=_tolerance,
@@ -47,6 +59,8 @@ def main(argv: Sequence[str]) -> int:
             f"--json={args.json}: expected a file in a folder that exists, found no"
             f" {args.json.parent}; make it first"
         )
+    if args.known_answer:
+        return _known_answer(args)
 
     from internvideo_jax.convert.engine import verify
     from internvideo_jax.convert.library import model_directory
@@ -78,6 +92,26 @@ def main(argv: Sequence[str]) -> int:
         f"{len(rows)} outputs, {verdict}; largest relative error {worst.relative_error:.2g}"
         f" ({worst.name})"
     )
+    return 1 if failed else 0
+
+
+def _known_answer(args: argparse.Namespace) -> int:
+    """Runs the published demo of stage 2; returns the exit code."""
+    from internvideo_jax.convert.library import model_directory
+    from internvideo_jax.evaluation.known_answer import TOLERANCE, check_known_answer
+    from internvideo_jax.saved_model import load
+
+    model = load(model_directory(args.model), dtype="float32", check=True)
+    answers = check_known_answer(model, args.known_answer)
+    print("published   found")
+    for answer in sorted(answers, key=lambda answer: -answer.expected):
+        verdict = "ok" if answer.ok else "FAILED"
+        print(f"{answer.expected:9.4f}  {answer.found:6.4f}  {verdict:6}  {answer.text}")
+    if args.json:
+        write_json(args.json, {"texts": [dataclasses.asdict(a) | {"ok": a.ok} for a in answers]})
+    failed = sum(not answer.ok for answer in answers)
+    verdict = f"{failed} FAILED" if failed else "all agree"
+    print(f"{len(answers)} probabilities, {verdict} within {TOLERANCE:g}")
     return 1 if failed else 0
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -9,14 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from internvideo_jax import models
+from internvideo_jax import models, saved_model
 from internvideo_jax.models.beats import BeatsConfig
 from internvideo_jax.models.bert import BertConfig
 from internvideo_jax.models.decoder_lm import DecoderLMConfig
 from internvideo_jax.models.llama_text import LlamaTextConfig
 from internvideo_jax.models.stage2 import Stage2Config
 from internvideo_jax.nn.lora import LoRAConfig
-from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
+from internvideo_jax.preprocessing import (
+    AudioPreprocessing,
+    Preprocessing,
+    TextPreprocessing,
+    VideoPreprocessing,
+)
 from internvideo_jax.saved_model import SavedModel
 
 ENCODER = models.VideoViTConfig(
@@ -110,6 +116,14 @@ STAGE2 = {
     ),
 }
 
+# Words of texts about rendered clips, one-letter pieces of all others.
+WORDS = (
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "ring", "disk", "square", "cross"),
+    *("red", "green", "blue", "cyan", "moves", "left", "right", "up", "down", "."),
+    *"abcdefghijklmnopqrstuvwxyz0123456789",
+    *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789"),
+)
+
 # Of clips that are written to files.
 CLIP_ENCODER = models.VideoViTConfig(
     width=32,
@@ -148,6 +162,43 @@ def clip_model(config: Any) -> SavedModel:
     variables = noise_like(models.abstract_variables(module), 0, 0.3)
     size = VideoPreprocessing(image_size=32, num_frames=4)
     return SavedModel(module, variables, config, Preprocessing(size), {})
+
+
+def save_stage2(directory: Path, medium: str = "visual") -> Path:
+    """Writes a stage-2 model with a vocabulary, for clips and sounds in files; returns its folder.
+
+    Args:
+      directory: an empty folder, which gets the model and its vocabulary.
+      medium: "visual" or "audiovisual".
+    """
+    small = STAGE2[medium]
+    encoder = dataclasses.replace(
+        CLIP_ENCODER, tubelet_size=1, image_positions=small.vision.encoder.image_positions
+    )
+    text = dataclasses.replace(
+        small.text,
+        vocab_size=len(WORDS),
+        max_length=64,
+        cross_width=small.media_width or encoder.width,
+    )
+    config = dataclasses.replace(
+        small, vision=dataclasses.replace(small.vision, encoder=encoder), text=text
+    )
+    vocabulary, model = directory / "vocab.txt", directory / "model"
+    vocabulary.write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    video = VideoPreprocessing(image_size=32, num_frames=4, resize="bicubic_square")
+    audio = None
+    if config.audio is not None:
+        audio = AudioPreprocessing(
+            num_mels=config.audio.num_mels, num_frames=config.audio.num_frames
+        )
+    preprocessing = Preprocessing(
+        video, audio, TextPreprocessing("wordpiece", ("vocab.txt",), max_length=16)
+    )
+    variables = noise_like(models.abstract_variables(models.build(config)), 0, 0.3)
+    files = {"vocab.txt": vocabulary}
+    saved_model.save(model, "stage2", config, preprocessing, variables, tokenizer_files=files)
+    return model
 
 
 def fold_lora(params: Any, config: LoRAConfig) -> Any:

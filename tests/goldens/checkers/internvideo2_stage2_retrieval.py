@@ -1,5 +1,6 @@
 """Retrieval with stage 2: metrics, similarities and reranked scores."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,9 +8,17 @@ import jax
 import numpy as np
 from checkers.internvideo2_stage2 import convert
 from checkers.internvideo2_stage2_models import media_inputs, model_options
-from comparison import assert_tensor_close, assert_tensors_close
+from comparison import TOLERANCE, assert_tensor_close, assert_tensors_close
 from golden import Config, Golden, checker
 
+from internvideo_jax.data.decode.video import VideoReader
+from internvideo_jax.evaluation.known_answer import (
+    CLIP_SHA256,
+    demo_frames,
+    demo_indices,
+    demo_view,
+    text_probabilities,
+)
 from internvideo_jax.evaluation.rerank import TextTokens, best_candidates, match_scores, reranked
 from internvideo_jax.evaluation.retrieval import (
     Scores,
@@ -19,6 +28,7 @@ from internvideo_jax.evaluation.retrieval import (
     retrieval_metrics,
 )
 from internvideo_jax.evaluation.retrieval_evaluator import TextEncoder, encode_media, merge_views
+from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
 
 def pairs(texts_of: Mapping[str, Any], *, media_of_texts: bool = False) -> np.ndarray:
@@ -69,6 +79,73 @@ def check_prompts(golden: Golden) -> None:
     check_metrics(golden, merged, relevant, "out/metrics/")
 
 
+@checker("internvideo2_stage2.data_demo_indices")
+def check_demo_indices(golden: Golden) -> None:
+    cases = golden.config["cases"].items()
+    values = {name: demo_indices(*case) for name, case in cases}
+    assert_tensors_close(values, golden.group("out/"))
+
+
+@checker("internvideo2_stage2.demo_frames2tensor")
+def check_demo_frames(golden: Golden) -> None:
+    frames, c = golden["in/frames_bgr_u8"][..., ::-1], golden.config
+    side, _ = c["size"]
+    chosen = frames[demo_indices(len(frames), c["fnum"])]
+    views = np.stack([demo_view(np.ascontiguousarray(frame), side) for frame in chosen])
+    tensor = np.moveaxis(normalize(views, VideoPreprocessing()), -1, 1)[None]
+    assert_tensor_close("tensor", tensor, golden["out/tensor"])
+
+
+@checker("internvideo2_stage2.demo_clip")
+def check_demo_clip(golden: Golden) -> None:
+    c = golden.config
+    c.ignore("file")
+    path = golden.file.path.parents[2] / "clips" / "dog_snow.mp4"
+    assert CLIP_SHA256 == c["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    with VideoReader(path) as reader:
+        frames = reader.read(range(reader.num_frames))
+        seconds = np.diff(reader.timestamps(np.arange(reader.num_frames)))
+        np.testing.assert_allclose(1 / seconds, c["fps"])
+    assert frames.shape == (c["frames"], c["height"], c["width"], 3)
+    assert demo_indices(len(frames), 4).tolist() == c["indices"]
+    means = frames[..., ::-1].mean(axis=(1, 2), dtype=np.float64).astype(np.float32)
+    values = {
+        "raw_mean_bgr": means,
+        "raw_corner_bgr": frames[:, :8, :8, ::-1],
+        "resized_rgb_u8": demo_frames(path, 224),
+    }
+    assert_tensors_close(values, golden.group("out/"))
+
+
+@checker("internvideo2_stage2.demo_predict_label")
+def check_demo(golden: Golden) -> None:
+    c = golden.config["config"]
+    c.ignore("gradient_checkpointing")
+    ignore_losses(c["criterion"])
+    model = convert(model_options(c["model"]), golden.group("state/"))
+    batch = {"video": np.moveaxis(golden["in/video"], 2, -1)}
+    texts = {"ids": golden["in/input_ids"], "mask": golden["in/attention_mask"]}
+    with jax.default_matmul_precision("highest"):
+        clip = encode_media(model.module, model.variables, "video", batch).embedding
+        text = TextEncoder(model.module).forward(model.variables, texts).embedding
+    units = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in map(np.asarray, (clip, text))]
+    (found,) = text_probabilities(*units)
+    best = np.argsort(-found, kind="stable")[: golden.config["topk"]]
+    values = {"vid_feat": units[0], "txt_feat": units[1], "idxs": best[None]}
+    outputs = golden.group("out/")
+    # Differences of cosines grow a hundredfold.
+    probabilities = outputs.pop("probs")
+    assert_tensor_close("probs", found[best][None], probabilities, tolerance=100 * TOLERANCE)
+    assert_tensors_close(values, outputs)
+
+
+def ignore_losses(criterion: Config) -> None:
+    """Declares the options of training irrelevant."""
+    for options in (criterion, *criterion.values()):
+        if isinstance(options, Config):
+            options.ignore(*options)
+
+
 def softmax(rows: np.ndarray) -> np.ndarray:
     exponentials = np.exp(rows - rows.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
@@ -79,10 +156,7 @@ def check_retrieval(golden: Golden) -> None:
     c, options = golden.config["config"], golden.config["evaluation"]
     golden.config.ignore("av")
     c.ignore("gradient_checkpointing")
-    # Of training.
-    for of_losses in (c["criterion"], *c["criterion"].values()):
-        if isinstance(of_losses, Config):
-            of_losses.ignore(*of_losses)
+    ignore_losses(c["criterion"])
     options.expect(eval_frame_ensemble="concat", eval_x_only=False)
     options.ignore("eval_offload")
     model = convert(model_options(c["model"]), golden.group("state/"))
