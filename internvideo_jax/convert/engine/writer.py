@@ -57,7 +57,8 @@ def write_arrays(
 ) -> dict[str, int]:
     """Writes a tree of arrays piece by piece; `orbax.checkpoint` restores it like one of its own.
 
-    Pieces are put in order and written in the background, at most `MAX_BYTES_IN_FLIGHT` (or one piece) at a time.
+    Pieces are put in order and written in the background, at most `MAX_BYTES_IN_FLIGHT` (or one
+    piece) at a time.
 
     Args:
       directory: the checkpoint to make.
