@@ -207,7 +207,7 @@ def positive_int(text: str) -> int:
 def add_annotation_arguments(parser: ArgumentParser) -> None:
     """Adds what `data.annotations.lists.read_annotations` takes to read annotation files:
     `--root`, `--format`, `--separator` and `--frame_pattern`."""
-    from internvideo_jax.data.annotations.formats import FORMATS, FRAME_PATTERN
+    from internvideo_jax.data.annotations.entries import FORMATS, FRAME_PATTERN
 
     group = parser.add_argument_group("annotations")
     group.add_argument(

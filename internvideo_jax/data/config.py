@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from internvideo_jax.class_names import read_class_names
-from internvideo_jax.data.annotations.formats import Format
+from internvideo_jax.data.annotations.entries import Format
 from internvideo_jax.data.transforms.sampling import Sampling
 from internvideo_jax.preprocessing import AudioPreprocessing, Resize
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from internvideo_jax.data.annotations.entries import Entry, EntryError, quote
 from internvideo_jax.data.annotations.entry_file import EntryFile, written
-from internvideo_jax.data.annotations.formats import Entry, Layout, read_entries
-from internvideo_jax.data.annotations.lines import EntryError, quote
+from internvideo_jax.data.annotations.formats import Layout, read_entries
 from internvideo_jax.data.annotations.records import (
     MAX_KEPT_PROBLEMS,
     MAX_SHOWN_PROBLEMS,

@@ -20,7 +20,7 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 
-from internvideo_jax.data.annotations.formats import Entry
+from internvideo_jax.data.annotations.entries import Entry
 
 # More names are no classes, but captions or file names.
 MAX_NAMES = 100_000

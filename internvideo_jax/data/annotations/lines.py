@@ -4,11 +4,11 @@ import codecs
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from internvideo_jax.config import nearest_name
+from internvideo_jax.data.annotations.entries import EntryError, quote
 
 # Longer than any caption: what is longer is no annotation.
 MAX_ENTRY_BYTES = 2**20
@@ -17,8 +17,6 @@ PIECE_BYTES = 2**20
 # Lines are read together: enough of them for one call to cost nothing, few enough to hold.
 BLOCK_BYTES = 2**16
 
-# Longer texts, in characters, are no misspelt names.
-_MAX_MISSPELT = 100
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -42,29 +40,6 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_json_object)
 
 
 _BYTE_ORDER_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
-
-class EntryError(Exception):
-    """One entry of an annotation file that is wrong: what was expected and what was found.
-
-    Args:
-      expected: the former.
-      found: the latter.
-      name: where it is a name that is none of `names`.
-      names: those.
-    """
-
-    def __init__(self, expected: str, found: str, name: str = "", names: Collection[str] = ()):
-        super().__init__(expected, found)
-        self.expected = expected
-        self.found = found
-        self._name, self._names = name, names
-
-    def suggestion(self) -> str:
-        """The ending of a message that suggests one of the names, or nothing. Takes long."""
-        if not 0 < len(self._name) <= _MAX_MISSPELT:
-            return ""
-        return nearest_name(self._name, sorted(self._names))
 
 
 def check_encoding(path: str) -> None:
@@ -161,12 +136,6 @@ def _item(value: Any) -> Any:
     if isinstance(value, _Repeating):
         return EntryError("each key once", f"{quote(value.key)} twice")
     return value
-
-
-def quote(value: object) -> str:
-    """A value as messages show it: one short line."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class _JsonText:

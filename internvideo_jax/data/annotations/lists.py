@@ -19,22 +19,22 @@ from typing import Any, NamedTuple, overload
 
 from internvideo_jax import environment
 from internvideo_jax.data.annotations.building import build
+from internvideo_jax.data.annotations.entries import (
+    FORMATS,
+    FRAME_PATTERN,
+    Entry,
+    EntryError,
+    Format,
+    check_frame_pattern,
+)
 from internvideo_jax.data.annotations.entry_file import (
     MAX_NAMES,
     DamagedFileError,
     EntryFile,
     remove_abandoned,
 )
-from internvideo_jax.data.annotations.formats import (
-    FORMATS,
-    FRAME_PATTERN,
-    Entry,
-    Format,
-    Layout,
-    check_frame_pattern,
-    tell_layout,
-)
-from internvideo_jax.data.annotations.lines import EntryError
+from internvideo_jax.data.annotations.formats import Layout
+from internvideo_jax.data.annotations.layouts import tell_layout
 from internvideo_jax.data.annotations.records import (
     AnnotationError,
     ClipRecord,

@@ -7,8 +7,13 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from internvideo_jax.data.annotations.formats import Entry, Labels, check_frame_pattern
-from internvideo_jax.data.annotations.lines import EntryError, quote
+from internvideo_jax.data.annotations.entries import (
+    Entry,
+    EntryError,
+    Labels,
+    check_frame_pattern,
+    quote,
+)
 from internvideo_jax.data.decode.paths import AUDIO_EXTENSIONS, IMAGE_EXTENSIONS, join_inside
 
 # A wrong format makes every line of a long file a bad one.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
-from internvideo_jax.data.annotations.formats import FRAME_PATTERN
+from internvideo_jax.data.annotations.entries import FRAME_PATTERN
 from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.decode.paths import IMAGE_EXTENSIONS, is_hidden
 from internvideo_jax.data.decode.video import (

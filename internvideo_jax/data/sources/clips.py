@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from internvideo_jax.config import nearest_name
+from internvideo_jax.data.annotations.entries import FRAME_PATTERN
 from internvideo_jax.data.annotations.folders import read_class_folders
-from internvideo_jax.data.annotations.formats import FRAME_PATTERN
 from internvideo_jax.data.annotations.lists import ClipList, read_annotations
 from internvideo_jax.data.annotations.records import AnnotationError, ClipRecord
 from internvideo_jax.data.config import ClipSet

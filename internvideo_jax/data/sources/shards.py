@@ -24,8 +24,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from grain.sources import ArrayRecordDataSource
 
 from internvideo_jax import config as configs
-from internvideo_jax.data.annotations.formats import check_frame_pattern
-from internvideo_jax.data.annotations.lines import EntryError
+from internvideo_jax.data.annotations.entries import EntryError, check_frame_pattern
 from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.decode.video import VideoError
 from internvideo_jax.data.sources.source import SourceClip
