@@ -183,30 +183,6 @@ class RetrievalEvaluator(Evaluator):
         output = encode_media(self.module, variables, self.options.medium, inputs)  # type: ignore[arg-type]
         return Encoded(output.tokens if self.options.rerank else None, output.embedding)
 
-    def texts(self, captions: Sequence[Sequence[str]]) -> Texts:
-        """The texts of clips, by each one's captions, as the model reads them.
-
-        Raises:
-          ValueError: a caption is empty, or becomes so; names the clip's place.
-        """
-        found: list[str] = []
-        numbers: dict[str, int] = {}
-        pairs = []
-        for clip, own in enumerate(captions):
-            for caption in own:
-                text = clean_caption(caption) if self.options.clean_captions else caption
-                if not text.strip():
-                    raise ValueError(
-                        f"clip {clip}: expected captions with words, found {caption!r}; remove it"
-                    )
-                number = len(found)
-                if self.options.shared_captions:
-                    number = numbers.setdefault(text, number)
-                if number == len(found):
-                    found.append(text)
-                pairs.append((clip, number))
-        return Texts(tuple(found), np.array(pairs, np.int64).reshape(-1, 2))
-
     def complete(
         self,
         rows: Rows,
@@ -228,7 +204,7 @@ class RetrievalEvaluator(Evaluator):
         """
         views = rows.columns["index"]
         _, first = np.unique(views, return_index=True)
-        found = self.texts(rows.columns["captions"][first])
+        found = texts_of_clips(rows.columns["captions"][first], self.options)
         ids, mask = self.tokenizer(found.texts)
         encoder = TextEncoder(self.module, bool(self.options.rerank))  # type: ignore[arg-type]
         texts = collect(encoder, variables, _text_batches(ids, mask)).output
@@ -306,6 +282,35 @@ class RetrievalEvaluator(Evaluator):
 
         del names
         return write_report(directory, rows.output, clips, self.metrics(rows), self.options.medium)
+
+
+def texts_of_clips(captions: Sequence[Sequence[str]], options: RetrievalOptions) -> Texts:
+    """The texts of clips as a model reads them.
+
+    Args:
+      captions: of each clip.
+      options: whether they are joined, cleaned and shared.
+
+    Raises:
+      ValueError: a caption is empty, or becomes so; says which.
+    """
+    texts: list[str] = []
+    numbers: dict[str, int] = {}
+    pairs = []
+    for clip, own in enumerate(captions):
+        for caption in [" ".join(own)] if options.paragraphs else own:
+            text = clean_caption(caption) if options.clean_captions else caption
+            if not text.strip():
+                raise ValueError(
+                    f"expected captions with words, found {caption!r} of clip {clip + 1}; remove it"
+                )
+            number = len(texts)
+            if options.shared_captions:
+                number = numbers.setdefault(text, number)
+            if number == len(texts):
+                texts.append(text)
+            pairs.append((clip, number))
+    return Texts(tuple(texts), np.array(pairs, np.int64).reshape(-1, 2))
 
 
 def retrieval_evaluator(model: "SavedModel", options: RetrievalOptions) -> RetrievalEvaluator:

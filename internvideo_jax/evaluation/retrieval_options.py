@@ -17,6 +17,7 @@ class RetrievalOptions(CheckedConfig):
       rerank_by: the scores that candidates are chosen by.
       max_text_length: tokens of a text; None is the model's own limit.
       clean_captions: whether captions go through `data.transforms.captions.clean_caption`.
+      paragraphs: whether the captions of a clip are joined to one text.
       shared_captions: whether equal captions of several clips are one text, which belongs to all of
         them.
     """
@@ -26,4 +27,5 @@ class RetrievalOptions(CheckedConfig):
     rerank_by: Literal["similarity", "dsl"] = "similarity"
     max_text_length: Annotated[int, Range(3, 512)] | None = None
     clean_captions: bool = True
+    paragraphs: bool = False
     shared_captions: bool = False
