@@ -28,8 +28,8 @@ from tests.training import toy_stage as toy
 
 
 def losses(workdir, devices, steps=20, **changes):
-    # Logged step by step, checkpointed at the end only.
-    config = toy.make_config(steps=steps, checkpoint=CheckpointConfig(every_steps=100), **changes)
+    # Logged step by step, checkpointed near the end only.
+    config = toy.make_config(steps=steps, checkpoint=CheckpointConfig(every_steps=19), **changes)
     stage, data = toy.ToyStage(), toy.batches(config)
     options = {"run_config": toy.run_config(config), "devices": devices}
     assert train(stage, config, data, workdir, **options)
