@@ -14,6 +14,7 @@ from tests.fuzz.harness import Target
 TEXTS = (
     "a/x.mp4,3\nb b/y.mp4,0\n",
     'path,label,caption\n"a, b.mp4",clap hands,"one ""two"""\n',
+    "split,path,label,target\ntrain,a.mp4,3,\n",
     "a/x.mp4 120.5 3 9.25 7\nb/y.mkv -1 -1 -1 1\n",
     "1234 48 17\n77 1 0\n",
     "ssv2 a/x.mp4 -1 -1 -1 -1\nk710 b/y.webm 10 2.5 5 4\n",
