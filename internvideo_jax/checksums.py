@@ -1,5 +1,8 @@
-"""Checksums of arrays, which tell whether stored numbers are those that were written."""
+"""Checksums, which tell whether what is stored is what was written: of arrays and descriptions."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -52,6 +55,12 @@ def partial_checksum(piece: np.ndarray, start: int = 0) -> int:
 def _positions_sum(values: np.ndarray) -> int:
     """The sum of unsigned numbers `[N]`, each times its index, modulo 2^32."""
     return int((values * np.arange(len(values), dtype=np.uint32)).sum(dtype=np.uint32))
+
+
+def description_sha256(description: Mapping[str, Any], entry: str = "sha256") -> str:
+    """Of a JSON-ready description, in hexadecimal, without the `entry` that is to hold it."""
+    rest = {name: value for name, value in description.items() if name != entry}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 @jax.jit

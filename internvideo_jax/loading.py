@@ -164,7 +164,7 @@ def load(
     dtype: Any = None,
     storage: Any = None,
     mesh: Mesh | None = None,
-    check: bool = False,
+    check: bool = True,
 ) -> Model:
     """Loads a model by its folder or name.
 
@@ -179,7 +179,7 @@ def load(
         in; None keeps everything as saved.
       storage: one of these or "int8": what kernels are kept in.
       mesh: spread the variables over this mesh; None puts them on the first local device.
-      check: whether to compare the weights with the checksums that were saved.
+      check: whether to compare files and weights with the checksums that were saved.
 
     Raises:
       ValueError: no such model, one that cannot be fetched or converted, or as

@@ -1,8 +1,9 @@
 """The arrays of a saved model: found whole and as its config says, then read as they are wanted."""
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,8 +17,10 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from internvideo_jax.checksums import checksums
 from internvideo_jax.files import check_regular, read_json
+from internvideo_jax.model_files import SavedModelError
 from internvideo_jax.models import abstract_variables
 from internvideo_jax.nn import int8
+from internvideo_jax.orbax_errors import DETAIL, quiet_reading
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import variable_shardings
 
@@ -26,10 +29,8 @@ _MAX_COMPRESSION = 32
 _SMALL_BYTES = 64 * 2**20
 # Where Orbax describes the tree of arrays.
 _METADATA = "_METADATA"
-
-
-class SavedModelError(ValueError):
-    """A directory that is not a saved model, or whose parts do not fit together."""
+# Where arrays are checked, so many bytes of them are read at a time; larger ones alone.
+_GROUP_BYTES = 256 * 2**20
 
 
 def check_fit(where: str, module: nn.Module, variables: Mapping[str, Any]) -> None:
@@ -70,7 +71,39 @@ def restore(
       SavedModelError: arrays that are missing, extra, misshapen, damaged or cannot be read, or a
         module that is larger than all that is stored.
     """
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _opened(path, module, mesh, sums) as (reader, boxed):
+        variables = _read_as(reader, boxed, dtype, storage)
+        reader.expect_sound()
+    return traverse_util.unflatten_dict(variables, sep="/")
+
+
+def check_arrays(path: epath.Path, module: nn.Module, sums: Mapping[str, int] | None) -> int:
+    """Reads all stored arrays and compares their checksums, a few of them in memory at a time.
+
+    Args:
+      path: an Orbax checkpoint.
+      module: what the arrays belong to.
+      sums: checksums that they must have, by path; None compares none.
+
+    Returns:
+      Bytes of the arrays.
+
+    Raises:
+      SavedModelError: as `restore`.
+    """
+    with _opened(path, module, None, sums) as (reader, _):
+        for names in reader.groups(reader.stored):
+            reader.read(names, None)
+        reader.expect_sound()
+        return sum(map(_nbytes, reader.stored.values()))
+
+
+@contextlib.contextmanager
+def _opened(
+    path: epath.Path, module: nn.Module, mesh: Mesh | None, sums: Mapping[str, int] | None
+) -> "Iterator[tuple[_Reader, dict[str, Any]]]":
+    """What reads a module's arrays, and their boxed shapes, which are those that are stored."""
+    with quiet_reading(), ocp.PyTreeCheckpointer() as checkpointer:
         stored = _stored_arrays(checkpointer, path)
         _check_sizes(path, module, stored)
         boxed = _boxed(path, module)
@@ -80,23 +113,79 @@ def restore(
         shardings: dict[str, Any] = dict.fromkeys(every, device)
         if mesh is not None:
             shardings = variable_shardings(every, mesh, DEFAULT_RULES)
-        reader = _Reader(checkpointer, path, stored, shardings)
-        if sums is not None:
-            _check_sums(reader, sums)
-        variables = _read_as(reader, boxed, dtype, storage)
-    return traverse_util.unflatten_dict(variables, sep="/")
+        yield _Reader(checkpointer, path, stored, shardings, sums), boxed
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Reads stored arrays by name, each onto its sharding."""
+    """Reads stored arrays by name, each onto its sharding.
+
+    Attributes:
+      sums: checksums that they must have; None reads them unchecked.
+      damaged: names of arrays that had others.
+    """
 
     checkpointer: ocp.Checkpointer
     path: epath.Path
     stored: Mapping[str, Any]
     shardings: Mapping[str, Any]
+    sums: Mapping[str, int] | None
+    damaged: list[str] = dataclasses.field(default_factory=list)
 
     def read(self, names: Collection[str], dtype: np.dtype | None) -> dict[str, jax.Array]:
+        """The arrays, kernels in a dtype; see `expect_sound`."""
+        if self.sums is None:
+            return self._read(names, dtype)
+        arrays: dict[str, jax.Array] = {}
+        for group in self.groups(names):
+            stored = self._read(group, None)
+            found = checksums(stored)
+            self.damaged.extend(name for name in group if found[name] != self.sums.get(name))
+            arrays |= self._cast(stored, dtype)
+        return arrays
+
+    def groups(self, names: Iterable[str]) -> Iterator[list[str]]:
+        """Names of arrays that are read together, in one order on all processes."""
+        group: list[str] = []
+        for name in sorted(names):
+            if group and sum(map(self._bytes_of, [*group, name])) > _GROUP_BYTES:
+                yield group
+                group = []
+            group.append(name)
+        if group:
+            yield group
+
+    def expect_sound(self) -> None:
+        """Looks back at what was read.
+
+        Raises:
+          SavedModelError: some of it is damaged.
+        """
+        if self.damaged:
+            raise SavedModelError(
+                f"{len(self.damaged)} arrays under {self.path} are damaged: their checksums are not"
+                " those that were saved; copy or convert the model again:\n  "
+                + "\n  ".join(sorted(self.damaged))
+            )
+
+    def _cast(
+        self, arrays: Mapping[str, jax.Array], dtype: np.dtype | None
+    ) -> Mapping[str, jax.Array]:
+        dtypes = {name: _restored_dtype(name, x.dtype, dtype) for name, x in arrays.items()}
+        if all(x.dtype == dtypes[name] for name, x in arrays.items()):
+            return arrays
+        shardings = {name: self.shardings[name] for name in arrays}
+        # Together, because compiling takes longer than casting most of them.
+        cast = jax.jit(
+            lambda arrays: {name: x.astype(dtypes[name]) for name, x in arrays.items()},
+            out_shardings=shardings,
+        )
+        return cast(arrays)
+
+    def _bytes_of(self, name: str) -> int:
+        return _nbytes(self.stored[name])
+
+    def _read(self, names: Collection[str], dtype: np.dtype | None) -> dict[str, jax.Array]:
         target = {
             name: jax.ShapeDtypeStruct(
                 self.stored[name].shape,
@@ -155,7 +244,7 @@ def _read_as(
 def _check_sizes(path: epath.Path, module: nn.Module, stored: Mapping[str, Any]) -> None:
     """Refuses what would need far more memory than the files hold, before anything is made."""
     elements = sum(array.size for array in stored.values())
-    needed = sum(array.size * array.dtype.itemsize for array in stored.values())
+    needed = sum(map(_nbytes, stored.values()))
     # Listing a bucket is slow, and nobody else writes into ours.
     if "://" not in str(path) and needed > _SMALL_BYTES + _MAX_COMPRESSION * _file_bytes(path):
         raise SavedModelError(
@@ -188,21 +277,6 @@ def _least_parameters(config: Any) -> int:
     return inner + int(getattr(config, "least_parameters", 0))
 
 
-def _check_sums(reader: _Reader, sums: Mapping[str, int]) -> None:
-    """Compares the checksums of all stored arrays, one array in memory at a time."""
-    # In one order on all processes.
-    wrong = [
-        name
-        for name in sorted(reader.stored)
-        if checksums(reader.read([name], None)) != {name: sums.get(name)}
-    ]
-    if wrong:
-        raise SavedModelError(
-            f"{len(wrong)} arrays under {reader.path} are damaged: their checksums are not those"
-            " that were saved; copy or convert the model again:\n  " + "\n  ".join(wrong)
-        )
-
-
 def _boxed(path: epath.Path, module: nn.Module) -> dict[str, Any]:
     try:
         return _flat(abstract_variables(module, boxed=True))
@@ -227,9 +301,8 @@ def _stored_arrays(checkpointer: ocp.Checkpointer, path: epath.Path) -> dict[str
         any(path.iterdir())
         if (path / _METADATA).exists():
             read_json(path / _METADATA)
-        metadata = checkpointer.metadata(path).item_metadata
-        if metadata is None:
-            raise FileNotFoundError("there is no Orbax checkpoint")
+        # The checkpointer itself would log the cause of a failure instead of raising it.
+        metadata = checkpointer.handler.metadata(path)
         return {
             name: jax.ShapeDtypeStruct(array.shape, array.dtype)
             for name, array in _flat(metadata.tree).items()
@@ -240,7 +313,8 @@ def _stored_arrays(checkpointer: ocp.Checkpointer, path: epath.Path) -> dict[str
 
 
 def _unreadable(path: epath.Path, error: BaseException) -> SavedModelError:
-    return SavedModelError(f"the arrays under {path} cannot be read: {error}")
+    reason = next(iter(DETAIL.sub("", str(error)).splitlines()), type(error).__name__)
+    return SavedModelError(f"the arrays under {path} cannot be read: {reason}")
 
 
 def _restored_dtype(name: str, stored: Any, dtype: np.dtype | None) -> np.dtype:
@@ -248,6 +322,10 @@ def _restored_dtype(name: str, stored: Any, dtype: np.dtype | None) -> np.dtype:
     if dtype is None or not jnp.issubdtype(stored, jnp.floating):
         return stored
     return dtype if name.endswith("/kernel") else jnp.promote_types(stored, dtype)
+
+
+def _nbytes(array: Any) -> int:
+    return int(array.size * array.dtype.itemsize)
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Models on disk that describe themselves: `load(path)` needs nothing but the directory.
 
-  model.json   format version, architecture, config, preprocessing, the SHA-256 of each tokenizer
-               file, the checksum of each array, the names of a classifier's classes where they are
-               known, and what the writer adds (where the weights come from, how they were
-               converted)
+  model.json   format version, architecture, config, preprocessing, the checksum of each array, the
+               SHA-256 of each smaller file and of the description itself, the names of a
+               classifier's classes where they are known, and what the writer adds (where the
+               weights come from, how they were converted)
   params/      the variables tree {"params": ..., ["batch_stats": ...]}, an Orbax checkpoint;
                kernels may be int8 values with scales beside them (`nn.int8`)
   tokenizer/   the files that the text preprocessing names
@@ -12,12 +12,10 @@ The description is written last: a directory without it is no model.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
-import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,16 +25,24 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from internvideo_jax.checksums import checksums
+from internvideo_jax.checksums import checksums, description_sha256
 from internvideo_jax.config import from_dict, nearest_name, to_dict
 from internvideo_jax.files import read_json
+from internvideo_jax.model_files import (
+    SavedModelError,
+    check_files,
+    copy_tokenizer_files,
+    hash_files,
+    tokenizer_paths,
+)
 from internvideo_jax.models import ARCHITECTURES
 from internvideo_jax.preprocessing import Preprocessing
-from internvideo_jax.saved_arrays import SavedModelError, check_fit, restore
+from internvideo_jax.saved_arrays import check_arrays, check_fit, restore
 
 __all__ = [
     "SavedModel",
     "SavedModelError",
+    "check",
     "load",
     "read_config",
     "read_description",
@@ -49,14 +55,15 @@ _logger = logging.getLogger(__name__)
 FORMAT_VERSION = 2
 DESCRIPTION = "model.json"
 ARRAYS = "params"
-TOKENIZER = "tokenizer"
 _DTYPES = ("float32", "bfloat16", "float16")
 _OWN_KEYS = ("format_version", "architecture", "config", "preprocessing", "tokenizer")
 # In the description only of classifiers whose classes have names.
 _CLASSES = "classes"
-# In all but older ones.
+# In all but older ones: checksums of arrays by name, the SHA-256 of files by path, and its own.
 _CHECKSUMS = "checksums"
-_ALL_KEYS = (*_OWN_KEYS, _CLASSES, _CHECKSUMS)
+_FILES = "files"
+_SHA256 = "sha256"
+_ALL_KEYS = (*_OWN_KEYS, _CLASSES, _CHECKSUMS, _FILES, _SHA256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +95,7 @@ def load(
     dtype: Any = None,
     storage: Any = None,
     mesh: Mesh | None = None,
-    check: bool = False,
+    check: bool = True,
 ) -> SavedModel:
     """Loads a model that `save` or the converter wrote.
 
@@ -103,13 +110,14 @@ def load(
         float16's range.
       mesh: spread the variables over this mesh by their logical axes; each process then reads
         only its own part. None puts them on the first local device.
-      check: whether to compare the arrays with the checksums that were saved, which reads them
-        once more. A model without any, as older versions wrote it, gets a warning instead.
+      check: whether to compare arrays and files with the checksums that were saved, which takes a
+        tenth of the time of reading them. A model without any, as older versions wrote it, gets a
+        warning instead.
 
     Raises:
-      SavedModelError: not a model directory, another format version, an unknown architecture,
-        unreadable arrays, arrays that are missing, extra, misshapen or damaged (all are listed),
-        or tokenizer files that are missing or not those that were saved.
+      SavedModelError: not a model directory, a damaged description, another format version, an
+        unknown architecture, unreadable arrays, arrays that are missing, extra, misshapen or
+        damaged (all are listed), or files that are missing or not those that were saved.
       ValueError: an unknown config field, one of another type or out of its range, dtype or
         storage.
     """
@@ -123,9 +131,11 @@ def load(
     if dtype is not None:
         config = _computing_in(config, dtype.name)
     module = architecture.module_cls(config)
+    if check:
+        check_files(directory, _files(description, where))
     return SavedModel(
         module=module,
-        tokenizer_files=_checked_files(directory, preprocessing, description["tokenizer"]),
+        tokenizer_files=tokenizer_paths(directory, preprocessing, description["tokenizer"]),
         variables=restore(
             directory / ARRAYS,
             module,
@@ -139,6 +149,45 @@ def load(
         classes=_checked_classes(description.get(_CLASSES), config, where),
         metadata={k: v for k, v in description.items() if k not in _ALL_KEYS},
     )
+
+
+class Checked(NamedTuple):
+    """What `check` has compared with what was written.
+
+    Attributes:
+      description: whether `model.json` has a checksum.
+      arrays: how many arrays have one.
+      array_bytes: of all arrays.
+      files: how many of the smaller files have one, those of the tokenizer included.
+    """
+
+    description: bool
+    arrays: int
+    array_bytes: int
+    files: int
+
+
+def check(path: epath.PathLike) -> Checked:
+    """Reads all of a model and compares it with the checksums that were saved.
+
+    A few arrays are in memory at a time. Models that older versions wrote lack some checksums, or
+    all.
+
+    Raises:
+      SavedModelError: as `load`.
+      ValueError: an unknown config field, or one of another type or out of its range.
+    """
+    directory = epath.Path(path).expanduser().resolve()
+    description = read_description(directory)
+    where = str(directory / DESCRIPTION)
+    config, preprocessing = _described(description, where)
+    files = _files(description, where)
+    check_files(directory, files)
+    tokenizer = tokenizer_paths(directory, preprocessing, description["tokenizer"])
+    sums = _sums(description.get(_CHECKSUMS), where)
+    module = ARCHITECTURES[description["architecture"]].module_cls(config)
+    nbytes = check_arrays(directory / ARRAYS, module, sums)
+    return Checked(_SHA256 in description, len(sums or ()), nbytes, len(files) + len(tokenizer))
 
 
 def save(
@@ -231,13 +280,17 @@ def write_description(
         "architecture": architecture,
         "config": to_dict(config),
         "preprocessing": to_dict(preprocessing),
-        "tokenizer": _copy_files(epath.Path(directory), preprocessing, tokenizer_files or {}),
+        "tokenizer": copy_tokenizer_files(
+            epath.Path(directory), preprocessing, tokenizer_files or {}
+        ),
         **(metadata or {}),
     }
     if classes is not None:
         description[_CLASSES] = list(_checked_classes(list(classes), config, str(directory)) or ())
     if sums is not None:
         description[_CHECKSUMS] = dict(sums)
+    description[_FILES] = hash_files(epath.Path(directory), ARRAYS)
+    description[_SHA256] = description_sha256(description)
     text = json.dumps(description, indent=2) + "\n"
     partial = epath.Path(directory) / f".{DESCRIPTION}.partial"
     partial.write_text(text)
@@ -269,7 +322,7 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
         raise SavedModelError(str(error)) from None
     if not isinstance(description, dict) or type(description.get("format_version")) is not int:
         raise SavedModelError(f"{path} does not describe a saved model")
-    version = description["format_version"]
+    version, sha256 = description["format_version"], description_sha256(description)
     if version == 1:
         # It knew videos only.
         if "preprocessing" in description:
@@ -279,6 +332,12 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
         raise SavedModelError(
             f"{path} has format version {version!r}, this internvideo_jax reads 1 to"
             f" {FORMAT_VERSION}: install the version that wrote it, or convert the model again"
+        )
+    elif description.get(_SHA256, sha256) != sha256:
+        raise SavedModelError(
+            f"{path} is damaged: its entries do not have the SHA-256 that was written with them;"
+            " copy or convert the model again (if it was changed on purpose, remove its entry"
+            f' "{_SHA256}")'
         )
     missing = [key for key in _OWN_KEYS if key not in description]
     if missing:
@@ -339,6 +398,19 @@ def _sums(sums: Any, where: str) -> dict[str, int] | None:
     return sums
 
 
+def _files(description: Mapping[str, Any], where: str) -> dict[str, str]:
+    """The SHA-256 of files by their path in the model; of older models, of none."""
+    files = description.get(_FILES, {})
+    if not isinstance(files, dict) or not all(isinstance(sha256, str) for sha256 in files.values()):
+        raise SavedModelError(f"{where}: expected {_FILES} to be SHA-256 sums by path")
+    for name in files:
+        if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
+            raise SavedModelError(
+                f"{where}: expected {_FILES} in the model's folder, found {name!r}"
+            )
+    return files
+
+
 def _loadable(array: Any) -> Any:
     """An array in a dtype that JAX reads back: float64 needs a special mode."""
     if isinstance(array, jax.Array):
@@ -364,50 +436,3 @@ def _dtype(argument: str, value: Any, known: Collection[str]) -> np.dtype | None
             f"expected a {argument} of {', '.join(known)}, found {np.dtype(value).name}"
         )
     return None if value is None else np.dtype(value)
-
-
-def _copy_files(
-    directory: epath.Path, preprocessing: Preprocessing, sources: Mapping[str, epath.PathLike]
-) -> dict[str, str]:
-    """Copies tokenizer files beside the arrays; returns their SHA-256 by name."""
-    names = preprocessing.text.files if preprocessing.text else ()
-    if set(names) != set(sources):
-        raise SavedModelError(
-            f"expected the tokenizer files that the text preprocessing names"
-            f" ({', '.join(names) or 'none'}), found {', '.join(sources) or 'none'}"
-        )
-    digests = {}
-    for name in map(_file_name, names):
-        content = epath.Path(sources[name]).read_bytes()
-        (directory / TOKENIZER).mkdir(exist_ok=True)
-        (directory / TOKENIZER / name).write_bytes(content)
-        digests[name] = hashlib.sha256(content).hexdigest()
-    return digests
-
-
-def _checked_files(
-    directory: epath.Path, preprocessing: Preprocessing, digests: Any
-) -> dict[str, epath.Path]:
-    """Paths of the tokenizer files by name; all that are missing or changed are listed."""
-    digests = digests if isinstance(digests, dict) else {}
-    names = preprocessing.text.files if preprocessing.text else ()
-    paths = {name: directory / TOKENIZER / _file_name(name) for name in names}
-    errors = []
-    for name, path in paths.items():
-        if not path.is_file():
-            errors.append(f"{name}: missing")
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != digests.get(name):
-            errors.append(f"{name}: not the file that was saved (its SHA-256 differs)")
-    if errors:
-        raise SavedModelError(
-            f"{len(errors)} tokenizer files under {directory / TOKENIZER} do not fit"
-            f" {DESCRIPTION}:\n  " + "\n  ".join(errors)
-        )
-    return paths
-
-
-def _file_name(name: str) -> str:
-    """`name`, if it cannot lead out of a folder."""
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise SavedModelError(f"expected the plain name of a tokenizer file, found {name!r}")
-    return name

@@ -57,10 +57,11 @@ def command(main: Main) -> Main:
     def run(argv: Sequence[str]) -> int:
         try:
             with _terminable(), _logging():
-                return main(argv)
+                code = main(argv)
+                sys.stdout.flush()
+                return code
         except BrokenPipeError:
-            # The reader (`| head`) has left; without this Python complains once more at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             return 1
         except KeyboardInterrupt as error:
             is_terminated = isinstance(error, Terminated)
@@ -77,6 +78,24 @@ def command(main: Main) -> Main:
             return _fail(name, "; ".join(lack) + ". `internvideo-jax doctor` shows what there is")
 
     return run
+
+
+@contextlib.contextmanager
+def without_reader() -> Iterator[None]:
+    """Goes on where the reader of the output (`| head`) has left while the block prints something.
+
+    What is printed from then on is dropped. For what is printed before files are written.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    # Without this Python complains of the broken pipe once more at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(name: str, message: str) -> int:
@@ -338,14 +357,23 @@ def new_output_dir(path: str | os.PathLike[str]) -> Path:
     return directory
 
 
-def expect_writable(path: Path, option: str) -> None:
+def new_output_file(path: str | os.PathLike[str] | None, option: str) -> None:
     """Finds out before long work that its output cannot be written after it.
 
+    Args:
+      path: a file that is to be made, with its folder; None if there is to be none.
+      option: that names it, as "--json".
+
     Raises:
-      UsageError: a folder, or a file in a place where none can be made; names the option.
+      UsageError: something is there already, or no file can be made there; names the option.
     """
+    if path is None:
+        return
+    path = Path(path)
     if path.is_dir():
         raise UsageError(f"{option}={path} is a folder; name a file")
+    if path.exists():
+        raise UsageError(f"{option}={path} exists; name another output or remove it first")
     existing = next(folder for folder in path.absolute().parents if folder.exists())
     if not existing.is_dir():
         raise UsageError(f"{option}={path}: {existing} is not a folder; name another file")

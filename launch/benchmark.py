@@ -40,13 +40,11 @@ examples:
 def main(argv: Sequence[str]) -> int:
     """Runs one benchmark; returns 0."""
     args = _parser().parse_args(argv)
-    if args.json:
-        # Found out now rather than after minutes of measuring.
-        arguments.expect_writable(args.json, "--json")
+    arguments.new_output_file(args.json, "--json")
     # A device would be waited for here and is not used: what is measured runs on the CPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    print(machine_line(), flush=True)
-    print()
+    with arguments.without_reader():
+        print(f"{machine_line()}\n")
     if args.subject == "encoder":
         from internvideo_jax.launch.benchmarks.encoder import benchmark_encoder
 
@@ -64,9 +62,9 @@ def main(argv: Sequence[str]) -> int:
 
         workdir = args.workdir or environment.home()
         rows = [benchmark_convert(workdir=workdir, repeats=args.repeats)]
-    print("\n\n".join(row.table() for row in rows))
     if args.json:
         write_json(args.json, [row.to_json() | {"machine": machine()} for row in rows])
+    print("\n\n".join(row.table() for row in rows))
     return 0
 
 

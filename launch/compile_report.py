@@ -42,12 +42,13 @@ def main(argv: Sequence[str]) -> int:
     code = arguments.use_tpu_compiler("compile_report", argv)
     if code is not None:
         return code
+    arguments.new_output_file(args.json, "--json")
 
     # Imports JAX.
     from internvideo_jax.launch.compilation.reports import compile_report
 
     report = compile_report(arguments.parse_config(args, leftover), args.topology)
-    print(render(report))
     if args.json:
         write_json(args.json, report)
+    print(render(report))
     return 0 if all(p["fits"] for p in report["programs"].values()) else EXIT_DOES_NOT_FIT

@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     parser = arguments.make_parser("doctor", SUMMARY, EPILOG)
     parser.add_argument("--json", metavar="FILE", help="also write the report to this file")
     args = parser.parse_args(argv)
+    arguments.new_output_file(args.json, "--json")
 
     checks = [
         *system_checks(),
@@ -51,10 +52,10 @@ def main(argv: Sequence[str]) -> int:
         *file_checks(),
     ]
     is_well = all(check.status != "bad" for check in checks)
-    print(render(checks))
     if args.json:
         rows = [dataclasses.asdict(check) for check in checks]
         write_json(args.json, {"ok": is_well, "checks": rows})
+    print(render(checks))
     return 0 if is_well else 1
 
 

@@ -123,6 +123,7 @@ def main(argv: Sequence[str]) -> int:
         },
         "model": {
             "name": loaded.name,
+            "digest": loaded.digest,
             "architecture": type(model.module).__name__,
             "num_classes": data.num_classes,
             "sha256": result_card.combined_sha256(sums, directory),
@@ -135,12 +136,13 @@ def main(argv: Sequence[str]) -> int:
         **result_card.environment(loaded.dtype),
     }
     failed: dict[int, str] = {}
+    reports = []
     for name, rows in measured.items():
         output = args.output / name if len(measured) > 1 else args.output
         output.mkdir(exist_ok=True)
         evaluator = evaluators[name]
         shown = [clips[index].record for index in np.unique(rows.columns["index"]).tolist()]
-        print(printable(evaluator.report(rows, shown, names, output)))
+        reports.append(evaluator.report(rows, shown, names, output))
         failed |= rows.errors
         unread = [(clips.record(index), reason) for index, reason in rows.errors.items()]
         card = {
@@ -153,6 +155,7 @@ def main(argv: Sequence[str]) -> int:
         }
         # Last: a folder with a card is complete.
         write_json(output / "result.json", card)
+    print(printable("\n".join(reports)))
     print(f"{len(clips)} clips in {seconds:.1f} s -> {args.output}")
     _print_failures(clips, failed)
     return 1 if failed and not args.allow_failed else 0

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from internvideo_jax.launch import arguments
+from internvideo_jax.launch import arguments, inference
 
 if TYPE_CHECKING:
     from internvideo_jax.stablehlo import Program
@@ -21,8 +21,8 @@ Writes FILE (what jax.export reads), FILE.json (inputs, preprocessing, names of 
 for weights beside it, FILE.npz. Then a loader needs jax and flatbuffers:
   program = jax.export.deserialize(bytearray(open("b14.stablehlo", "rb").read()))
   logits = program.call({}, frames)    # uint8 [B, T, S, S, 3]; weights by name in place of {}
-The program is read back and compared with the model before it takes its name. docs/export.md has
-more.
+The model's checksums are compared first, and the program, which is read back, with the model before
+it takes its name. docs/export.md has more.
 """
 
 
@@ -30,7 +30,7 @@ more.
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     parser = arguments.make_parser("export", SUMMARY, EPILOG)
-    parser.add_argument("model", metavar="MODEL", help="a saved model: a folder or a name")
+    inference.add_model_argument(parser, "model")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     parser.add_argument(
         "--output_kind",
@@ -57,16 +57,10 @@ def main(argv: Sequence[str]) -> int:
         default=["cpu", "cuda", "tpu"],
         help="what it can run on, of cpu, cuda, rocm and tpu (default: cpu,cuda,tpu)",
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        default="float32",
-        help="what it computes in (default: %(default)s)",
-    )
+    inference.add_dtype_argument(parser, default="float32")
     args = parser.parse_args(argv)
-    existing = [f for s in ("", ".json", ".npz") if (f := Path(f"{args.output}{s}")).exists()]
-    if existing:
-        raise arguments.UsageError(f"{existing[0]} exists; name another output or remove it first")
+    for suffix in ("", ".json", ".npz"):
+        arguments.new_output_file(f"{args.output}{suffix}", "--output")
 
     from internvideo_jax import saved_model, stablehlo
     from internvideo_jax.convert.library import model_directory

@@ -3,8 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -62,7 +60,7 @@ def _extract(args: argparse.Namespace, targets: dict[str, Path]) -> int:
     model = loaded.model
     preprocessing = model.preprocessing.require_video()
     num_frames = args.frames or preprocessing.num_frames
-    run = Run(loaded.name, _digest(loaded.directory), args.kind, num_frames, loaded.dtype)
+    run = Run(loaded.name, loaded.digest, args.kind, num_frames, loaded.dtype)
     run.check_folder(args.output)
     todo = [video for video, target in targets.items() if not run.is_finished(video, target)]
     results = extract_features(
@@ -145,10 +143,3 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="keep what an earlier run has finished in --output"
     )
     return parser
-
-
-def _digest(directory: str) -> str:
-    from internvideo_jax import saved_model
-
-    description = json.dumps(saved_model.read_description(directory), sort_keys=True)
-    return hashlib.sha256(description.encode()).hexdigest()[:16]

@@ -55,14 +55,14 @@ class Run:
     """What must agree for a file of an earlier run to be kept.
 
     Attributes:
-      model: name of the model's folder.
-      model_digest: of its description, which names the weights it was converted from.
+      model: the model as it was named, which need not agree.
+      model_digest: of its description, which holds the checksums of its weights.
       kind: "pooled" or "tokens".
       frames: frames per video.
       dtype: what the model computed in.
     """
 
-    model: str
+    model: str = dataclasses.field(compare=False)
     model_digest: str
     kind: str
     frames: int

@@ -1,7 +1,6 @@
 """What the commands share that run a saved model over clips."""
 
 import contextlib
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
@@ -24,29 +23,50 @@ class Loaded(NamedTuple):
 
     Attributes:
       model: ready to run.
+      name: as it was given.
       directory: where it lies.
       dtype: what it computes in.
     """
 
     model: "Model"
+    name: str
     directory: str
     dtype: str
 
     @property
-    def name(self) -> str:
-        """That of its folder."""
-        return os.path.basename(os.path.abspath(self.directory))
+    def digest(self) -> str:
+        """Of its description, which holds the checksums of its weights: 16 hexadecimal digits."""
+        from internvideo_jax.checksums import description_sha256
+        from internvideo_jax.saved_model import read_description
+
+        return description_sha256(read_description(self.directory))[:16]
+
+
+def add_model_argument(parser: ArgumentParser, name: str = "--model") -> None:
+    """Adds the model, as an option or, named without dashes, in its place."""
+    required = {"required": True} if name.startswith("-") else {}
+    parser.add_argument(
+        name,
+        metavar="MODEL",
+        help="a folder that `train` or `convert` wrote, the name of a released model (`convert"
+        " --list`) or a Hugging Face repository; what is named is converted once and kept",
+        **required,
+    )
+
+
+def add_dtype_argument(parser: ArgumentParser, default: str | None = None) -> None:
+    """Adds `--dtype`, by default what suits the device."""
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default=default,
+        help=f"what the model computes in (default: {default or 'what suits the device'})",
+    )
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Adds `--model`, `--frames`, `--batch_size`, `--dtype` and `--num_threads`."""
-    parser.add_argument(
-        "--model",
-        required=True,
-        metavar="MODEL",
-        help="a folder that `train` or `convert` wrote, the name of a released model (`convert"
-        " --list`) or a Hugging Face repository; what is named is converted once and kept",
-    )
+    add_model_argument(parser)
     parser.add_argument(
         "--frames",
         type=arguments.positive_int,
@@ -59,11 +79,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="clips or views that are held together at most (default: %(default)s); a CPU runs them"
         " one by one, accelerators powers of two",
     )
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="what the model computes in (default: what suits the device)",
-    )
+    add_dtype_argument(parser)
     parser.add_argument(
         "--num_threads", type=arguments.positive_int, help="decoding threads (default: all cores)"
     )
@@ -78,7 +94,7 @@ def load_model(args: Namespace) -> Loaded:
 
     directory = model_directory(args.model)
     dtype = args.dtype or arguments.default_dtype(jax.devices()[0])
-    return Loaded(load(directory, dtype=dtype), directory, dtype)
+    return Loaded(load(directory, dtype=dtype), args.model, directory, dtype)
 
 
 def announce_frames(model: "SavedModel", num_frames: int) -> None:

@@ -1,6 +1,7 @@
 """`internvideo-jax predict`: a classifier and unlabelled clips in, names of classes out."""
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import os
@@ -40,7 +41,9 @@ Names of the classes come from the model, which has them from its training or co
 config with id2label). Without names, classes are their numbers.
 
 --json=FILE holds
-  model, num_classes, dtype  what predicted
+  model, model_digest        what predicted: as it was named, and of its description, which holds
+                             the checksums of its weights
+  num_classes, dtype         its classes, and what it computed in
   views                      num_frames, image_size, segments, crops
   windows                    length and stride in seconds, or null
   predictions                for each clip or window: source (its path), start and end (seconds
@@ -90,6 +93,9 @@ def main(argv: Sequence[str]) -> int:
     width = min(max(map(len, names)), _MAX_COLUMN)
     unit = "video" if windows is None else "window"
     progress = Progress(len(videos) if windows is None else None, unit)
+    # Without any file to write, there is nothing left to do when nobody reads on.
+    has_files = any((args.json, args.csv, args.plot))
+    printing = arguments.without_reader if has_files else contextlib.nullcontext
     with progress, inference.memory_errors(args.batch_size, views.num_frames):
         for result in _results(args, videos, loaded.model, views, windows):
             progress.update()
@@ -99,14 +105,16 @@ def main(argv: Sequence[str]) -> int:
                 failed.append(result)
                 continue
             entries.append(_entry(result, names, args.top))
-            if result.source != source:
-                source = result.source
-                progress.write(_shown_path(source), file=sys.stdout)
-            progress.write(_text(entries[-1], width), file=sys.stdout)
+            with printing():
+                if result.source != source:
+                    source = result.source
+                    progress.write(_shown_path(source), file=sys.stdout)
+                progress.write(_text(entries[-1], width), file=sys.stdout)
     seconds = time.perf_counter() - started
     if args.json:
         settings = {
             "model": loaded.name,
+            "model_digest": loaded.digest,
             "num_classes": len(names),
             "dtype": loaded.dtype,
             "views": {name: getattr(views, name) for name in _VIEWS},
@@ -167,8 +175,7 @@ def _check_outputs(args: argparse.Namespace, videos: Sequence[str]) -> None:
     from internvideo_jax.evaluation.figure_file import PICTURES
 
     for option in ("json", "csv", "plot"):
-        if (path := getattr(args, option)) is not None:
-            arguments.expect_writable(path, f"--{option}")
+        arguments.new_output_file(getattr(args, option), f"--{option}")
     if args.plot is None:
         return
     if not args.plot.name.lower().endswith(PICTURES):

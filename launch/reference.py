@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internvideo_jax.launch import arguments
+from internvideo_jax.launch import arguments, inference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,9 +33,7 @@ and executes nothing. docs/verifying.md goes through it from start to end.
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     parser = arguments.make_parser("reference", SUMMARY, EPILOG)
-    parser.add_argument(
-        "model", metavar="MODEL", help="the converted model that it is for: a folder or a name"
-    )
+    inference.add_model_argument(parser, "model")
     parser.add_argument(
         "--module",
         required=True,
@@ -63,8 +61,7 @@ def main(argv: Sequence[str]) -> int:
         help="names of what the module returns (default: those of the model's kind)",
     )
     args = parser.parse_args(argv)
-    if args.output.exists():
-        raise arguments.UsageError(f"{args.output} exists; name another output or remove it first")
+    arguments.new_output_file(args.output, "--output")
     if "torch" not in sys.modules and importlib.util.find_spec("torch") is None:
         raise arguments.UsageError(
             "expected PyTorch, in which the module runs, found no package torch; install it with"

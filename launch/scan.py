@@ -59,11 +59,13 @@ In Python: internvideo_jax.data.annotations.lists.check_annotations and .clip_ch
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code: 1 if anything is wrong."""
     args = _parser().parse_args(argv)
+    arguments.new_output_file(args.json, "--json")
     started = time.perf_counter()
     annotations = {path: _read(path, args) for path in args.inputs if _is_annotation(path)}
     for path, found in annotations.items():
         read = f"{path}: {len(found.records)} clips, format {found.format}"
-        print(found.error or read, flush=True)
+        with arguments.without_reader():
+            print(found.error or read)
     videos = [path for path in args.inputs if not _is_annotation(path)]
     folders = [_read_folders(path) for path in videos if _holds_classes(path)]
     counts = {path: count_labels(found.records) for path, found in annotations.items()}
@@ -71,20 +73,12 @@ def main(argv: Sequence[str]) -> int:
     warnings = [
         f"{path}: {text}" for path, known in counts.items() for text in class_warnings(known)
     ]
-    for line in (*map(str, folders), *(f"warning: {text}" for text in warnings)):
-        print(line, flush=True)
+    with arguments.without_reader():
+        for line in (*map(str, folders), *(f"warning: {text}" for text in warnings)):
+            print(line)
     clips = _Clips(annotations, named_videos(videos) if videos else [])
     number, broken, seconds_readable = _scan(clips, args)
     seconds = time.perf_counter() - started
-    print(
-        f"{number} clips in {seconds:.1f} s: {number - len(broken)} readable"
-        f" ({_duration(seconds_readable)}), {len(broken)} not"
-    )
-    width = max((len(clip["name"]) for clip in broken[:MAX_SHOWN_CLIPS]), default=0)
-    for clip in broken[:MAX_SHOWN_CLIPS]:
-        print(f"  {clip['name']:{width}}  {clip['reason']}")
-    if len(broken) > MAX_SHOWN_CLIPS:
-        print(f"  and {len(broken) - MAX_SHOWN_CLIPS} more; --json=FILE lists them all")
     if args.json is not None:
         report = {
             "annotations": [_annotation_report(*item) for item in annotations.items()],
@@ -97,6 +91,15 @@ def main(argv: Sequence[str]) -> int:
             "seconds": round(seconds, 3),
         }
         write_json(args.json, report)
+    print(
+        f"{number} clips in {seconds:.1f} s: {number - len(broken)} readable"
+        f" ({_duration(seconds_readable)}), {len(broken)} not"
+    )
+    width = max((len(clip["name"]) for clip in broken[:MAX_SHOWN_CLIPS]), default=0)
+    for clip in broken[:MAX_SHOWN_CLIPS]:
+        print(f"  {clip['name']:{width}}  {clip['reason']}")
+    if len(broken) > MAX_SHOWN_CLIPS:
+        print(f"  and {len(broken) - MAX_SHOWN_CLIPS} more; --json=FILE lists them all")
     is_wrong = any(found.error for found in annotations.values())
     return 1 if broken or is_wrong or any(folder.problem for folder in folders) else 0
 

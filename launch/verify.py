@@ -1,34 +1,42 @@
-"""`internvideo-jax verify`: a saved model against activations of the original."""
+"""`internvideo-jax verify`: a saved model against its checksums and activations of the original."""
 
 import argparse
 import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from internvideo_jax.files import write_json
-from internvideo_jax.launch import arguments
+from internvideo_jax.launch import arguments, inference
 
-SUMMARY = "check a converted model against activations of the original"
+if TYPE_CHECKING:
+    from internvideo_jax.saved_model import Checked
+
+SUMMARY = "check a saved model: its files, and a converted one against the original"
 
 EPILOG = """\
 examples:
+  internvideo-jax verify models/b14-k400
   internvideo-jax verify models/b14-k400 --reference=b14-k400-activations.safetensors
   internvideo-jax verify models/stage2-1b --known_answer=example1.mp4
 
 --known_answer ranks the ten texts of stage 2's published demo for its clip, which lies in the
 original's repository (InternVideo2/multi_modality/demo/example1.mp4 of OpenGVLab/InternVideo).
 
-The reference is a .safetensors file with inputs in/* and the original model's outputs out/*, which
-`internvideo-jax reference` makes (docs/verifying.md):
+The first reads all of the model and compares it with the checksums that were written with it: of
+model.json, of every array, and of every file of at most 1 MiB. The second compares them, too, and
+then runs the model in float32 at the highest matmul precision. The reference is a .safetensors file
+with inputs in/* and the original model's outputs out/*, which `internvideo-jax reference` makes
+(docs/verifying.md):
   video models   in/video [B, 3, T, H, W], normalised; students also in/mask [B, N], true where
                  dropped; out/logits, out/hidden/blocks.0, ...
   BERT           in/input_ids [B, N], in/attention_mask, in/encoder_hidden_states;
                  out/text_last, ...
   LLaMA towers   in/input_ids [B, N], padded on the right; out/text_embed, ...
   BEATs          in/fbank [B, T, M], normalised; out/features, ...
-The checksums of the model's arrays are compared first. It runs in float32 at the highest matmul
-precision. Exit code 1: an output differs by more than the tolerance, or is not finite.
+Exit code 1: an output differs by more than the tolerance, or is not finite; or there are no
+checksums of the arrays to compare with. 2: the model is damaged or cannot be used.
 """
 
 
@@ -36,9 +44,14 @@ precision. Exit code 1: an output differs by more than the tolerance, or is not 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit code."""
     parser = arguments.make_parser("verify", SUMMARY, EPILOG)
-    parser.add_argument("model", metavar="MODEL", help="a converted model: a folder or a name")
-    judges = parser.add_mutually_exclusive_group(required=True)
-    judges.add_argument("--reference", type=Path, metavar="FILE.safetensors")
+    inference.add_model_argument(parser, "model")
+    judges = parser.add_mutually_exclusive_group()
+    judges.add_argument(
+        "--reference",
+        type=Path,
+        metavar="FILE.safetensors",
+        help="activations of the original (default: the checksums alone are compared)",
+    )
     judges.add_argument(
         "--known_answer",
         type=Path,
@@ -54,25 +67,54 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table here, too")
     args = parser.parse_args(argv)
-    if args.json and not args.json.parent.is_dir():
-        raise arguments.UsageError(
-            f"--json={args.json}: expected a file in a folder that exists, found no"
-            f" {args.json.parent}; make it first"
-        )
-    if args.known_answer:
-        return _known_answer(args)
+    arguments.new_output_file(args.json, "--json")
 
-    from internvideo_jax.convert.engine import verify
+    from internvideo_jax import saved_model
     from internvideo_jax.convert.library import model_directory
+
+    directory = model_directory(args.model)
+    if args.reference is not None:
+        return _compare(args, directory)
+    if args.known_answer is not None:
+        return _known_answer(args, directory)
+    checked = saved_model.check(directory)
+    if args.json:
+        write_json(args.json, {"model": args.model, **checked._asdict()})
+    print(f"{directory}: {_compared(checked)}")
+    return 0 if checked.arrays else 1
+
+
+def _compared(checked: "Checked") -> str:
+    """What was compared with checksums, and what could not be."""
+    size = f"{checked.array_bytes:,} bytes"
+    parts = [
+        "model.json" if checked.description else "",
+        f"{checked.arrays} arrays ({size})" if checked.arrays else "",
+        f"{checked.files} files of at most 1 MiB" if checked.files else "",
+    ]
+    missing = [
+        "" if checked.description else "model.json",
+        "" if checked.arrays else f"the arrays ({size})",
+    ]
+    compared = ", ".join(filter(None, parts)) or "nothing"
+    text = f"{compared}: as they were written" if any(parts) else "nothing to compare with"
+    if any(missing):
+        text += (
+            f"; read, but without checksums: {', '.join(filter(None, missing))} (an older version"
+            " wrote the model)"
+        )
+    return text
+
+
+def _compare(args: argparse.Namespace, directory: str) -> int:
+    """Runs a reference through the model; returns the exit code."""
+    from internvideo_jax.convert.engine import verify
     from internvideo_jax.saved_model import load
 
     reference = verify.load_reference(args.reference)
-    values = verify.run_reference(
-        load(model_directory(args.model), dtype="float32", check=True), reference
-    )
+    values = verify.run_reference(load(directory, dtype="float32"), reference)
     rows = verify.compare(values, reference, args.tolerance)
     unchecked = sorted(reference.outputs.keys() - values.keys())
-    print(verify.format_table(rows, unchecked))
     failed = [row.name for row in rows if not row.ok]
     if args.json:
         table = [dataclasses.asdict(row) | {"ok": row.ok} for row in rows]
@@ -80,7 +122,8 @@ def main(argv: Sequence[str]) -> int:
             # JSON has neither infinity, which stands for what cannot be compared, nor NaN.
             for name in ("max_error", "scale", "allowed"):
                 row[name] = row[name] if math.isfinite(row[name]) else None
-        write_json(args.json, {"outputs": table, "not_checked": unchecked})
+        write_json(args.json, {"model": args.model, "outputs": table, "not_checked": unchecked})
+    print(verify.format_table(rows, unchecked))
     if not rows:
         raise arguments.UsageError(
             f"{args.reference} holds no output that can be checked; it has"
@@ -95,20 +138,21 @@ def main(argv: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def _known_answer(args: argparse.Namespace) -> int:
+def _known_answer(args: argparse.Namespace, directory: str) -> int:
     """Runs the published demo of stage 2; returns the exit code."""
-    from internvideo_jax.convert.library import model_directory
     from internvideo_jax.evaluation.known_answer import TOLERANCE, check_known_answer
     from internvideo_jax.saved_model import load
 
-    model = load(model_directory(args.model), dtype="float32", check=True)
-    answers = check_known_answer(model, args.known_answer)
+    answers = check_known_answer(load(directory, dtype="float32"), args.known_answer)
+    if args.json:
+        write_json(
+            args.json,
+            {"model": args.model, "texts": [dataclasses.asdict(a) | {"ok": a.ok} for a in answers]},
+        )
     print("published   found")
     for answer in sorted(answers, key=lambda answer: -answer.expected):
         verdict = "ok" if answer.ok else "FAILED"
         print(f"{answer.expected:9.4f}  {answer.found:6.4f}  {verdict:6}  {answer.text}")
-    if args.json:
-        write_json(args.json, {"texts": [dataclasses.asdict(a) | {"ok": a.ok} for a in answers]})
     failed = sum(not answer.ok for answer in answers)
     verdict = f"{failed} FAILED" if failed else "all agree"
     print(f"{len(answers)} probabilities, {verdict} within {TOLERANCE:g}")

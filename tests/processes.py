@@ -24,6 +24,22 @@ def run_cases(path: Path, **environment: str) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def run_without_reader(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command whose output nobody reads (`| true`)."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "internvideo_jax.launch.main", *argv],
+            cwd=ROOT,
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        os.close(write)
+
+
 def run_on_eight_devices(path: Path) -> None:
     """The number of devices is fixed when JAX starts. Unoptimised code compiles faster."""
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"

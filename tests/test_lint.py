@@ -19,7 +19,7 @@ LAYERS = (
     {"launch", "configs"},
     {"loading"},
     {"training", "evaluation", "convert", "data"},
-    {"saved_arrays", "saved_model", "stablehlo"},
+    {"model_files", "orbax_errors", "saved_arrays", "saved_model", "stablehlo"},
     {"models", "objectives"},
     {"nn"},
     {"kernels", "parallel"},

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from etils import epath
 from flax import traverse_util
 
-from internvideo_jax import saved_arrays, saved_model
+from internvideo_jax import model_files, saved_arrays, saved_model
 from internvideo_jax.convert.engine.writer import Declared, write_arrays
 from internvideo_jax.files import atomic_directory
 from internvideo_jax.models import ARCHITECTURES, abstract_variables
@@ -212,6 +213,8 @@ def test_a_failed_save_leaves_nothing(tmp_path):
 
 
 def edit_description(path, **changes):
+    """Changes entries on purpose, hence takes the description's own checksum away."""
+    changes = {"sha256": None} | changes
     description = json.loads((path / "model.json").read_text()) | changes
     kept = {key: value for key, value in description.items() if value is not None}
     (path / "model.json").write_text(json.dumps(kept))
@@ -296,6 +299,8 @@ def test_lost_files_are_noticed(model_dir, lost):
     target = model_dir / lost
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     with pytest.raises(SavedModelError, match=r"the arrays under .*params cannot be read"):
+        saved_model.load(model_dir, check=False)
+    with pytest.raises(SavedModelError, match=rf"{lost}[^:]*: missing"):
         saved_model.load(model_dir)
 
 
@@ -309,7 +314,7 @@ def test_arrays_that_may_not_be_read_are_not_called_absent(model_dir, monkeypatc
 
     monkeypatch.setattr(type(epath.Path(model_dir)), "iterdir", refuse)
     with pytest.raises(SavedModelError, match=r"params cannot be read: .*Permission denied"):
-        saved_model.load(model_dir)
+        saved_model.load(model_dir, check=False)
     assert not caplog.records
 
 
@@ -343,7 +348,7 @@ def test_arrays_of_more_than_the_files_hold_are_refused_before_they_are_read(tmp
         json.dumps(json.loads(description.read_text()) | {"shape": [2, 2**20, 2**20]})
     )
     with pytest.raises(SavedModelError, match="to hold arrays of 8,796,.* they are cut off"):
-        saved_model.load(path)
+        saved_model.load(path, check=False)
 
 
 @pytest.mark.parametrize("changes", [{"depth": 0}, {"tubelet_size": 2**11, "num_frames": 2**11}])
@@ -369,23 +374,77 @@ def test_pipes_and_deep_descriptions_among_the_arrays_are_refused(tmp_path):
     path = stream(tmp_path / "piped")
     os.mkfifo(path / "params" / "params.cls_token" / "0.0.1")
     with pytest.raises(SavedModelError, match="expected a regular file, found a pipe"):
-        saved_model.load(path)
+        saved_model.load(path, check=False)
     path = stream(tmp_path / "deep")
     (path / "params" / "_METADATA").write_text("[" * 100_000 + "]" * 100_000)
     with pytest.raises(SavedModelError, match="levels, found deeper"):
-        saved_model.load(path)
+        saved_model.load(path, check=False)
 
 
-def test_a_flipped_bit_is_found_on_request(tmp_path):
+def flip_bit(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("storage", [None, "bfloat16", "int8"])
+def test_a_flipped_bit_of_an_array_names_the_array(tmp_path, monkeypatch, storage):
+    # As of files of more than 1 MiB, which no small model has.
+    monkeypatch.setattr(model_files, "MAX_HASHED_BYTES", 1000)
     path = stream(tmp_path / "model")
-    assert saved_model.load(path, check=True).metadata == {"source": {"a": [1]}}
-    chunk = path / "params" / "params.blocks.mlp.fc1.kernel" / "0.0.0"
-    content = bytearray(chunk.read_bytes())
-    content[1001] ^= 4
-    chunk.write_bytes(content)
-    saved_model.load(path)
-    with pytest.raises(SavedModelError, match=r"1 arrays .* damaged.*\n  params/blocks/mlp/fc1"):
-        saved_model.load(path, dtype="bfloat16", check=True)
+    assert saved_model.load(path, storage=storage).metadata == {"source": {"a": [1]}}
+    flip_bit(path / "params" / "params.blocks.mlp.fc1.kernel" / "0.0.0", 1001)
+    saved_model.load(path, storage=storage, check=False)
+    for read in (saved_model.check, functools.partial(saved_model.load, storage=storage)):
+        with pytest.raises(
+            SavedModelError, match=r"1 arrays .* damaged.*\n  params/blocks/mlp/fc1"
+        ):
+            read(path)
+
+
+@pytest.mark.parametrize("write", [save, stream])
+@pytest.mark.parametrize("read", [saved_model.load, saved_model.check])
+def test_damage_of_a_small_file_names_the_file(tmp_path, write, read):
+    """Also of those that Orbax does not read, or not always."""
+    path = write(tmp_path / "model")
+    files = [
+        file for file in (path / "params").rglob("*") if file.is_file() and file.stat().st_size
+    ]
+    assert {"_METADATA", "_CHECKPOINT_METADATA"} < {file.name for file in files}
+    assert len({file.name for file in files} & {"manifest.ocdbt", ".zarray"}) == 1
+    by_kind = {file.suffix or file.name: file for file in files}
+    for file in by_kind.values():
+        whole = file.read_bytes()
+        flip_bit(file, len(whole) // 2)
+        with pytest.raises(SavedModelError, match=rf"(?s)^1 of .*{re.escape(str(file))}: damaged"):
+            read(path)
+        file.write_bytes(whole)
+    read(path)
+
+
+def test_a_flipped_bit_of_the_description_is_found(model_dir):
+    whole = (model_dir / "model.json").read_bytes()
+    flip_bit(model_dir / "model.json", whole.index(b"0.2"))
+    for read in (saved_model.load, saved_model.read_config):
+        with pytest.raises(SavedModelError, match=r"model\.json is damaged: .*remove its entry"):
+            read(model_dir)
+
+
+@pytest.mark.parametrize("name", ["../model.json", "/etc/passwd", "params/../../model.json"])
+def test_checksums_are_of_files_of_the_model(model_dir, name):
+    edit_description(model_dir, files={name: ""})
+    with pytest.raises(SavedModelError, match="in the model's folder, found"):
+        saved_model.load(model_dir)
+
+
+def test_what_was_checked_is_told(model_dir):
+    checked = saved_model.check(model_dir)
+    arrays = jax.tree.leaves(variables_of("video_vit"))
+    assert checked.description
+    assert (checked.arrays, checked.array_bytes) == (len(arrays), sum(x.nbytes for x in arrays))
+    assert checked.files == sum(file.is_file() for file in (model_dir / "params").rglob("*"))
+    edit_description(model_dir, checksums=None, files=None)
+    assert saved_model.check(model_dir) == (False, 0, checked.array_bytes, 0)
 
 
 def test_models_saved_from_memory_have_checksums(model_dir, tmp_path):
@@ -406,9 +465,9 @@ def test_models_saved_from_memory_have_checksums(model_dir, tmp_path):
 
 def test_models_without_checksums_load_and_say_so(model_dir, caplog):
     edit_description(model_dir, checksums=None)
-    saved_model.load(model_dir)
+    saved_model.load(model_dir, check=False)
     assert not caplog.records
-    saved_model.load(model_dir, check=True)
+    saved_model.load(model_dir)
     assert "holds no checksums" in caplog.text
 
 
@@ -547,9 +606,9 @@ def test_missing_and_changed_tokenizer_files_are_listed(with_tokenizer):
     path, _ = with_tokenizer
     (path / "tokenizer" / "vocab.txt").write_text("another")
     (path / "tokenizer" / "merges.txt").unlink()
-    with pytest.raises(SavedModelError, match=r"2 tokenizer files") as caught:
+    with pytest.raises(SavedModelError, match=r"^2 of 2 files") as caught:
         saved_model.load(path)
-    assert "vocab.txt: not the file that was saved" in str(caught.value)
+    assert "vocab.txt: damaged" in str(caught.value)
     assert "merges.txt: missing" in str(caught.value)
 
 
@@ -589,3 +648,25 @@ def test_class_names_come_with_a_classifier(tmp_path):
     for wrong in (names[1:], names[:1] * len(names)):
         with pytest.raises(SavedModelError, match=f"expected {len(names)} different names"):
             save(tmp_path / "other", "video_classifier", classes=wrong)
+
+
+@pytest.mark.parametrize("lost", ["params/d", "params/manifest.ocdbt"])
+def test_readers_of_damaged_arrays_print_nothing_besides_the_error(model_dir, lost):
+    """Of models of older versions, whose files have no checksums, Orbax finds out."""
+    edit_description(model_dir, files=None)
+    for file in (model_dir / lost).iterdir() if lost == "params/d" else [model_dir / lost]:
+        file.write_bytes(b"{")
+    program = (
+        "import sys\nfrom internvideo_jax import saved_model\n"
+        "try: saved_model.load(sys.argv[1])\nexcept ValueError as error: print(error)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(model_dir)],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"the arrays under {model_dir}/params cannot be read: ")
+    assert str(model_dir / lost) in result.stdout
+    assert len(result.stdout.splitlines()) == 1
+    assert result.stderr == ""

@@ -1,8 +1,6 @@
 """Checkpoints of a run: saved in the background, proved by checksums when they are read."""
 
 import errno
-import hashlib
-import json
 import logging
 import os
 import re
@@ -16,10 +14,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from internvideo_jax.checksums import checksums
+from internvideo_jax.checksums import checksums, description_sha256
 from internvideo_jax.environment import is_debugging
+from internvideo_jax.orbax_errors import DETAIL, WithoutOrbax, hide_leftovers
 from internvideo_jax.training.config import differing_fields
-from internvideo_jax.training.orbax_noise import WithoutOrbax, hide_leftovers
 from internvideo_jax.training.state import TrainState
 
 State = TypeVar("State")
@@ -27,8 +25,6 @@ State = TypeVar("State")
 # Entry of a checkpoint's description with the checksum of the others.
 _SHA256 = "sha256"
 
-# In TensorStore's messages: [name='what a developer wants to know'].
-_DETAIL = re.compile(r" \[(?P<name>[\w \[\]]+)='(?P<value>(?:[^'\\]|\\.)*)'\]")
 # The layers between an array and the broken bytes, all of them in the checkpoint named already.
 _LAYER = re.compile(
     r'Error opening "\w+" driver: '
@@ -98,7 +94,7 @@ class Checkpoints:
           RunCheckpointError: this or the previous save cannot be written.
         """
         meta = {**position, "checksums": checksums(state), "config": self._config}
-        meta[_SHA256] = _description_sha256(meta)
+        meta[_SHA256] = description_sha256(meta)
         # Surfaces the previous save's failure under its own name.
         self.wait()
         try:
@@ -166,7 +162,7 @@ class Checkpoints:
         found = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         meta = found["meta"]
         # A changed byte must not pass for the config of another run. Older versions wrote no sum.
-        sha256 = _description_sha256(meta)
+        sha256 = description_sha256(meta)
         if meta.get(_SHA256, sha256) != sha256:
             raise ValueError("the checksum of its description does not match")
         differing = differing_fields(meta["config"], self._config)
@@ -237,12 +233,6 @@ class Checkpoints:
             logging.getLogger("absl").removeFilter(self._filter)
 
 
-def _description_sha256(meta: Mapping[str, Any]) -> str:
-    """Of the description as JSON, without the entry that holds it."""
-    rest = {name: value for name, value in meta.items() if name != _SHA256}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
 def _as_dict(state: Any) -> dict[str, Any]:
     if isinstance(state, TrainState):
         return {name: getattr(state, name) for name in TrainState.__dataclass_fields__}
@@ -253,10 +243,10 @@ def reason(error: Exception) -> str:
     """What is the matter with a file of orbax, in a line: of an error or its cause."""
     cause = error.__cause__ or error
     message = f"no entry {cause}" if isinstance(cause, KeyError) else str(cause)
-    details = {match["name"]: match["value"] for match in _DETAIL.finditer(message)}
+    details = {match["name"]: match["value"] for match in DETAIL.finditer(message)}
     if (code := details.get("os_error_code", "")).isdigit():
         return os.strerror(int(code))
-    message = _LAYER.sub("", _DETAIL.sub("", message))
+    message = _LAYER.sub("", DETAIL.sub("", message))
     text = (message.splitlines() or [type(cause).__name__])[0]
     # TensorStore ends with what is wrong.
     return text if len(text) <= 300 else f"{text[:100]} ... {text[-150:]}"

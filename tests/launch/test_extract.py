@@ -67,7 +67,8 @@ def test_a_folder_of_videos(run, videos, capsys):
     np.testing.assert_allclose(fields["timestamps"], [0, 0, 0.04, 0.08], atol=1e-6)
     assert (int(fields["num_frames"]), int(fields["repeated_frames"])) == (3, 1)
     assert str(fields["source"]) == str(videos / "y/same.mp4")
-    assert [str(fields[k]) for k in ("kind", "dtype", "model")] == ["pooled", "float32", "tiny"]
+    assert [str(fields[name]) for name in ("kind", "dtype")] == ["pooled", "float32"]
+    assert str(fields["model"]).endswith("/tiny")
     captured = capsys.readouterr()
     assert "same.mp4: 3 frames for 4: 1 repeated" in captured.err
     assert captured.out.startswith("3 of 3 videos in ")
@@ -158,7 +159,7 @@ def test_resume_refuses_other_settings(run, videos, capsys):
     for settings in ("--kind=tokens", "--frames=8"):
         assert run(videos, "--resume", settings) == 2
         error = capsys.readouterr().err
-        assert "expected features of model tiny" in error
+        assert "/tiny (" in error
         assert "resume with the settings of the first run" in error
 
 

@@ -11,6 +11,7 @@ from internvideo_jax import saved_model
 from internvideo_jax.data.synthetic import scenes
 from internvideo_jax.launch import predict
 from internvideo_jax.models import VideoClassifierConfig
+from tests.processes import run_without_reader
 from tests.small_models import CLIP_ENCODER, clip_model
 
 CLASSES = ("going left", "going right", "an \x1b[31mescape")
@@ -65,7 +66,10 @@ def test_a_folder_of_unlabelled_clips(run, models, videos, tmp_path, capsys):
     assert "2 of 2 videos" in captured.err
 
     content = json.loads(files["json"].read_text())
-    assert (content["model"], content["num_classes"], content["windows"]) == ("named", 3, None)
+    assert (content["num_classes"], content["windows"]) == (3, None)
+    assert content["model"] == str(models / "named")
+    sha256 = json.loads((models / "named" / "model.json").read_text())["sha256"]
+    assert content["model_digest"] == sha256[:16]
     assert content["views"] == {"num_frames": 4, "image_size": 32, "segments": 1, "crops": 1}
     assert content["failed"] == []
     paths = [str(videos / "short" / f"{motion}.mp4") for motion in ("left", "right")]
@@ -84,6 +88,26 @@ def test_a_folder_of_unlabelled_clips(run, models, videos, tmp_path, capsys):
     assert [row["source"] for row in rows] == [paths[0]] * 2 + [paths[1]] * 2
     assert rows[0]["name"] == expected[0][0].name
     assert float(rows[0]["probability"]) == pytest.approx(expected[0][0].probability, abs=1e-6)
+
+
+def test_files_are_written_although_nobody_reads_the_table(models, videos, tmp_path):
+    files = {name: tmp_path / f"new/out.{name}" for name in ("json", "csv")}
+    options = [f"--{name}={path}" for name, path in files.items()]
+    model = f"--model={models / 'named'}"
+    result = run_without_reader("predict", str(videos / "short"), model, *options)
+    assert result.returncode == 0, result.stderr
+    assert "Broken pipe" not in result.stderr
+    assert len(json.loads(files["json"].read_text())["predictions"]) == 2
+    assert files["csv"].read_text().count("left.mp4") == 3
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv"])
+def test_no_file_is_overwritten(run, videos, tmp_path, capsys, option):
+    kept = tmp_path / "kept"
+    kept.write_text("results")
+    assert run(videos / "short", f"{option}={kept}") == 2
+    assert f"{option}={kept} exists" in capsys.readouterr().err
+    assert kept.read_text() == "results"
 
 
 def test_windows_of_a_long_video_with_a_timeline(run, videos, tmp_path, capsys):
@@ -108,6 +132,7 @@ def test_what_cannot_be_read_is_listed_and_the_others_go_on(run, videos, tmp_pat
     bad.write_text("no video")
     table = tmp_path / "out.json"
     for options in ([], ["--window=2"]):
+        table.unlink(missing_ok=True)
         assert run(bad, videos / "short" / "left.mp4", *options, f"--json={table}") == 1
         captured = capsys.readouterr()
         assert "1 failed:" in captured.err

@@ -26,6 +26,7 @@ def world(tmp_path_factory):
 @pytest.fixture
 def run(tmp_path, capsys):
     def call(*argv):
+        (tmp_path / "r.json").unlink(missing_ok=True)
         code = scan.main([*map(str, argv), f"--json={tmp_path / 'r.json'}", "--workers=2"])
         return code, capsys.readouterr().out, json.loads((tmp_path / "r.json").read_text())
 

@@ -67,14 +67,38 @@ def test_values_that_are_not_finite_are_called_so():
     assert "expected shape (2,), found (3,)" in table
 
 
+def test_without_a_reference_the_checksums_are_compared(model, capsys, tmp_path):
+    table = tmp_path / "checked.json"
+    assert verify.main([str(model), f"--json={table}"]) == 0
+    content = json.loads(table.read_text())
+    assert (
+        f"{content['arrays']} arrays ({content['array_bytes']:,} bytes)" in capsys.readouterr().out
+    )
+    assert content["arrays"] > 30
+    assert content["files"] > content["arrays"]
+    assert content["model"] == str(model)
+
+
+def test_a_model_of_an_older_version_is_told_to_have_no_checksums(model, capsys, tmp_path):
+    old = shutil.copytree(model, tmp_path / "old")
+    description = json.loads((old / "model.json").read_text())
+    for entry, code in (("files", 0), ("checksums", 1)):
+        del description[entry]
+        description.pop("sha256", None)
+        (old / "model.json").write_text(json.dumps(description))
+        assert verify.main([str(old)]) == code
+        assert "without checksums: model.json" in capsys.readouterr().out
+
+
 def test_a_damaged_model_is_not_verified(model, capsys, tmp_path):
     damaged = shutil.copytree(model, tmp_path / "damaged")
     (chunk,) = (damaged / "params" / "params.encoder.blocks.mlp.fc1.kernel").glob("[0-9]*")
     content = bytearray(chunk.read_bytes())
     content[500] ^= 1
     chunk.write_bytes(content)
-    assert verify.main([str(damaged), f"--reference={REFERENCE}"]) == 2
-    assert "params/encoder/blocks/mlp/fc1/kernel" in capsys.readouterr().err
+    for options in ([], [f"--reference={REFERENCE}"]):
+        assert verify.main([str(damaged), *options]) == 2
+        assert f"{chunk}: damaged" in capsys.readouterr().err
 
 
 def test_a_model_whose_weights_are_nan_fails(model, capsys, tmp_path):
@@ -102,13 +126,6 @@ def test_files_that_are_not_what_they_should_be(model, capsys, tmp_path):
     assert "no output that can be checked; it has odd" in capsys.readouterr().err
     assert verify.main([str(model), f"--reference={tmp_path / 'nope'}"]) == 2
     assert "nope, found: No such file or directory" in capsys.readouterr().err
-
-
-def test_a_table_needs_a_folder(model, capsys, tmp_path):
-    argv = [str(model), f"--reference={REFERENCE}", f"--json={tmp_path / 'new' / 'table.json'}"]
-    assert verify.main(argv) == 2
-    assert "found no" in capsys.readouterr().err
-    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("tolerance", ["-1", "nan", "inf"])

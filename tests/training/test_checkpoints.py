@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from internvideo_jax.orbax_errors import hide_leftovers
 from internvideo_jax.training.checkpoints import (
     Checkpoints,
     ConfigMismatchError,
     RunCheckpointError,
 )
-from internvideo_jax.training.orbax_noise import hide_leftovers
 from internvideo_jax.training.state import TrainState
 from tests.processes import full_disk
 

@@ -17,7 +17,7 @@ from internvideo_jax.convert.engine.upstream import to_upstream
 from internvideo_jax.convert.files.safetensors_file import write_safetensors_file
 from internvideo_jax.files import check_free_space
 from internvideo_jax.models import ARCHITECTURES
-from internvideo_jax.saved_model import ARRAYS, read_description
+from internvideo_jax.saved_model import ARRAYS, check, read_description
 
 
 def export(
@@ -40,10 +40,11 @@ def export(
       "ignored", "adapted" and "initial_values" as in `Plan.report`.
 
     Raises:
-      SavedModelError: not a saved model.
+      SavedModelError: not a saved model, or a damaged one.
       FileExistsError: the output exists.
     """
     model_dir = Path(model_dir).expanduser().resolve()
+    check(model_dir)
     description = read_description(model_dir)
     config_cls = ARCHITECTURES[description["architecture"]].config_cls
     config: Any = from_dict(config_cls, description["config"])

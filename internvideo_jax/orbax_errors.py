@@ -1,11 +1,13 @@
-"""What orbax prints of errors besides raising them: hidden, unless `INTERNVIDEO_DEBUG` is set."""
+"""What orbax says of errors besides raising them: hidden, unless `INTERNVIDEO_DEBUG` is set."""
 
+import contextlib
 import functools
 import logging
 import os
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,15 +22,35 @@ if TYPE_CHECKING:
 _ORBAX = f"{Path(ocp.__file__).parent}{os.sep}"
 
 # In asyncio's reports of tasks of orbax, and of futures of TensorStore.
-_ABANDONED = re.compile(f"{re.escape(_ORBAX)}|OCDBT database|tensorstore")
+_ABANDONED = re.compile(f"{re.escape(_ORBAX)}|OCDBT database|(?i:tensorstore)")
+
+# In TensorStore's messages: [name='what a developer wants to know'].
+DETAIL = re.compile(r" \[(?P<name>[\w \[\]]+)='(?P<value>(?:[^'\\]|\\.)*)'\]")
 
 
 class WithoutOrbax(logging.Filter):
-    """Drops the errors that orbax logs: it raises them as well."""
+    """Drops what orbax logs from a level on, by default errors: it raises them as well."""
+
+    def __init__(self, level: int = logging.ERROR):
+        super().__init__()
+        self._level = level
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record of the logger "absl" is shown."""
-        return record.levelno < logging.ERROR or not record.pathname.startswith(_ORBAX)
+        return record.levelno < self._level or not record.pathname.startswith(_ORBAX)
+
+
+@contextlib.contextmanager
+def quiet_reading() -> Iterator[None]:
+    """Keeps orbax from reporting, besides raising it, what is wrong with files that it reads."""
+    hide_leftovers()
+    hidden = WithoutOrbax(logging.WARNING)
+    if not is_debugging():
+        logging.getLogger("absl").addFilter(hidden)
+    try:
+        yield
+    finally:
+        logging.getLogger("absl").removeFilter(hidden)
 
 
 @functools.cache
