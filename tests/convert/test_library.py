@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import threading
 
 import pytest
@@ -55,6 +56,25 @@ def test_a_release_is_converted_once_and_used_offline_ever_after(
     hub.stop()
     assert library.model_directory("tiny-k7") == found
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_without_a_network_the_hubs_cache_serves_or_one_line_says_what_to_do(
+    hub, models, checkpoint, release, is_cached, caplog
+):
+    hub.files = {release.file: checkpoint}
+    if is_cached:
+        library.model_directory("tiny-k7")
+        shutil.rmtree(models / "tiny-k7")
+    hub.stop()
+    if is_cached:
+        assert saved_model.load(library.model_directory("tiny-k7")).config.num_classes == 7
+        assert hub.requested == [release.file]
+    else:
+        with pytest.raises(CheckpointError, match=r"go online \(is HF_HUB_OFFLINE .* elsewhere"):
+            library.model_directory("tiny-k7")
+    # The client would try five times more, and wait in between.
+    assert "Retrying" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,17 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from internvideo_jax.convert.files.checkpoint import CheckpointError
 from internvideo_jax.convert.files.labels import label_files
 
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
 _PREFIX = "hf://"
+# For an answer of the hub, without which there is no network.
+_SECONDS = 5.0
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _ADDRESS = re.compile(rf"(?P<repo>{_PART}/{_PART})(@(?P<revision>[^/@]+))?(/(?P<file>.+))?")
 
@@ -83,10 +88,9 @@ def download_size(
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     repo, revision = address.repo, address.revision
     try:
-        names = [address.file] if address.file else []
-        if not names:
-            siblings = api.model_info(repo, revision=revision).siblings or ()
-            names = [choose_file([sibling.rfilename for sibling in siblings], str(address))]
+        # Asked even where the file is known, as `_fetch` does.
+        found = _file_names(api, address)
+        names = [address.file or choose_file(found, str(address))]
         if names[0].endswith(".index.json"):
             index = Path(api.hf_hub_download(repo, names[0], revision=revision))
             folder = PurePosixPath(names[0]).parent
@@ -113,8 +117,7 @@ def _fetch(
     # Asked even where the file is known: this is not tried again and again without a network.
     names, is_offline = [], False
     try:
-        info = api.model_info(repo, revision=revision)
-        names = [sibling.rfilename for sibling in info.siblings or ()]
+        names = _file_names(api, address)
     except Exception as error:
         # The hub's answers have these types, failed connections those of some HTTP library.
         is_offline = not isinstance(error, (HfHubHTTPError, HFValidationError))
@@ -136,6 +139,11 @@ def _fetch(
     return path
 
 
+def _file_names(api: "HfApi", address: Address) -> list[str]:
+    info = api.model_info(address.repo, revision=address.revision, timeout=_SECONDS)
+    return [sibling.rfilename for sibling in info.siblings or ()]
+
+
 def _reason(address: Address, error: Exception) -> str:
     from huggingface_hub import errors
 
@@ -150,8 +158,8 @@ def _reason(address: Address, error: Exception) -> str:
             return f"does not exist or is private: check it at {web}; for a private one {log_in}"
         case errors.LocalEntryNotFoundError():
             return (
-                "cannot be reached and was not downloaded before; go online (is HF_HUB_OFFLINE "
-                f"set?), or fetch it elsewhere and give the file's path ({_first_line(error)})"
+                "cannot be reached and was not downloaded before; go online (is HF_HUB_OFFLINE"
+                " set?), or fetch it elsewhere and give the file's path to `convert`"
             )
         case errors.EntryNotFoundError():
             return f"is not in the repository; its files are listed at {web}/tree/main"
