@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import logging
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +11,13 @@ from typing import TYPE_CHECKING
 
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.run_config import Run, parse_run, print_config
+from internvideo_jax.launch.run_messages import (
+    name_unreadable,
+    say_epoch,
+    say_held_out,
+    say_rate,
+    say_what_next,
+)
 from internvideo_jax.parallel import aot
 from internvideo_jax.training import process
 
@@ -24,11 +30,6 @@ if TYPE_CHECKING:
     from internvideo_jax.training.stage import Evaluation, HostBatch, Variables
 
 _log = logging.getLogger(__name__)
-
-# Below this, AdamW hardly moves any weight.
-_SMALL_RATE = 1e-6
-# Classes that are said one by one.
-_MAX_SAID = 20
 
 SUMMARY = "train: stage 1, distillation, fine-tuning, probing"
 
@@ -145,9 +146,9 @@ def train(run: Run, workdir: Path, notice: process.Notice | None = None, *, name
         check_trackers(run.train.trackers)
         steps_per_epoch = pipeline.steps_per_epoch(run.data, run.train.batch_size)
         config = run.train.with_eval_every(steps_per_epoch)
-        _say_held_out(run)
-        _say_epoch(run, steps_per_epoch)
-        _say_rate(config, steps_per_epoch)
+        say_held_out(run)
+        say_epoch(run, steps_per_epoch)
+        say_rate(config, steps_per_epoch)
         clips = pipeline.fingerprint(run.data)
         run_config = run.as_json | {"clips": clips}
         evaluations = _evaluations(run, config)
@@ -181,85 +182,6 @@ def train(run: Run, workdir: Path, notice: process.Notice | None = None, *, name
     )
 
 
-def say_what_next(run: Run, workdir: Path) -> None:
-    """Prints where a complete run has its models, its last metrics, and what takes the models."""
-    import jax
-
-    from internvideo_jax.training import loop
-
-    if jax.process_index():
-        return
-    model = workdir / loop.MODEL
-    averaged = workdir / loop.MODEL_EMA
-    print(f"trained -> {model}" + f" and, of averaged weights, {averaged}" * averaged.exists())
-    if values := loop.final_metrics(workdir):
-        shown = (f"{name.removeprefix('eval/')} {value:.4g}" for name, value in values.items())
-        print(f"last measured: {', '.join(shown)}")
-    print("next:")
-    quoted = shlex.quote(str(model))
-    if run.stage.num_classes is None:
-        print(f"  internvideo-jax extract FILE_OR_FOLDER --model={quoted} --output=DIR")
-        return
-    print(f"  internvideo-jax predict FILE_OR_FOLDER --model={quoted}")
-    lists = "--annotations=LIST_OR_FOLDER"
-    print(f"  internvideo-jax evaluate --model={quoted} {lists} --output=DIR")
-
-
-def _say_held_out(run: Run) -> None:
-    """Says how many clips of each class `validation_share` keeps from training."""
-    from internvideo_jax.data.annotations.class_counts import count_labels, named
-    from internvideo_jax.data.examples import Clips
-
-    if run.eval_data is None or run.eval_data.part != "validation":
-        return
-    held_out, kept = (
-        count_labels(clips[index].record for index in range(len(clips)))
-        for clips in (Clips(run.eval_data), Clips(run.data))
-    )
-    each = [f"{label} {held_out[label]} of {held_out[label] + kept[label]}" for label in kept]
-    more = f", and {len(each) - _MAX_SAID} more classes" if len(each) > _MAX_SAID else ""
-    _log.info(
-        "held out to evaluate on: %d of %d clips (%s%s)",
-        held_out.total(),
-        held_out.total() + kept.total(),
-        ", ".join(sorted(each)[:_MAX_SAID]),
-        more,
-    )
-    if without := [label for label in kept if not held_out[label]]:
-        _log.warning("no clip is held out of the classes %s: add clips", named(without))
-
-
-def _say_epoch(run: Run, steps_per_epoch: int) -> None:
-    """Says so where the batches of an epoch do not make up all clips."""
-    from internvideo_jax.data.examples import Clips
-
-    count, seen = len(Clips(run.data)), steps_per_epoch * run.train.batch_size
-    # Of a mixture, passes over all clips are no unit.
-    if run.train.counts_epochs and seen < count and not run.data.mixture:
-        _log.info(
-            "an epoch is %d steps of %d clips: %d of the %d, the other %d begin the next one",
-            steps_per_epoch,
-            run.train.batch_size,
-            seen,
-            count,
-            count - seen,
-        )
-
-
-def _say_rate(config: "TrainConfig", steps_per_epoch: int) -> None:
-    """Says which learning rate results, since the batch decides what it is good for."""
-    rate, warmup = config.optimizer.lr, config.lengths(steps_per_epoch).warmup
-    said = f"{rate:.3g} (per 256 rows {rate * 256 / config.rows:.3g})"
-    _log.info("peak learning rate %s after %d warm-up steps", said, warmup)
-    if rate < _SMALL_RATE:
-        _log.warning(
-            "a learning rate of %.3g hardly changes the weights in batches of %d rows; set"
-            " --config.train.optimizer.lr",
-            rate,
-            config.rows,
-        )
-
-
 def dry_run(run: Run, topology_name: str | None = None) -> "Report":
     """The report of `dry_run.describe`, on this machine's devices or a described TPU slice."""
     import jax
@@ -274,9 +196,9 @@ def dry_run(run: Run, topology_name: str | None = None) -> "Report":
     if run.data.has_clips:
         steps_per_epoch = pipeline.steps_per_epoch(run.data, config.batch_size)
         config = config.with_eval_every(steps_per_epoch)
-        _say_held_out(run)
-        _say_epoch(run, steps_per_epoch)
-        _say_rate(config, steps_per_epoch)
+        say_held_out(run)
+        say_epoch(run, steps_per_epoch)
+        say_rate(config, steps_per_epoch)
     report = describe(
         run.stage,
         config,
@@ -322,7 +244,7 @@ def _try_clips(data: "DataConfig", fields: Sequence[str], purpose: str) -> None:
         purpose,
         len(trial.unreadable),
     )
-    _name_unreadable("cannot be read", trial.unreadable)
+    name_unreadable("cannot be read", trial.unreadable)
 
 
 def _evaluators(run: Run, config: "TrainConfig") -> Mapping[str, "Evaluator"]:
@@ -365,7 +287,7 @@ def _evaluations(run: Run, config: "TrainConfig") -> "dict[str, Evaluation]":
         new = {clips.record(index).path: errors[index] for index in errors.keys() - known}
         known.update(errors)
         if jax.process_index() == 0:
-            _name_unreadable("left out of the evaluation", new)
+            name_unreadable("left out of the evaluation", new)
 
     def evaluate(
         evaluator: "Evaluator", variables: "Variables", say: Callable[[str], None]
@@ -381,16 +303,6 @@ def _evaluations(run: Run, config: "TrainConfig") -> "dict[str, Evaluation]":
         return runner.evaluate(evaluator, variables, counted, on_failed=name_failed)
 
     return {name: functools.partial(evaluate, evaluator) for name, evaluator in evaluators.items()}
-
-
-def _name_unreadable(what: str, reasons: Mapping[str, str]) -> None:
-    """Warns of clips, the first of many, with the reasons by their paths."""
-    for path, reason in list(reasons.items())[:_MAX_SAID]:
-        _log.warning("%s: %s: %s", what, path, reason)
-    if len(reasons) > _MAX_SAID:
-        _log.warning(
-            "%s: %d more; `internvideo-jax scan` names all", what, len(reasons) - _MAX_SAID
-        )
 
 
 def _counted(

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import datetime
 import math
 import shutil
 import signal
@@ -18,19 +17,23 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from internvideo_jax import __version__
 from internvideo_jax.files import write_json
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES, Rules
-from internvideo_jax.training.checkpoints import Checkpoints, RunCheckpointError, reason
+from internvideo_jax.training.checkpoints import Checkpoints, RunCheckpointError
 from internvideo_jax.training.config import Lengths, TrainConfig
 from internvideo_jax.training.metrics import (
     LOSS_CURVE,
     METRICS,
     Progress,
     average,
-    plot_losses,
     read_metrics,
+)
+from internvideo_jax.training.outputs import (
+    MODEL,
+    MODEL_EMA,
+    training_metadata,
+    write_missing,
 )
 from internvideo_jax.training.process import Notice, Stopped, claimed, preemption
 from internvideo_jax.training.stage import (
@@ -39,7 +42,6 @@ from internvideo_jax.training.stage import (
     HostBatch,
     PyTree,
     Stage,
-    Variables,
 )
 from internvideo_jax.training.state import TrainState, abstract_state, create_state, load_frozen
 from internvideo_jax.training.step import abstract_batch, make_train_step
@@ -55,8 +57,6 @@ from internvideo_jax.training.trackers import (
 CHECKPOINTS = "checkpoints"
 # Among them, written once: the parameters that are not trained.
 FIXED = "fixed"
-MODEL = "model"
-MODEL_EMA = "model_ema"
 BAD_EXAMPLES = "bad_examples.json"
 _OUTPUTS = (CHECKPOINTS, METRICS, TENSORBOARD, WANDB, WANDB_ID, LOSS_CURVE, MODEL, MODEL_EMA)
 
@@ -65,10 +65,6 @@ _CLIP_DTYPES = {np.dtype(np.uint8), np.dtype(np.float32)}
 
 # Steps that may be under way at once: one on the device, one waiting for it.
 _IN_FLIGHT = 2
-
-
-class RunOutputError(OSError):
-    """An output of a complete run that cannot be written."""
 
 
 class NonFiniteError(ValueError):
@@ -254,8 +250,8 @@ def train(
             checkpoints.wait()
             notice.is_unsaved = False
             with notice.interrupting():
-                metadata = {"training": _training(origin, lengths.total, workdir)}
-                is_new = _finish(stage, state, fixed, workdir, metadata, progress)
+                metadata = training_metadata(origin, lengths.total, workdir)
+                is_new = write_missing(stage, state, fixed, workdir, metadata, progress)
                 if not is_new and start == lengths.total:
                     progress.say(f"{workdir} holds a complete run: nothing is left to train")
             return True
@@ -451,79 +447,6 @@ def _evaluate(
             say("starting")
             results |= {f"{prefix}/{k}": v for k, v in evaluation(variables, say).items()}
     return results
-
-
-def final_metrics(workdir: Path) -> dict[str, float]:
-    """The loss and the evaluations of the last step that was logged; those that are finite."""
-    lines = read_metrics(workdir / METRICS)
-    last = [line for line in lines if line["step"] == lines[-1]["step"]]
-    return {
-        name: value
-        for line in last
-        for name, value in line.items()
-        if (name == "loss" or "/" in name) and value is not None and math.isfinite(value)
-    }
-
-
-def _training(origin: Mapping[str, Any], steps: int, workdir: Path) -> dict[str, Any]:
-    """What a saved model tells of its training."""
-    return {
-        **origin,
-        "steps": steps,
-        "metrics": final_metrics(workdir),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "internvideo_jax": __version__,
-    }
-
-
-def _finish(
-    stage: Stage,
-    state: TrainState,
-    fixed: PyTree,
-    workdir: Path,
-    metadata: Mapping[str, Any],
-    progress: Progress,
-) -> bool:
-    """Makes those outputs of a complete run that are not there; returns whether there were such."""
-    models = {MODEL: state.variables(fixed), MODEL_EMA: state.averaged_variables(fixed)}
-    missing = {
-        name: variables
-        for name, variables in models.items()
-        if variables is not None and not (workdir / name).exists()
-    }
-    for name, variables in missing.items():
-        progress.begin(f"saving {name}", aloud=True)
-        _save_model(stage, variables, workdir / name, metadata)
-    is_drawn = (workdir / LOSS_CURVE).exists()
-    if jax.process_index() == 0 and not is_drawn:
-        plot_losses(workdir / METRICS, workdir / LOSS_CURVE)
-    return bool(missing) or not is_drawn
-
-
-def _save_model(
-    stage: Stage, variables: Variables, target: Path, metadata: Mapping[str, Any]
-) -> None:
-    """Writes a model so that the directory is whole or absent."""
-    partial = target.with_name(f".{target.name}.partial")
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("will save a model")
-    try:
-        stage.save(variables, partial, metadata)
-    # The file system's errors come as OSError, or as ValueError from TensorStore.
-    except (OSError, ValueError) as error:
-        if jax.process_index() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
-        free = shutil.disk_usage(target.parent).free
-        raise RunOutputError(
-            f"cannot write {target}: {reason(error)}; it takes about {size / 1e9:,.2f} GB, and"
-            f" {free / 1e9:,.2f} GB are free. All steps are done: start the same command again to"
-            " write what is missing"
-        ) from error
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("saved the model")
-    if jax.process_index() == 0:
-        partial.rename(target)
 
 
 def _headline(state: TrainState, fixed: PyTree, mesh: Mesh, config: TrainConfig, total: int) -> str:

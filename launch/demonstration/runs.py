@@ -19,7 +19,7 @@ from internvideo_jax.launch.demonstration.meter import Part
 from internvideo_jax.launch.demonstration.report import UNTRAINED, Run
 from internvideo_jax.launch.run_config import Run as Recipe
 from internvideo_jax.launch.run_config import parse_run
-from internvideo_jax.training.loop import MODEL
+from internvideo_jax.training.outputs import MODEL
 from internvideo_jax.training.stages.model import fan_in
 
 CONFIGS = {

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -392,11 +391,3 @@ def test_a_run_says_what_became_of_its_clips_and_where_the_model_lies(
     assert f", top1 {last[-1]['eval/top1']:.4g}" in lines[1]
     assert f"  internvideo-jax predict FILE_OR_FOLDER --model='{workdir}/model'" in lines
     assert any(line.startswith("  internvideo-jax evaluate --model=") for line in lines)
-
-
-def test_of_a_stage_without_classes_features_come_next(tmp_path, capsys):
-    stage = SimpleNamespace(num_classes=None)
-    train.say_what_next(SimpleNamespace(stage=stage), tmp_path)
-    out = capsys.readouterr().out
-    assert f"  internvideo-jax extract FILE_OR_FOLDER --model={tmp_path}/model --output=DIR" in out
-    assert "predict" not in out

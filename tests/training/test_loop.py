@@ -16,8 +16,9 @@ import pytest
 
 from internvideo_jax.training.checkpoints import RunCheckpointError
 from internvideo_jax.training.config import CheckpointConfig
-from internvideo_jax.training.loop import NonFiniteError, RunOutputError, final_metrics, train
+from internvideo_jax.training.loop import NonFiniteError, train
 from internvideo_jax.training.metrics import read_metrics
+from internvideo_jax.training.outputs import RunOutputError
 from tests.training import toy_stage as toy
 
 SCRIPT = Path(__file__).with_name("toy_stage.py")
@@ -105,17 +106,6 @@ def test_what_a_run_leaves(reference):
     kernels = [m["params"]["head"]["kernel"] for m in (weights, averages)]
     assert not np.array_equal(*kernels)
     assert not list(reference.glob(".*"))
-
-
-def test_the_last_metrics_are_those_of_the_last_step_without_times(tmp_path):
-    lines = [
-        {"step": 4, "loss": 2.0, "eval/top1": 7.0},
-        {"step": 8, "loss": 1.0, "learning_rate": 0.1, "seconds_per_step": 0.5},
-        {"step": 8, "eval/top1": 9.0, "eval/loss": None},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert final_metrics(tmp_path) == {"loss": 1.0, "eval/top1": 9.0}
-    assert final_metrics(tmp_path / "absent") == {}
 
 
 def test_a_complete_run_is_left_alone(reference, capsys):
