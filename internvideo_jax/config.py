@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import numbers
 import reprlib
 import types
 import typing
@@ -55,6 +56,20 @@ class CheckedConfig:
             value, where = getattr(self, field.name), f"{cls.__name__}.{field.name}"
             # The way around being frozen that dataclasses themselves take.
             object.__setattr__(self, field.name, _convert(_hints(cls)[field.name], value, where))
+
+
+def check_counts(**counts: Any) -> None:
+    """Looks at arguments that count something, by name; None stands for a default.
+
+    Raises:
+      ValueError: one is not a whole number of at least 1.
+    """
+    for name, count in counts.items():
+        is_whole = isinstance(count, numbers.Integral) and not isinstance(count, bool)
+        if count is not None and not (is_whole and count >= 1):
+            raise ValueError(
+                f"{name}: expected a whole number of at least 1, found {_short(count)}"
+            )
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str:

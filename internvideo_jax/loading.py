@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from internvideo_jax import saved_model
+from internvideo_jax.config import check_counts
 from internvideo_jax.convert.library import model_directory
 from internvideo_jax.data import pipeline
 from internvideo_jax.data.config import DataConfig
@@ -96,9 +97,11 @@ class Model(SavedModel):
           where `classes` is None. For a list, a list of these.
 
         Raises:
-          ValueError: the model is no classifier, frames are of another layout, dtype or range, or
-            the one clip cannot be read.
+          ValueError: the model is no classifier, an argument that counts is not a whole number of
+            at least 1, frames are of another layout, dtype or range, or the one clip cannot be
+            read.
         """
+        check_counts(top=top, batch_size=batch_size)
         names = prediction.class_names(self)
         views = prediction.view_config(self, num_frames=num_frames, segments=segments, crops=crops)
         given, is_one = split_clips(clips)
@@ -127,7 +130,8 @@ class Model(SavedModel):
 
         Raises:
           ValueError: the model takes neither videos nor sound, its tubelets do not divide the
-            frames, frames are of another layout, dtype or range, or the one clip cannot be read.
+            frames, an argument that counts is not a whole number of at least 1, frames are of
+            another layout, dtype or range, or the one clip cannot be read.
         """
         if kind not in ("pooled", "tokens"):
             raise ValueError(f'expected kind="pooled" or "tokens", found {kind!r}')
@@ -184,8 +188,17 @@ def load(
     Raises:
       ValueError: no such model, one that cannot be fetched or converted, or as
         `saved_model.load`.
+      TypeError: no name, mesh or truth value where one is expected.
       OSError: no room to convert it.
     """
+    for argument, value, kinds in (
+        ("name", name, (str, os.PathLike)),
+        ("mesh", mesh, (Mesh, type(None))),
+        ("check", check, (bool,)),
+    ):
+        if not isinstance(value, kinds):
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise TypeError(f"{argument}: expected {wanted}, found {type(value).__name__}")
     saved = saved_model.load(
         model_directory(name), dtype=dtype, storage=storage, mesh=mesh, check=check
     )

@@ -431,8 +431,15 @@ def _computing_in(config: Any, dtype: str) -> Any:
 
 
 def _dtype(argument: str, value: Any, known: Collection[str]) -> np.dtype | None:
-    if value is not None and np.dtype(value).name not in known:
+    if value is None:
+        return None
+    try:
+        name = np.dtype(value).name
+    except TypeError:
+        name = str(value)
+    if name not in known:
         raise ValueError(
-            f"expected a {argument} of {', '.join(known)}, found {np.dtype(value).name}"
+            f"expected a {argument} of {', '.join(known)}, found {name!r}"
+            f"{nearest_name(name, known)}"
         )
-    return None if value is None else np.dtype(value)
+    return np.dtype(value)

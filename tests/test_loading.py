@@ -125,6 +125,51 @@ def test_wrong_frames_are_refused_before_anything_runs(model, videos):
             method([videos[0], np.zeros((4, 3, 32, 32), np.uint8)])
 
 
+@pytest.mark.parametrize("value", [0, -1, 2.5, "3", True])
+@pytest.mark.parametrize(
+    ("method", "argument"),
+    [
+        ("predict", "top"),
+        ("predict", "num_frames"),
+        ("predict", "segments"),
+        ("predict", "crops"),
+        ("predict", "batch_size"),
+        ("encode", "num_frames"),
+        ("encode", "batch_size"),
+        ("preprocess", "num_frames"),
+    ],
+)
+def test_what_counts_something_is_a_whole_number(model, videos, method, argument, value):
+    expected = f"^{argument}: expected a whole number of at least 1, found {value!r}"
+    with pytest.raises(ValueError, match=expected):
+        getattr(model, method)(videos[0], **{argument: value})
+
+
+@pytest.mark.parametrize(
+    "views", [{"num_frames": 10**9}, {"crops": 10**6}, {"segments": 10**6, "crops": 3}]
+)
+def test_views_that_fill_the_memory_are_refused(model, videos, views):
+    with pytest.raises(ValueError, match=r"expected views of a clip of at most .* pixels"):
+        model.predict(videos[0], **views)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"dtype": "fp16"}, ValueError, "a dtype of float32, .*found 'fp16'"),
+        ({"dtype": 3}, ValueError, "a dtype of float32, .*found '3'"),
+        ({"storage": "int4"}, ValueError, "a storage of .*found 'int4'.*did you mean 'int8'"),
+        ({"mesh": "data"}, TypeError, "mesh: expected Mesh .*found str"),
+        ({"check": "no"}, TypeError, "check: expected bool, found str"),
+        ({"name": None}, TypeError, "name: expected str or PathLike, found NoneType"),
+        ({"name": "/no/model"}, ValueError, "expected the folder .*found nothing at '/no/model'"),
+    ],
+)
+def test_wrong_options_of_loading_are_named(folder, options, error, message):
+    with pytest.raises(error, match=message):
+        ivj.load(**{"name": folder} | options)
+
+
 @pytest.mark.slow
 def test_towers_of_sound_take_files_with_sound(videos):
     module = build(BEATS)

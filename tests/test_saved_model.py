@@ -188,7 +188,7 @@ def test_int8_kernels_stay_int8_unless_another_storage_is_asked(model_dir, tmp_p
 def test_unsupported_arguments(model_dir):
     with pytest.raises(ValueError, match="expected a dtype of float32, bfloat16, float16"):
         saved_model.load(model_dir, dtype="int8")
-    with pytest.raises(ValueError, match="expected a storage of .*int8, found int32"):
+    with pytest.raises(ValueError, match="expected a storage of .*int8, found 'int32'"):
         saved_model.load(model_dir, storage="int32")
 
 

@@ -10,6 +10,9 @@ from internvideo_jax.preprocessing import AudioPreprocessing, Resize
 
 __all__ = ["Augmentation", "ClipSet", "DataConfig", "MixtureMember", "Sampling"]
 
+# Of all views of a clip: 3.2 GB as they are decoded.
+_MAX_PIXELS = 2**30
+
 Augmentation = Literal["pretraining", "finetuning", "none"]
 
 
@@ -141,6 +144,13 @@ class DataConfig(ClipSet):
         for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        pixels = self.segments * self.crops * self.num_frames * self.image_size**2
+        if pixels > _MAX_PIXELS:
+            raise ValueError(
+                f"expected views of a clip of at most {_MAX_PIXELS:,} pixels, which are decoded"
+                f" together, found num_frames {self.num_frames} of image_size {self.image_size} in"
+                f" {self.segments} segments x {self.crops} crops, which are {pixels:,}"
+            )
         if not 0 <= self.erase_probability <= 1:
             raise ValueError(
                 f"expected erase_probability between 0 and 1, found {self.erase_probability}"

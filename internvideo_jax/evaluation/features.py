@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from internvideo_jax.config import check_counts
 from internvideo_jax.data import pipeline
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.sources.given import Clip, GivenSource
@@ -117,6 +118,7 @@ def extract_features(
       ValueError: the model has no video encoder, its tubelets do not divide the frames, or frames
         in memory are of another layout, dtype or range.
     """
+    check_counts(num_frames=num_frames, batch_size=batch_size)
     encoder, _ = video_encoder(model.module, model.variables)
     preprocessing = model.preprocessing.require_video()
     num_frames, size = num_frames or preprocessing.num_frames, preprocessing.image_size
@@ -164,8 +166,9 @@ def extract_sound_features(
       Features, float32, or a failure of each file in the order of `paths`.
 
     Raises:
-      ValueError: the model takes no sound.
+      ValueError: the model takes no sound, or no such batches are possible.
     """
+    check_counts(batch_size=batch_size)
     preprocessing = model.preprocessing.audio
     if preprocessing is None:
         raise ValueError("expected a model that takes sound, found none of that kind")

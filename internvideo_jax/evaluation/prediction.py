@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from internvideo_jax.config import check_counts
 from internvideo_jax.data import pipeline
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.decode.video import VideoError
@@ -80,9 +81,11 @@ def view_config(
       crops: squares along the longer side.
 
     Raises:
-      ValueError: the model takes no videos.
+      ValueError: the model takes no videos, or so many or so few frames, segments or crops are
+        impossible.
     """
     video = model.preprocessing.require_video()
+    check_counts(num_frames=num_frames, segments=segments, crops=crops)
     return DataConfig(
         num_frames=num_frames or video.num_frames,
         image_size=video.image_size,
