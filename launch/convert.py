@@ -261,7 +261,7 @@ def _parse_option(text: str) -> tuple[str, Any]:
 
 @contextmanager
 def _progress(title: str, nbytes: int) -> "Iterator[Progress]":
-    from internvideo_jax.launch import progress
+    from internvideo_jax.launch.common import progress
 
     with progress.Progress(nbytes, "B", title) as bar:
         yield bar.update

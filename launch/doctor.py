@@ -14,8 +14,9 @@ from pathlib import Path
 import internvideo_jax
 from internvideo_jax import environment
 from internvideo_jax.files import write_json
-from internvideo_jax.launch import arguments, doctor_probes
-from internvideo_jax.launch.doctor_probes import Check
+from internvideo_jax.launch import arguments
+from internvideo_jax.launch.diagnosis import probes
+from internvideo_jax.launch.diagnosis.probes import Check
 
 SUMMARY = "print versions, devices, dtypes and optional parts, and what is missing"
 
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
     checks = [
         *system_checks(),
-        *doctor_probes.run(requirements()),
+        *probes.run(requirements()),
         *optional_checks(),
         *file_checks(),
     ]

@@ -14,8 +14,9 @@ import numpy as np
 from internvideo_jax.class_names import read_class_names
 from internvideo_jax.environment import printable
 from internvideo_jax.files import write_json
-from internvideo_jax.launch import arguments, inference
-from internvideo_jax.launch.progress import Progress
+from internvideo_jax.launch import arguments
+from internvideo_jax.launch.common import inference
+from internvideo_jax.launch.common.progress import Progress
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -193,7 +194,7 @@ def _annotated_clips(args: argparse.Namespace, model: "SavedModel") -> "_Task":
 
 def _config_clips(config: "ConfigDict", model: "SavedModel") -> "_Task":
     """What the stage of a training config is evaluated by, and the clips of its `eval_data`."""
-    from internvideo_jax.launch.run_config import parse_run
+    from internvideo_jax.launch.common.run_config import parse_run
 
     run = parse_run(config)
     evaluators = {name: e.with_model(model) for name, e in run.stage.evaluators().items()}

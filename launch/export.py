@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from internvideo_jax.launch import arguments, inference
+from internvideo_jax.launch import arguments
+from internvideo_jax.launch.common import inference
 
 if TYPE_CHECKING:
     from internvideo_jax.stablehlo import Program

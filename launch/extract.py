@@ -10,15 +10,16 @@ from pathlib import Path
 
 from internvideo_jax.data.annotations.folders import named_videos
 from internvideo_jax.files import write_json
-from internvideo_jax.launch import arguments, inference
-from internvideo_jax.launch.feature_files import (
+from internvideo_jax.launch import arguments
+from internvideo_jax.launch.common import inference
+from internvideo_jax.launch.common.feature_files import (
     SUMMARY_FILE,
     Run,
     Summary,
     output_names,
     write_features,
 )
-from internvideo_jax.launch.progress import Progress
+from internvideo_jax.launch.common.progress import Progress
 
 SUMMARY = "compute features of video files with a converted model"
 

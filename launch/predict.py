@@ -16,8 +16,9 @@ import numpy as np
 from internvideo_jax.environment import printable
 from internvideo_jax.evaluation.timeline_figure import format_time
 from internvideo_jax.files import atomic_file, write_json
-from internvideo_jax.launch import arguments, inference
-from internvideo_jax.launch.progress import Progress
+from internvideo_jax.launch import arguments
+from internvideo_jax.launch.common import inference
+from internvideo_jax.launch.common.progress import Progress
 
 # A clip or window as the JSON file has it.
 Entry = dict[str, Any]

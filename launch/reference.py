@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internvideo_jax.launch import arguments, inference
+from internvideo_jax.launch import arguments
+from internvideo_jax.launch.common import inference
 
 if TYPE_CHECKING:
     import numpy as np

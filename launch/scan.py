@@ -22,7 +22,7 @@ from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.environment import usable_cpus
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
-from internvideo_jax.launch.progress import Progress
+from internvideo_jax.launch.common.progress import Progress
 
 if TYPE_CHECKING:
     from internvideo_jax.data.annotations.lists import Annotations
@@ -225,7 +225,7 @@ def _scan(clips: _Clips, args: argparse.Namespace) -> tuple[int, list[dict[str, 
     names it and `id` what it is there; `reason` says why it cannot be read.
     """
     from internvideo_jax.data.decode.clip_check import ClipCheck
-    from internvideo_jax.launch.worker_pool import map_in_workers
+    from internvideo_jax.launch.common.worker_pool import map_in_workers
 
     results = map_in_workers(
         functools.partial(_check, every_frame=args.every_frame),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from internvideo_jax.environment import usable_cpus
 from internvideo_jax.launch import arguments
-from internvideo_jax.launch.progress import Progress
+from internvideo_jax.launch.common.progress import Progress
 
 if TYPE_CHECKING:
     from internvideo_jax.data.annotations.records import ClipRecord

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from internvideo_jax.launch import arguments
-from internvideo_jax.launch.run_config import Run, parse_run, print_config
-from internvideo_jax.launch.run_messages import (
+from internvideo_jax.launch.common.run_config import Run, parse_run, print_config
+from internvideo_jax.launch.common.run_messages import (
     name_unreadable,
     say_epoch,
     say_held_out,

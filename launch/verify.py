@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from internvideo_jax.files import write_json
-from internvideo_jax.launch import arguments, inference
+from internvideo_jax.launch import arguments
+from internvideo_jax.launch.common import inference
 
 if TYPE_CHECKING:
     from internvideo_jax.saved_model import Checked

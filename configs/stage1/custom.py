@@ -1,8 +1,8 @@
 """Training on one's own classes: the recipes `SIZE,custom` of `finetune.py` and `probe.py`.
 
 Nothing in them depends on the data but by fields that are unset: classes, their number and clips to
-evaluate on follow from `data` (`launch.run_config`). Upstream has no such recipes; the rates are
-those that small sets of clips are commonly fine-tuned with, and grow with the batch.
+evaluate on follow from `data` (`launch.common.run_config`). Upstream has no such recipes; the rates
+are those that small sets of clips are commonly fine-tuned with, and grow with the batch.
 """
 
 import dataclasses

@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from internvideo_jax import models
 from internvideo_jax.config import from_dict
+from internvideo_jax.launch.common.run_config import parse_run
 from internvideo_jax.launch.compilation import tasks
 from internvideo_jax.launch.compilation.text import LABEL
-from internvideo_jax.launch.run_config import parse_run
 from internvideo_jax.models import gradient_flops
 from internvideo_jax.parallel import aot, hlo
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh

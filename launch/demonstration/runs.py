@@ -15,10 +15,10 @@ from internvideo_jax.configs.demo import common, image_teacher, pretrain, video_
 from internvideo_jax.files import atomic_directory
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch import train as command
+from internvideo_jax.launch.common.run_config import Run as Recipe
+from internvideo_jax.launch.common.run_config import parse_run
 from internvideo_jax.launch.demonstration.meter import Part
 from internvideo_jax.launch.demonstration.report import UNTRAINED, Run
-from internvideo_jax.launch.run_config import Run as Recipe
-from internvideo_jax.launch.run_config import parse_run
 from internvideo_jax.training.outputs import MODEL
 from internvideo_jax.training.stages.model import fan_in
 

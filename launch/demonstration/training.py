@@ -16,6 +16,8 @@ from internvideo_jax.environment import usable_cpus
 from internvideo_jax.evaluation.classification import confusion_counts, top_k_accuracy
 from internvideo_jax.evaluation.confusion_figure import confusion_figure
 from internvideo_jax.files import write_json
+from internvideo_jax.launch.common.progress import Progress
+from internvideo_jax.launch.common.run_config import Run as Recipe
 from internvideo_jax.launch.demonstration import features, runs
 from internvideo_jax.launch.demonstration.baseline import constant_losses
 from internvideo_jax.launch.demonstration.clips import Clips, cache_dir, read_clips
@@ -23,8 +25,6 @@ from internvideo_jax.launch.demonstration.figures import loss_figure, mask_figur
 from internvideo_jax.launch.demonstration.meter import Part, matmul_gflops, measured
 from internvideo_jax.launch.demonstration.probe import draw_labels, probe
 from internvideo_jax.launch.demonstration.report import ProbeRow, Report, Run, as_html, as_json
-from internvideo_jax.launch.progress import Progress
-from internvideo_jax.launch.run_config import Run as Recipe
 from internvideo_jax.training.masking import attention_guided_kept, kept_to_mask
 from internvideo_jax.training.stages.alignment import AlignmentStage
 

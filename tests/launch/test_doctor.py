@@ -3,8 +3,9 @@ import json
 
 import pytest
 
-from internvideo_jax.launch import doctor, doctor_probes
-from internvideo_jax.launch.doctor_probes import Check
+from internvideo_jax.launch import doctor
+from internvideo_jax.launch.diagnosis import probes
+from internvideo_jax.launch.diagnosis.probes import Check
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_the_report_of_this_machine(tmp_path, capsys, monkeypatch):
 def test_a_missing_package_fails_the_report(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "requirements", lambda: [])
     bad = Check("packages", "nosuch", "bad", "not installed", "pip install 'nosuch>=1'")
-    monkeypatch.setattr(doctor_probes, "run", lambda _requirements: iter([bad]))
+    monkeypatch.setattr(probes, "run", lambda _requirements: iter([bad]))
     assert doctor.main([]) == 1
     out = capsys.readouterr().out
     assert "-> pip install 'nosuch>=1'" in out
@@ -63,15 +64,15 @@ def test_a_missing_package_fails_the_report(monkeypatch, capsys):
 def test_packages_missing_old_or_broken(fake_package):
     # Installed metadata writes the bounds in another order than requirements.txt.
     for line in ("numpy>=2.0", "numpy<99,>=2.0"):
-        present = only(doctor_probes.package_checks(line))
+        present = only(probes.package_checks(line))
         assert (present.name, present.status) == ("numpy", "ok")
-    missing = only(doctor_probes.package_checks("no-such-package>=1.0"))
+    missing = only(probes.package_checks("no-such-package>=1.0"))
     assert (missing.status, missing.value) == ("bad", "not installed")
-    old = only(doctor_probes.package_checks("numpy>=99"))
+    old = only(probes.package_checks("numpy>=99"))
     assert old.status == "bad"
     assert old.value.endswith(", expected >=99")
     fake_package("raise OSError('libGL.so.1: cannot open shared object file')")
-    broken = only(doctor_probes.package_checks("victim>=1"))
+    broken = only(probes.package_checks("victim>=1"))
     assert broken.status == "bad"
     assert "`import victim` fails: OSError: libGL.so.1" in broken.value
     assert broken.advice == "pip install --force-reinstall 'victim>=1'"
@@ -83,7 +84,7 @@ def test_a_package_that_crashes_its_process_is_named(fake_package):
         "print('undefined symbol: foo', file=sys.stderr, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGSEGV)\n"
     )
-    first, last = doctor_probes.run(["packaging>=20", "victim>=1"])
+    first, last = probes.run(["packaging>=20", "victim>=1"])
     assert (first.name, first.status) == ("packaging", "ok")
     assert (last.name, last.status) == ("victim>=1", "bad")
     assert "ended its process with SIGSEGV" in last.value
@@ -92,7 +93,7 @@ def test_a_package_that_crashes_its_process_is_named(fake_package):
 
 def test_a_package_that_hangs_is_named(fake_package):
     fake_package("import time\nprint('waiting for the chip', flush=True)\ntime.sleep(600)\n")
-    last = list(doctor_probes.run(["victim>=1"], silence_limit_s=6.0))[-1]
+    last = list(probes.run(["victim>=1"], silence_limit_s=6.0))[-1]
     assert (last.name, last.status) == ("victim>=1", "bad")
     assert last.value == "no answer for 6 s"
     assert last.advice == "waiting for the chip"
@@ -100,8 +101,8 @@ def test_a_package_that_hangs_is_named(fake_package):
 
 @pytest.mark.parametrize("error", [0.5, float("nan")])
 def test_wrong_products_are_bad(monkeypatch, error):
-    monkeypatch.setattr(doctor_probes, "matmul_error", lambda *_: error)
-    statuses = {check.name: check.status for check in doctor_probes.device_checks()}
+    monkeypatch.setattr(probes, "matmul_error", lambda *_: error)
+    statuses = {check.name: check.status for check in probes.device_checks()}
     assert statuses["cpu"] == "bad"
 
 
@@ -109,7 +110,7 @@ def test_wrong_products_are_bad(monkeypatch, error):
 def test_products_of_this_cpu_are_right(dtype):
     import jax
 
-    assert doctor_probes.matmul_error(jax.devices("cpu")[0], dtype) < 1e-5
+    assert probes.matmul_error(jax.devices("cpu")[0], dtype) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_the_attention_preference(monkeypatch, preferred, status, value):
     known = {"reference": None, "pallas_tpu": "needs a TPU"}
     monkeypatch.setattr(attention, "available_implementations", lambda: known)
     monkeypatch.setenv("INTERNVIDEO_ATTENTION", preferred)
-    checks = {check.name: check for check in doctor_probes.attention_checks()}
+    checks = {check.name: check for check in probes.attention_checks()}
     assert checks["reference"].status == "ok"
     assert (checks["pallas_tpu"].status, checks["pallas_tpu"].value) == ("note", "needs a TPU")
     assert checks["INTERNVIDEO_ATTENTION"].status == status
@@ -134,8 +135,8 @@ def test_the_attention_preference(monkeypatch, preferred, status, value):
 
 def test_a_missing_decoder(monkeypatch):
     missing = {"h264": ("no_such_decoder",), "av1": ("no_such_decoder",)}
-    monkeypatch.setattr(doctor_probes, "DECODERS", missing)
-    statuses = {check.name: check.status for check in doctor_probes.codec_checks()}
+    monkeypatch.setattr(probes, "DECODERS", missing)
+    statuses = {check.name: check.status for check in probes.codec_checks()}
     assert statuses == {"libavcodec": "ok", "h264": "bad", "av1": "note"}
 
 

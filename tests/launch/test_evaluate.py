@@ -9,7 +9,8 @@ import pytest
 
 from internvideo_jax import saved_model
 from internvideo_jax.data.synthetic import scenes as synthetic
-from internvideo_jax.launch import evaluate, inference
+from internvideo_jax.launch import evaluate
+from internvideo_jax.launch.common import inference
 from internvideo_jax.models import VideoClassifierConfig
 from tests.small_models import CLIP_ENCODER, clip_model
 

@@ -11,7 +11,8 @@ import pytest
 from internvideo_jax import saved_model
 from internvideo_jax.data.synthetic import scenes as synthetic
 from internvideo_jax.evaluation import runner
-from internvideo_jax.launch import extract, feature_files
+from internvideo_jax.launch import extract
+from internvideo_jax.launch.common import feature_files
 from tests.small_models import CLIP_ENCODER, clip_model
 
 

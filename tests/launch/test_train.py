@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from internvideo_jax.launch import arguments, run_config, train
+from internvideo_jax.launch import arguments, train
+from internvideo_jax.launch.common import run_config
 from internvideo_jax.models import VideoClassifierConfig
 from internvideo_jax.parallel import aot
 from internvideo_jax.training.metrics import read_metrics

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from internvideo_jax.launch.run_messages import name_unreadable, say_what_next
+from internvideo_jax.launch.common.run_messages import name_unreadable, say_what_next
 
 
 def test_of_a_stage_without_classes_features_come_next(tmp_path, capsys):

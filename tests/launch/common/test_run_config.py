@@ -8,7 +8,7 @@ import pytest
 from internvideo_jax.configs.stage1 import finetune, probe
 from internvideo_jax.data.examples import Clips
 from internvideo_jax.launch import arguments
-from internvideo_jax.launch.run_config import completed, parse_run, print_config
+from internvideo_jax.launch.common.run_config import completed, parse_run, print_config
 
 FILE = "configs/stage1/finetune.py"
 

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from internvideo_jax.launch import progress
-from internvideo_jax.launch.progress import Progress
+from internvideo_jax.launch.common import progress
+from internvideo_jax.launch.common.progress import Progress
 
 
 @pytest.fixture

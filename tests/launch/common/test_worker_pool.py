@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from internvideo_jax.launch.worker_pool import Lost, map_in_workers
+from internvideo_jax.launch.common.worker_pool import Lost, map_in_workers
 from tests.processes import ROOT, is_running, wait_until
 
 
@@ -54,7 +54,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     """They hold the pipes that they read from, so that nothing else tells them."""
     script = tmp_path / "parent.py"
     script.write_text(
-        "from internvideo_jax.launch.worker_pool import map_in_workers\n"
+        "from internvideo_jax.launch.common.worker_pool import map_in_workers\n"
         "if __name__ == '__main__':\n"
         "    calls = ['__import__(\"os\").getpid()', '__import__(\"time\").sleep(600)']\n"
         "    for call, result in map_in_workers(eval, calls, num_workers=2, timeout=600.0):\n"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from internvideo_jax.launch.run_config import Run
+from internvideo_jax.launch.common.run_config import Run
 
 if TYPE_CHECKING:
     from internvideo_jax.training.config import TrainConfig

@@ -1,0 +1,1 @@
+"""What commands share besides `arguments`: the model they run, progress, configs, workers."""
