@@ -303,6 +303,16 @@ def test_recordings_joined_end_to_end(tmp_path, render, number_of, picture_of, m
         assert [number_of(frame) for frame in frames] == list(range(100))
 
 
+def test_hundreds_of_joined_recordings(tmp_path, render, number_of):
+    part = render(tmp_path / "a.ts", "mpeg2video", num_frames=12, fps=25)
+    (tmp_path / "joined.ts").write_bytes(200 * part.read_bytes())
+    with VideoReader(tmp_path / "joined.ts") as reader:
+        assert reader.num_frames == 200 * 12
+        assert reader.index.duration == pytest.approx(200 * 12 / 25)
+        numbers = [0, 1199, 1200, 2399]
+        assert [number_of(frame) for frame in reader.read(numbers)] == [0, 11, 0, 11]
+
+
 def test_a_joined_recording_may_begin_in_the_middle(tmp_path, render):
     options = {"g": "6", "bf": "2"}
     part = render(tmp_path / "a.ts", "mpeg2video", num_frames=40, fps=25, options=options)
