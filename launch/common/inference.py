@@ -43,15 +43,14 @@ class Loaded(NamedTuple):
 
 
 def add_model_argument(parser: ArgumentParser, name: str = "--model") -> None:
-    """Adds the model, as an option or, named without dashes, in its place."""
-    required = {"required": True} if name.startswith("-") else {}
-    parser.add_argument(
+    """Adds the model, as a required option or, named without dashes, in its place."""
+    argument = parser.add_argument(
         name,
         metavar="MODEL",
         help="a folder that `train` or `convert` wrote, the name of a released model (`convert"
         " --list`) or a Hugging Face repository; what is named is converted once and kept",
-        **required,
     )
+    argument.required = True
 
 
 def add_dtype_argument(parser: ArgumentParser, default: str | None = None) -> None:
