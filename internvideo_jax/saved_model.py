@@ -12,8 +12,6 @@ The description is written last: a directory without it is no model.
 """
 
 import dataclasses
-import json
-import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,21 +23,29 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from internvideo_jax.checksums import checksums, description_sha256
-from internvideo_jax.config import from_dict, nearest_name, to_dict
-from internvideo_jax.files import read_json
-from internvideo_jax.model_files import (
-    SavedModelError,
-    check_files,
-    copy_tokenizer_files,
-    hash_files,
-    tokenizer_paths,
+from internvideo_jax.checksums import checksums
+from internvideo_jax.config import nearest_name
+from internvideo_jax.model_description import (
+    ARRAYS,
+    DESCRIPTION,
+    architecture_named,
+    array_sums,
+    check_classes,
+    file_sums,
+    metadata_of,
+    parse_description,
+    read_config,
+    read_description,
+    write_description,
 )
+from internvideo_jax.model_files import SavedModelError, check_files, tokenizer_paths
 from internvideo_jax.models import ARCHITECTURES
 from internvideo_jax.preprocessing import Preprocessing
 from internvideo_jax.saved_arrays import check_arrays, check_fit, restore
 
 __all__ = [
+    "ARRAYS",
+    "DESCRIPTION",
     "SavedModel",
     "SavedModelError",
     "check",
@@ -50,20 +56,7 @@ __all__ = [
     "write_description",
 ]
 
-_logger = logging.getLogger(__name__)
-
-FORMAT_VERSION = 2
-DESCRIPTION = "model.json"
-ARRAYS = "params"
 _DTYPES = ("float32", "bfloat16", "float16")
-_OWN_KEYS = ("format_version", "architecture", "config", "preprocessing", "tokenizer")
-# In the description only of classifiers whose classes have names.
-_CLASSES = "classes"
-# In all but older ones: checksums of arrays by name, the SHA-256 of files by path, and its own.
-_CHECKSUMS = "checksums"
-_FILES = "files"
-_SHA256 = "sha256"
-_ALL_KEYS = (*_OWN_KEYS, _CLASSES, _CHECKSUMS, _FILES, _SHA256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,14 +118,14 @@ def load(
     description = read_description(directory)
     where = str(directory / DESCRIPTION)
     architecture = ARCHITECTURES[description["architecture"]]
-    config, preprocessing = _described(description, where)
+    config, preprocessing = parse_description(description, where)
     dtype = _dtype("dtype", dtype, _DTYPES)
     storage = _dtype("storage", storage, (*_DTYPES, "int8"))
     if dtype is not None:
         config = _computing_in(config, dtype.name)
     module = architecture.module_cls(config)
     if check:
-        check_files(directory, _files(description, where))
+        check_files(directory, file_sums(description, where))
     return SavedModel(
         module=module,
         tokenizer_files=tokenizer_paths(directory, preprocessing, description["tokenizer"]),
@@ -142,12 +135,12 @@ def load(
             dtype=dtype,
             storage=storage,
             mesh=mesh,
-            sums=_sums(description.get(_CHECKSUMS), where) if check else None,
+            sums=array_sums(description, where) if check else None,
         ),
         config=config,
         preprocessing=preprocessing,
-        classes=_checked_classes(description.get(_CLASSES), config, where),
-        metadata={k: v for k, v in description.items() if k not in _ALL_KEYS},
+        classes=check_classes(description.get("classes"), config, where),
+        metadata=metadata_of(description),
     )
 
 
@@ -180,14 +173,14 @@ def check(path: epath.PathLike) -> Checked:
     directory = epath.Path(path).expanduser().resolve()
     description = read_description(directory)
     where = str(directory / DESCRIPTION)
-    config, preprocessing = _described(description, where)
-    files = _files(description, where)
+    config, preprocessing = parse_description(description, where)
+    files = file_sums(description, where)
     check_files(directory, files)
     tokenizer = tokenizer_paths(directory, preprocessing, description["tokenizer"])
-    sums = _sums(description.get(_CHECKSUMS), where)
+    sums = array_sums(description, where)
     module = ARCHITECTURES[description["architecture"]].module_cls(config)
     nbytes = check_arrays(directory / ARRAYS, module, sums)
-    return Checked(_SHA256 in description, len(sums or ()), nbytes, len(files) + len(tokenizer))
+    return Checked("sha256" in description, len(sums or ()), nbytes, len(files) + len(tokenizer))
 
 
 def save(
@@ -224,7 +217,7 @@ def save(
         occupied = bool(multihost_utils.broadcast_one_to_all(np.asarray(occupied)))
     if occupied:
         raise FileExistsError(f"{directory} exists; choose another directory or remove it first")
-    module = _architecture(architecture).module_cls(config)
+    module = architecture_named(architecture).module_cls(config)
     check_fit(f"the variables for {directory}", module, variables)
     variables = jax.tree.map(_loadable, dict(variables))
     sums = checksums(variables)
@@ -247,168 +240,6 @@ def save(
         if jax.process_index() == 0:
             directory.rmtree(missing_ok=True)
         raise
-
-
-def write_description(
-    directory: epath.PathLike,
-    architecture: str,
-    config: Any,
-    preprocessing: Preprocessing,
-    metadata: Mapping[str, Any] | None = None,
-    tokenizer_files: Mapping[str, epath.PathLike] | None = None,
-    classes: Sequence[str] | None = None,
-    sums: Mapping[str, int] | None = None,
-) -> None:
-    """Copies the tokenizer files and writes `model.json`; the arrays must be there already.
-
-    Args are those of `save`; `sums` are the arrays' checksums by path, see `checksums`.
-
-    Raises:
-      SavedModelError: the architecture is unknown, `config` is not its config, the tokenizer files
-        are not those that the preprocessing names, or the classes not as many as the config's.
-    """
-    expected = _architecture(architecture).config_cls
-    if not isinstance(config, expected):
-        raise SavedModelError(
-            f"{architecture} has a config of {expected.__name__}, found {type(config).__name__}"
-        )
-    taken = [key for key in metadata or {} if key in _ALL_KEYS]
-    if taken:
-        raise SavedModelError(f"metadata may not hold the description's own entries {taken}")
-    description = {
-        "format_version": FORMAT_VERSION,
-        "architecture": architecture,
-        "config": to_dict(config),
-        "preprocessing": to_dict(preprocessing),
-        "tokenizer": copy_tokenizer_files(
-            epath.Path(directory), preprocessing, tokenizer_files or {}
-        ),
-        **(metadata or {}),
-    }
-    if classes is not None:
-        description[_CLASSES] = list(_checked_classes(list(classes), config, str(directory)) or ())
-    if sums is not None:
-        description[_CHECKSUMS] = dict(sums)
-    description[_FILES] = hash_files(epath.Path(directory), ARRAYS)
-    description[_SHA256] = description_sha256(description)
-    text = json.dumps(description, indent=2) + "\n"
-    partial = epath.Path(directory) / f".{DESCRIPTION}.partial"
-    partial.write_text(text)
-    partial.replace(epath.Path(directory) / DESCRIPTION)
-
-
-def read_description(directory: epath.PathLike) -> dict[str, Any]:
-    """Reads `model.json`: `architecture`, `config`, `preprocessing`, `tokenizer` (SHA-256 by name)
-    and what the writer added, in the form of the present format version.
-
-    Raises:
-      SavedModelError: not a model directory, a damaged description, another format version or an
-        unknown architecture.
-    """
-    path = epath.Path(directory) / DESCRIPTION
-    if not path.is_file():
-        advice = (
-            "A PyTorch checkpoint becomes one with: internvideo-jax convert SOURCE --output=DIR"
-        )
-        # What `train` leaves in its workdir.
-        if (trained := epath.Path(directory) / "model" / DESCRIPTION).is_file():
-            advice = f"Did you mean {trained.parent}?"
-        raise SavedModelError(
-            f"{directory} is not a saved model: it has no {DESCRIPTION}. {advice}"
-        )
-    try:
-        description = read_json(path)
-    except ValueError as error:
-        raise SavedModelError(str(error)) from None
-    if not isinstance(description, dict) or type(description.get("format_version")) is not int:
-        raise SavedModelError(f"{path} does not describe a saved model")
-    version, sha256 = description["format_version"], description_sha256(description)
-    if version == 1:
-        # It knew videos only.
-        if "preprocessing" in description:
-            description["preprocessing"] = {"video": description["preprocessing"]}
-        description |= {"format_version": FORMAT_VERSION, "tokenizer": {}}
-    elif version != FORMAT_VERSION:
-        raise SavedModelError(
-            f"{path} has format version {version!r}, this internvideo_jax reads 1 to"
-            f" {FORMAT_VERSION}: install the version that wrote it, or convert the model again"
-        )
-    elif description.get(_SHA256, sha256) != sha256:
-        raise SavedModelError(
-            f"{path} is damaged: its entries do not have the SHA-256 that was written with them;"
-            " copy or convert the model again (if it was changed on purpose, remove its entry"
-            f' "{_SHA256}")'
-        )
-    missing = [key for key in _OWN_KEYS if key not in description]
-    if missing:
-        raise SavedModelError(f"{path} lacks {', '.join(missing)}")
-    _architecture(description["architecture"])
-    return description
-
-
-def read_config(path: epath.PathLike) -> tuple[Any, Preprocessing]:
-    """The config and the preprocessing of a saved model, without its arrays.
-
-    Raises:
-      SavedModelError: as `read_description`.
-      ValueError: an unknown field, or one of another type or out of its range.
-    """
-    directory = epath.Path(path).expanduser().resolve()
-    return _described(read_description(directory), str(directory / DESCRIPTION))
-
-
-def _described(description: Mapping[str, Any], where: str) -> tuple[Any, Preprocessing]:
-    config_cls = ARCHITECTURES[description["architecture"]].config_cls
-    return (
-        from_dict(config_cls, description["config"], f"{where}: config"),
-        from_dict(Preprocessing, description["preprocessing"], f"{where}: preprocessing"),
-    )
-
-
-def _architecture(name: Any) -> Any:
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise SavedModelError(
-            f"expected an architecture of {', '.join(ARCHITECTURES)}, found {name!r}"
-            + nearest_name(str(name), ARCHITECTURES)
-        )
-    return ARCHITECTURES[name]
-
-
-def _checked_classes(classes: Any, config: Any, where: str) -> tuple[str, ...] | None:
-    if classes is None:
-        return None
-    wanted = getattr(config, "num_classes", 0)
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise SavedModelError(f"{where}: expected {_CLASSES} to be a list of names")
-    if len(classes) != wanted or len(set(classes)) != wanted:
-        raise SavedModelError(
-            f"{where}: expected {wanted} different names of {_CLASSES}, as the model has, found"
-            f" {len(set(classes))} in {len(classes)}"
-        )
-    return tuple(classes)
-
-
-def _sums(sums: Any, where: str) -> dict[str, int] | None:
-    """The checksums of a description, or None of one that has none."""
-    if sums is None:
-        _logger.warning("%s holds no checksums: its arrays are loaded unchecked", where)
-        return None
-    if not isinstance(sums, dict):
-        raise SavedModelError(f"{where}: expected {_CHECKSUMS} to be numbers by name")
-    return sums
-
-
-def _files(description: Mapping[str, Any], where: str) -> dict[str, str]:
-    """The SHA-256 of files by their path in the model; of older models, of none."""
-    files = description.get(_FILES, {})
-    if not isinstance(files, dict) or not all(isinstance(sha256, str) for sha256 in files.values()):
-        raise SavedModelError(f"{where}: expected {_FILES} to be SHA-256 sums by path")
-    for name in files:
-        if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
-            raise SavedModelError(
-                f"{where}: expected {_FILES} in the model's folder, found {name!r}"
-            )
-    return files
 
 
 def _loadable(array: Any) -> Any:
