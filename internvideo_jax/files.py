@@ -7,6 +7,7 @@ import fcntl
 import glob
 import itertools
 import json
+import math
 import os
 import shutil
 import stat
@@ -18,9 +19,20 @@ from typing import IO, Any, NoReturn
 # In an unfinished directory; held by the process that makes it, however that ends.
 _LOCK = "lock"
 
+# What the system says of a disk, or a user's share of it, that is full.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 # Far above every description that we write.
 _JSON_BYTES = 64 * 2**20
 _JSON_DEPTH = 64
+
+
+class DiskFullError(OSError):
+    """A disk with too little room: which path needs it, how much, what is free, and what to do."""
+
+    def __init__(self, path: str | os.PathLike[str], nbytes: int | None = None) -> None:
+        text = f"{no_space(path, nbytes)}: make room or name another output"
+        super().__init__(errno.ENOSPC, text, os.fspath(path))
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
@@ -102,48 +114,97 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def check_free_space(path: str | os.PathLike[str], nbytes: int) -> None:
-    """Looks whether something fits on the disk before it is written.
-
-    Args:
-      path: what is to be made; its folder need not exist.
-      nbytes: how large it will be.
+    """Looks whether something of so many bytes fits on the disk before it is written.
 
     Raises:
-      OSError: there is less room; names the path, what is needed and what there is.
+      DiskFullError: it does not.
     """
-    folder = next(p for p in Path(path).absolute().parents if p.exists())
-    free = shutil.disk_usage(folder).free
-    if free < nbytes:
-        raise OSError(errno.ENOSPC, no_space(nbytes, free), str(path))
-
-
-def no_space(nbytes: int, free: int) -> str:
-    """What an error says of a disk that has too little room."""
-    return (
-        f"expected {nbytes / 1e9:.2f} GB of free disk, found {free / 1e9:.2f} GB: make room or"
-        " name another output"
-    )
+    if _free_bytes(path) < nbytes:
+        raise DiskFullError(path, nbytes)
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def told_of_space(path: str | os.PathLike[str], nbytes: int | None = None) -> Iterator[None]:
+    """Says of a disk that fills up while the block runs what needs how much room.
+
+    Args:
+      path: what the block makes. If it fails, it has removed what it wrote.
+      nbytes: how large that would be, where it is known.
+
+    Raises:
+      DiskFullError: the disk is full.
+    """
+    try:
+        yield
+    except DiskFullError:
+        raise
+    # TensorStore, Orbax and ArrayRecord raise errors of their own.
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise DiskFullError(path, nbytes) from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error, or one that led to it, is that of a full disk, if only by its text."""
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    if any(os.strerror(code) in str(error) for code in _FULL):
+        return True
+    return cause is not None and is_full(cause)
+
+
+def no_space(path: str | os.PathLike[str], nbytes: int | None = None) -> str:
+    """What an error says of a disk that has too little room for `path`: needed and free bytes."""
+    free = _free_bytes(path)
+    # Descriptions and the disk's own tables take some more than the numbers themselves.
+    needed = "more" if nbytes is None or nbytes <= free else f"{readable_bytes(nbytes)} of"
+    return f"expected {needed} free disk, found {readable_bytes(free)}"
+
+
+def readable_bytes(nbytes: int) -> str:
+    """A number of bytes as people read it, e.g. "4.28 GB" (10^9 bytes)."""
+    units = (("bytes", 0), ("kB", 0), ("MB", 1), ("GB", 2), ("TB", 2))
+    power = min(int(math.log10(max(nbytes, 1))) // 3, len(units) - 1)
+    unit, digits = units[power]
+    return f"{nbytes / 1000**power:.{digits}f} {unit}"
+
+
+def _free_bytes(path: str | os.PathLike[str]) -> int:
+    folder = next(p for p in Path(path).absolute().parents if p.exists())
+    return shutil.disk_usage(folder).free
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str], nbytes: int | None = None) -> Iterator[Path]:
     """Makes a file that appears under its name complete, or not at all.
 
     Yields a path beside `path` for the block to write to; when the block ends without an error it
     takes the place of `path`. Makes the folder.
 
+    Args:
+      path: the file to make.
+      nbytes: how large it will be, where that is known.
+
     Raises:
+      DiskFullError: too little room, before the block or while it runs.
       OSError: the file cannot be written; names `path`, not the temporary file.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    if nbytes is not None:
+        check_free_space(path, nbytes)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with told_of_space(path, nbytes):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                yield temporary
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+    except DiskFullError:
+        raise
     except OSError as error:
         if error.filename not in (None, str(temporary), str(path), str(path.parent)):
             raise
@@ -168,19 +229,32 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 @contextlib.contextmanager
-def atomic_directory(target: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_directory(target: str | os.PathLike[str], nbytes: int | None = None) -> Iterator[Path]:
     """Makes a directory that appears under its name complete, or not at all.
 
     Yields a path beside `target`, where nothing exists yet. What the block makes there becomes
     `target` when the block ends; if it raises, everything is removed, made parents included. What
     processes that were killed have left of the same target is removed, too.
 
+    Args:
+      target: the directory to make.
+      nbytes: how large it will be, where that is known.
+
     Raises:
       FileExistsError: before the block runs, if `target` exists and is not an empty directory.
+      DiskFullError: too little room, before the block or while it runs.
     """
     target = Path(target).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists; choose another output or remove it first")
+    if nbytes is not None:
+        check_free_space(target, nbytes)
+    with told_of_space(target, nbytes), _renamed_at_the_end(target) as complete:
+        yield complete
+
+
+@contextlib.contextmanager
+def _renamed_at_the_end(target: Path) -> Iterator[Path]:
     made = [folder for folder in target.parents if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)

@@ -11,8 +11,9 @@
 The description is written last: a directory without it is no model.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -25,6 +26,7 @@ from jax.sharding import Mesh
 
 from internvideo_jax.checksums import checksums
 from internvideo_jax.config import nearest_name
+from internvideo_jax.files import told_of_space
 from internvideo_jax.model_description import (
     ARRAYS,
     DESCRIPTION,
@@ -210,6 +212,7 @@ def save(
       FileExistsError: the directory exists and is not empty.
       SavedModelError: the variables are not those of the config's model (all misfits are listed),
         or the tokenizer files not those of the preprocessing.
+      DiskFullError: the disk is full; nothing remains.
     """
     directory = epath.Path(path).expanduser().resolve()
     occupied = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
@@ -221,7 +224,8 @@ def save(
     check_fit(f"the variables for {directory}", module, variables)
     variables = jax.tree.map(_loadable, dict(variables))
     sums = checksums(variables)
-    try:
+    nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+    with told_of_space(directory, nbytes), _removed_on_error(directory):
         directory.mkdir(parents=True, exist_ok=True)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(directory / ARRAYS, variables)
@@ -236,6 +240,12 @@ def save(
                 classes,
                 sums,
             )
+
+
+@contextlib.contextmanager
+def _removed_on_error(directory: epath.Path) -> Iterator[None]:
+    try:
+        yield
     except BaseException:
         if jax.process_index() == 0:
             directory.rmtree(missing_ok=True)

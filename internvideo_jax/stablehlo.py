@@ -14,7 +14,7 @@ from flax import traverse_util
 from jax import export
 
 from internvideo_jax.config import to_dict
-from internvideo_jax.files import atomic_file, write_json
+from internvideo_jax.files import atomic_file, check_free_space, told_of_space, write_json
 from internvideo_jax.kernels.attention import prefer
 from internvideo_jax.models import video_encoder
 from internvideo_jax.models.beats import Beats
@@ -133,7 +133,7 @@ def write_program(program: Program, model: "SavedModel", path: Path) -> float:
 
     Raises:
       ExportError: the program computes something else than the model.
-      OSError: a file cannot be written.
+      OSError: the disk is full (`files.DiskFullError`), or a file cannot be written.
     """
     beside = path.with_name(f"{path.name}.npz")
     description = {
@@ -147,6 +147,8 @@ def write_program(program: Program, model: "SavedModel", path: Path) -> float:
         "preprocessing": to_dict(model.preprocessing),
         "classes": model.classes if program.output == "logits" else None,
     }
+    serialized = program.exported.serialize()
+    check_free_space(path, len(serialized) + _bytes(program.weights))
     with contextlib.ExitStack() as files:
         # They take their names in the opposite order: the program is the last.
         temporary = files.enter_context(atomic_file(path))
@@ -154,11 +156,13 @@ def write_program(program: Program, model: "SavedModel", path: Path) -> float:
         write_json(told, description)
         weights: dict[str, np.ndarray] = {}
         if program.weights:
-            arrays = files.enter_context(atomic_file(beside))
+            arrays = files.enter_context(atomic_file(beside, _bytes(program.weights)))
             with open(arrays, "wb") as file:
                 np.savez(file, **program.weights)  # type: ignore[arg-type]
             weights = dict(np.load(arrays))
-        temporary.write_bytes(program.exported.serialize())
+        # A full disk is told of under this file's name, not the last one's.
+        with told_of_space(path, len(serialized)):
+            temporary.write_bytes(serialized)
         stored = export.deserialize(bytearray(temporary.read_bytes()))
         return _check(stored, weights, program, model)
 

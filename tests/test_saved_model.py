@@ -1,5 +1,6 @@
 """Saved models: what `save` and the converter write comes back, and misfits are named."""
 
+import errno
 import functools
 import json
 import os
@@ -20,7 +21,7 @@ from flax import traverse_util
 
 from internvideo_jax import model_files, saved_arrays, saved_model
 from internvideo_jax.convert.engine.writer import Declared, write_arrays
-from internvideo_jax.files import atomic_directory
+from internvideo_jax.files import DiskFullError, atomic_directory
 from internvideo_jax.models import ARCHITECTURES, abstract_variables
 from internvideo_jax.models.video_classifier import VideoClassifierConfig
 from internvideo_jax.preprocessing import Preprocessing, TextPreprocessing, VideoPreprocessing
@@ -203,6 +204,18 @@ def test_existing_things_are_refused(tmp_path, kind):
     with pytest.raises(FileExistsError, match="choose another directory"):
         save(path)
     assert sorted(p.name for p in tmp_path.rglob("*"))[-1] in ("model", "precious")
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    def fail(self, path, variables):
+        path.mkdir()
+        raise ValueError(f"RESOURCE_EXHAUSTED: Error writing: {os.strerror(errno.ENOSPC)}")
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", fail)
+    with pytest.raises(DiskFullError, match="free disk, found .*: make room") as caught:
+        save(tmp_path / "model")
+    assert caught.value.filename == str(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_save_leaves_nothing(tmp_path):

@@ -1,6 +1,5 @@
 """Checkpoints of a run: saved in the background, proved by checksums when they are read."""
 
-import errno
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ from jax.experimental import multihost_utils
 
 from internvideo_jax.checksums import checksums, description_sha256
 from internvideo_jax.environment import is_debugging
+from internvideo_jax.files import is_full, no_space
 from internvideo_jax.orbax_errors import DETAIL, WithoutOrbax, hide_leftovers
 from internvideo_jax.training.config import differing_fields
 from internvideo_jax.training.state import TrainState
@@ -67,6 +67,8 @@ class Checkpoints:
         self.directory = epath.Path(directory)
         self._config = config
         self._say = say
+        # Of the last save's state.
+        self._nbytes: int | None = None
         hide_leftovers()
         self._filter = WithoutOrbax()
         if not is_debugging():
@@ -97,6 +99,7 @@ class Checkpoints:
         meta[_SHA256] = description_sha256(meta)
         # Surfaces the previous save's failure under its own name.
         self.wait()
+        self._nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(_as_dict(state)))
         try:
             self._manager.save(
                 step,
@@ -207,8 +210,9 @@ class Checkpoints:
         # From the disk: the manager forgets what it would have removed after this save.
         self._manager.reload()
         steps = ", ".join(map(str, self.steps())) or "none"
+        why = no_space(self.directory, self._nbytes) if is_full(error) else reason(error)
         return RunCheckpointError(
-            f"cannot write a checkpoint to {self.directory}: {reason(error)}; checkpoints that"
+            f"cannot write a checkpoint to {self.directory}: {why}; checkpoints that"
             f" are complete: {steps}; make room and start the same command again"
         )
 
@@ -225,7 +229,7 @@ class Checkpoints:
             self.wait()
         except RunCheckpointError as failure:
             # The run may fail of the same full disk, in fewer words.
-            if error is None or getattr(error, "errno", None) == errno.ENOSPC:
+            if error is None or is_full(error):
                 raise
             self._say(str(failure))
         finally:

@@ -11,6 +11,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from internvideo_jax import __version__
+from internvideo_jax.files import is_full, no_space
 from internvideo_jax.training.checkpoints import reason
 from internvideo_jax.training.metrics import (
     LOSS_CURVE,
@@ -98,11 +99,10 @@ def _save_model(
         if jax.process_index() == 0:
             shutil.rmtree(partial, ignore_errors=True)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
-        free = shutil.disk_usage(target.parent).free
+        why = no_space(target, size) if is_full(error) else reason(error)
         raise RunOutputError(
-            f"cannot write {target}: {reason(error)}; it takes about {size / 1e9:,.2f} GB, and"
-            f" {free / 1e9:,.2f} GB are free. All steps are done: start the same command again to"
-            " write what is missing"
+            f"cannot write {target}: {why}. All steps are done: make room and start the same"
+            " command again to write what is missing"
         ) from error
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("saved the model")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from internvideo_jax.files import atomic_file, check_regular, read_json
+from internvideo_jax.files import atomic_file, check_regular, is_full, no_space, read_json
 from internvideo_jax.launch import arguments
 
 if TYPE_CHECKING:
@@ -221,7 +221,8 @@ def write_features(target: Path, result: "ClipFeatures", run: Run) -> "FailedCli
             return FailedClip(
                 clip.source, f"{target}: {error.strerror}; give the video another name"
             )
+        why = no_space(target, result.features.nbytes) if is_full(error) else error.strerror
         raise arguments.UsageError(
-            f"{target}: {error.strerror}; make room and run again with --resume"
+            f"{target}: {why}; make room and run again with --resume"
         ) from error
     return None

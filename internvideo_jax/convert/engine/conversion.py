@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import errno
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +25,7 @@ from internvideo_jax.convert.files.checkpoint import Checkpoint, LazyTensor
 from internvideo_jax.convert.files.checksums import Checksums
 from internvideo_jax.convert.files.labels import Labels, labels_beside
 from internvideo_jax.convert.files.sources import open_checkpoint
-from internvideo_jax.files import atomic_directory, check_free_space, no_space, parse_json
+from internvideo_jax.files import atomic_directory, parse_json
 from internvideo_jax.preprocessing import Preprocessing
 from internvideo_jax.saved_model import ARRAYS, write_description
 
@@ -209,15 +207,14 @@ def write(
     Raises:
       FileExistsError: the output exists and is not empty.
       ValueError: weights are NaN or infinite; all of their tensors are listed.
-      OSError: the disk is full or cannot be written; nothing remains.
+      OSError: the disk is full (`DiskFullError`) or cannot be written; nothing remains.
     """
     started = time.perf_counter()
     files = _files(conversion)
-    check_free_space(output, conversion.stored_bytes)
-    if checksums is not None:
-        for file in files:
-            checksums.start(file)
-    with _told_of_space(output, conversion.stored_bytes), atomic_directory(output) as directory:
+    with atomic_directory(output, conversion.stored_bytes) as directory:
+        if checksums is not None:
+            for file in files:
+                checksums.start(file)
         sums, not_finite = _write_arrays(conversion, directory / ARRAYS, progress)
         seconds = time.perf_counter() - started
         sha256 = checksums.wait(files) if checksums is not None else {}
@@ -242,18 +239,6 @@ def write(
             sums=sums,
         )
     return metadata
-
-
-@contextlib.contextmanager
-def _told_of_space(output: Path, nbytes: int) -> Iterator[None]:
-    """Says of a disk that became full which it is, and how much is needed."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        free = shutil.disk_usage(output.absolute().parent).free
-        raise OSError(errno.ENOSPC, no_space(nbytes, free), str(output)) from error
 
 
 def _write_arrays(

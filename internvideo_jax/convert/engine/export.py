@@ -1,7 +1,6 @@
 """A saved model back to a `.safetensors` file with PyTorch's keys."""
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from internvideo_jax.convert.engine.plan import export_plan
 from internvideo_jax.convert.engine.state_dict import to_state_dict
 from internvideo_jax.convert.engine.upstream import to_upstream
 from internvideo_jax.convert.files.safetensors_file import write_safetensors_file
-from internvideo_jax.files import check_free_space
 from internvideo_jax.models import ARCHITECTURES
 from internvideo_jax.saved_model import ARRAYS, check, read_description
 
@@ -42,6 +40,7 @@ def export(
     Raises:
       SavedModelError: not a saved model, or a damaged one.
       FileExistsError: the output exists.
+      OSError: the disk is full (`files.DiskFullError`) or cannot be written; nothing remains.
     """
     model_dir = Path(model_dir).expanduser().resolve()
     check(model_dir)
@@ -68,8 +67,6 @@ def export(
             if other in declarations and name not in declarations:
                 repeated.setdefault(other, []).append(name)
         declarations |= {n: declarations[o] for o, names in repeated.items() for n in names}
-        sizes = (math.prod(shape) * dtype.itemsize for shape, dtype in declarations.values())
-        check_free_space(output, sum(sizes))
         # `conversion.prepare` reads these options of a file, as it does training arguments.
         metadata = {"format": "pt", "config": json.dumps(to_upstream(config))}
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from internvideo_jax.convert.files.checkpoint import CheckpointError
 from internvideo_jax.convert.files.labels import label_files
+from internvideo_jax.files import is_full, no_space
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -145,7 +146,7 @@ def _file_names(api: "HfApi", address: Address) -> list[str]:
 
 
 def _reason(address: Address, error: Exception) -> str:
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     web = f"https://huggingface.co/{address.repo}"
     log_in = "log in with `hf auth login` or set HF_TOKEN"
@@ -163,6 +164,8 @@ def _reason(address: Address, error: Exception) -> str:
             )
         case errors.EntryNotFoundError():
             return f"is not in the repository; its files are listed at {web}/tree/main"
+    if is_full(error):
+        return f"cannot be fetched: {no_space(Path(constants.HF_HUB_CACHE) / address.repo)}"
     return f"cannot be fetched: {type(error).__name__}: {_first_line(error)}"
 
 

@@ -109,7 +109,7 @@ def write_safetensors_file(
       FileExistsError: the file exists.
       ValueError: a dtype that the format lacks; a tensor that is not of the declared shape and
         dtype, or is not declared, or never comes.
-      OSError: the file cannot be written.
+      OSError: the disk is full (`files.DiskFullError`), or the file cannot be written.
     """
     if path.exists():
         raise FileExistsError(f"{path} exists; choose another name or remove it first")
@@ -128,7 +128,7 @@ def write_safetensors_file(
     # The data starts at a multiple of 8 bytes, as the reference implementation makes it.
     text += b" " * (-len(text) % 8)
     missing = dict(declared)
-    with atomic_file(path) as partial, open(partial, "wb") as file:
+    with atomic_file(path, _LENGTH.size + len(text) + end) as partial, open(partial, "wb") as file:
         file.write(_LENGTH.pack(len(text)) + text)
         for name, tensor in tensors:
             expected = missing.pop(name, None)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import threading
@@ -28,12 +27,10 @@ from internvideo_jax.data.sources.shards import (
     sha256,
 )
 from internvideo_jax.data.sources.source import reason
-from internvideo_jax.files import atomic_directory, check_regular
+from internvideo_jax.files import DiskFullError, atomic_directory, check_regular
 
 # One clip is read at a time, and codecs leave nothing to compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
-
-_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
 class BrokenClip(NamedTuple):
@@ -75,7 +72,8 @@ def write_shards(
 
     Raises:
       ShardError: broken clips, all of them listed, or nothing to write.
-      OSError: the folder cannot be written, or is not empty.
+      OSError: the disk is full (`files.DiskFullError`), or the folder cannot be written or is not
+        empty.
     """
     target = temporary = Path(directory).absolute()
     try:
@@ -84,12 +82,13 @@ def write_shards(
             written = _write_all(records, temporary, num_shards, workers, skip_broken, on_clip)
             text = json.dumps(configs.to_dict(written.index), indent=1) + "\n"
             (temporary / INDEX).write_text(text, encoding="utf-8")
+    except DiskFullError:
+        raise
     except OSError as error:
         text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        is_full = any(what in text for what in _FULL)
-        advice = "make room and start again" if is_full else "name another folder"
         # The temporary name means nothing to users.
-        raise OSError(f"{text.replace(str(temporary), str(target))}; {advice}") from error
+        text = text.replace(str(temporary), str(target))
+        raise OSError(f"{text}; name another folder") from error
     return written
 
 

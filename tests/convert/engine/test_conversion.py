@@ -16,6 +16,7 @@ from internvideo_jax.convert.engine import conversion, finite
 from internvideo_jax.convert.engine.conversion import Request, convert, prepare
 from internvideo_jax.convert.engine.state_dict import to_tree
 from internvideo_jax.convert.engine.upstream import to_upstream
+from internvideo_jax.files import DiskFullError
 from internvideo_jax.saved_model import load, read_description
 from tests.small_models import BERT
 
@@ -215,7 +216,7 @@ def test_a_full_disk_is_named_with_what_is_needed(checkpoint, options, tmp_path,
     usage = SimpleNamespace(total=10**9, used=10**9, free=1000)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage)
-        with pytest.raises(OSError, match=r"GB of free disk, found 0\.00 GB.*model'") as caught:
+        with pytest.raises(DiskFullError, match=r"kB of free disk, found 1 kB.*model'") as caught:
             convert([file], tmp_path / "model", request)
     assert caught.value.errno == errno.ENOSPC
 
@@ -223,7 +224,7 @@ def test_a_full_disk_is_named_with_what_is_needed(checkpoint, options, tmp_path,
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(conversion, "write_arrays", fail)
-    with pytest.raises(OSError, match=r"GB of free disk, found .*model'"):
+    with pytest.raises(DiskFullError, match=r"free disk, found .*model'"):
         convert([file], tmp_path / "model", request)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.safetensors"]
 

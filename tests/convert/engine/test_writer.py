@@ -1,6 +1,9 @@
 """The streaming writer: Orbax restores what it wrote, and it finishes wholly or not at all."""
 
 import contextlib
+import errno
+import functools
+import os
 import resource
 
 import jax.numpy as jnp
@@ -141,6 +144,17 @@ def test_a_file_size_limit_leaves_nothing(tmp_path):
             write_arrays(tmp_path / "out", declared, layers)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_the_systems_error_and_leaves_nothing(tmp_path, monkeypatch):
+    full = functools.partial(open, "/dev/full", "wb", buffering=0)
+    monkeypatch.setattr(writer, "open", lambda *_, **__: full(), raising=False)
+    declared = {"blocks": Declared((4, 1 << 18), np.dtype(np.float32), is_stacked=True)}
+    layers = (("blocks", layer, np.ones(1 << 18, np.float32)) for layer in range(4))
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)) as caught:
+        write_arrays(tmp_path / "out", declared, layers)
+    assert caught.value.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []
 
 

@@ -17,6 +17,7 @@ from internvideo_jax.data.decode.video import VideoError
 from internvideo_jax.data.sources import shard_writer, shards
 from internvideo_jax.data.sources.shard_writer import write_shards
 from internvideo_jax.data.sources.shards import ShardError, ShardSource
+from internvideo_jax.files import DiskFullError
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +164,7 @@ def test_room_is_asked_for_on_a_full_disk(tmp_path, records, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "index.json"))
 
     monkeypatch.setattr(shard_writer, "_write_all", full)
-    with pytest.raises(OSError, match="No space left on device; make room and start again"):
+    with pytest.raises(DiskFullError, match=rf"free disk, found .*: make room .*{tmp_path}/out'"):
         write_shards(records[:1], tmp_path / "out", num_shards=1)
     assert list(tmp_path.iterdir()) == []
 
