@@ -146,13 +146,12 @@ def told_of_space(path: str | os.PathLike[str], nbytes: int | None = None) -> It
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error, or one that led to it, is that of a full disk, if only by its text."""
-    cause = error.__cause__ or error.__context__
+    """Whether an error, or its cause, is that of a full disk, if only by its text."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     if any(os.strerror(code) in str(error) for code in _FULL):
         return True
-    return cause is not None and is_full(cause)
+    return error.__cause__ is not None and is_full(error.__cause__)
 
 
 def no_space(path: str | os.PathLike[str], nbytes: int | None = None) -> str:
