@@ -119,6 +119,7 @@ def _create(folder: Path, array: Declared) -> None:
         "metadata": {"chunks": array.chunks, "compressor": None, "dimension_separator": "."},
     }
     store = ts.open(spec, create=True, dtype=ts.dtype(array.dtype), shape=array.shape).result()
+    assert store.kvstore is not None
     folder.mkdir()
     (folder / ".zarray").write_bytes(store.kvstore[".zarray"])
 
