@@ -24,11 +24,13 @@ _ATTRIBUTE = re.compile(r"(\w+): (.*)")
 def config_reference() -> str:
     """The page, Markdown."""
     from internvideo_jax.data.config import DataConfig
+    from internvideo_jax.evaluation.retrieval_options import RetrievalData, RetrievalOptions
     from internvideo_jax.training.config import TrainConfig
     from internvideo_jax.training.stages import STAGES
 
     parts: list[tuple[str, type]] = [("train", TrainConfig), ("data", DataConfig)]
     parts += [("stage", config) for config, _ in STAGES.values()]
+    parts += [("retrieval", RetrievalOptions), ("eval_data", RetrievalData)]
     kinds = {config: kind for kind, (config, _) in STAGES.items()}
     places: dict[type, list[str]] = {}
     for name, cls in parts:
@@ -43,6 +45,8 @@ def config_reference() -> str:
             title += " and `eval_data`"
         if cls in kinds:
             title += f" of the kind `{kinds[cls]}`"
+        if cls is RetrievalData:
+            title += " of `configs/eval/retrieval.py`"
         sections.append("\n".join([f"## {title}", "", *_table(cls)]) + "\n")
     return "\n".join(sections)
 

@@ -1,4 +1,4 @@
-"""`internvideo-jax evaluate`: a classifier and annotated clips in, metrics and a card out."""
+"""`internvideo-jax evaluate`: a model and annotated clips in, metrics and a card out."""
 
 import argparse
 import dataclasses
@@ -13,7 +13,6 @@ import numpy as np
 
 from internvideo_jax.class_names import read_class_names
 from internvideo_jax.environment import printable
-from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.common import inference
 from internvideo_jax.launch.common.progress import Progress
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     # Evaluators by name, how clips are shown, and clips that replace the data's own.
     _Task = tuple[Mapping[str, Evaluator], DataConfig, RecordSource | None]
 
-SUMMARY = "measure a classifier on annotated clips"
+SUMMARY = "measure a classifier on annotated clips, or retrieval between clips and texts"
 
 EPILOG = """\
 Which clips, and how they are shown, say options or the eval_data of a training config (--config).
@@ -41,6 +40,7 @@ are listed and left out of the metrics, and the exit code is 1 unless --allow_fa
 OUTPUT holds
   result.json        the metrics and all that they depend on: views, frames, dtype, model and
                      annotations (sha256), package versions, the clips that failed
+  result.md          the same for reading
   per_class.csv      clips, hits and average precision of every class
   predictions.jsonl  per clip: its label, the five best classes, the frames that the model saw
   confusion.png      which class is taken for which, for up to 100 classes and one label per clip
@@ -52,7 +52,16 @@ examples:
   internvideo-jax evaluate --model=MODEL --config=configs/stage1/finetune.py:b14,k400 \\
     --config.eval_data.annotations=val.csv --config.eval_data.root=videos --output=result
 
-In Python: internvideo_jax.evaluation.runner.
+Retrieval by a stage-2 model has configs of its own (docs/retrieval.md). OUTPUT then holds
+  texts.jsonl        per text: its clips, their ranks, the ten best clips
+  contact_sheet.png  some texts, and the five best clips of each
+beside the card, and `partial` until that is written: the same command goes on where it was.
+
+  internvideo-jax evaluate --model=MODEL --config=configs/eval/retrieval.py:msrvtt \\
+    --config.eval_data.annotations=msrvtt_test1k.json --config.eval_data.root=videos \\
+    --output=result
+
+In Python: internvideo_jax.evaluation.runner and retrieval_evaluator.
 """
 
 _VIEWS = ("num_frames", "image_size", "segments", "crops", "sampling")
@@ -77,16 +86,24 @@ def main(argv: Sequence[str]) -> int:
             " --config.eval_data.FIELD"
         )
 
+    config = None if args.config is None else arguments.parse_config(args, overrides)
+    if config is not None and "retrieval" in config:
+        from internvideo_jax.launch.common.retrieval_evaluation import evaluate_retrieval
+
+        return evaluate_retrieval(args, overrides, config)
+    if args.allow_missing:
+        raise arguments.UsageError("--allow_missing: expected a config of retrieval with it")
+
     from internvideo_jax.convert.files.checksums import Checksums
     from internvideo_jax.data.examples import Clips
     from internvideo_jax.evaluation import result_card
 
     loaded = inference.load_model(args)
     model, directory = loaded.model, Path(loaded.directory)
-    if args.config is None:
+    if config is None:
         evaluators, data, source = _annotated_clips(args, model)
     else:
-        evaluators, data, source = _config_clips(arguments.parse_config(args, overrides), model)
+        evaluators, data, source = _config_clips(config, model)
     clips = Clips(data, source=source)
     num_classes = data.num_classes or 0
     names: Sequence[str] = model.classes or [str(number) for number in range(num_classes)]
@@ -122,14 +139,8 @@ def main(argv: Sequence[str]) -> int:
             "clips": len(clips),
             "sha256": sums.pop(annotations[0]) if annotations else clips.fingerprint(),
         },
-        "model": {
-            "name": loaded.name,
-            "digest": loaded.digest,
-            "architecture": type(model.module).__name__,
-            "num_classes": data.num_classes,
-            "sha256": result_card.combined_sha256(sums, directory),
-            "source": model.metadata.get("source"),
-        },
+        "model": result_card.model_entry(model, loaded.name, directory, sums)
+        | {"digest": loaded.digest, "num_classes": data.num_classes},
         "config": args.config and {"file": args.config, "overrides": overrides},
         "seed": None,  # Nothing is drawn.
         "batch_size": args.batch_size,
@@ -155,7 +166,7 @@ def main(argv: Sequence[str]) -> int:
             **setting,
         }
         # Last: a folder with a card is complete.
-        write_json(output / "result.json", card)
+        result_card.write_card(output, card)
     print(printable("\n".join(reports)))
     print(f"{len(clips)} clips in {seconds:.1f} s -> {args.output}")
     _print_failures(clips, failed)
@@ -232,6 +243,7 @@ def _measure(
     progress = Progress(len(clips), "clip")
     with progress, inference.memory_errors(args.batch_size, data.num_frames):
         rows = runner.collect(evaluator, model.variables, batches, on_clips=progress.update)
+        rows = evaluator.complete(rows, model.variables)
     if not rows.num_clips:
         _print_failures(clips, rows.errors)
         raise arguments.UsageError(f"none of the {len(clips)} clips can be read")
@@ -257,8 +269,8 @@ def _parser() -> argparse.ArgumentParser:
     clips.add_argument(
         "--config",
         metavar="FILE.py[:ARGS]",
-        help="a training config, whose eval_data and evaluators are used; change a field with"
-        " --config.FIELD=VALUE",
+        help="a training config, whose eval_data and evaluators are used, or one of configs/eval;"
+        " change a field with --config.FIELD=VALUE",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
     arguments.add_annotation_arguments(parser)
@@ -286,5 +298,10 @@ def _parser() -> argparse.ArgumentParser:
     inference.add_arguments(parser)
     parser.add_argument(
         "--allow_failed", action="store_true", help="exit code 0 although clips cannot be read"
+    )
+    parser.add_argument(
+        "--allow_missing",
+        action="store_true",
+        help="of retrieval: measure the videos that are there although others of the list are not",
     )
     return parser

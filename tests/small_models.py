@@ -118,7 +118,7 @@ STAGE2 = {
 
 # Words of texts about rendered clips, one-letter pieces of all others.
 WORDS = (
-    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "ring", "disk", "square", "cross"),
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "ring", "circle", "square", "cross"),
     *("red", "green", "blue", "cyan", "moves", "left", "right", "up", "down", "."),
     *"abcdefghijklmnopqrstuvwxyz0123456789",
     *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789"),

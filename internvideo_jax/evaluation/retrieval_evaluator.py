@@ -44,8 +44,9 @@ INPUTS: dict[Medium, tuple[str, ...]] = {
 }
 # Texts that are encoded together.
 _TEXT_ROWS = 64
-# Looks up what is known of a medium's scores already, by its number.
-Finished = Callable[[int], np.ndarray | None]
+# What is known already of the scores of a clip with some texts, by its place and theirs.
+Finished = Callable[[int, np.ndarray], np.ndarray | None]
+OnScores = Callable[[int, np.ndarray, np.ndarray], object]
 
 
 @flax.struct.dataclass
@@ -188,16 +189,16 @@ class RetrievalEvaluator(Evaluator):
         rows: Rows,
         variables: PyTree,
         *,
-        finished: Finished = lambda number: None,
-        on_scores: Callable[[int, np.ndarray], object] = lambda number, scores: None,
+        finished: Finished = lambda place, texts: None,
+        on_scores: OnScores = lambda place, texts, scores: None,
     ) -> Rows:
         """Compares what `collect` gave with the texts, which are encoded here.
 
         Args:
           rows: views of clips, whose output are `Encoded`.
           variables: of the model.
-          finished: scores of a clip's candidates that are known already.
-          on_scores: told of every clip's, by its place among those of `rows`.
+          finished: looks up scores of a clip, by its place among those of `rows`, with texts.
+          on_scores: told of those that were not known, with the numbers of the texts.
 
         Returns:
           The same with an output of `Retrieved`.
@@ -236,7 +237,7 @@ class RetrievalEvaluator(Evaluator):
         texts: TextTokens,
         chosen: Candidates,
         finished: Finished,
-        on_scores: Callable[[int, np.ndarray], object],
+        on_scores: OnScores,
     ) -> np.ndarray:
         """Scores of the candidates, 0 of all other pairs, float32 `[V, T]`."""
         assert isinstance(self.module, Stage2)
@@ -245,11 +246,10 @@ class RetrievalEvaluator(Evaluator):
         logits = np.zeros(chosen.pairs.shape, np.float32)
         texts_of = chosen.texts_of()
         for number, own in list(texts_of.items()):
-            known = finished(number)
-            if known is not None and known.shape == own.shape:
+            known = finished(number, own)
+            if known is not None:
                 logits[number, own] = known
                 del texts_of[number]
-                on_scores(number, known)
         for number, scores in match_scores(
             self.module,
             variables,
@@ -259,7 +259,7 @@ class RetrievalEvaluator(Evaluator):
             texts_of,
         ):
             logits[number, texts_of[number]] = scores
-            on_scores(number, scores)
+            on_scores(number, texts_of[number], scores)
         return logits
 
     def metrics(self, rows: Rows) -> dict[str, float]:
@@ -281,7 +281,7 @@ class RetrievalEvaluator(Evaluator):
         from internvideo_jax.evaluation.retrieval_report import write_report
 
         del names
-        return write_report(directory, rows.output, clips, self.metrics(rows), self.options.medium)
+        return write_report(directory, rows.output, clips, self.metrics(rows))
 
 
 def texts_of_clips(captions: Sequence[Sequence[str]], options: RetrievalOptions) -> Texts:

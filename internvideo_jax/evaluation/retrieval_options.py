@@ -1,4 +1,4 @@
-"""What a measurement of retrieval looks at: the `retrieval` part of its config."""
+"""A measurement of retrieval: the parts `retrieval` and `eval_data` of its config."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -25,7 +25,37 @@ class RetrievalOptions(CheckedConfig):
     medium: Medium = "video"
     rerank: Annotated[int, Range(0, 2**20)] = 128
     rerank_by: Literal["similarity", "dsl"] = "similarity"
-    max_text_length: Annotated[int, Range(3, 512)] | None = None
+    max_text_length: int | None = None
     clean_captions: bool = True
     paragraphs: bool = False
     shared_captions: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_text_length is not None and self.max_text_length < 3:
+            raise ValueError(
+                f"max_text_length: expected at least 3 tokens, found {self.max_text_length}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalData(CheckedConfig):
+    """Which clips, and what is shown of them; all else follows from the model.
+
+    Attributes:
+      annotations: a list that `data.annotations.retrieval.read_retrieval` reads.
+      root: folder of the videos; None is that of the list.
+      videos: a list of the videos to take from it; None takes all.
+      max_seconds: how much of each video is shown, from its beginning; None is all.
+      num_frames: frames of a view; None is as many as the model was made for.
+      segments: views of a clip, whose tokens and embeddings are averaged.
+      missing_audio: whether clips without sound are errors, or zeros.
+    """
+
+    annotations: str | None = None
+    root: str | None = None
+    videos: str | None = None
+    max_seconds: float | None = None
+    num_frames: int | None = None
+    segments: Annotated[int, Range(1, 1000)] = 1
+    missing_audio: Literal["error", "zeros"] = "error"

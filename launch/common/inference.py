@@ -84,8 +84,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def load_model(args: Namespace) -> Loaded:
-    """The model of `--model`."""
+def load_model(args: Namespace, *, spread: bool = False) -> Loaded:
+    """The model of `--model`.
+
+    Args:
+      args: of the command.
+      spread: whether each of several devices gets a copy, so that they share batches.
+    """
     import jax
 
     from internvideo_jax.convert.library import model_directory
@@ -93,7 +98,12 @@ def load_model(args: Namespace) -> Loaded:
 
     directory = model_directory(args.model)
     dtype = args.dtype or arguments.default_dtype(jax.devices()[0])
-    return Loaded(load(directory, dtype=dtype), args.model, directory, dtype)
+    mesh = None
+    if spread and jax.device_count() > 1:
+        from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
+
+        mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
+    return Loaded(load(directory, dtype=dtype, mesh=mesh), args.model, directory, dtype)
 
 
 def announce_frames(model: "SavedModel", num_frames: int) -> None:

@@ -56,7 +56,8 @@ CLIPS = [
 def test_a_result_and_all_it_depends_on(run, capsys):
     assert run(CLIPS, "--segments=2", "--crops=1", "--batch_size=4") == 0
     names = sorted(path.name for path in run.output.iterdir())
-    assert names == ["confusion.png", "per_class.csv", "predictions.jsonl", "result.json"]
+    pictures = ["confusion.png", "per_class.csv", "predictions.jsonl"]
+    assert names == [*pictures, "result.json", "result.md"]
     card = json.loads((run.output / "result.json").read_text())
     assert card["clips"] == 3
     assert card["failed"] == []

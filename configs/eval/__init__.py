@@ -1,0 +1,1 @@
+"""Measurements of saved models: `internvideo-jax evaluate --config=configs/eval/...`."""

@@ -1,0 +1,166 @@
+"""The command `evaluate` with configs of retrieval."""
+
+import json
+
+import numpy as np
+import pytest
+
+from internvideo_jax.data.synthetic import scenes
+from internvideo_jax.evaluation.retrieval_store import RetrievalStore
+from internvideo_jax.launch import evaluate
+from tests.small_models import save_stage2
+
+CLIPS = [
+    ("ring", "blue", "left"), ("square", "red", "right"), ("cross", "green", "up"),
+    ("circle", "cyan", "down"), ("ring", "red", "up"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_stage2(tmp_path_factory.mktemp("stage2"))
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for shape, color, motion in CLIPS:
+        path = folder / f"{color}_{shape}.mp4"
+        scenes.write_video(path, scenes.render(scenes.Scene(shape, color, motion), 9, 48))
+    return folder
+
+
+@pytest.fixture
+def items():
+    return [
+        {"video": f"{color}_{shape}.mp4", "caption": [f"A {color} {shape}.", f"It moves {motion}"]}
+        for shape, color, motion in CLIPS
+    ]
+
+
+@pytest.fixture
+def run(model, videos, tmp_path):
+    def call(items, *options, output="result", config="custom"):
+        path = tmp_path / "list.json"
+        path.write_text(json.dumps(items), encoding="utf-8")
+        return evaluate.main([
+            f"--model={model}", f"--config=configs/eval/retrieval.py:{config}",
+            f"--config.eval_data.annotations={path}", f"--config.eval_data.root={videos}",
+            f"--output={tmp_path / output}", "--batch_size=2", *options,
+        ])  # fmt: skip
+
+    return call
+
+
+def card_of(folder):
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def test_a_result_and_all_it_depends_on(run, items, tmp_path, capsys):
+    assert run(items, "--config.retrieval.rerank=3") == 0
+    output = tmp_path / "result"
+    names = sorted(path.name for path in output.iterdir())
+    assert names == ["contact_sheet.png", "result.json", "result.md", "texts.jsonl"]
+    card = card_of(output)
+    kinds = {name.split("/")[0] for name in card["metrics"]}
+    assert kinds == {"similarity", "dsl", "rerank"}
+    assert {"rerank/t2v_r1", "similarity/v2t_median_rank", "dsl/r_mean"} <= set(card["metrics"])
+    assert (card["clips"], card["texts"]) == (5, 10)
+    # At most so many of each text and of each clip.
+    assert 15 <= card["pairs_reranked"] <= 5 * 3 + 10 * 3
+    assert card["retrieval"]["rerank"] == 3
+    assert card["retrieval"]["max_text_length"] == 16
+    assert card["views"]["sampling"] == "intervals"
+    assert len(card["model"]["sha256"]) == len(card["annotations"]["sha256"]) == 64
+    assert "internvideo_jax" in card["versions"]
+    lines = [json.loads(x) for x in (output / "texts.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in lines][:2] == ["a blue ring", "it moves left"]
+    ranks = np.array([line["ranks"]["rerank"] for line in lines])
+    np.testing.assert_allclose(card["metrics"]["rerank/t2v_r1"], 100 * (ranks == 1).mean())
+    assert [len(line["best"]) for line in lines] == [3] * 10
+    text = (output / "result.md").read_text(encoding="utf-8")
+    assert "| metric " in text
+    assert "| model.sha256 |" in text
+    assert "rerank" in capsys.readouterr().out
+
+
+def test_segments_are_averaged_and_paragraphs_joined(run, items, tmp_path, capsys):
+    options = ["--config.eval_data.segments=2", "--config.retrieval.rerank=0"]
+    assert run(items, *options, "--config.retrieval.paragraphs=True") == 0
+    card = card_of(tmp_path / "result")
+    assert (card["texts"], card["pairs_reranked"], card["views"]["segments"]) == (5, 0, 2)
+    assert "rerank/r_mean" not in card["metrics"]
+    # Twelve words, the longest with letters of their own.
+    assert card["texts_cut"] == 0
+    assert run(items, *options, "--config.retrieval.max_text_length=4", output="cut") == 0
+    assert card_of(tmp_path / "cut")["texts_cut"] == 10
+    assert "10 of 10 texts are longer than 4 tokens" in capsys.readouterr().err
+
+
+def test_an_interrupted_measurement_goes_on(run, items, tmp_path, monkeypatch, capsys):
+    assert run(items) == 0
+    expected = card_of(tmp_path / "result")["metrics"]
+    put, done = RetrievalStore.put_scores, []
+
+    def until_the_third(self, number, texts, scores):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(number)
+        put(self, number, texts, scores)
+
+    monkeypatch.setattr(RetrievalStore, "put_scores", until_the_third)
+    assert run(items, output="again") == 130
+    assert not (tmp_path / "again" / "result.json").exists()
+    # Of what was encoded and scored before, nothing is asked for again.
+    monkeypatch.setattr(RetrievalStore, "put_scores", put)
+    scored = []
+    monkeypatch.setattr(
+        RetrievalStore,
+        "put_scores",
+        lambda self, number, texts, scores: (
+            scored.append(number) or put(self, number, texts, scores)
+        ),
+    )
+    monkeypatch.setattr(RetrievalStore, "put_clip", lambda *args: pytest.fail("encoded again"))
+    assert run(items, "--config.retrieval.rerank_by=dsl", output="again") == 2
+    assert "retrieval" in capsys.readouterr().err
+    assert run(items, output="again") == 0
+    assert not set(scored) & set(done)
+    assert card_of(tmp_path / "again")["metrics"] == expected
+    assert not (tmp_path / "again" / "partial").exists()
+
+
+def test_missing_videos_are_listed_and_refused_unless_they_may_be(run, items, tmp_path, capsys):
+    items.append({"video": "gone.mp4", "caption": "a gone ring"})
+    items.append({"video": items[0]["video"], "caption": "another caption"})
+    assert run(items) == 2
+    assert "gone.mp4" in capsys.readouterr().err
+    assert not (tmp_path / "result").exists()
+    assert run(items, "--allow_missing", "--config.retrieval.rerank=0") == 0
+    card = card_of(tmp_path / "result")
+    assert (card["missing"], card["clips"], card["texts"]) == (["gone.mp4"], 5, 11)
+    assert card["listed_several_times"] == [items[0]["video"]]
+
+
+def test_clips_that_cannot_be_read_are_left_out_with_their_texts(run, items, videos, tmp_path):
+    (videos / "broken.mp4").write_bytes(b"no video" * 100)
+    items.append({"video": "broken.mp4", "caption": "a broken ring"})
+    options = ["--config.retrieval.rerank=0"]
+    assert run(items, *options) == 1
+    card = card_of(tmp_path / "result")
+    assert [clip["id"] for clip in card["failed"]] == ["broken.mp4"]
+    assert (card["clips"], card["texts"]) == (5, 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--config.retrieval.medium=audio"], "audio tower"),
+        (["--config.retrieval.max_text_length=2"], "at least 3 tokens"),
+        (["--config.eval_data.frames=4"], "did you mean"),
+        (["--class_names=names.txt"], "class_names"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, message, run, items, capsys):
+    assert run(items, *options) == 2
+    assert message in capsys.readouterr().err
