@@ -65,7 +65,7 @@ def write_card(directory: Path, card: Mapping[str, Any]) -> None:
     settings = {name: value for name, value in card.items() if name not in ("task", "metrics")}
     rows = [f"| {name} | {_cell(value)} |" for name, value in _flat(settings)]
     lines = [
-        f"# {card['task']}".capitalize(),
+        f"# {card['task'].capitalize()}",
         "",
         metrics_table(card["metrics"]),
         "",
