@@ -158,8 +158,8 @@ def retrieval_metrics(
     """
     of_media, of_texts = DIRECTIONS[medium]
     found = {
-        of_media: best_ranks(scores.of_media, relevant.T, then and then.of_media),
-        of_texts: best_ranks(scores.of_texts, relevant, then and then.of_texts),
+        of_media: best_ranks(scores.of_media, relevant.T, then.of_media if then else None),
+        of_texts: best_ranks(scores.of_texts, relevant, then.of_texts if then else None),
     }
     metrics = {
         f"{direction}_{name}": value

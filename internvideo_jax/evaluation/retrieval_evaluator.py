@@ -205,7 +205,7 @@ class RetrievalEvaluator(Evaluator):
         """
         views = rows.columns["index"]
         _, first = np.unique(views, return_index=True)
-        found = texts_of_clips(rows.columns["captions"][first], self.options)
+        found = texts_of_clips(rows.columns["captions"][first].tolist(), self.options)
         ids, mask = self.tokenizer(found.texts)
         encoder = TextEncoder(self.module, bool(self.options.rerank))  # type: ignore[arg-type]
         texts = collect(encoder, variables, _text_batches(ids, mask)).output

@@ -40,14 +40,14 @@ def write_report(
     scores, relevant = retrieved.scores[kind].of_media, retrieved.relevant.T
     ranks = {name: best_ranks(s.of_media, relevant, plain) for name, s in retrieved.scores.items()}
     best = [
-        np.lexsort((-plain[text], -scores[text]))[:NUM_LISTED]
+        np.lexsort((-plain[text], -scores[text]))[:NUM_LISTED].tolist()
         for text in range(len(retrieved.texts))
     ]
     with atomic_file(directory / "texts.jsonl") as path, path.open("w", encoding="utf-8") as file:
         for text, caption in enumerate(retrieved.texts):
             line = {
                 "text": caption,
-                "clips": [clips[v].id for v in np.flatnonzero(relevant[text])],
+                "clips": [clips[v].id for v in np.flatnonzero(relevant[text]).tolist()],
                 "ranks": {name: int(own[text]) for name, own in ranks.items()},
                 "best": [
                     [clips[v].id, round(float(scores[text, v]), 6)]
