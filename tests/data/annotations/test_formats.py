@@ -77,6 +77,39 @@ FILES = {
             ("q.mp4", None),
         ],
     ),
+    "several_captions.json": (
+        '[{"video": "a/x.mp4", "caption": "one", "asr_captions": ["two", "three"],'
+        ' "caption_score": 0.5}, {"video": "q.mp4", "audio_caption": "four"}]',
+        "json",
+        [
+            (
+                dataclasses.replace(
+                    VIDEO,
+                    captions=("one", "two", "three"),
+                    caption_names=("", "asr_captions", "asr_captions"),
+                ),
+                None,
+            ),
+            (
+                ClipRecord(
+                    "q.mp4", "/data/q.mp4", captions=("four",), caption_names=("audio_caption",)
+                ),
+                None,
+            ),
+        ],
+    ),
+    "named_captions.jsonl": (
+        '{"video": "a/x.mp4", "caption": {"sound": "one", "": ["two", "three"]}}',
+        "jsonl",
+        [
+            (
+                dataclasses.replace(
+                    VIDEO, captions=("one", "two", "three"), caption_names=("sound", "", "")
+                ),
+                None,
+            )
+        ],
+    ),
     "ours.jsonl": (
         '\ufeff{"video": "a/x.mp4", "label": [1, 4], "id": "first"}\n'
         '{"video": "/data/a/x.mp4", "label": 2, "caption": "c", "start": 1}\n'
@@ -216,7 +249,8 @@ def test_all_bad_lines_are_listed_at_once(tmp_path):
         ('{"video": "a", "label": 1e400}', "found inf"),
         ('{"video": "a", "label": [2, 9]}', "expected a label from 0 to 8, found 9"),
         ('{"video": "a"}', "expected a label from 0 to 8, found none"),
-        ('{"video": "a", "caption": [1]}', '"caption": a string, or a list of strings, found [1]'),
+        ('{"video": "a", "caption": [1]}', '"caption": a string, a list of strings, or an object'),
+        ('{"video": "a", "caption": {"sound": [1]}}', "these by name, found {'sound': [1]}"),
         ('{"video": "a", "start": "1"}', "expected \"start\": seconds, found '1'"),
         ('{"video": "a", "start": 3, "end": 2, "label": 1}', "start < end in seconds, found 3.0"),
         ('{"video": "a", "start": NaN, "label": 1}', "start < end in seconds, found nan"),
