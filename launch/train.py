@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from internvideo_jax.evaluation.runner import Evaluator
     from internvideo_jax.launch.compilation.dry_run import Report
     from internvideo_jax.training.config import TrainConfig
-    from internvideo_jax.training.stage import Evaluation, HostBatch, Variables
+    from internvideo_jax.training.stage import Batches, Evaluation, HostBatch, Variables
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _SMALL_RATE = 1e-6
 # Classes that are said one by one.
 _MAX_SAID = 20
 
-SUMMARY = "train: stage 1, distillation, fine-tuning, probing"
+SUMMARY = "train: stage 1, distillation, fine-tuning, probing, stage 2"
 
 _EXIT_CODES: dict[int, int] = {
     signal.SIGTERM: arguments.EXIT_PREEMPTED,
@@ -139,11 +139,12 @@ def train(run: Run, workdir: Path, notice: process.Notice | None = None) -> bool
         _say_rate(config, steps_per_epoch)
         run_config = run.as_json | {"clips": pipeline.fingerprint(run.data)}
         evaluations = _evaluations(run, config)
+        kinds = run.kinds()
 
     def batches(step: int) -> "Iterator[HostBatch]":
         return pipeline.train_batches(
             run.data,
-            tuple(run.stage.example_batch(1)),
+            _fields(kinds),
             batch_size=run.train.batch_size,
             seed=run.train.seed,
             start=step * run.train.batch_size,
@@ -158,9 +159,15 @@ def train(run: Run, workdir: Path, notice: process.Notice | None = None) -> bool
         workdir,
         run_config=run_config,
         steps_per_epoch=steps_per_epoch,
+        kinds=kinds,
         evaluations=evaluations,
         notice=notice,
     )
+
+
+def _fields(kinds: "Mapping[str, Batches]") -> dict[str, tuple[str, ...]]:
+    """The fields of batches by the kind of their media."""
+    return {name: tuple(kind.stage.example_batch(1)) for name, kind in kinds.items()}
 
 
 def _say_held_out(run: Run) -> None:
@@ -219,13 +226,14 @@ def dry_run(run: Run, topology_name: str | None = None) -> "Report":
         config,
         make_mesh(config.mesh, devices),
         steps_per_epoch=steps_per_epoch,
+        kinds=run.kinds(),
         memory_limit=topology.chip.hbm_bytes if topology else device_memory(devices),
     )
     # Models and clips may lie on the machine that has the topology.
     if topology is None:
         checks: list[Callable[[], object]] = [run.stage.check_weights]
         if run.data.has_clips:
-            fields = tuple(run.stage.example_batch(1))
+            fields = _fields(run.kinds())
             checks.append(functools.partial(pipeline.check_readable, run.data, fields))
             checks.append(functools.partial(_evaluations, run, config))
         for check in checks:
