@@ -23,15 +23,16 @@ from internvideo_jax.training import process
 
 if TYPE_CHECKING:
     from internvideo_jax.data.config import DataConfig
+    from internvideo_jax.data.pipeline import Fields
     from internvideo_jax.data.watchdog import BackgroundIterator
     from internvideo_jax.evaluation.runner import Evaluator
     from internvideo_jax.launch.compilation.dry_run import Report
     from internvideo_jax.training.config import TrainConfig
-    from internvideo_jax.training.stage import Evaluation, HostBatch, Variables
+    from internvideo_jax.training.stage import Batches, Evaluation, HostBatch, Variables
 
 _log = logging.getLogger(__name__)
 
-SUMMARY = "train: stage 1, distillation, fine-tuning, probing"
+SUMMARY = "train: stage 1, distillation, fine-tuning, probing, stage 2"
 
 _EXIT_CODES: dict[int, int] = {
     signal.SIGTERM: arguments.EXIT_PREEMPTED,
@@ -152,11 +153,12 @@ def train(run: Run, workdir: Path, notice: process.Notice | None = None, *, name
         clips = pipeline.fingerprint(run.data)
         run_config = run.as_json | {"clips": clips}
         evaluations = _evaluations(run, config)
+        kinds = run.kinds()
 
     def batches(step: int) -> "Iterator[HostBatch]":
         return pipeline.train_batches(
             run.data,
-            tuple(run.stage.example_batch(1)),
+            _fields(kinds),
             batch_size=run.train.batch_size,
             seed=run.train.seed,
             start=step * run.train.batch_size,
@@ -171,6 +173,7 @@ def train(run: Run, workdir: Path, notice: process.Notice | None = None, *, name
         workdir,
         run_config=run_config,
         steps_per_epoch=steps_per_epoch,
+        kinds=kinds,
         evaluations=evaluations,
         notice=notice,
         origin={
@@ -180,6 +183,11 @@ def train(run: Run, workdir: Path, notice: process.Notice | None = None, *, name
             "data": {"names": [member.name for member in run.data.members], **clips},
         },
     )
+
+
+def _fields(kinds: "Mapping[str, Batches]") -> dict[str, tuple[str, ...]]:
+    """The fields of batches by the kind of their media."""
+    return {name: tuple(kind.stage.example_batch(1)) for name, kind in kinds.items()}
 
 
 def dry_run(run: Run, topology_name: str | None = None) -> "Report":
@@ -204,13 +212,14 @@ def dry_run(run: Run, topology_name: str | None = None) -> "Report":
         config,
         make_mesh(config.mesh, devices),
         steps_per_epoch=steps_per_epoch,
+        kinds=run.kinds(),
         memory_limit=topology.chip.hbm_bytes if topology else device_memory(devices),
     )
     # Models and clips may lie on the machine that has the topology.
     if topology is None:
         checks: list[Callable[[], object]] = [run.stage.check_weights]
         if run.data.has_clips:
-            fields = tuple(run.stage.example_batch(1))
+            fields = _fields(run.kinds())
             checks.append(functools.partial(_try_clips, run.data, fields, "train on"))
             checks.append(functools.partial(_try_evaluation_clips, run, config))
         for check in checks:
@@ -228,7 +237,7 @@ def _try_evaluation_clips(run: Run, config: "TrainConfig") -> None:
         _try_clips(run.eval_data, tuple(fields), "evaluate on")
 
 
-def _try_clips(data: "DataConfig", fields: Sequence[str], purpose: str) -> None:
+def _try_clips(data: "DataConfig", fields: "Fields", purpose: str) -> None:
     """Names those of some clips that cannot be read.
 
     Raises:

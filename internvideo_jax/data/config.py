@@ -13,7 +13,7 @@ __all__ = ["Augmentation", "ClipSet", "DataConfig", "MixtureMember", "Sampling"]
 # Of all views of a clip: 3.2 GB as they are decoded.
 _MAX_PIXELS = 2**30
 
-Augmentation = Literal["pretraining", "finetuning", "none"]
+Augmentation = Literal["pretraining", "finetuning", "random_resized_crop", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,8 @@ class ClipSet:
       shards: a folder that `internvideo-jax shard` wrote.
       tfds: a dataset of tensorflow_datasets, "name", "name/config" or "name:version".
       tfds_split: its split.
+      media: what its clips are taken for, a name that the stage has fields for; of a mixture, the
+        members state theirs.
     """
 
     annotations: str | None = None
@@ -40,6 +42,7 @@ class ClipSet:
     shards: str | None = None
     tfds: str | None = None
     tfds_split: str = "train"
+    media: str = "video"
 
     @property
     def name(self) -> str:
@@ -53,15 +56,12 @@ class MixtureMember(ClipSet):
 
     Attributes:
       weight: its share of the examples (or batches), relative to the other members' weights.
-      media: what its clips are taken for, a name that the stage has fields for; members of the same
-        make batches together (`mixture_by="batch"`).
       batch_size: clips of their batches over all processes, where it is not the run's.
       num_frames: frames per clip, where they are not those of the config.
       image_size: likewise.
     """
 
     weight: float = 1.0
-    media: str = "video"
     batch_size: int | None = None
     num_frames: int | None = None
     image_size: int | None = None
@@ -84,7 +84,7 @@ class DataConfig(ClipSet):
 
     Attributes:
       mixture: several sets of clips, instead of the one that the inherited fields name.
-      mixture_by: whether every batch mixes the sets, or only those of one kind of media.
+      mixture_by: whether every batch mixes the sets, or only those of the same `media`.
       num_classes: C; then batches hold labels, and every clip needs one below it. None: no labels.
       classes: their names in the order of the numbers, or a file of them (`class_names`); labels
         may then be names. None: labels are numbers.
@@ -104,6 +104,8 @@ class DataConfig(ClipSet):
       num_sample: augmented copies of each clip, all of the same frames, side by side in the batch.
       segments: temporal views in evaluation.
       crops: spatial views in evaluation.
+      vocabulary: file of the words that captions are cut into, one on each line.
+      max_text_length: tokens of a caption, its first and last one included; longer ones are cut.
       audio: what becomes of sound.
       missing_audio: whether clips without sound are errors, or zeros (with `has_audio`).
       features_dir: folder of features that were computed beforehand (`data.fields.features`).
@@ -132,6 +134,8 @@ class DataConfig(ClipSet):
     num_sample: int = 1
     segments: int = 1
     crops: int = 1
+    vocabulary: str | None = None
+    max_text_length: int = 32
     audio: AudioPreprocessing = dataclasses.field(default_factory=AudioPreprocessing)
     missing_audio: Literal["error", "zeros"] = "error"
     features_dir: str | None = None
@@ -141,7 +145,7 @@ class DataConfig(ClipSet):
 
     def __post_init__(self) -> None:
         positive = ("num_frames", "sampling_rate", "image_size", "num_sample", "segments", "crops")
-        for name in positive:
+        for name in (*positive, "max_text_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
         pixels = self.segments * self.crops * self.num_frames * self.image_size**2

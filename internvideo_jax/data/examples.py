@@ -86,6 +86,13 @@ class Clips:
         end = self._ends[number]
         return end - len(self._sources[number]), end
 
+    def kinds(self) -> dict[str, list[int]]:
+        """Numbers of the sets of clips that share batches, by the name of their media."""
+        kinds: dict[str, list[int]] = {}
+        for number, member in enumerate(self.members):
+            kinds.setdefault(member.media, []).append(number)
+        return kinds
+
     def fingerprint(self) -> str:
         """Changes with the clips of all sets, their order and the weights of a mixture."""
         weights = tuple(member.weight for member in self.members)

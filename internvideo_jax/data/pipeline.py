@@ -34,7 +34,7 @@ from internvideo_jax.environment import usable_cpus
 from internvideo_jax.processes import end_with_parent, start_resource_tracker
 
 Batch = dict[str, np.ndarray]
-# Names of a batch's fields; by the name of the media for `mixture_by="batch"`.
+# Names of a batch's fields, which may differ by the name of its media.
 Fields = Sequence[str] | Mapping[str, Sequence[str]]
 
 # Examples that a process holds ready, where batches are large; more would be memory for nothing.
@@ -93,8 +93,8 @@ def train_batches(
 
     Args:
       config: which clips, and what becomes of them.
-      fields: names of what batches are made of; see `data.fields`. With `mixture_by="batch"`, they
-        may differ by the name of the media.
+      fields: names of what batches are made of, perhaps by the name of their media; see
+        `data.fields`.
       batch_size: examples (clips) in a batch over all processes, augmented copies not counted.
       seed: of the order of the clips and of all draws.
       start: number of the first example; a run that resumes passes steps * batch_size, whatever the
@@ -144,21 +144,15 @@ class _TrainRows:
         process_count: int,
     ):
         clips = Clips(config, use_cache=True)
-        # Sets of clips that share batches, by the name of their media.
-        kinds: dict[str, list[int]] = {}
-        for number, member in enumerate(clips.members):
-            kinds.setdefault(member.media if config.mixture_by == "batch" else "", []).append(
-                number
-            )
-        self._names = list(kinds)
+        kinds = clips.kinds()
+        # Of a single kind nobody asks which.
+        self._names = list(kinds) if config.mixture_by == "batch" else [""]
         self._examples: list[TrainExamples] = []
         self._sizes: list[int] = []
         turns, weights = [], []
         for stream, (media, sets) in enumerate(kinds.items()):
-            names = fields.get(media, ()) if isinstance(fields, Mapping) else fields
-            if not names:
-                raise ValueError(f"expected the fields of media {media!r}, found none; name some")
             first = clips.members[sets[0]]
+            names = fields_of(fields, media)
             own = config.of_member(first)
             self._examples.append(TrainExamples(clips, own, names, seed, sets=sets, stream=stream))
             self._sizes.append(first.batch_size or batch_size)
@@ -188,6 +182,18 @@ class _TrainRows:
         if self._names[kind]:
             example["media"] = np.full(len(example["index"]), self._names[kind])
         return example
+
+
+def fields_of(fields: Fields, media: str) -> Sequence[str]:
+    """The fields of batches of these media.
+
+    Raises:
+      ValueError: none are stated.
+    """
+    names = fields.get(media, ()) if isinstance(fields, Mapping) else fields
+    if not names:
+        raise ValueError(f"expected the fields of media {media!r}, found none; name some")
+    return names
 
 
 def _pair(stream: int, turn: int) -> tuple[int, int]:
@@ -276,18 +282,27 @@ def _eval_rows(
 
 
 def steps_per_epoch(config: DataConfig, batch_size: int) -> int:
-    """Whole batches of `batch_size` clips in one pass over them, at least 1.
+    """Whole batches in one pass over all clips, at least 1 of each kind of media.
+
+    Args:
+      config: which clips.
+      batch_size: clips of a batch, where their kind has no size of its own.
 
     Raises:
       ValueError: the config's clips cannot be used, or as `check_batch_size`.
     """
-    count = len(Clips(config))
-    check_batch_size(batch_size, count)
-    if count < batch_size:
-        _log.warning(
-            "fewer clips (%d) than in a batch (%d): it has some more than once", count, batch_size
-        )
-    return max(1, count // batch_size)
+    clips = Clips(config)
+    steps = 0
+    for sets in clips.kinds().values():
+        count = sum(end - first for first, end in map(clips.bounds, sets))
+        size = clips.members[sets[0]].batch_size or batch_size
+        check_batch_size(size, count)
+        if count < size:
+            _log.warning(
+                "fewer clips (%d) than in a batch (%d): it has some more than once", count, size
+            )
+        steps += max(1, count // size)
+    return steps
 
 
 def check_batch_size(batch_size: int, count: int) -> None:

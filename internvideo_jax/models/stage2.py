@@ -34,7 +34,7 @@ from internvideo_jax.nn.partitioning import Initializer, with_axes
 Medium = Literal["video", "audio", "audio_video"]
 
 # Upstream keeps the temperature within these before every forward pass.
-_TEMPERATURES = (0.001, 0.5)
+TEMPERATURES = (0.001, 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,7 +322,7 @@ class Stage2(Tower):
         The gradient passes as if it were within, so that it comes back.
         """
         value, stop = self.temperature, jax.lax.stop_gradient
-        return stop(jnp.clip(value, *_TEMPERATURES)) + (value - stop(value))
+        return stop(jnp.clip(value, *TEMPERATURES)) + (value - stop(value))
 
     def _expect_audio(self) -> None:
         if self.config.audio is None:

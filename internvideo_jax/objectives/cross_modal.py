@@ -33,7 +33,8 @@ from internvideo_jax.objectives.matching import (
 # Contrasts, matchings and masked words of texts with each medium; "avc" contrasts sound and clip.
 Term = Literal["vtc", "atc", "avc", "avtc", "vtm", "atm", "avtm", "mlm", "amlm", "avmlm"]
 
-_MEDIA: dict[Term, Medium] = {
+# What texts are compared or fused with for each; "avc" compares no texts.
+MEDIA_OF: dict[Term, Medium] = {
     "vtc": "video",
     "vtm": "video",
     "mlm": "video",
@@ -117,7 +118,7 @@ def cross_modal_losses(
             f" {', '.join([*unknown, *absent])}"
         )
     media = dict(media)
-    wanted = {_MEDIA[term] for term in captions if term in _MEDIA}
+    wanted = {MEDIA_OF[term] for term in captions if term in MEDIA_OF}
     if "audio_video" in wanted and {"video", "audio"} <= media.keys():
         media["audio_video"] = model.join(media["video"], media["audio"])
     group = options.match_group
@@ -139,14 +140,14 @@ def cross_modal_losses(
         return encoded[name]
 
     def match(term: Term, key: PRNGKeyArray) -> Array:
-        medium, text = media[_MEDIA[term]], text_of(term)
+        medium, text = media[MEDIA_OF[term]], text_of(term)
         negatives = draws.negatives.get(term)
         if negatives is None:
             negatives = draw_negatives(
                 key, medium.embedding, text.embedding, temperature, ids, group
             )
         fused = fuse(*_matching_pairs(text, medium, negatives, group))
-        return matching_loss(model.match_logits(fused, _MEDIA[term]), negatives.is_valid)
+        return matching_loss(model.match_logits(fused, MEDIA_OF[term]), negatives.is_valid)
 
     def guess(term: Term, key: PRNGKeyArray) -> Array:
         shown, mask = texts[captions[term]]
@@ -155,7 +156,7 @@ def cross_modal_losses(
             size, share = options.vocabulary.size, options.mask_probability
             masks = draw_word_masks(key, shown.shape, size, share)
         shown, labels = mask_words(shown, masks, options.vocabulary)
-        fused = fuse(encode(shown, mask).tokens, mask, media[_MEDIA[term]].tokens)
+        fused = fuse(encode(shown, mask).tokens, mask, media[MEDIA_OF[term]].tokens)
         return masked_lm_loss(model.mlm_logits(fused), labels)
 
     losses: dict[Term, Array] = {}
@@ -166,9 +167,9 @@ def cross_modal_losses(
         if term == "avc":
             if {"video", "audio"} <= media.keys():
                 losses[term] = contrast(media["audio"].embedding, media["video"].embedding)
-        elif _MEDIA[term] in media:
+        elif MEDIA_OF[term] in media:
             if term.endswith("tc"):
-                embedding = media[_MEDIA[term]].embedding
+                embedding = media[MEDIA_OF[term]].embedding
                 losses[term] = contrast(embedding, text_of(term).embedding)
             elif term.endswith("tm"):
                 losses[term] = match(term, key)

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from internvideo_jax.parallel.mesh import MeshConfig
 from internvideo_jax.training.optimizer import OptimizerConfig, adamw, part_of
-from internvideo_jax.training.schedules import warmup_cosine
+from internvideo_jax.training.schedules import floored_cosine, warmup_cosine
 from internvideo_jax.training.stage import Stage
 
 # Dotted names (with everything below them) that do not change what a run computes, apart from the
@@ -186,6 +186,8 @@ class TrainConfig:
     def schedule(self, lengths: "Lengths") -> optax.Schedule:
         """The learning rate of each step."""
         o = self.optimizer
+        if o.schedule == "floored_cosine":
+            return floored_cosine(o.lr, o.min_lr, lengths.total, lengths.warmup)
         return warmup_cosine(o.lr, o.min_lr, lengths.total, lengths.warmup, o.warmup_lr)
 
     def unit_optimizer(self, stage: Stage) -> optax.GradientTransformation:

@@ -38,13 +38,14 @@ from internvideo_jax.training.outputs import (
 from internvideo_jax.training.process import Notice, Stopped, claimed, preemption
 from internvideo_jax.training.stage import (
     Batch,
+    Batches,
     Evaluation,
     HostBatch,
     PyTree,
     Stage,
 )
 from internvideo_jax.training.state import TrainState, abstract_state, create_state, load_frozen
-from internvideo_jax.training.step import abstract_batch, make_train_step
+from internvideo_jax.training.step import abstract_batch, compile_step, make_train_step
 from internvideo_jax.training.trackers import (
     TENSORBOARD,
     WANDB,
@@ -79,6 +80,7 @@ def train(
     *,
     run_config: Mapping[str, Any],
     steps_per_epoch: int | None = None,
+    kinds: Mapping[str, Batches] | None = None,
     evaluations: Mapping[str, Evaluation] = MappingProxyType({}),
     devices: Sequence[jax.Device] | None = None,
     rules: Rules = DEFAULT_RULES,
@@ -97,12 +99,15 @@ def train(
       config: how.
       batches: endless batches of this process from a step on: the same step gives the same batch.
         Of their fields the stage's go to the devices; `index` (dataset index of each row) and
-        `replaced` (rows that stand in for broken clips) are for reports.
+        `replaced` (rows that stand in for broken clips) are for reports; `media` says of which kind
+        they are where there are several.
       workdir: folder of the run. It gets `checkpoints/`, `metrics.jsonl`, `tensorboard/`,
         `loss.png`, `model/` and `model_ema/`; with several processes all must see it.
       run_config: JSON-ready config of the run; one that resumes must have the same, but for
         `config.FREE_FIELDS`.
       steps_per_epoch: needed if the config counts in epochs.
+      kinds: the batches by their kind of media, where these differ; each has a step of its own, all
+        of which are compiled before the first one. By default all are of the stage's own kind.
       evaluations: called every `config.eval_every` steps and after the last one; the metrics of
         NAME are called `NAME/metric`, those of averaged weights `NAME_ema/metric`. They get the
         variables, and a function that takes how far they are.
@@ -129,7 +134,9 @@ def train(
     lengths = config.lengths(steps_per_epoch)
     devices = list(jax.devices() if devices is None else devices)
     mesh = make_mesh(config.mesh, devices)
-    check_batch_fits(config, mesh)
+    kinds = kinds or {"": Batches(stage, config.rows)}
+    for kind in kinds.values():
+        check_batch_fits(config, mesh, kind.rows)
     check_trackers(config.trackers)
     is_main = jax.process_index() == 0
     workdir = Path(workdir).absolute()
@@ -142,7 +149,7 @@ def train(
         keep_files = stack.enter_context(_claimed(workdir))
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(nn.logical_axis_rules(rules))
-        progress = Progress(lengths.total, config.rows, visible=is_main)
+        progress = Progress(lengths.total, visible=is_main)
         stack.callback(progress.close)
         checkpoints = stack.enter_context(
             Checkpoints(
@@ -162,7 +169,10 @@ def train(
                 # What a step is, and where the run stands.
                 target, fixed_target = abstract_state(stage, config, mesh, rules)
                 schedule = config.schedule(lengths)
-                train_step = make_train_step(stage, config, schedule, target, mesh, rules)
+                train_steps = {
+                    name: make_train_step(kind.stage, config, schedule, target, mesh, rules)
+                    for name, kind in kinds.items()
+                }
                 restored = checkpoints.restore(target)
                 if restored is None:
                     progress.begin("making the first weights", aloud=True)
@@ -194,9 +204,19 @@ def train(
                 if start < lengths.total:
                     progress.begin("loading the frozen models")
                     frozen = load_frozen(stage, mesh, rules)
-                    inputs = abstract_batch(stage, config.rows, mesh, rules)
+                    inputs = {
+                        name: abstract_batch(kind.stage, kind.rows, mesh, rules)
+                        for name, kind in kinds.items()
+                    }
                     data = batches(start)
                     loading.callback(getattr(data, "close", lambda: None))
+                    for number, name in enumerate(kinds if len(kinds) > 1 else (), start=1):
+                        progress.begin(
+                            f"compiling the step of {name} ({number} of {len(kinds)})", aloud=True
+                        )
+                        train_steps[name] = compile_step(
+                            train_steps[name], state, fixed, frozen, inputs[name]
+                        )
                     progress.begin("waiting for the first clips", aloud=True)
             bad_steps = _BadSteps(config, workdir)
             window: list[dict[str, jax.Array]] = []
@@ -209,17 +229,19 @@ def train(
                     host_batch = next(data)
                 waited = time.perf_counter() - began
                 is_first, is_last = step == start + 1, step == lengths.total
-                task = "compiling the first step" if is_first else f"step {step}/{lengths.total}"
-                progress.begin(task, aloud=is_first)
+                compiles = is_first and len(kinds) == 1
+                task = "compiling the first step" if compiles else f"step {step}/{lengths.total}"
+                progress.begin(task, aloud=compiles)
+                name = _kind(host_batch, kinds)
                 with jax.transfer_guard("disallow"):
-                    batch = _to_devices(host_batch, inputs)
-                    state, metrics = train_step(state, fixed, frozen, batch)
+                    batch = _to_devices(host_batch, inputs[name])
+                    state, metrics = train_steps[name](state, fixed, frozen, batch)
                 if is_first:
                     jax.block_until_ready(metrics)
                     keep_files()
                     progress.restart_clock()
                 else:
-                    progress.step(waited)
+                    progress.step(waited, kinds[name].rows)
                 done = step
                 notice.is_unsaved = True
                 window.append(metrics)
@@ -342,21 +364,32 @@ def _is_evaluation_missing(
     return not names >= evaluations.keys()
 
 
-def check_batch_fits(config: TrainConfig, mesh: Mesh) -> None:
+def check_batch_fits(config: TrainConfig, mesh: Mesh, rows: int) -> None:
     """Checks that every device gets the same number of rows of every micro-batch.
+
+    Args:
+      config: says how many copies of a clip and how many micro-batches there are.
+      mesh: the devices.
+      rows: of the global batch.
 
     Raises:
       ValueError: it does not.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = config.rows // config.accumulation
-    if rows % ways or config.batch_size % jax.process_count():
+    of_micro_batch, left = divmod(rows, config.accumulation)
+    batch_size = rows // config.num_sample
+    if left or of_micro_batch % ways or batch_size % jax.process_count():
         raise ValueError(
             f"expected micro-batches that the {ways} devices of data*fsdp and the"
-            f" {jax.process_count()} processes divide, found {rows} rows"
-            f" (batch_size={config.batch_size} * num_sample={config.num_sample} / accumulation="
+            f" {jax.process_count()} processes divide, found {of_micro_batch} rows"
+            f" (batch_size={batch_size} * num_sample={config.num_sample} / accumulation="
             f"{config.accumulation}); change the batch or the mesh"
         )
+
+
+def _kind(host_batch: HostBatch, kinds: Mapping[str, Batches]) -> str:
+    """Which kind a batch is of."""
+    return str(host_batch["media"][0]) if len(kinds) > 1 else next(iter(kinds))
 
 
 class _BadSteps:

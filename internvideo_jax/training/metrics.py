@@ -37,11 +37,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def average(window: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Means of the metrics of some steps over the finite values; NaN where there is none.
 
-    `skipped` is their number instead, `learning_rate` and `bad_steps` are the last step's.
+    Steps of other media may lack a metric; it is the mean of those that have it. `skipped` is their
+    number instead, `learning_rate` and `bad_steps` are the last step's.
     """
     result: dict[str, float] = {}
-    for name in window[-1]:
-        values = np.array([metrics[name] for metrics in window], np.float64)
+    for name in dict.fromkeys(name for metrics in window for name in metrics):
+        values = np.array([metrics[name] for metrics in window if name in metrics], np.float64)
         if name in ("learning_rate", "bad_steps"):
             result[name] = float(values[-1])
         elif name == "skipped":
@@ -58,15 +59,13 @@ class Progress:
     Where nothing else is said for half a minute, a line says what the run is at.
     """
 
-    def __init__(self, total: int, rows: int, *, visible: bool) -> None:
+    def __init__(self, total: int, *, visible: bool) -> None:
         """Starts the clock.
 
         Args:
           total: steps of the run.
-          rows: examples per step, to state a rate.
           visible: False on all processes but one.
         """
-        self._rows = rows
         self._visible = visible
         is_terminal = sys.stderr.isatty()
         self._bar = tqdm(
@@ -77,7 +76,7 @@ class Progress:
         )
         self._prints_lines = visible and not is_terminal
         self._total = total
-        self._steps = 0
+        self._steps = self._examples = 0
         self._data_seconds = 0.0
         self._start = time.perf_counter()
         self._task = "starting"
@@ -92,12 +91,13 @@ class Progress:
 
     def restart_clock(self) -> None:
         """Forgets the time since the last log, e.g. after compiling or evaluating."""
-        self._steps, self._data_seconds = 0, 0.0
+        self._steps, self._examples, self._data_seconds = 0, 0, 0.0
         self._start = time.perf_counter()
 
-    def step(self, data_seconds: float) -> None:
-        """Counts a step, which waited so long for its data."""
+    def step(self, data_seconds: float, examples: int) -> None:
+        """Counts a step of so many examples, which waited so long for its data."""
         self._steps += 1
+        self._examples += examples
         self._data_seconds += data_seconds
         self._bar.update()
 
@@ -111,7 +111,7 @@ class Progress:
             return {}
         return {
             "seconds_per_step": seconds / steps,
-            "examples_per_second": self._rows * steps / seconds,
+            "examples_per_second": self._examples / seconds,
             "data_wait": waited / seconds,
         }
 

@@ -10,7 +10,7 @@ Source: `optim_factory.py` of upstream `InternVideo2/single_modality`.
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -63,6 +63,8 @@ class OptimizerConfig:
       lr: peak learning rate, for the batch as it is: another batch size does not change it.
       min_lr: rate that the cosine tends to.
       warmup_lr: rate of the first step.
+      schedule: `warmup_cosine` or `floored_cosine` of `training.schedules`; the latter begins at 0,
+        and `min_lr` is its floor.
       betas: decays of the first and second moment.
       eps: added to the root of the second moment.
       weight_decay: decoupled, on kernels only.
@@ -74,6 +76,7 @@ class OptimizerConfig:
     lr: float
     min_lr: float = 0.0
     warmup_lr: float = 0.0
+    schedule: Literal["warmup_cosine", "floored_cosine"] = "warmup_cosine"
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.05
@@ -87,6 +90,11 @@ class OptimizerConfig:
             ("lr", 0 < self.lr <= 1, "a number above 0 and at most 1, as AdamW takes it"),
             ("min_lr", self.min_lr >= 0, "at least 0"),
             ("warmup_lr", self.warmup_lr >= 0, "at least 0"),
+            (
+                "warmup_lr",
+                self.schedule == "warmup_cosine" or not self.warmup_lr,
+                "0 with schedule='floored_cosine'",
+            ),
             ("betas", all(0 <= beta < 1 for beta in self.betas), "numbers in [0, 1)"),
             ("eps", self.eps > 0, "a number above 0"),
             ("weight_decay", self.weight_decay >= 0, "at least 0"),

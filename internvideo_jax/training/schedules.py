@@ -1,6 +1,7 @@
 """Learning-rate schedules of the released recipes.
 
-Source: `cosine_scheduler` of upstream `InternVideo2/single_modality/utils.py`.
+Source: `cosine_scheduler` of upstream `InternVideo2/single_modality/utils.py` and
+`InternVideo2/multi_modality/utils/scheduler.py`.
 """
 
 import jax.numpy as jnp
@@ -40,5 +41,29 @@ def warmup_cosine(
         # (1 + cos) / 2 as a squared sine, which does not cancel near the end.
         cosine = final + (peak - final) * jnp.sin(0.5 * np.pi * remaining) ** 2
         return jnp.where(step < warmup_steps, warmup, cosine)
+
+    return schedule
+
+
+def floored_cosine(
+    peak: float, floor: float, total_steps: float, warmup_steps: float = 0
+) -> optax.Schedule:
+    """Linear warm-up from 0, then half a cosine to 0, and nowhere less than `floor`: of stage 2.
+
+    Args:
+      peak: rate after the warm-up.
+      floor: the least rate.
+      total_steps: steps of the run, warm-up included.
+      warmup_steps: steps of the warm-up.
+
+    Returns:
+      As of `warmup_cosine`.
+    """
+
+    def schedule(step: Int[Array, "*steps"]) -> Float[Array, "*steps"]:
+        warmup = step / max(warmup_steps, 1e-6)
+        done = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1e-6), 0.0, 1.0)
+        cosine = jnp.sin(0.5 * np.pi * (1 - done)) ** 2
+        return jnp.maximum(floor, peak * jnp.where(step < warmup_steps, warmup, cosine))
 
     return schedule

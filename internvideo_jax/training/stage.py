@@ -4,7 +4,7 @@ import abc
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -36,12 +36,14 @@ class Stage(abc.ABC):
       module: the trained model; says which parameters decay, and which layer each is of.
       loss_is_mean_over_rows: whether the mean of micro-batches' losses is the loss of the batch. A
         loss over the global batch, as contrastive ones are, says False and is not split.
+      media: kinds of media that batches may be of, the first one being those of `example_batch`.
       targets_see_averages: whether `targets` finds the model's variables with averaged weights
         under `AVERAGED` in `frozen`, for self-distillation; needs `train.ema_decay`.
     """
 
     module: Tower
     loss_is_mean_over_rows: ClassVar[bool] = True
+    media: tuple[str, ...] = ("video",)
     targets_see_averages: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -94,6 +96,29 @@ class Stage(abc.ABC):
           metadata: further JSON-ready entries of the model's description.
         """
 
+    def of_media(
+        self, media: str, num_frames: int | None = None, image_size: int | None = None
+    ) -> "Stage":
+        """The stage for batches of one kind of media: the same model, other fields and losses.
+
+        Args:
+          media: one of `media`.
+          num_frames: frames of their clips; None: as `example_batch` of a kind has them.
+          image_size: likewise.
+
+        Raises:
+          ValueError: the stage has no such kind, or not of that size.
+        """
+        own = self.example_batch(1)["video"].shape[1:3]
+        wanted = num_frames or own[0], image_size or own[1]
+        if media not in self.media or wanted != own:
+            raise ValueError(
+                f"expected media {' or '.join(map(repr, self.media))} of {own[0]} frames of"
+                f" {own[1]} pixels, as the stage has, found {media!r} of {wanted[0]} frames of"
+                f" {wanted[1]}; correct data.mixture"
+            )
+        return self
+
     def targets(self, frozen: PyTree, batch: Batch, key: jax.Array) -> PyTree:
         """What needs no gradient: teachers' features, masks, mixed labels; nothing by default.
 
@@ -105,6 +130,14 @@ class Stage(abc.ABC):
           key: for this micro-batch's draws.
         """
         return {}
+
+    def bounded(self, params: PyTree) -> PyTree:
+        """Parameters after an update, kept where they must be; by default anywhere.
+
+        Args:
+          params: the trained ones.
+        """
+        return params
 
     def trainable(self, path: str) -> bool | np.ndarray:
         """Whether the parameter at a "/"-joined path below `params` is trained; all are by default.
@@ -161,3 +194,15 @@ class Stage(abc.ABC):
     def evaluators(self) -> dict[str, Evaluator]:
         """What can be measured of the model during training, by name; nothing by default."""
         return {}
+
+
+class Batches(NamedTuple):
+    """The batches of one kind of media.
+
+    Attributes:
+      stage: what is trained with them (`Stage.of_media`).
+      rows: of the global batch, all augmented copies counted.
+    """
+
+    stage: Stage
+    rows: int

@@ -131,7 +131,7 @@ def make_train_step(
         rate = schedule(state.step)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         updates = _mask_layers(updates, trainable)
-        params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
+        params = stage.bounded(jax.tree.map(lambda p, u: p + rate * u, state.params, updates))
         ema = state.ema
         if ema_decay is not None:
             ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params)
@@ -148,6 +148,23 @@ def make_train_step(
 
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
+
+
+def compile_step(
+    step: TrainStep, state: TrainState, fixed: PyTree, frozen: PyTree, batch: PyTree
+) -> TrainStep:
+    """The compiled form of what `make_train_step` gave.
+
+    Args:
+      step: the step.
+      state: arrays, or shapes with shardings; so are the others.
+      fixed: see `make_train_step`.
+      frozen: likewise.
+      batch: its dtypes and shapes are the only ones that the result takes.
+    """
+    jitted: Any = step
+    compiled: TrainStep = jitted.lower(state, fixed, frozen, batch).compile()
+    return compiled
 
 
 def abstract_batch(

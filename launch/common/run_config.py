@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from internvideo_jax.data.annotations.class_counts import Label
     from internvideo_jax.data.config import DataConfig
     from internvideo_jax.training.config import TrainConfig
-    from internvideo_jax.training.stage import Stage
+    from internvideo_jax.training.stage import Batches, Stage
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +47,24 @@ class Run:
     data: "DataConfig"
     eval_data: "DataConfig | None"
     as_json: dict[str, Any]
+
+    def kinds(self) -> "dict[str, Batches]":
+        """The batches by their kind of media; without clips, all kinds that the stage has.
+
+        Raises:
+          ValueError: the stage has no such kind.
+        """
+        from internvideo_jax.training.stage import Batches
+
+        if not self.data.has_clips:
+            return {m: Batches(self.stage.of_media(m), self.train.rows) for m in self.stage.media}
+        return {
+            member.media: Batches(
+                self.stage.of_media(member.media, member.num_frames, member.image_size),
+                (member.batch_size or self.train.batch_size) * self.train.num_sample,
+            )
+            for member in reversed(self.data.members)
+        }
 
 
 def parse_run(config: "ConfigDict") -> Run:
@@ -108,7 +126,10 @@ def parse_run(config: "ConfigDict") -> Run:
         "data": to_dict(data),
         "eval_data": eval_data and to_dict(eval_data),
     }
-    return Run(stage, train, data, eval_data, as_json)
+    run = Run(stage, train, data, eval_data, as_json)
+    # Refuses media that the stage does not have.
+    run.kinds()
+    return run
 
 
 def _check_batch_size(batch_size: Any, data: "DataConfig") -> None:
@@ -126,16 +147,25 @@ def _check_batch_size(batch_size: Any, data: "DataConfig") -> None:
 
 def _check_fits(stage: "Stage", data: "DataConfig", where: str) -> None:
     """Raises ValueError naming all fields in which the data are not what the stage takes."""
-    wanted = {}
-    video = stage.example_batch(1).get("video")
-    if video is not None:
-        wanted["num_frames"], wanted["image_size"] = video.shape[1:3]
+    batch: dict[str, Any] = {}
+    for media in reversed(stage.media):
+        batch |= stage.of_media(media).example_batch(1)
+    wanted: dict[str, Any] = {}
+    found = {name: getattr(data, name) for name in ("num_frames", "image_size", "num_classes")}
+    found |= {f"audio.{name}": getattr(data.audio, name) for name in ("num_frames", "num_mels")}
+    found["max_text_length"] = data.max_text_length
+    if "video" in batch:
+        wanted["num_frames"], wanted["image_size"] = batch["video"].shape[1:3]
+    if "audio" in batch:
+        wanted["audio.num_frames"], wanted["audio.num_mels"] = batch["audio"].shape[1:]
+    if "text" in batch:
+        wanted["max_text_length"] = batch["text"].shape[1]
     if stage.num_classes is not None:
         wanted["num_classes"] = stage.num_classes
     wrong = [
-        f"{where}.{name}: expected {value} as in config.stage, found {getattr(data, name)}"
+        f"{where}.{name}: expected {value} as in config.stage, found {found[name]}"
         for name, value in wanted.items()
-        if getattr(data, name) != value
+        if found[name] != value
     ]
     if wrong:
         raise ValueError("; ".join(wrong) + "; set both alike")
@@ -147,6 +177,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     - `data`: frames and size from the model, augmented copies from `train`.
     - `stage.classes` and `stage.model.num_classes`: from the file `data.classes`, or from the
       labels of `data.annotations`: their names in alphabetical order, or the largest number.
+    - `stage.vocabulary` and `data.vocabulary`: each other, or that of the model to start from.
     - `eval_data`: the clips that `data.validation_share` holds out, where it names none, which are
       then looked at after each epoch; paths, format, frames, size and classes from `data`.
 
@@ -157,11 +188,13 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     stage, data, eval_data = completed["stage"], completed["data"], completed.get("eval_data")
     _set(data, "num_sample", completed["train"].get("num_sample", 1))
     model = stage.get("model")
-    encoder = (model or {}).get("encoder") or {}
+    encoder = (model or {}).get("encoder") or (model or {}).get("vision", {}).get("encoder") or {}
     for name in ("num_frames", "image_size"):
         _set(data, name, encoder.get(name))
     if stage.get("kind") == "classify" and model is not None:
         _complete_classes(stage, data)
+    if stage.get("kind") == "cross_modal":
+        _complete_vocabulary(stage, data)
     if data.get("validation_share") and not (eval_data and _names_clips(eval_data)):
         eval_data = completed["eval_data"] = _held_out(data, eval_data)
         if completed["train"].get("eval_every") is None:
@@ -176,6 +209,20 @@ def _set(fields: dict[str, Any], name: str, value: Any) -> None:
     """Sets a field that is unset, unless there is nothing to set it to."""
     if fields.get(name) is None and value is not None:
         fields[name] = value
+
+
+def _complete_vocabulary(stage: dict[str, Any], data: dict[str, Any]) -> None:
+    beside = [stage[name] for name in ("initial", "initial_text") if stage.get(name)]
+    paths = [os.path.join(model, "tokenizer", "vocab.txt") for model in beside]
+    given = (stage.get("vocabulary"), data.get("vocabulary"), *filter(os.path.isfile, paths))
+    vocabulary = next(filter(None, given), None)
+    _set(stage, "vocabulary", vocabulary)
+    _set(data, "vocabulary", vocabulary)
+    if stage.get("vocabulary") != data.get("vocabulary"):
+        raise ValueError(
+            f"expected one vocabulary, found stage.vocabulary={stage['vocabulary']} and"
+            f" data.vocabulary={data['vocabulary']}; set one of them"
+        )
 
 
 def _complete_classes(stage: dict[str, Any], data: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +15,7 @@ from internvideo_jax.environment import usable_memory
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.training.config import Lengths, TrainConfig
 from internvideo_jax.training.loop import check_batch_fits
-from internvideo_jax.training.stage import Stage
+from internvideo_jax.training.stage import Batches, Stage
 from internvideo_jax.training.state import abstract_frozen, abstract_state, merge, unsplit
 from internvideo_jax.training.step import abstract_batch
 
@@ -53,6 +53,7 @@ def describe(
     mesh: Mesh,
     *,
     steps_per_epoch: int | None,
+    kinds: Mapping[str, Batches] | None = None,
     memory_limit: int | None = None,
 ) -> Report:
     """The report of a dry run; memory that is not there is one of its problems.
@@ -62,16 +63,22 @@ def describe(
       config: how.
       mesh: on which devices, attached ones or a described topology's.
       steps_per_epoch: None if the data are not there; then the schedule is given in epochs.
+      kinds: the batches by their kind of media; None: all of the stage's own kind.
       memory_limit: bytes of a device, to compare with; None if unknown.
 
     Raises:
       ValueError: the batch does not fit the mesh, or the schedule is impossible.
     """
-    check_batch_fits(config, mesh)
+    kinds = kinds or {"": Batches(stage, config.rows)}
+    for kind in kinds.values():
+        check_batch_fits(config, mesh, kind.rows)
     with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
         state, fixed = abstract_state(stage, config, mesh, DEFAULT_RULES)
         frozen = abstract_frozen(stage, mesh, DEFAULT_RULES)
-    batch = abstract_batch(stage, config.rows, mesh, DEFAULT_RULES)
+    batches = {
+        name: abstract_batch(kind.stage, kind.rows, mesh, DEFAULT_RULES)
+        for name, kind in kinds.items()
+    }
     params = merge(fixed, state.params)
     memory = {
         "parameters": params,
@@ -80,7 +87,7 @@ def describe(
         "averaged weights": state.ema,
         "gradients": state.params,
         "frozen models": frozen,
-        "batch": batch,
+        "batch": max(batches.values(), key=bytes_per_device),
     }
 
     axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
@@ -96,11 +103,13 @@ def describe(
     lines += [f"note: {note}" for note in unsplit(stage, mesh, DEFAULT_RULES)]
     lines += ["", "memory per device, before activations:", *_memory_lines(memory, memory_limit)]
     micro_batches = f" in {config.accumulation} micro-batches" if config.accumulation > 1 else ""
-    lines += ["", f"a batch: {config.rows} rows{micro_batches}"]
-    lines += [
-        f"  {name}: {x.dtype.name}{list(x.shape)}, on a device {list(_shard_shape(x))}"
-        for name, x in batch.items()
-    ]
+    for name, batch in batches.items():
+        of_media = f" of {name}" if len(batches) > 1 else ""
+        lines += ["", f"a batch{of_media}: {kinds[name].rows} rows{micro_batches}"]
+        lines += [
+            f"  {field}: {x.dtype.name}{list(x.shape)}, on a device {list(_shard_shape(x))}"
+            for field, x in batch.items()
+        ]
     lines += ["", *_schedule_lines(config, steps_per_epoch)]
     needed = sum(bytes_per_device(tree) for tree in memory.values())
     problems = []

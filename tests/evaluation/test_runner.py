@@ -69,6 +69,10 @@ def test_rows_are_what_the_forward_pass_gives_in_the_order_of_the_data_set():
 
 def test_clips_that_cannot_be_read_are_told_with_the_reasons():
     class Counting(Sums):
+        def complete(self, rows, variables):
+            assert variables["scale"] == 1
+            return rows
+
         def metrics(self, rows):
             return {"rows": float(len(rows.columns["index"]))}
 

@@ -46,5 +46,6 @@ def test_probabilities_are_compared_one_by_one(model, clip, capsys, tmp_path, mo
     assert used[0].vision.encoder.activation == "gelu_erf"
 
     monkeypatch.setattr(known_answer, "PROBABILITIES", tuple(found))
+    table.unlink()
     assert verify.main(command) == 0
     assert "all agree" in capsys.readouterr().out

@@ -19,6 +19,7 @@ from internvideo_jax.training.config import CheckpointConfig
 from internvideo_jax.training.loop import NonFiniteError, train
 from internvideo_jax.training.metrics import read_metrics
 from internvideo_jax.training.outputs import RunOutputError
+from internvideo_jax.training.stage import Batches
 from tests.training import toy_stage as toy
 
 SCRIPT = Path(__file__).with_name("toy_stage.py")
@@ -87,6 +88,45 @@ def test_a_broken_run_ends_as_the_unbroken_one(reference, tmp_path):
     assert [without_clock(line) for line in metrics[0]] == [
         without_clock(line) for line in metrics[1]
     ]
+
+
+class OfMedia(toy.ToyStage):
+    """A toy stage that names its metrics after its media."""
+
+    def __init__(self, media):
+        super().__init__()
+        self.name = media
+
+    def loss(self, *args):
+        loss, (metrics, extra) = super().loss(*args)
+        return loss, ({f"{self.name}/magnitude": metrics["magnitude"]}, extra)
+
+
+def test_each_kind_of_media_has_a_step_that_is_compiled_before_the_first(tmp_path, capsys):
+    kinds = {"few": Batches(OfMedia("few"), 8), "many": Batches(OfMedia("many"), 16)}
+
+    def data(step):
+        while True:
+            name = "many" if step % 3 == 1 else "few"
+            rows = kinds[name].rows
+            x = np.random.default_rng(step).standard_normal((rows, toy.WIDTH), np.float32)
+            yield {"x": x, "media": np.full(rows, name)}
+            step += 1
+
+    config = toy.make_config(steps=6, num_sample=1)
+    options = {"stage": toy.ToyStage(), "kinds": kinds}
+    assert run(tmp_path / "one", config, data=data, **options)
+    said = capsys.readouterr().err
+    places = [said.index(text) for text in ("few (1 of 2)", "many (2 of 2)", "step 1/6")]
+    assert places == sorted(places)
+    lines = read_metrics(tmp_path / "one" / "metrics.jsonl")
+    seen = ["many" if "many/magnitude" in line else "few" for line in lines]
+    assert seen == ["few", "many", "few"] * 2
+    assert all(("few/magnitude" in line) != ("many/magnitude" in line) for line in lines)
+    with pytest.raises(Stop):
+        run(tmp_path / "two", config, data=broken_off(data, 6), **options)
+    assert run(tmp_path / "two", config, data=data, **options)
+    assert_same_models(tmp_path / "one", tmp_path / "two")
 
 
 def test_what_a_run_leaves(reference):

@@ -30,12 +30,12 @@ def clock(monkeypatch):
 
 
 def test_rates(clock, capsys):
-    progress = Progress(100, rows=8, visible=True)
+    progress = Progress(100, visible=True)
     clock[0] = 50.0
     progress.restart_clock()
     for _ in range(4):
         clock[0] += 0.5
-        progress.step(0.1)
+        progress.step(0.1, 8)
     rates = progress.rates()
     assert rates == pytest.approx(
         {"seconds_per_step": 0.5, "examples_per_second": 16.0, "data_wait": 0.2}
@@ -54,7 +54,7 @@ def test_rates(clock, capsys):
 
 
 def test_other_processes_are_silent(capsys):
-    progress = Progress(10, rows=8, visible=False)
+    progress = Progress(10, visible=False)
     progress.show(1, {"loss": 1.0})
     progress.say("something")
     progress.close()

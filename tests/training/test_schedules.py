@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from internvideo_jax.training.schedules import warmup_cosine
+from internvideo_jax.training.schedules import floored_cosine, warmup_cosine
 
 
 @given(
@@ -31,3 +31,10 @@ def test_the_end_is_held_and_values_are_float32_under_jit() -> None:
     assert schedule(19) > 0.1
     np.testing.assert_allclose([schedule(20), schedule(10**6)], 0.1, rtol=1e-6)
     assert jax.jit(schedule)(jnp.int32(3)).dtype == jnp.float32
+
+
+def test_the_floor_holds_at_both_ends_and_afterwards() -> None:
+    schedule = floored_cosine(2.0, 0.02, 100, 10)
+    np.testing.assert_allclose([schedule(s) for s in (0, 5, 10, 55)], [0.02, 1, 2, 1], rtol=1e-6)
+    np.testing.assert_allclose([schedule(s) for s in (99, 100, 150)], 0.02, rtol=1e-6)
+    np.testing.assert_allclose(floored_cosine(1.0, 0.1, 4)(0), 1.0)

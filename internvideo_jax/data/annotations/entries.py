@@ -40,6 +40,7 @@ class Entry(msgspec.Struct, array_like=True, gc=False):
     num_frames: int | None = None
     frame_pattern: str | None = None
     source: str = ""
+    caption_names: tuple[str, ...] = ()
     line: int = 0
 
 

@@ -3,7 +3,9 @@
 Source of `json`: upstream's `InternVideo2/multi_modality/dataset`.
 """
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -15,7 +17,9 @@ from internvideo_jax.data.decode.paths import AUDIO_EXTENSIONS
 # msgspec refuses numbers of other kinds: true and 1.0 are none.
 _Index = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
-_Texts = str | list[str] | None
+_Texts = str | list[str]
+# Captions, or captions by their names.
+_Captions = _Texts | dict[str, _Texts] | None
 
 
 class _JsonLine(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -24,7 +28,7 @@ class _JsonLine(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     video: str | None = None
     audio: str | None = None
     label: _Index | str | list[_Index | str] | None = None
-    caption: _Texts = None
+    caption: _Captions = None
     start: float | None = None
     end: float | None = None
     id: str | None = None
@@ -39,15 +43,15 @@ class _Stage2Item(msgspec.Struct):
     video: str | None = None
     image: str | None = None
     audio: str | None = None
-    caption: _Texts = None
-    captions: _Texts = None
+    caption: _Texts | None = None
+    captions: _Texts | None = None
     video_start_frame: Any = None
     video_end_frame: Any = None
 
 
 _EXPECTED = {
     "label": "an integer from 0 or the name of a class, or a list of different ones",
-    "caption": "a string, or a list of strings",
+    "caption": "a string, a list of strings, or an object with these by name",
     "captions": "a string, or a list of strings",
     "start": "seconds",
     "end": "seconds",
@@ -88,7 +92,7 @@ def jsonl_entry(
     video: str | None,
     audio: str | None,
     label: int | str | list[int | str] | None,
-    caption: _Texts,
+    caption: _Captions,
     start: float | None,
     end: float | None,
     id: str | None,
@@ -113,8 +117,10 @@ def jsonl_entry(
         raise EntryError('"num_frames" beside "frame_pattern"', "none")
     if num_frames is not None and frame_pattern is None:
         frame_pattern = FRAME_PATTERN
-    captions = _captions(caption)
-    return Entry(path, labels, start, end, captions, id, num_frames, frame_pattern, source or "")
+    captions, names = _captions(caption)
+    return Entry(
+        *(path, labels, start, end, captions, id, num_frames, frame_pattern, source or "", names)
+    )
 
 
 def stage2_entry(value: Any) -> Entry:
@@ -127,7 +133,20 @@ def stage2_entry(value: Any) -> Entry:
     path = _only(video=item.video, image=item.image, audio=item.audio)
     if item.video_start_frame is not None or item.video_end_frame is not None:
         raise EntryError('"start" and "end" in seconds, as jsonl has them', "numbers of frames")
-    return Entry(path, captions=_captions(item.captions if item.caption is None else item.caption))
+    unnamed = item.captions if item.caption is None else item.caption
+    named = {key: texts for key, texts in value.items() if _names_captions(key, texts)}
+    with _whole_characters():
+        msgspec.msgpack.encode(named)
+    captions, names = _captions({"": unnamed or [], **named} if named else unnamed)
+    return Entry(path, captions=captions, caption_names=names)
+
+
+def _names_captions(key: str, value: Any) -> bool:
+    """Whether a key of the format json, such as `audio_captions`, has captions under its name."""
+    if "caption" not in key or key in ("caption", "captions"):
+        return False
+    is_list = isinstance(value, list) and all(isinstance(text, str) for text in value)
+    return is_list or isinstance(value, str)
 
 
 _Json = TypeVar("_Json", bound=msgspec.Struct)
@@ -142,11 +161,9 @@ def _convert(value: Any, kind: type[_Json]) -> _Json:
     if not isinstance(value, dict):
         raise EntryError("a JSON object", quote(value))
     try:
-        known = msgspec.convert(value, kind)
-        # Escapes may name half a character.
-        msgspec.msgpack.encode(known)
-    except UnicodeEncodeError as error:
-        raise EntryError("strings of Unicode text", quote(error.object)) from None
+        with _whole_characters():
+            known = msgspec.convert(value, kind)
+            msgspec.msgpack.encode(known)
     except msgspec.ValidationError as error:
         name = str(error).rpartition("`$.")[2].rstrip("`").partition("[")[0]
         if name in value:
@@ -158,6 +175,15 @@ def _convert(value: Any, kind: type[_Json]) -> _Json:
             f"the keys {', '.join(known_names)}", quote(name), name, known_names
         ) from None
     return known
+
+
+@contextlib.contextmanager
+def _whole_characters() -> Iterator[None]:
+    """Refuses texts with half a character, which escapes may name, where they are encoded."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise EntryError("strings of Unicode text", quote(error.object)) from None
 
 
 def _only(**paths: str | None) -> str:
@@ -172,7 +198,13 @@ def _only(**paths: str | None) -> str:
     return path
 
 
-def _captions(stated: _Texts) -> tuple[str, ...]:
-    if stated is None:
-        return ()
-    return (stated,) if isinstance(stated, str) else tuple(stated)
+def _captions(stated: _Captions) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Captions, and the name of each where they have names."""
+    if not isinstance(stated, dict):
+        return tuple(_texts(stated or [])), ()
+    named = [(text, name) for name, some in stated.items() for text in _texts(some)]
+    return tuple(text for text, _ in named), tuple(name for _, name in named)
+
+
+def _texts(stated: _Texts) -> list[str]:
+    return [stated] if isinstance(stated, str) else stated

@@ -39,6 +39,7 @@ class ClipRecord:
       frame_pattern: their names by number, from 1 (or 0, if there is such an image and none of
         the number `num_frames`), such as "img_{:05}.jpg"; else None.
       source: name of the corpus ("ssv2": not to be flipped); "" if unnamed.
+      caption_names: what each caption is of, "" if unnamed; () if none has a name.
     """
 
     id: str
@@ -50,6 +51,15 @@ class ClipRecord:
     num_frames: int | None = None
     frame_pattern: str | None = None
     source: str = ""
+    caption_names: tuple[str, ...] = ()
+
+    def captions_named(self, name: str) -> tuple[str, ...]:
+        """The captions of a name; for "" those without, or if all have names, all of them."""
+        if not self.caption_names:
+            return () if name else self.captions
+        pairs = zip(self.captions, self.caption_names, strict=True)
+        found = tuple(caption for caption, own in pairs if own == name)
+        return self.captions if not (found or name) else found
 
     @property
     def media(self) -> Literal["video", "image", "images", "audio"]:

@@ -6,16 +6,20 @@ from internvideo_jax.config import nearest_name
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.fields.audio import AudioField
 from internvideo_jax.data.fields.captions import CaptionsField
+from internvideo_jax.data.fields.clip_id import ClipIdField
 from internvideo_jax.data.fields.features import PREFIX, FeaturesField
 from internvideo_jax.data.fields.field import Field
 from internvideo_jax.data.fields.label import LabelField
+from internvideo_jax.data.fields.text import NAMED, TextField
 from internvideo_jax.data.fields.video import ImageField, VideoField
 
 FIELDS: dict[str, type[Field]] = {
     "audio": AudioField,
     "captions": CaptionsField,
+    "clip_id": ClipIdField,
     "image": ImageField,
     "label": LabelField,
+    "text": TextField,
     "video": VideoField,
 }
 
@@ -24,7 +28,8 @@ def make_fields(names: Sequence[str], config: DataConfig, num_clips: int) -> lis
     """The fields of a batch.
 
     Args:
-      names: of `FIELDS`, or beginning with `targets/` for features of `config.features_dir`.
+      names: of `FIELDS`, or beginning with `targets/` for features of `config.features_dir`, or
+        with `text/` for captions of a name.
       config: what becomes of the clips.
       num_clips: that the config has.
 
@@ -35,11 +40,13 @@ def make_fields(names: Sequence[str], config: DataConfig, num_clips: int) -> lis
     for name in names:
         if name.startswith(PREFIX):
             fields.append(FeaturesField(name, config, num_clips))
+        elif name.startswith(NAMED):
+            fields.append(TextField(config, name))
         elif name in FIELDS:
             fields.append(FIELDS[name](config))
         else:
             raise ValueError(
-                f"expected fields of {', '.join(FIELDS)} or {PREFIX}NAME, found {name!r}"
-                f"{nearest_name(name, FIELDS)}"
+                f"expected fields of {', '.join(FIELDS)}, {NAMED}NAME or {PREFIX}NAME, found"
+                f" {name!r}{nearest_name(name, FIELDS)}"
             )
     return fields

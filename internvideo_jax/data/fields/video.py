@@ -8,7 +8,11 @@ import numpy as np
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.decode.video import ClipReader
 from internvideo_jax.data.fields.field import Columns, Draws, Field, LazyClip
-from internvideo_jax.data.transforms.augmentation import finetuning_augment, pretraining_augment
+from internvideo_jax.data.transforms.augmentation import (
+    finetuning_augment,
+    pretraining_augment,
+    random_resized_crop,
+)
 from internvideo_jax.data.transforms.frames import center_crop, resizer
 from internvideo_jax.data.transforms.randaugment import parse_policy
 from internvideo_jax.data.transforms.sampling import sample_indices, uniform_indices
@@ -57,6 +61,8 @@ class VideoField(Field):
         flip = config.flip and clip.record.source != NEVER_FLIPPED
         if config.augmentation == "pretraining":
             views = [pretraining_augment(frames, rng, size, flip) for _ in range(copies)]
+        elif config.augmentation == "random_resized_crop":
+            views = [random_resized_crop(frames, rng, size, flip) for _ in range(copies)]
         else:
             views = [finetuning_augment(frames, rng, config, flip) for _ in range(copies)]
         return {"video": np.stack(views)}

@@ -143,6 +143,8 @@ def _read_header(header: Any) -> tuple[ClipRecord, list[int]]:
         raise ValueError("a header that is no JSON object")
     sizes = msgspec.convert(header.pop("files", None), list[Annotated[int, msgspec.Meta(ge=0)]])
     record = record_from_json({**header, "path": header.get("id")})
+    if record.caption_names and len(record.caption_names) != len(record.captions):
+        raise ValueError(f"{len(record.captions)} captions with other than as many names")
     if len(sizes) != (1 if record.num_frames is None else record.num_frames) or not sizes:
         raise ValueError(f"{len(sizes)} files of {record.num_frames or 1}")
     if record.frame_pattern is not None:

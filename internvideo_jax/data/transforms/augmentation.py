@@ -1,10 +1,12 @@
 """Random changes of training clips: what pre-training and fine-tuning do to decoded frames.
 
 Each random part is a pair: `draw_x(rng, ...)` gives parameters, and a pure function applies them
-to all frames of the clip alike. `pretraining_augment` and `finetuning_augment` do both.
+to all frames of the clip alike. `pretraining_augment`, `finetuning_augment` and
+`random_resized_crop` do both.
 
-Source: upstream's `single_modality/datasets/transforms.py` (pre-training), and
-`video_transforms.py` and `random_erasing.py` as `kinetics_sparse.py` puts them together.
+Source: upstream's `single_modality/datasets/transforms.py` (pre-training),
+`video_transforms.py` and `random_erasing.py` as `kinetics_sparse.py` puts them together, and
+`multi_modality/dataset/__init__.py` (stage 2).
 """
 
 import dataclasses
@@ -17,6 +19,7 @@ from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.transforms.frames import (
     Box,
     antialiased_crop,
+    bicubic_crop,
     erase,
     resized_crop,
 )
@@ -32,6 +35,8 @@ MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
 # A crop whose side is this close to the wanted one is made to fit, which spares its resizing.
 MAX_SIDE_DIFFERENCE = 2
 CROP_AREA = (0.08, 1.0)
+# Of stage 2: less may leave out what a text is about.
+LARGE_CROP_AREA = (0.5, 1.0)
 CROP_ASPECT = (0.75, 1.3333)
 CROP_TRIES = 10
 ERASED_AREA = (0.02, 1 / 3)
@@ -136,14 +141,19 @@ class FinetuningDraw:
     noise: np.ndarray | None
 
 
-def draw_crop(rng: np.random.Generator, height: int, width: int) -> Box:
-    """Draws a box of 8 to 100 % of the area with an aspect (width / height) of 3/4 to 4/3.
+def draw_crop(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    shares: tuple[float, float] = CROP_AREA,
+) -> Box:
+    """Draws a box of some share of the area with an aspect (width / height) of 3/4 to 4/3.
 
     Where none of ten fits into the frame, the largest central one with an allowed aspect serves.
     """
     low, high = np.log(CROP_ASPECT)
     for _ in range(CROP_TRIES):
-        area = rng.uniform(*CROP_AREA) * height * width
+        area = rng.uniform(*shares) * height * width
         aspect = math.exp(rng.uniform(low, high))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
@@ -215,6 +225,26 @@ def finetuning_augment(
     """
     draw = draw_finetuning(rng, frames.shape, config, flip)
     return apply_finetuning(frames, draw, config.image_size)
+
+
+def random_resized_crop(
+    frames: np.ndarray, rng: np.random.Generator, size: int, flip: bool = True
+) -> np.ndarray:
+    """What stage 2 does to a training clip: a crop of at least half of it, bicubic resize, flip.
+
+    Args:
+      frames: uint8 `[T, H, W, 3]` as decoded.
+      rng: random numbers; the same state gives the same clip.
+      size: side of the result in pixels.
+      flip: whether clips may be mirrored.
+
+    Returns:
+      uint8 `[T, size, size, 3]`, not normalised.
+    """
+    height, width = frames.shape[1:3]
+    box = draw_crop(rng, height, width, LARGE_CROP_AREA)
+    cropped = bicubic_crop(frames, box, size)
+    return _flipped(cropped) if rng.random() < FLIP_PROBABILITY and flip else cropped
 
 
 def _flipped(frames: np.ndarray) -> np.ndarray:

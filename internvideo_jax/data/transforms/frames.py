@@ -142,6 +142,21 @@ def resized_crop(frames: np.ndarray, box: Box, size: int) -> np.ndarray:
     return np.stack([cv2.resize(frame, (size, size)) for frame in cut])
 
 
+def bicubic_crop(frames: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """Cuts out a box and scales it to a square: bicubic (a = -0.75), without antialiasing.
+
+    Args:
+      frames: uint8 `[T, H, W, 3]`.
+      box: inside the frames.
+      size: side of the square in pixels.
+
+    Returns:
+      uint8 `[T, size, size, 3]`.
+    """
+    cut = np.ascontiguousarray(_cut(frames, box))
+    return np.stack([cv2.resize(x, (size, size), interpolation=cv2.INTER_CUBIC) for x in cut])
+
+
 def antialiased_crop(frames: np.ndarray, box: Box, size: int) -> np.ndarray:
     """Cuts out a box and scales it to a square: bilinear with antialiasing, as Pillow does it.
 

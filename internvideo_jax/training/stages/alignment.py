@@ -25,6 +25,7 @@ from internvideo_jax.training.stages.teachers import (
     check_teachers,
     load_teachers,
     masked_targets,
+    mismatches,
 )
 
 
@@ -91,26 +92,7 @@ class AlignmentConfig(abc.ABC):
 
     def __post_init__(self) -> None:
         """Checks that student and teachers agree on layers, widths, token grids and frames."""
-        student, wrong = self.student.encoder, []
-        for teacher in self.frozen_teachers():
-            encoder: Any = teacher.config.encoder
-            width, final = getattr(self.student, f"{teacher.side}_target_dim"), 0
-            if teacher.final is not None:
-                final = self.student.clip_final_dim
-            passes = student.grid[0] if teacher.per_frame else 1
-            frames = -(-student.num_frames * self.stride // teacher.stride)
-            layers = getattr(self.student, f"{teacher.side}_layers")
-            wrong += [
-                f"{what} of {teacher.name}: expected {expected}, found {found}"
-                for what, expected, found in (
-                    ("layers", len(layers), len(teacher.config.layers)),
-                    ("width", width, encoder.width),
-                    ("pooled_dim", final, encoder.pooled_dim if final else 0),
-                    ("token grid", student.grid, (passes * encoder.grid[0], *encoder.grid[1:])),
-                    ("frames", frames, passes * encoder.num_frames),
-                )
-                if expected != found
-            ]
+        wrong = mismatches(self.student, self.frozen_teachers(), self.stride)
         if wrong:
             raise ValueError(
                 "student and teachers do not match: "

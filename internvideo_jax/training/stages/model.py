@@ -35,6 +35,8 @@ class ModelStage(Stage):
         module: Any,
         *,
         initial: str | None,
+        preprocessing: Preprocessing | None = None,
+        tokenizer_files: Mapping[str, str] = MappingProxyType({}),
         new_head: bool | None = False,
         fan_in: bool = False,
         classes: Sequence[str] | None = None,
@@ -42,18 +44,19 @@ class ModelStage(Stage):
         """Sets up the stage.
 
         Args:
-          module: the module to train, whose config has a video `encoder`.
+          module: the module to train.
           initial: saved model to start from; None starts from nothing.
+          preprocessing: of the model's inputs; None: of clips as its config's video `encoder` takes
+            them.
+          tokenizer_files: of its texts, by name, where they lie.
           new_head: start an untrained last layer although the saved model has one; None does so
             where that is of other classes.
           fan_in: start the encoder, where it starts from nothing, by the function `fan_in`.
           classes: names of a classifier's classes in the order of the logits, if they have any.
         """
         self.module = module
-        encoder = module.config.encoder
-        self.preprocessing = Preprocessing(
-            VideoPreprocessing(image_size=encoder.image_size, num_frames=encoder.num_frames)
-        )
+        self.preprocessing = preprocessing or Preprocessing(clips_of(module.config.encoder))
+        self.tokenizer_files = tokenizer_files
         self.initial, self.new_head, self.fan_in = initial, new_head, fan_in
         self.classes = classes
 
@@ -70,7 +73,7 @@ class ModelStage(Stage):
             variables,
             name="model",
             dtype="float32",
-            may_start_afresh=_is_outside_encoder,
+            may_start_afresh=self.may_start_afresh,
             new_head=self._starts_new_head(),
         )
         return loaded
@@ -81,9 +84,13 @@ class ModelStage(Stage):
                 self.initial,
                 self.module.config,
                 abstract_variables(self.module),
-                may_start_afresh=_is_outside_encoder,
+                may_start_afresh=self.may_start_afresh,
                 new_head=self._starts_new_head(),
             )
+
+    def may_start_afresh(self, path: str) -> bool:
+        """Whether a parameter ("params/head/kernel") may be missing in the saved model."""
+        return not path.startswith("params/encoder/")
 
     def _starts_new_head(self) -> bool:
         """Whether the last layer starts untrained; says so where that was not asked for."""
@@ -117,6 +124,7 @@ class ModelStage(Stage):
             self.preprocessing,
             variables,
             metadata,
+            tokenizer_files=self.tokenizer_files,
             classes=self.classes,
         )
 
@@ -143,8 +151,9 @@ def fan_in(variables: Variables, encoder: Any) -> Variables:
     return traverse_util.unflatten_dict({p: rescale(p, x) for p, x in flat.items()}, sep="/")
 
 
-def _is_outside_encoder(path: str) -> bool:
-    return not path.startswith("params/encoder/")
+def clips_of(encoder: Any) -> VideoPreprocessing:
+    """The clips that a video encoder's config asks for."""
+    return VideoPreprocessing(image_size=encoder.image_size, num_frames=encoder.num_frames)
 
 
 def _portable(config: Any) -> Any:

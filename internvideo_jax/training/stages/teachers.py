@@ -134,6 +134,37 @@ class FrozenTeacher:
         )
 
 
+def mismatches(student: Any, teachers: Sequence[FrozenTeacher], stride: int = 1) -> list[str]:
+    """What keeps a student from following its teachers: layers, widths, token grids and frames.
+
+    Args:
+      student: config of its model.
+      teachers: those that it follows.
+      stride: the student sees every `stride`-th frame of a batch's clips.
+    """
+    own, wrong = student.encoder, []
+    for teacher in teachers:
+        encoder: Any = teacher.config.encoder
+        width, final = getattr(student, f"{teacher.side}_target_dim"), 0
+        if teacher.final is not None:
+            final = student.clip_final_dim
+        passes = own.grid[0] if teacher.per_frame else 1
+        frames = -(-own.num_frames * stride // teacher.stride)
+        layers = getattr(student, f"{teacher.side}_layers")
+        wrong += [
+            f"{what} of {teacher.name}: expected {expected}, found {found}"
+            for what, expected, found in (
+                ("layers", len(layers), len(teacher.config.layers)),
+                ("width", width, encoder.width),
+                ("pooled_dim", final, encoder.pooled_dim if final else 0),
+                ("token grid", own.grid, (passes * encoder.grid[0], *encoder.grid[1:])),
+                ("frames", frames, passes * encoder.num_frames),
+            )
+            if expected != found
+        ]
+    return wrong
+
+
 def masked_targets(
     teachers: Sequence[FrozenTeacher],
     mask: MaskConfig,

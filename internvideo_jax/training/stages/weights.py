@@ -3,7 +3,8 @@
 A classifier starts from a pre-trained student or another classifier; a teacher is the encoder of
 whatever was trained. Parameters are matched by path, wherever the encoder lies. The family says how
 one is fitted (position tables, patch kernels, K710 heads); of a model of another kind all but the
-encoder is left out; everything else that does not fit is listed at once.
+encoder is left out; everything else that does not fit is listed at once. A plain BERT's last layers
+become fusion layers, whose cross attention starts untrained.
 """
 
 import dataclasses
@@ -23,6 +24,8 @@ from internvideo_jax.convert.engine.adaptations import Adaptation
 from internvideo_jax.convert.engine.family import family_of
 from internvideo_jax.convert.engine.upstream import architecture_of
 from internvideo_jax.models import ARCHITECTURES, abstract_variables
+from internvideo_jax.models.bert import BertConfig
+from internvideo_jax.models.stage2 import Stage2Config
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,10 @@ _FREE_FIELDS = {
     "as_released",
     "layer_scale_init",
     "drop_path_rate",
+    "image_positions",
+    "dropout_rate",
+    "attention_dropout_rate",
+    "mlm_head",
     "remat",
     "dtype",
 }
@@ -77,7 +84,7 @@ def load_weights(
     mesh = _mesh_of(targets.values())
     match = check_weights(path, config, like, may_start_afresh=may_start_afresh, new_head=new_head)
     saved = saved_model.load(path, dtype=dtype, storage=dtype, mesh=mesh)
-    arrays = _nested(saved.variables, saved.config)
+    arrays, _ = _as_grouped(_nested(saved.variables, saved.config), saved.config, config)
 
     loaded: dict[str, Any] = {}
     for key in match.taken:
@@ -91,7 +98,7 @@ def load_weights(
         + ([f"started afresh: {' '.join(match.fresh)}"] if match.fresh else [])
     )
     loaded |= {key: targets[key] for key in match.fresh}
-    if not hasattr(config, "encoder"):
+    if _is_bare(config):
         loaded = {key.replace(_ENCODER, "params/", 1): array for key, array in loaded.items()}
     log.info("%s: %s", name, summary)
     return traverse_util.unflatten_dict(loaded, sep="/")
@@ -114,6 +121,7 @@ def check_weights(
     where = f"{path}/{saved_model.DESCRIPTION}: config"
     saved: Any = from_dict(architecture.config_cls, description["config"], where)
     shapes = _nested(abstract_variables(architecture.module_cls(saved)), saved)
+    shapes, saved = _as_grouped(shapes, saved, config)
     targets = _nested(like, config)
     return _match(path, shapes, saved, config, targets, may_start_afresh, new_head)
 
@@ -176,25 +184,74 @@ def _match(
     return match
 
 
+def _is_bare(config: Any) -> bool:
+    """Whether a model is a single tower."""
+    return not hasattr(config, "encoder") and not isinstance(config, Stage2Config)
+
+
 def _nested(variables: PyTree, config: Any) -> dict[str, Any]:
     """Variables by path; those of a bare encoder as if it lay inside a model."""
     flat = traverse_util.flatten_dict(variables, sep="/")
-    if hasattr(config, "encoder"):
+    if not _is_bare(config):
         return flat
     return {name.replace("params/", _ENCODER, 1): array for name, array in flat.items()}
 
 
+def _as_grouped(arrays: dict[str, Any], source: Any, target: Any) -> tuple[dict[str, Any], Any]:
+    """A plain text tower's layers, arrays or shapes, in the groups of one with fusion layers.
+
+    Returns:
+      The parameters, and the config that they then are of; anything else stays as it is.
+    """
+    are_texts = isinstance(source, BertConfig) and isinstance(target, BertConfig)
+    if not are_texts or source.cross_width is not None or target.cross_width is None:
+        return arrays, source
+    first = target.fusion_layer
+    groups = {"text_blocks": slice(first), "fusion_blocks": slice(first, None)}
+
+    def cut(x: Any, layers: slice) -> Any:
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.eval_shape(lambda x: x[layers], x)
+        return x[layers]
+
+    grouped: dict[str, Any] = {}
+    for path, x in arrays.items():
+        before, is_stacked, after = path.partition("/text_blocks/")
+        if is_stacked:
+            grouped |= {f"{before}/{name}/{after}": cut(x, of) for name, of in groups.items()}
+        else:
+            grouped[path] = x
+    changes = {"fusion_layer": first, "cross_width": target.cross_width}
+    return grouped, dataclasses.replace(source, **changes)
+
+
+def _towers(config: Any) -> dict[str, Any]:
+    """The configs of a model's towers by their place in its own."""
+    if not isinstance(config, Stage2Config):
+        return {"encoder": getattr(config, "encoder", config)}
+    towers = {"vision.encoder": config.vision.encoder, "text": config.text, "audio": config.audio}
+    return {name: tower for name, tower in towers.items() if tower is not None}
+
+
 def _contradictions(source: Any, target: Any) -> list[str]:
-    """Fields in which two encoders differ although no adaptation makes up for it."""
-    source, target = (getattr(config, "encoder", config) for config in (source, target))
-    if type(source) is not type(target):
-        return [f"config: expected {type(target).__name__}, found {type(source).__name__}"]
-    return [
-        f"config.encoder.{field.name}: expected {wanted!r}, found {found!r}"
-        for field in dataclasses.fields(target)
-        if field.name not in _FREE_FIELDS
-        and (wanted := getattr(target, field.name)) != (found := getattr(source, field.name))
-    ]
+    """Fields in which towers differ although no adaptation makes up for it."""
+    found, problems = _towers(source), []
+    for name, tower in _towers(target).items():
+        other = found.get(name)
+        if other is None and isinstance(source, Stage2Config):
+            # Its parameters start afresh, or are missing.
+            continue
+        if other is None or type(other) is not type(tower):
+            kind = type(source if other is None else other).__name__
+            problems.append(f"config: expected {type(tower).__name__}, found {kind}")
+            continue
+        problems += [
+            f"config.{name}.{field.name}: expected {wanted!r}, found {got!r}"
+            for field in dataclasses.fields(tower)
+            if field.name not in _FREE_FIELDS
+            and (wanted := getattr(tower, field.name)) != (got := getattr(other, field.name))
+        ]
+    return problems
 
 
 def _fit(

@@ -61,6 +61,39 @@ FILES = {
             ("q.mp4", None),
         ],
     ),
+    "several_captions.json": (
+        '[{"video": "a/x.mp4", "caption": "one", "asr_captions": ["two", "three"],'
+        ' "caption_score": 0.5}, {"video": "q.mp4", "audio_caption": "four"}]',
+        "json",
+        [
+            (
+                dataclasses.replace(
+                    VIDEO,
+                    captions=("one", "two", "three"),
+                    caption_names=("", "asr_captions", "asr_captions"),
+                ),
+                None,
+            ),
+            (
+                ClipRecord(
+                    "q.mp4", "/data/q.mp4", captions=("four",), caption_names=("audio_caption",)
+                ),
+                None,
+            ),
+        ],
+    ),
+    "named_captions.jsonl": (
+        '{"video": "a/x.mp4", "caption": {"sound": "one", "": ["two", "three"]}}',
+        "jsonl",
+        [
+            (
+                dataclasses.replace(
+                    VIDEO, captions=("one", "two", "three"), caption_names=("sound", "", "")
+                ),
+                None,
+            )
+        ],
+    ),
     "ours.jsonl": (
         '\ufeff{"video": "a/x.mp4", "label": [1, 4], "id": "first"}\n'
         '{"video": "/data/a/x.mp4", "label": 2, "caption": "c", "start": 1}\n'

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,11 @@ from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.config import DataConfig, MixtureMember
 from internvideo_jax.data.decode.audio import read_audio
 from internvideo_jax.data.examples import BrokenClips
-from internvideo_jax.data.pipeline import eval_batches, train_batches
+from internvideo_jax.data.pipeline import (
+    eval_batches,
+    steps_per_epoch,
+    train_batches,
+)
 from internvideo_jax.data.sources.clips import RecordSource
 from internvideo_jax.data.synthetic.scenes import Scene, render, soundtrack, write_video
 from internvideo_jax.data.transforms.filterbank import audio_input
@@ -204,6 +209,77 @@ def test_lists_may_be_of_sound_alone(tmp_path):
         check_readable(config, ("video",))
 
 
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "clip", "number", "0", "1", "2", "3", "4")
+
+
+def write_list(folder, captions):
+    """A list of still pictures with these captions, and the words of `WORDS`."""
+    write_video(folder / "clip.mp4", render(Scene("circle", "red", "left"), 4, 32), FPS)
+    lines = [
+        json.dumps({"video": "clip.mp4", "id": str(number), "caption": caption})
+        for number, caption in enumerate(captions)
+    ]
+    (folder / "clips.jsonl").write_text("\n".join(lines))
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    return make_config(
+        folder, num_classes=None, vocabulary=str(folder / "vocab.txt"), max_text_length=5
+    )
+
+
+def test_a_caption_is_drawn_cleaned_cut_and_padded(world, tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    config = make_config(world, vocabulary=str(tmp_path / "vocab.txt"), max_text_length=5)
+    drawn = {
+        tuple(ids)
+        for batch in take(config, ("text", "clip_id"), 6)
+        for ids in batch["text"].tolist()
+    }
+    assert drawn == {(2, word, 7 + i, 3, 0) for word in (5, 6) for i in range(NUM_CLIPS)}
+    first = rows_of(config, ("text",))["text"]
+    assert first.dtype == np.int32
+    assert first[:, 1].tolist() == [5] * NUM_CLIPS
+    long = write_list(tmp_path, ["Clip, clip; NUMBER-1: clip!"])
+    (batch,) = take(long, ("text",), 1, batch_size=1)
+    assert batch["text"].tolist() == [[2, 5, 5, 6, 3]]
+
+
+def test_a_clip_whose_caption_has_no_words_is_replaced(tmp_path, caplog):
+    config = write_list(tmp_path, ["...", "clip 1"])
+    (batch,) = take(config, ("text",), 1, batch_size=2)
+    assert batch["text"].tolist() == [[2, 5, 8, 3, 0]] * 2
+    assert sorted(batch["replaced"]) == [False, True]
+    assert "expected a caption with words, found '...'" in caplog.text
+    with pytest.raises(BrokenClips, match="caption with words"):
+        check_readable(write_list(tmp_path, ["!", ""]), ("text",))
+
+
+def test_entries_of_one_clip_have_one_id(tmp_path):
+    config = write_list(tmp_path, ["clip 1", "clip 2"])
+    lines = (tmp_path / "clips.jsonl").read_text()
+    part = json.dumps({"video": "clip.mp4", "caption": "clip 3", "start": 0.1, "end": 0.3})
+    (tmp_path / "clips.jsonl").write_text(f"{lines}\n{part}")
+    (batch,) = eval_batches(config, ("clip_id",), batch_size=3)
+    same, other, cut = batch["clip_id"]
+    assert batch["clip_id"].dtype == np.int32
+    assert same == other != cut
+
+
+def test_captions_of_a_name_are_a_field(tmp_path):
+    captions = {"": "clip 1", "sound": ["number 2", "number 3"]}
+    config = write_list(tmp_path, [captions, {"sound": "clip 4"}])
+    (batch,) = eval_batches(config, ("text", "text/sound"), batch_size=2)
+    assert batch["text"].tolist() == [[2, 5, 8, 3, 0], [2, 5, 11, 3, 0]]
+    assert batch["text/sound"].tolist() == [[2, 6, 9, 3, 0], [2, 5, 11, 3, 0]]
+    (missing,) = eval_batches(config, ("text/speech",), batch_size=2)
+    assert not missing["valid"].any()
+    assert "caption called 'speech', found 3 ('', 'sound')" in missing["error"][0]
+
+
+def test_texts_need_a_vocabulary(world):
+    with pytest.raises(ValueError, match="vocabulary: expected the file"):
+        take(make_config(world), ("text",), 1)
+
+
 # Two media by batch.
 
 
@@ -265,6 +341,20 @@ def test_batches_of_several_media_begin_at_whole_ones(mixture):
         take(mixture, FIELDS, 1, batch_size=4, start=2)
     with pytest.raises(ValueError, match="fields of media 'image', found none"):
         take(mixture, {"video": ("video",)}, 1, batch_size=4)
+
+
+def test_an_epoch_has_the_batches_of_all_media(mixture):
+    assert steps_per_epoch(mixture, 2) == 5 // 2 + 1
+
+
+def test_every_kind_must_have_a_readable_clip(mixture):
+    check_readable(mixture, FIELDS)
+    silent = dataclasses.replace(mixture, missing_audio="error")
+    *videos, images = silent.mixture
+    Path(images.annotations).write_text(json.dumps({"video": "4.mp4", "label": 1}))
+    with pytest.raises(BrokenClips, match="no audio stream"):
+        check_readable(silent, {"video": ("video",), "image": ("audio",)})
+    check_readable(dataclasses.replace(silent, mixture=tuple(videos)), {"video": ("audio",)})
 
 
 def test_members_that_share_batches_are_alike(mixture):

@@ -1,0 +1,179 @@
+"""Stage 2: a video tower of stage 1 learns what texts, and sounds, say of clips.
+
+`configs/stage2/pretrain.py:NAME` with NAME one of
+  1b        clips and images with texts
+  6b        likewise, the larger model
+  6b_audio  clips together with their sound as well; BEATs stays as it is
+  demo      a model of minutes, for the demo's world
+Set the models to start from, the vocabulary and the data (docs/stage2.md):
+
+    --config.stage.initial_vision=DIR --config.stage.initial_text=DIR
+    --config.stage.initial_audio=DIR (6b_audio)
+    --config.data.vocabulary=vocab.txt --config.data.mixture="(...)"
+
+Source: `scripts/pretraining/stage2` of upstream `InternVideo2/multi_modality`.
+"""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from internvideo_jax.configs.demo import common as demo
+from internvideo_jax.configs.stage1.common import choose, run_config
+from internvideo_jax.data.config import DataConfig
+from internvideo_jax.models import DistillStudentConfig
+from internvideo_jax.models.beats import BeatsConfig
+from internvideo_jax.models.bert import BertConfig
+from internvideo_jax.models.stage2 import (
+    Stage2Config,
+    internvideo2_stage2_1b,
+    internvideo2_stage2_6b,
+)
+from internvideo_jax.preprocessing import AudioPreprocessing
+from internvideo_jax.training.config import TrainConfig
+from internvideo_jax.training.masking import MaskConfig
+from internvideo_jax.training.optimizer import OptimizerConfig, PartConfig
+from internvideo_jax.training.stages.cross_modal import CrossModalConfig, LossWeights
+
+
+@dataclasses.dataclass(frozen=True)
+class _Recipe:
+    """A released recipe.
+
+    Attributes:
+      model: the towers.
+      gpus: of upstream's run, each of which holds 64 clips.
+      epochs: passes over the data.
+      max_text_length: tokens of a text.
+      with_sound: whether clips come with their sound.
+    """
+
+    model: Stage2Config
+    gpus: int
+    epochs: int
+    max_text_length: int
+    with_sound: bool = False
+
+
+RECIPES = {
+    "1b": _Recipe(internvideo2_stage2_1b(), 64, 10, 32),
+    "6b": _Recipe(internvideo2_stage2_6b(audio=False), 256, 5, 40),
+    "6b_audio": _Recipe(internvideo2_stage2_6b(), 256, 5, 40, with_sound=True),
+    "demo": None,
+}
+_CLIPS_PER_GPU = 64
+_LR = 5e-5
+# The demo's sounds: 1.28 s.
+_DEMO_SOUND = AudioPreprocessing(num_frames=128)
+
+
+def get_config(name: str = "1b") -> ConfigDict:
+    """The config of a recipe.
+
+    Raises:
+      ValueError: there is no such recipe; lists all.
+    """
+    recipe = choose(RECIPES, name, "stage2/pretrain.py")
+    return _demo() if recipe is None else _released(recipe)
+
+
+def _released(recipe: _Recipe) -> ConfigDict:
+    sound = 1.0 if recipe.with_sound else 0.0
+    stage = CrossModalConfig(
+        _in_bfloat16(recipe.model),
+        weights=LossWeights(avtc=sound, avtm=sound, avmlm=sound),
+        max_text_length=recipe.max_text_length,
+        match_group=_CLIPS_PER_GPU,
+        # Upstream's gathering passes the gradient of a GPU's own part on.
+        contrastive_gradient_scale=1 / recipe.gpus,
+    )
+    frozen = (PartConfig("audio/.*", frozen=True),) if recipe.with_sound else ()
+    train = TrainConfig(
+        batch_size=recipe.gpus * _CLIPS_PER_GPU,
+        epochs=recipe.epochs,
+        warmup_epochs=1,
+        optimizer=OptimizerConfig(
+            lr=_LR,
+            min_lr=0.01 * _LR,
+            schedule="floored_cosine",
+            betas=(0.9, 0.98),
+            eps=1e-8,
+            weight_decay=0.05,
+            max_grad_norm=3.0,
+            parts=frozen,
+        ),
+        frozen_dtype="bfloat16",
+    )
+    encoder = recipe.model.vision.encoder
+    data = DataConfig(
+        mixture_by="batch",
+        sampling="sparse",
+        num_frames=encoder.num_frames,
+        image_size=encoder.image_size,
+        resize="bicubic_square",
+        augmentation="random_resized_crop",
+        max_text_length=recipe.max_text_length,
+    )
+    return run_config("cross_modal", stage, train, data, None)
+
+
+def _in_bfloat16(model: Stage2Config) -> Stage2Config:
+    """The model as it is trained: in bfloat16, its blocks recomputed."""
+    computing: dict[str, Any] = {"dtype": "bfloat16", "remat": "full"}
+    encoder = dataclasses.replace(model.vision.encoder, **computing)
+    return dataclasses.replace(
+        model,
+        vision=dataclasses.replace(model.vision, encoder=encoder),
+        text=dataclasses.replace(model.text, **computing),
+        audio=model.audio and dataclasses.replace(model.audio, **computing),
+    )
+
+
+def _demo() -> ConfigDict:
+    """Clips of the demo's world with their sound; starts from the demo's stage 1."""
+    size = demo.SIZES["full"]
+    encoder, width = demo.encoder(size), size.width
+    model = Stage2Config(
+        DistillStudentConfig(encoder, (), clip_final_dim=0),
+        BertConfig(
+            width=width,
+            depth=4,
+            num_heads=4,
+            mlp_dim=4 * width,
+            vocab_size=64,
+            max_length=24,
+            fusion_layer=2,
+            cross_width=width,
+            dropout_rate=0.0,
+            attention_dropout_rate=0.0,
+        ),
+        BeatsConfig(
+            width=width,
+            depth=2,
+            num_heads=4,
+            mlp_dim=4 * width,
+            num_frames=_DEMO_SOUND.num_frames,
+            patch_width=width,
+            conv_size=8,
+            conv_groups=4,
+            num_buckets=16,
+            max_distance=16,
+        ),
+        embed_dim=width,
+        media_width=width,
+        match_heads=("video", "audio_video"),
+    )
+    everything = MaskConfig("random", 0.0)
+    stage = CrossModalConfig(
+        model,
+        weights=LossWeights(atc=1.0, avtc=1.0, avtm=1.0),
+        video_mask=everything,
+        image_mask=everything,
+        max_text_length=24,
+    )
+    train = demo.train(800, 64, seed=4)
+    data = dataclasses.replace(
+        demo.data(None), media="audio_video", max_text_length=24, audio=_DEMO_SOUND
+    )
+    return run_config("cross_modal", stage, train, data, None)

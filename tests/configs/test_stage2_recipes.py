@@ -1,0 +1,106 @@
+"""Stage-2 recipes: every one is a run, and shards over a pod."""
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh
+
+from internvideo_jax.configs.stage2 import pretrain
+from internvideo_jax.launch.common.run_config import parse_run
+from internvideo_jax.parallel.mesh import AXES
+from internvideo_jax.parallel.rules import DEFAULT_RULES
+from internvideo_jax.training.loop import check_batch_fits
+from internvideo_jax.training.state import abstract_state
+
+# data x fsdp of v5e:16x16.
+MESH = AbstractMesh((16, 16, 1, 1), AXES)
+RUNS = {name: parse_run(pretrain.get_config(name)) for name in pretrain.RECIPES}
+
+
+def test_each_recipe_has_the_losses_of_its_media():
+    media = {name: tuple(run.kinds()) for name, run in RUNS.items()}
+    assert media == {
+        "1b": ("video", "image"),
+        "6b": ("video", "image"),
+        "6b_audio": ("video", "image", "audio_video"),
+        "demo": ("video", "audio", "audio_video"),
+    }
+    losses = {name: set(run.stage.config.weights.terms) for name, run in RUNS.items()}
+    assert losses["1b"] == losses["6b"] == {"vtc", "vtm", "mlm"}
+    assert losses["6b_audio"] == {"vtc", "vtm", "mlm", "avtc", "avtm", "avmlm"}
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "epochs", "length"),
+    [("1b", 4096, 10, 32), ("6b", 16384, 5, 40), ("6b_audio", 16384, 5, 40)],
+)
+def test_the_released_recipes_are_upstreams(name, batch_size, epochs, length):
+    run = RUNS[name]
+    train, stage = run.train, run.stage.config
+    assert (train.batch_size, train.epochs, train.warmup_epochs) == (batch_size, epochs, 1)
+    assert (stage.match_group, stage.contrastive_gradient_scale) == (64, 64 / batch_size)
+    assert (stage.max_text_length, stage.video_mask.ratio, stage.image_mask.ratio) == (
+        *(length, 0.8, 0.5),
+    )
+    o = train.optimizer
+    assert (o.lr, o.min_lr, o.betas, o.eps) == (5e-5, 0.01 * 5e-5, (0.9, 0.98), 1e-8)
+    assert (o.weight_decay, o.max_grad_norm, o.schedule) == (0.05, 3.0, "floored_cosine")
+    for kind in run.kinds().values():
+        check_batch_fits(train, MESH, kind.rows)
+    encoder = stage.model.vision.encoder
+    assert (encoder.num_frames, encoder.image_size) == (4, 224)
+
+
+@pytest.mark.parametrize("name", ["1b", "6b_audio"])
+def test_models_are_sharded_over_16x16_without_being_made(name):
+    run = RUNS[name]
+    state, fixed = abstract_state(run.stage, run.train, MESH, DEFAULT_RULES)
+    kernel = state.params["vision"]["encoder"]["blocks"]["mlp"]["fc1"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape)[1] == kernel.shape[1] // 16
+    count = sum(leaf.size for leaf in jax.tree.leaves((state.params, fixed)))
+    assert count == {"1b": 1_410_146_493, "6b_audio": 6_453_900_079}[name]
+    # Upstream's BEATs stays as it is, and what joins it is trained.
+    assert set(fixed) == ({"audio"} if name == "6b_audio" else set())
+    assert {"audio_proj", "audio_tokens"} <= set(state.params) or name == "1b"
+
+
+def test_data_that_do_not_fit_the_stage_are_named():
+    config = pretrain.get_config("6b_audio")
+    config.data.max_text_length = 32
+    config.data.audio.num_mels = 128
+    with pytest.raises(ValueError, match=r"audio\.num_mels: expected 64.*; .*length: expected 40"):
+        parse_run(config)
+
+
+def test_unknown_recipes_are_refused_with_all_names():
+    with pytest.raises(ValueError, match="found '2b'.*recipes: 1b, 6b, 6b_audio, demo"):
+        pretrain.get_config("2b")
+
+
+def test_members_say_what_their_batches_are(tmp_path):
+    config = pretrain.get_config("1b")
+    member = {"annotations": "clips.json", "media": "image", "batch_size": 512}
+    config.data.mixture = (member, member | {"media": "video", "image_size": 112})
+    kinds = parse_run(config).kinds()
+    found = {
+        name: (kind.rows, next(iter(kind.stage.example_batch(1).values())).shape[1:3])
+        for name, kind in kinds.items()
+    }
+    assert found == {"image": (512, (1, 224)), "video": (512, (4, 112))}
+    config.data.mixture = (member | {"media": "audio"},)
+    with pytest.raises(ValueError, match="media of video, image"):
+        parse_run(config)
+
+
+def test_a_vocabulary_is_that_of_the_model_to_start_from(tmp_path):
+    config = pretrain.get_config("demo")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(59))]
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "vocab.txt").write_text("\n".join(words))
+    config.stage.initial = str(tmp_path)
+    run = parse_run(config)
+    assert run.data.vocabulary == str(tmp_path / "tokenizer" / "vocab.txt")
+    assert run.stage.vocabulary.size == 64
+    config.data.vocabulary = "other.txt"
+    config.stage.vocabulary = str(tmp_path / "tokenizer" / "vocab.txt")
+    with pytest.raises(ValueError, match="expected one vocabulary"):
+        parse_run(config)
