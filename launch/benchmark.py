@@ -10,7 +10,7 @@ from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.benchmarks.runner import machine, machine_line
 
-SUMMARY = "time the encoder, features of a clip, the converter and the decoder beside their peers"
+SUMMARY = "time the encoder, features, the converter, reranking and the decoder beside peers"
 
 EPILOG = """\
 Each row has the median of our runs and of the peer's, which take turns in one session, and their
@@ -24,6 +24,8 @@ nothing else. GB are 10^9 bytes. The table goes to the standard output, progress
   extract/b14           features of one clip of 5 s by the command of that name, with a B14 of
   encode/b14            random weights, and by `load` and `encode` in Python; the peer is a program
                         that loads the model, decodes the frames, compiles the forward and runs it
+  rerank/b14            match scores of 2 clips with 8 texts by a stage-2 model of a B14 and a text
+                        tower of BERT-base's size; the peer encodes the clip for every pair
   decode/clips          8 evenly spread frames of every clip of a folder, as 224x224 views, on one
                         CPU; the peer is a plain decord loop that does the same
 
@@ -32,6 +34,7 @@ examples:
   internvideo-jax benchmark encoder --threads=8 --repeats=9 --json=encoder.json
   internvideo-jax benchmark extract --repeats=1
   internvideo-jax benchmark convert --workdir=/scratch --json=convert.json
+  internvideo-jax benchmark rerank
   internvideo-jax benchmark decode --clips=videos
 """
 
@@ -53,6 +56,10 @@ def main(argv: Sequence[str]) -> int:
         from internvideo_jax.launch.benchmarks.extract import benchmark_extract
 
         rows = benchmark_extract(repeats=args.repeats)
+    elif args.subject == "rerank":
+        from internvideo_jax.launch.benchmarks.rerank import benchmark_rerank
+
+        rows = [benchmark_rerank(repeats=args.repeats)]
     elif args.subject == "decode":
         from internvideo_jax.launch.benchmarks.decode import benchmark_decode
 
@@ -71,13 +78,14 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = arguments.make_parser("benchmark", SUMMARY, EPILOG)
     subjects = parser.add_subparsers(
-        dest="subject", metavar="encoder|extract|convert|decode", required=True
+        dest="subject", metavar="encoder|extract|convert|rerank|decode", required=True
     )
     encoder = subjects.add_parser("encoder", help="forward of the video encoder, beside PyTorch")
     extract = subjects.add_parser("extract", help="features of one clip, beside a bare forward")
     convert = subjects.add_parser("convert", help="conversion of a checkpoint, beside a copy")
+    rerank = subjects.add_parser("rerank", help="match scores, beside encoding for every pair")
     decode = subjects.add_parser("decode", help="sampling frames of clips, beside decord")
-    for subject, repeats in ((encoder, 5), (extract, 3), (convert, 3), (decode, 5)):
+    for subject, repeats in ((encoder, 5), (extract, 3), (convert, 3), (rerank, 3), (decode, 5)):
         subject.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
         subject.add_argument(
             "--repeats",

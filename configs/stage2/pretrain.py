@@ -108,7 +108,7 @@ def _released(recipe: _Recipe) -> ConfigDict:
     encoder = recipe.model.vision.encoder
     data = DataConfig(
         mixture_by="batch",
-        sampling="sparse",
+        sampling="intervals",
         num_frames=encoder.num_frames,
         image_size=encoder.image_size,
         resize="bicubic_square",
@@ -174,6 +174,10 @@ def _demo() -> ConfigDict:
     )
     train = demo.train(800, 64, seed=4)
     data = dataclasses.replace(
-        demo.data(None), media="audio_video", max_text_length=24, audio=_DEMO_SOUND
+        demo.data(None),
+        media="audio_video",
+        resize="bicubic_square",
+        max_text_length=24,
+        audio=_DEMO_SOUND,
     )
     return run_config("cross_modal", stage, train, data, None)

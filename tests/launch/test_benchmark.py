@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -9,10 +10,10 @@ import pytest
 
 from internvideo_jax.data.synthetic import scenes as synthetic
 from internvideo_jax.launch import benchmark
-from internvideo_jax.launch.benchmarks import convert, decode, encoder, extract, runner
+from internvideo_jax.launch.benchmarks import convert, decode, encoder, extract, rerank, runner
 from internvideo_jax.launch.benchmarks.runner import Row, Sample
 from internvideo_jax.models import stage1, video_vit
-from tests.small_models import CLIP_ENCODER, ENCODER
+from tests.small_models import CLIP_ENCODER, ENCODER, STAGE2
 
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="the extra `torch` is not installed"
@@ -74,6 +75,22 @@ def test_the_encoder_alone_and_beside_torch(tmp_path, monkeypatch, capsys, peer)
     assert row["ratio"] == row["peer_value"] / row["value"]
     assert row["peer_peak_rss_gb"] > 0.05
     assert row["difference_from_peer"] < 1e-5
+
+
+def test_reranking_beside_encoding_for_every_pair(tmp_path, monkeypatch):
+    # Without processes of their own, which would not see the small model.
+    @contextlib.contextmanager
+    def worker(prepare, side, *, threads):
+        run, facts = prepare(side)
+        yield facts, lambda: Sample(*runner.timed(run), None)
+
+    monkeypatch.setattr(rerank, "worker", worker)
+    monkeypatch.setattr(rerank, "model_config", lambda: STAGE2["visual"])
+    code, row = run_benchmark(tmp_path, "rerank", "--repeats=1")
+    assert (code, row["name"], row["pairs"]) == (0, "rerank/b14", 16)
+    assert row["pairs_per_second"] == pytest.approx(16 / row["value"])
+    assert row["difference_from_peer"] < 1e-4
+    assert 128_000 < row["pairs_of_1000x1000"] <= row["passes_of_1000x1000"] <= 2 * 128_000
 
 
 @pytest.mark.slow
