@@ -213,8 +213,9 @@ def atomic_file(path: str | os.PathLike[str], nbytes: int | None = None) -> Iter
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a UTF-8 file so that it is whole or absent; errors as `atomic_file`."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    content = text.encode()
+    with atomic_file(path, len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

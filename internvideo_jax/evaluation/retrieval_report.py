@@ -51,7 +51,7 @@ def write_report(
                 "ranks": {name: int(own[text]) for name, own in ranks.items()},
                 "best": [
                     [clips[v].id, round(float(scores[text, v]), 6)]
-                    for v in best[text].tolist()
+                    for v in best[text]
                     if np.isfinite(scores[text, v])
                 ],
             }
