@@ -12,7 +12,7 @@ from internvideo_jax.nn.postnorm_block import scale_gradient
 from internvideo_jax.parallel.sharding import Split, shard_map_logical, splits
 
 # Candidates whose similarities to a device's rows are alive at a time.
-_CHUNK = 1024
+CHUNK = 1024
 
 
 def contrastive_loss(
@@ -93,8 +93,8 @@ def _row_losses(
         positives = jnp.where(is_positive, logits, 0.0)
         return jax.nn.logsumexp(logits, axis=1), positives.sum(1), is_positive.sum(1)
 
-    size = min(_CHUNK, len(candidates))
-    chunks = tuple(_chunked(x, size) for x in (candidates, all_ids, jnp.ones_like(all_ids, bool)))
+    size = min(CHUNK, len(candidates))
+    chunks = tuple(chunked(x, size) for x in (candidates, all_ids, jnp.ones_like(all_ids, bool)))
     normalizers, positives, counts = jax.lax.map(summary, chunks)
     return jax.nn.logsumexp(normalizers, axis=0) - positives.sum(0) / counts.sum(0)
 
@@ -104,7 +104,7 @@ def same_ids(left: Int[Array, "*G I"], right: Int[Array, "*G J"]) -> Bool[Array,
     return left[..., :, None] == right[..., None, :]
 
 
-def _chunked(x: Array, size: int) -> Array:
+def chunked(x: Array, size: int) -> Array:
     """`[J, ...]` as `[chunks, size, ...]`, lengthened by zeros."""
     padding = [(0, -len(x) % size)] + [(0, 0)] * (x.ndim - 1)
     return jnp.pad(x, padding).reshape(-1, size, *x.shape[1:])

@@ -52,13 +52,14 @@ class CrossModalOptions:
     """How the losses are computed.
 
     Attributes:
-      match_group: neighbouring examples among which negatives are drawn; must divide the batch.
+      match_group: neighbouring examples among which negatives are drawn, which must divide the
+        batch; None: all of it.
       mask_probability: share of the words that are to be guessed.
       contrastive_gradient_scale: see `contrastive.contrastive_loss`.
       vocabulary: of the texts.
     """
 
-    match_group: int = 64
+    match_group: int | None = 64
     mask_probability: float = 0.5
     contrastive_gradient_scale: float = 1.0
     vocabulary: Vocabulary = BERT_VOCABULARY
@@ -179,7 +180,7 @@ def cross_modal_losses(
 
 
 def _matching_pairs(
-    text: TextOutput, medium: MediaOutput, negatives: Negatives, group: int
+    text: TextOutput, medium: MediaOutput, negatives: Negatives, group: int | None
 ) -> tuple[Array, Array, Array]:
     """What is fused for matching: of each example its own, another medium, another text.
 

@@ -2,18 +2,27 @@
 
 Negatives are drawn among the `group` neighbouring examples of the global batch that an example is
 one of, as upstream draws them among those of one GPU. A group may lie on several devices, which
-then exchange its rows and no others.
+then exchange its rows and no others. Without a group they are drawn from the whole batch, and only
+the chosen rows travel.
 
 Source: upstream `VTC_VTM_Loss.vtm_loss` in `InternVideo2/multi_modality/models/criterions.py`.
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from internvideo_jax.objectives.contrastive import same_ids, similarities, unit_vectors
+from internvideo_jax.objectives.contrastive import (
+    CHUNK,
+    chunked,
+    same_ids,
+    similarities,
+    unit_vectors,
+)
+from internvideo_jax.parallel.rows import take_rows
 from internvideo_jax.parallel.sharding import Split, shard_map_logical, splits
 
 
@@ -37,7 +46,7 @@ def draw_negatives(
     text: Float[Array, "B *T C"],
     temperature: Float[Array, ""],
     ids: Int[Array, " B"],
-    group: int,
+    group: int | None,
 ) -> Negatives:
     """Draws negatives in proportion to the softmax of their similarities; the same on any mesh.
 
@@ -47,7 +56,7 @@ def draw_negatives(
       text: those of the texts.
       temperature: what cosines are divided by.
       ids: examples of one id are no negatives of each other.
-      group: neighbouring examples among which negatives are drawn; must divide B.
+      group: neighbouring examples among which negatives are drawn; must divide B. None: all.
 
     Raises:
       ValueError: groups and devices do not divide.
@@ -55,6 +64,8 @@ def draw_negatives(
     media_key, text_key = jax.random.split(key)
 
     def draw(key: PRNGKeyArray, queries: Array, candidates: Array) -> Array:
+        if group is None:
+            return _draw_of_all(key, queries, candidates, temperature, ids)
         weights = negative_log_weights(queries, candidates, temperature, ids, group)
         # Gumbel noise turns the largest into a draw.
         chosen = jnp.argmax(weights + jax.random.gumbel(key, weights.shape), axis=1)
@@ -65,8 +76,58 @@ def draw_negatives(
     )
 
 
-def valid_negatives(ids: Int[Array, " B"], group: int) -> Bool[Array, " B"]:
-    """Which examples have a negative in their group."""
+def _draw_of_all(
+    key: PRNGKeyArray, queries: Array, candidates: Array, temperature: Array, ids: Array
+) -> Int[Array, " B"]:
+    """The row of each query's negative, of the whole batch; without any, the query's own.
+
+    Each device goes through the candidates of all devices, some at a time.
+    """
+    (batch,) = splits(("batch",))
+
+    def draw(
+        queries: Array, candidates: Array, ids: Array, temperature: Array, key: PRNGKeyArray
+    ) -> Array:
+        rows = batch.index() * len(queries) + jnp.arange(len(queries), dtype=jnp.int32)
+        # Draws of its own for each row, so that they do not depend on the mesh.
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+        all_ids = ids
+        if batch.parts > 1:
+            candidates, all_ids = (
+                jax.lax.all_gather(x, batch.mesh_axes, tiled=True) for x in (candidates, ids)
+            )
+        size = min(CHUNK, len(candidates))
+        is_real = jnp.ones_like(all_ids, bool)
+        chunks = tuple(chunked(x, size) for x in (candidates, all_ids, is_real))
+
+        def look(best: tuple[Array, Array], chunk: Any) -> tuple[tuple[Array, Array], None]:
+            number, (candidates, candidate_ids, is_real) = chunk
+            logits = similarities(queries, candidates, temperature)
+            is_negative = ~same_ids(ids, candidate_ids) & is_real
+            noise = jax.vmap(
+                lambda key: jax.random.gumbel(jax.random.fold_in(key, number), (size,))
+            )(keys)
+            logits = jnp.where(is_negative, logits + noise, -jnp.inf)
+            value, index = logits.max(1), size * number + logits.argmax(1).astype(jnp.int32)
+            is_better = value > best[0]
+            return (
+                jnp.where(is_better, value, best[0]),
+                jnp.where(is_better, index, best[1]),
+            ), None
+
+        start = jnp.full(len(rows), -jnp.inf, queries.dtype), rows
+        numbers = jnp.arange(len(chunks[0]), dtype=jnp.int32)
+        return jax.lax.scan(look, start, (numbers, chunks))[0][1]
+
+    embedding = ("batch", None)
+    run = shard_map_logical(draw, (embedding, embedding, ("batch",), (), ()), ("batch",))
+    units = unit_vectors(queries), unit_vectors(candidates)
+    return run(*jax.lax.stop_gradient((*units, ids, temperature)), key)
+
+
+def valid_negatives(ids: Int[Array, " B"], group: int | None) -> Bool[Array, " B"]:
+    """Which examples have a negative in their group, or None, in the batch."""
+    group = group or len(ids)
     grouped = ids.reshape(-1, group)
     return (grouped.max(1, keepdims=True) != grouped.min(1, keepdims=True)).repeat(group, 1).ravel()
 
@@ -109,18 +170,23 @@ def negative_log_weights(
 
 
 def take_of_group(
-    x: Float[Array, "B ..."], rows: Int[Array, " B"], group: int
+    x: Float[Array, "B ..."], rows: Int[Array, " B"], group: int | None
 ) -> Float[Array, "B ..."]:
     """Rows of `x`, each from the group of the place that it goes to.
 
     Args:
       x: one row for each example.
       rows: numbers of rows of the batch.
-      group: size of the groups.
+      group: size of the groups; None: they come from anywhere.
 
     Raises:
       ValueError: groups and devices do not divide.
     """
+    axes = ("batch", *[None] * (x.ndim - 1))
+    if group is None:
+        (batch,) = splits(("batch",))
+        take_any = functools.partial(take_rows, split=batch)
+        return shard_map_logical(take_any, (axes, ("batch",)), axes)(x, rows)
     batch = _batch_split(len(rows), group)
 
     def take(x: Array, chosen: Array) -> Array:
@@ -129,7 +195,6 @@ def take_of_group(
         taken = jax.vmap(lambda x, chosen: x[chosen])(candidates, chosen)
         return taken.reshape(x.shape)
 
-    axes = ("batch", *[None] * (x.ndim - 1))
     chosen = rows - _first_rows(len(rows), group)
     return shard_map_logical(take, (axes, ("batch",)), axes)(x, chosen)
 

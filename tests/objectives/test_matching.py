@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 
+from internvideo_jax.objectives import matching
 from internvideo_jax.objectives.matching import (
     draw_negatives,
     matching_loss,
@@ -27,11 +28,28 @@ def test_negatives_are_others_of_the_same_group():
         np.testing.assert_array_equal(rows // 4, np.arange(8) // 4)
 
 
-def test_they_are_drawn_in_proportion_to_the_softmax_of_similarities():
+def test_without_groups_they_are_others_of_the_batch():
+    negatives = draw_negatives(jax.random.key(0), *embeddings(), TEMPERATURE, IDS, group=None)
+    assert negatives.is_valid.all()
+    for rows in (negatives.media, negatives.text):
+        assert (IDS[rows] != IDS).all()
+    x = np.arange(8.0)[:, None]
+    np.testing.assert_array_equal(take_of_group(x, negatives.text, None)[:, 0], negatives.text)
+    alike = draw_negatives(
+        jax.random.key(0), *embeddings(), TEMPERATURE, np.zeros_like(IDS), group=None
+    )
+    assert not alike.is_valid.any()
+    np.testing.assert_array_equal(alike.media, np.arange(8))
+
+
+@pytest.mark.parametrize(("group", "chunk"), [(4, 1024), (None, 1024), (None, 3)])
+def test_they_are_drawn_in_proportion_to_the_softmax_of_similarities(monkeypatch, group, chunk):
+    """Also where the batch is gone through in parts, the last of them shorter."""
+    monkeypatch.setattr(matching, "CHUNK", chunk)
     media, text = embeddings(4)
     ids = np.arange(4)
     keys = jax.random.split(jax.random.key(0), 4000)
-    draw = jax.vmap(lambda key: draw_negatives(key, media, text, np.float32(0.5), ids, 4))
+    draw = jax.vmap(lambda key: draw_negatives(key, media, text, np.float32(0.5), ids, group))
     units = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (media, text)]
     products = units[1] @ units[0].T, units[0] @ units[1].T
     for rows, logits in zip(draw(keys)[:2], products, strict=True):
