@@ -15,13 +15,12 @@ Source: `scripts/pretraining/stage2` of upstream `InternVideo2/multi_modality`.
 """
 
 import dataclasses
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from internvideo_jax.configs.demo import common as demo
 from internvideo_jax.configs.stage1.common import choose, run_config
-from internvideo_jax.data.config import DataConfig
+from internvideo_jax.configs.stage2 import common
 from internvideo_jax.models import DistillStudentConfig
 from internvideo_jax.models.beats import BeatsConfig
 from internvideo_jax.models.bert import BertConfig
@@ -33,7 +32,7 @@ from internvideo_jax.models.stage2 import (
 from internvideo_jax.preprocessing import AudioPreprocessing
 from internvideo_jax.training.config import TrainConfig
 from internvideo_jax.training.masking import MaskConfig
-from internvideo_jax.training.optimizer import OptimizerConfig, PartConfig
+from internvideo_jax.training.optimizer import PartConfig
 from internvideo_jax.training.stages.cross_modal import CrossModalConfig, LossWeights
 
 
@@ -63,7 +62,6 @@ RECIPES = {
     "demo": None,
 }
 _CLIPS_PER_GPU = 64
-_LR = 5e-5
 # The demo's sounds: 1.28 s.
 _DEMO_SOUND = AudioPreprocessing(num_frames=128)
 
@@ -81,7 +79,7 @@ def get_config(name: str = "1b") -> ConfigDict:
 def _released(recipe: _Recipe) -> ConfigDict:
     sound = 1.0 if recipe.with_sound else 0.0
     stage = CrossModalConfig(
-        _in_bfloat16(recipe.model),
+        common.in_bfloat16(recipe.model),
         weights=LossWeights(avtc=sound, avtm=sound, avmlm=sound),
         max_text_length=recipe.max_text_length,
         match_group=_CLIPS_PER_GPU,
@@ -93,41 +91,10 @@ def _released(recipe: _Recipe) -> ConfigDict:
         batch_size=recipe.gpus * _CLIPS_PER_GPU,
         epochs=recipe.epochs,
         warmup_epochs=1,
-        optimizer=OptimizerConfig(
-            lr=_LR,
-            min_lr=0.01 * _LR,
-            schedule="floored_cosine",
-            betas=(0.9, 0.98),
-            eps=1e-8,
-            weight_decay=0.05,
-            max_grad_norm=3.0,
-            parts=frozen,
-        ),
+        optimizer=common.adamw(5e-5, frozen),
         frozen_dtype="bfloat16",
     )
-    encoder = recipe.model.vision.encoder
-    data = DataConfig(
-        mixture_by="batch",
-        sampling="intervals",
-        num_frames=encoder.num_frames,
-        image_size=encoder.image_size,
-        resize="bicubic_square",
-        augmentation="random_resized_crop",
-        max_text_length=recipe.max_text_length,
-    )
-    return run_config("cross_modal", stage, train, data, None)
-
-
-def _in_bfloat16(model: Stage2Config) -> Stage2Config:
-    """The model as it is trained: in bfloat16, its blocks recomputed."""
-    computing: dict[str, Any] = {"dtype": "bfloat16", "remat": "full"}
-    encoder = dataclasses.replace(model.vision.encoder, **computing)
-    return dataclasses.replace(
-        model,
-        vision=dataclasses.replace(model.vision, encoder=encoder),
-        text=dataclasses.replace(model.text, **computing),
-        audio=model.audio and dataclasses.replace(model.audio, **computing),
-    )
+    return run_config("cross_modal", stage, train, common.data(stage), None)
 
 
 def _demo() -> ConfigDict:

@@ -4,7 +4,8 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh
 
-from internvideo_jax.configs.stage2 import pretrain
+from internvideo_jax.configs.stage2 import finetune, pretrain
+from internvideo_jax.convert.engine import registry
 from internvideo_jax.launch.common.run_config import parse_run
 from internvideo_jax.parallel.mesh import AXES
 from internvideo_jax.parallel.rules import DEFAULT_RULES
@@ -71,6 +72,30 @@ def test_data_that_do_not_fit_the_stage_are_named():
         parse_run(config)
 
 
+@pytest.mark.parametrize("name", finetune.RECIPES)
+def test_fine_tuning_is_for_retrieval_on_any_number_of_chips(name, tmp_path):
+    config = finetune.get_config(name)
+    assert registry.find(config.stage.starts_from).architecture == "stage2"
+    config.stage.vocabulary = write_words(tmp_path, 30_522)
+    config.stage.open_blocks = 2
+    config.data.annotations = "clips.jsonl"
+    config.data.validation_share = 0.1
+    run = parse_run(config)
+    assert set(run.stage.config.weights.terms) == {"vtc", "vtm"}
+    assert (run.train.batch_size, run.stage.config.match_group) == (32, 8)
+    assert run.train.optimizer.lr == 5e-6
+    assert (run.eval_data.part, run.eval_data.augmentation) == ("validation", "none")
+    assert (run.eval_data.resize, run.train.eval_epochs) == ("bicubic_square", 1.0)
+    assert run.stage.evaluators().keys() == {"eval"}
+
+
+def write_words(folder, count):
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    path = folder / "vocab.txt"
+    path.write_text("\n".join([*special, *map(str, range(count - len(special)))]))
+    return str(path)
+
+
 def test_unknown_recipes_are_refused_with_all_names():
     with pytest.raises(ValueError, match="found '2b'.*recipes: 1b, 6b, 6b_audio, demo"):
         pretrain.get_config("2b")
@@ -93,9 +118,8 @@ def test_members_say_what_their_batches_are(tmp_path):
 
 def test_a_vocabulary_is_that_of_the_model_to_start_from(tmp_path):
     config = pretrain.get_config("demo")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(str, range(59))]
     (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "vocab.txt").write_text("\n".join(words))
+    write_words(tmp_path / "tokenizer", 64)
     config.stage.initial = str(tmp_path)
     run = parse_run(config)
     assert run.data.vocabulary == str(tmp_path / "tokenizer" / "vocab.txt")

@@ -9,6 +9,7 @@ from internvideo_jax import models, saved_model
 from internvideo_jax.models.stage2 import Stage2
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.masking import MaskConfig
+from internvideo_jax.training.optimizer import map_paths
 from internvideo_jax.training.stages.cross_modal import (
     CrossModalConfig,
     CrossModalStage,
@@ -169,6 +170,37 @@ def test_a_vocabulary_must_be_the_models(tmp_path):
     write_words(tmp_path, (*WORDS, "one more"))
     with pytest.raises(ValueError, match="expected 20 words .* found 21 with .PAD. on line 1 in"):
         CrossModalStage(config)
+
+
+def test_the_last_blocks_may_be_trained_alone():
+    stage = CrossModalStage(dataclasses.replace(CONFIG, open_blocks=1))
+    shapes = models.abstract_variables(stage.module)["params"]
+    trained = map_paths(lambda path, _: stage.trainable(path), shapes)
+    vision = trained["vision"]["encoder"]
+    assert not any(jax.tree.leaves([vision["patch_embed"], vision["pos_embed"]]))
+    np.testing.assert_array_equal(vision["blocks"]["mlp"]["fc1"]["kernel"], [False, True])
+    assert all(jax.tree.leaves(vision["pooler"]))
+    text, audio = trained["text"], trained["audio"]
+    assert not any(jax.tree.leaves(text["embeddings"]))
+    np.testing.assert_array_equal(text["text_blocks"]["mlp"]["fc1"]["bias"], [False, True])
+    assert all(jax.tree.leaves([text["fusion_blocks"], trained["audio_video_match_head"]]))
+    np.testing.assert_array_equal(audio["blocks"]["mlp"]["fc1"]["bias"], [False, True])
+    assert not any(jax.tree.leaves(audio["patch_embed"]))
+    assert CrossModalStage(CONFIG).trainable("vision/encoder/cls_token")
+
+
+def test_retrieval_is_what_is_evaluated(config):
+    evaluator = CrossModalStage(config).evaluators()["eval"]
+    assert evaluator.fields == ("video", "captions")
+    assert evaluator.options.rerank == 0
+    assert evaluator.tokenizer.max_length == 6
+    assert CrossModalStage(CONFIG).evaluators() == {}
+
+
+def test_a_recipe_may_want_a_model_to_start_from():
+    stage = CrossModalStage(dataclasses.replace(VISUAL, starts_from="a released model"))
+    with pytest.raises(ValueError, match="starts from a released model"):
+        stage.check_weights()
 
 
 def save(path, architecture, config, scale):

@@ -17,7 +17,7 @@ from internvideo_jax.evaluation.runner import Evaluator
 from internvideo_jax.models import VideoClassifier, VideoClassifierConfig, gradient_flops
 from internvideo_jax.objectives.classification import soft_cross_entropy
 from internvideo_jax.training.mixup import MixConfig, draw_mix, mix_targets, mix_video
-from internvideo_jax.training.stage import Batch, PyTree, Variables
+from internvideo_jax.training.stage import Batch, PyTree
 from internvideo_jax.training.stages.clips import normalized
 from internvideo_jax.training.stages.model import ModelStage
 
@@ -96,6 +96,7 @@ class ClassifyStage(ModelStage):
         super().__init__(
             module,
             initial=config.initial,
+            starts_from=config.starts_from,
             new_head=config.new_head,
             fan_in=config.fan_in,
             classes=config.classes or None,
@@ -128,23 +129,6 @@ class ClassifyStage(ModelStage):
         if names[1] == "pooler":
             return probe.open_clip_projector
         return not names[1].startswith(_INPUT)
-
-    def check_weights(self) -> None:
-        self._check_start()
-        super().check_weights()
-
-    def load_initial(self, variables: Variables) -> Variables:
-        self._check_start()
-        return super().load_initial(variables)
-
-    def _check_start(self) -> None:
-        if self.initial is None and self.config.starts_from:
-            raise ValueError(
-                "expected a saved model in stage.initial, found none: this recipe starts from"
-                f" {self.config.starts_from} (docs/stage1.md names the checkpoints); convert it"
-                " with `internvideo-jax convert` and set --config.stage.initial=DIR, or set"
-                " --config.stage.starts_from= to start from nothing"
-            )
 
     def targets(self, frozen: PyTree, batch: Batch, key: jax.Array) -> PyTree:
         """Mixed clips `video` `[B, T, S, S, 3]` and soft labels `label` `[B, C]`."""

@@ -8,10 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
 from internvideo_jax.data.wordpiece import WordPiece
+from internvideo_jax.evaluation.retrieval_evaluator import RetrievalEvaluator
+from internvideo_jax.evaluation.retrieval_options import RetrievalOptions
+from internvideo_jax.evaluation.runner import Evaluator
 from internvideo_jax.models import abstract_variables, build
 from internvideo_jax.models.stage2 import TEMPERATURES, MediaOutput, Medium, Stage2, Stage2Config
 from internvideo_jax.models.teacher import TeacherConfig
@@ -49,6 +53,9 @@ _SHOWN: dict[str, tuple[Medium, ...]] = {
 }
 # Of the released recipes.
 _HIDING = {"video": MaskConfig("random", 0.8), "image": MaskConfig("random", 0.5)}
+_BEFORE_BLOCKS = ("patch_embed/", "cls_token", "pos_embed", "img_pos_embed")
+# In the middle of training, the fusion layers would take longer than all else.
+_PLAIN_RETRIEVAL = RetrievalOptions(rerank=0)
 _VOCABULARY = "vocab.txt"
 
 
@@ -143,13 +150,17 @@ class CrossModalConfig:
       image_mask: likewise of images.
       vocabulary: file of the words, one on each line; None takes them to be BERT's.
       max_text_length: tokens of a text, its first and last one included.
-      match_group: neighbouring examples among which negatives are drawn.
+      match_group: neighbouring examples among which negatives are drawn; None: the whole batch.
       mask_probability: share of the words that are to be guessed.
       contrastive_gradient_scale: see `objectives.contrastive.contrastive_loss`.
       teacher: what the video tower is aligned with, where that has a weight.
       teacher_path: its saved model.
       teacher_batch: clips, over all devices, of one pass of the teacher; None: a whole batch.
+      open_blocks: how many of the last blocks of the video tower, of the text layers and of the
+        audio tower are trained, with all that comes behind them; None trains everything.
+      retrieval: what is measured of clips to evaluate on.
       initial: saved stage-2 model to start from; what it lacks (sound, heads) starts untrained.
+      starts_from: what a recipe wants `initial` to be; "" allows to start without.
       initial_vision: saved model of stage 1 whose encoder the video tower starts from.
       initial_text: saved BERT that the text tower starts from; of a plain one, the last layers
         become fusion layers whose cross attention starts untrained.
@@ -163,13 +174,16 @@ class CrossModalConfig:
     image_mask: MaskConfig = _HIDING["image"]
     vocabulary: str | None = None
     max_text_length: int = 32
-    match_group: int = 64
+    match_group: int | None = 64
     mask_probability: float = 0.5
     contrastive_gradient_scale: float = 1.0
     teacher: TeacherConfig | None = None
     teacher_path: str | None = None
     teacher_batch: int | None = None
+    open_blocks: int | None = None
+    retrieval: RetrievalOptions = _PLAIN_RETRIEVAL
     initial: str | None = None
+    starts_from: str = ""
     initial_vision: str | None = None
     initial_text: str | None = None
     initial_audio: str | None = None
@@ -210,6 +224,10 @@ class CrossModalConfig:
                     not 1 < self.max_text_length <= model.text.max_length,
                     f"max_text_length: expected 2 to {model.text.max_length}, found"
                     f" {self.max_text_length}",
+                ),
+                (
+                    self.open_blocks is not None and self.open_blocks < 0,
+                    f"open_blocks: expected at least 0, found {self.open_blocks}",
                 ),
                 (
                     not 0 < self.mask_probability <= 1,
@@ -262,6 +280,7 @@ class CrossModalStage(ModelStage):
         super().__init__(
             build(config.model),
             initial=config.initial,
+            starts_from=config.starts_from,
             preprocessing=_preprocessing(config),
             tokenizer_files={_VOCABULARY: config.vocabulary} if config.vocabulary else {},
         )
@@ -317,6 +336,32 @@ class CrossModalStage(ModelStage):
 
     def may_start_afresh(self, path: str) -> bool:
         return not path.startswith(("params/vision/encoder/", "params/text/"))
+
+    def trainable(self, path: str) -> bool | np.ndarray:
+        if self.config.open_blocks is None:
+            return True
+        tower, _, rest = path.partition("/")
+        model, rest = self.config.model, rest.removeprefix("encoder/")
+        if tower == "vision":
+            depth, is_before = model.vision.encoder.depth, rest.startswith(_BEFORE_BLOCKS)
+        elif tower == "text":
+            depth, is_before = model.text.fusion_layer, rest.startswith("embeddings/")
+        elif tower == "audio" and model.audio is not None:
+            depth, is_before = model.audio.depth, "blocks/" not in rest
+        else:
+            return True
+        if rest.startswith(("blocks/", "text_blocks/")):
+            return np.arange(depth) >= depth - self.config.open_blocks
+        return not is_before
+
+    def evaluators(self) -> dict[str, Evaluator]:
+        """Retrieval; nothing without a vocabulary."""
+        c = self.config
+        if c.vocabulary is None:
+            return {}
+        length = c.retrieval.max_text_length or c.max_text_length
+        words, video = WordPiece(c.vocabulary, length), self.preprocessing.video
+        return {"eval": RetrievalEvaluator(self.module, video, words, c.retrieval)}
 
     def load_initial(self, variables: Variables) -> Variables:
         params = dict(super().load_initial(variables)["params"])

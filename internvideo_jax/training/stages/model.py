@@ -35,6 +35,7 @@ class ModelStage(Stage):
         module: Any,
         *,
         initial: str | None,
+        starts_from: str = "",
         preprocessing: Preprocessing | None = None,
         tokenizer_files: Mapping[str, str] = MappingProxyType({}),
         new_head: bool | None = False,
@@ -46,6 +47,7 @@ class ModelStage(Stage):
         Args:
           module: the module to train.
           initial: saved model to start from; None starts from nothing.
+          starts_from: what a recipe wants `initial` to be; "" allows to start from nothing.
           preprocessing: of the model's inputs; None: of clips as its config's video `encoder` takes
             them.
           tokenizer_files: of its texts, by name, where they lie.
@@ -58,6 +60,7 @@ class ModelStage(Stage):
         self.preprocessing = preprocessing or Preprocessing(clips_of(module.config.encoder))
         self.tokenizer_files = tokenizer_files
         self.initial, self.new_head, self.fan_in = initial, new_head, fan_in
+        self._starts_from = starts_from
         self.classes = classes
 
     def init(self, key: jax.Array) -> Variables:
@@ -65,6 +68,7 @@ class ModelStage(Stage):
         return dict(self.module.init(key, *inputs))
 
     def load_initial(self, variables: Variables) -> Variables:
+        self._check_start()
         if self.initial is None:
             return fan_in(variables, self.module.config.encoder) if self.fan_in else variables
         loaded: Variables = load_weights(
@@ -79,6 +83,7 @@ class ModelStage(Stage):
         return loaded
 
     def check_weights(self) -> None:
+        self._check_start()
         if self.initial is not None:
             check_weights(
                 self.initial,
@@ -86,6 +91,15 @@ class ModelStage(Stage):
                 abstract_variables(self.module),
                 may_start_afresh=self.may_start_afresh,
                 new_head=self._starts_new_head(),
+            )
+
+    def _check_start(self) -> None:
+        if self.initial is None and self._starts_from:
+            raise ValueError(
+                "expected a saved model in stage.initial, found none: this recipe starts from"
+                f" {self._starts_from} (docs/stage1.md and docs/stage2.md name the checkpoints);"
+                " convert it with `internvideo-jax convert` and set --config.stage.initial=DIR, or"
+                " set --config.stage.starts_from= to start from nothing"
             )
 
     def may_start_afresh(self, path: str) -> bool:

@@ -1,5 +1,6 @@
 """Steps of stage 2's training with all of their parts, and its learning rates."""
 
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 import optax
 from checkers.internvideo2_stage2 import convert
 from checkers.internvideo2_stage2_models import CLS, MASK, PAD, model_options, word_masks
-from comparison import TOLERANCE, assert_tensors_close
+from comparison import assert_tensor_close, assert_tensors_close
+from flax.traverse_util import flatten_dict, unflatten_dict
 from golden import Golden, checker
 
 from internvideo_jax.convert.engine.state_dict import to_state_dict
@@ -18,7 +20,7 @@ from internvideo_jax.objectives.cross_modal import Draws
 from internvideo_jax.objectives.matching import Negatives, valid_negatives
 from internvideo_jax.training.config import TrainConfig
 from internvideo_jax.training.masking import mask_to_kept
-from internvideo_jax.training.optimizer import OptimizerConfig, PartConfig, map_paths
+from internvideo_jax.training.optimizer import OptimizerConfig, PartConfig, adamw, map_paths
 from internvideo_jax.training.schedules import floored_cosine
 from internvideo_jax.training.stages.cross_modal import (
     CrossModalConfig,
@@ -36,6 +38,8 @@ _TIED = {
 }
 # Adam divides gradients by their own size: of tiny ones, that shows the rounding.
 _MAGNIFIED = ("final/vision_encoder.patch_embed.proj.weight",)
+# Positions of models whose images have some of their own.
+_TABLES = {"video": "vision/encoder/pos_embed", "image": "vision/encoder/img_pos_embed"}
 
 
 @checker("internvideo2_stage2.optim_schedule")
@@ -99,10 +103,9 @@ def _check_training(golden: Golden, words: Path) -> None:
         ),
     )
     schedule = floored_cosine(c["lr"], 0.01 * c["lr"], c["total"], c["warmup"])
-    optimizer = config.unit_optimizer(stage)
     params, fixed = split_trained(model.variables["params"], config.trainable(stage))
     _check_groups(golden, stage, config, model, params, fixed)
-    state = optimizer.init(params)
+    optimizer = _LazyAdamW(stage, config, params)
     values: dict[str, Any] = {}
     gradient = functools.cache(lambda media: _gradient(stage.of_media(media), fixed))
     for step, media in enumerate(c["media"]):
@@ -110,10 +113,8 @@ def _check_training(golden: Golden, words: Path) -> None:
         with jax.default_matmul_precision("highest"):
             gradients, (metrics, _) = gradient(media)(params, *inputs)
         values[f"step{step}/grad_norm"] = optax.tree.norm(gradients)
-        updates, state = optimizer.update(gradients, state, params)
         rate = schedule(step)
-        params = jax.tree.map(lambda p, u, rate=rate: p + rate * u, params, updates)
-        params = stage.bounded(params)
+        params = stage.bounded(optimizer.update(gradients, params, rate, media))
         values[f"step{step}/lr"] = rate
         values |= {
             f"step{step}/loss_{name.partition('/')[2]}": x
@@ -128,10 +129,48 @@ def _check_training(golden: Golden, words: Path) -> None:
     values |= {n: final[n.removeprefix("final/")] for n in outputs if n.startswith("final/")}
     values = {name: np.asarray(x, outputs[name].dtype) for name, x in values.items()}
     for name in _MAGNIFIED:
-        error, scale = np.abs(values.pop(name) - outputs[name]), np.abs(outputs.pop(name)).max()
-        assert np.quantile(error, 0.99) <= TOLERANCE * scale
-        assert error.max() <= sum(values[f"step{step}/lr"] for step in range(c["steps"]))
+        assert_tensor_close(name, values.pop(name), outputs.pop(name), tolerance=2e-4)
     assert_tensors_close(values, outputs)
+
+
+class _LazyAdamW:
+    """AdamW as plain PyTorch has it: what a step does not use stays as it is, moments included.
+
+    With DeepSpeed, which the released models were trained with, and here, such parameters have
+    gradients of zero.
+    """
+
+    def __init__(self, stage: CrossModalStage, config: TrainConfig, params: Any):
+        unclipped = dataclasses.replace(config.optimizer, max_grad_norm=None)
+        self._clip = optax.clip_by_global_norm(config.optimizer.max_grad_norm)
+        self._adamw = adamw(1.0, unclipped, stage.module)
+        self._states = {
+            media: self._adamw.init(part) for media, part in self._split(params).items()
+        }
+
+    def update(self, gradients: Any, params: Any, rate: float, media: str) -> Any:
+        """The parameters after a step with batches of these media."""
+        clipped, _ = self._clip.update(gradients, self._clip.init(params))
+        parts, split = self._split(params), self._split(clipped)
+        for name in ("", media):
+            if name in parts:
+                updates, self._states[name] = self._adamw.update(
+                    split[name], self._states[name], parts[name]
+                )
+                parts[name] = {path: x + rate * updates[path] for path, x in parts[name].items()}
+        merged = {path: x for part in parts.values() for path, x in part.items()}
+        return unflatten_dict(merged, sep="/")
+
+    @staticmethod
+    def _split(params: Any) -> dict[str, dict[str, Any]]:
+        """Parameters by path; by the only media that use them, or ""."""
+        flat = flatten_dict(params, sep="/")
+        has_own = _TABLES["image"] in flat
+        parts: dict[str, dict[str, Any]] = {}
+        for path, x in flat.items():
+            users = [media for media, table in _TABLES.items() if path == table and has_own]
+            parts.setdefault("".join(users), {})[path] = x
+        return parts
 
 
 def _gradient(stage: CrossModalStage, fixed: Any) -> Any:
