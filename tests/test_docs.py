@@ -1,5 +1,6 @@
 """The snippets of the documentation run as they stand."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -12,7 +13,7 @@ from internvideo_jax.data.synthetic import scenes
 from internvideo_jax.launch.main import main
 from internvideo_jax.models import VideoClassifierConfig, abstract_variables, build
 from internvideo_jax.preprocessing import AudioPreprocessing, Preprocessing, VideoPreprocessing
-from tests.small_models import CLIP_ENCODER, STAGE2, TOWERS, clip_model, noise_like
+from tests.small_models import CLIP_ENCODER, STAGE2, TOWERS, clip_model, noise_like, save_stage2
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -92,6 +93,26 @@ def test_the_page_on_towers(folder):
     assert names["cosines"].shape == (2, 2)
     assert names["match"].shape == (2,)
     np.testing.assert_allclose(names["feature"], names["sound"].pooled[0], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_page_on_retrieval(folder, capsys):
+    (folder / "models").mkdir()
+    save_stage2(folder).rename(folder / "models" / "stage2")
+    items = []
+    for color in ("red", "green", "blue"):
+        path = folder / "videos" / f"{color}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        scenes.write_video(path, scenes.render(scenes.Scene("ring", color, "left"), 9, size=48))
+        items.append({"video": path.name, "caption": f"a {color} ring"})
+    (folder / "list.json").write_text(json.dumps(items))
+    names = run("retrieval.md")
+    assert names["best"].shape == (3,)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(" ")[0] for line in printed[1:]] == [
+        f"a {color} ring" for color in ("red", "green", "blue")
+    ]
+    assert float(printed[0]) in (0, pytest.approx(100 / 3), pytest.approx(200 / 3), 100)
 
 
 # For an encoder that learns nothing in no time.

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.transforms.captions import clean_caption
 from internvideo_jax.data.wordpiece import WordPiece
 from internvideo_jax.evaluation.rerank import (
@@ -27,10 +28,10 @@ from internvideo_jax.evaluation.retrieval import (
     relevance,
     retrieval_metrics,
 )
-from internvideo_jax.evaluation.retrieval_options import RetrievalOptions
+from internvideo_jax.evaluation.retrieval_options import RetrievalData, RetrievalOptions
 from internvideo_jax.evaluation.runner import Evaluator, Forward, HostBatch, PyTree, Rows, collect
 from internvideo_jax.models.stage2 import MediaOutput, Medium, Stage2
-from internvideo_jax.preprocessing import VideoPreprocessing, normalize
+from internvideo_jax.preprocessing import AudioPreprocessing, VideoPreprocessing, normalize
 
 if TYPE_CHECKING:
     from internvideo_jax.data.annotations.records import ClipRecord
@@ -328,6 +329,24 @@ def retrieval_evaluator(model: "SavedModel", options: RetrievalOptions) -> Retri
     (vocabulary,) = model.tokenizer_files.values()
     tokenizer = WordPiece(Path(vocabulary), options.max_text_length or text.max_length)
     return RetrievalEvaluator(model.module, model.preprocessing.video, tokenizer, options)
+
+
+def view_config(model: "SavedModel", data: RetrievalData) -> DataConfig:
+    """How a model wants the clips of a measurement.
+
+    Raises:
+      ValueError: it takes no videos.
+    """
+    video = model.preprocessing.require_video()
+    return DataConfig(
+        sampling="intervals",
+        num_frames=data.num_frames or video.num_frames,
+        image_size=video.image_size,
+        resize=video.resize,
+        segments=data.segments,
+        audio=model.preprocessing.audio or AudioPreprocessing(),
+        missing_audio=data.missing_audio,
+    )
 
 
 def merge_views(clips: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from internvideo_jax.data.annotations.retrieval import RetrievalClips
     from internvideo_jax.data.config import DataConfig
     from internvideo_jax.evaluation.retrieval_evaluator import RetrievalEvaluator
-    from internvideo_jax.evaluation.retrieval_options import RetrievalData
     from internvideo_jax.evaluation.retrieval_store import RetrievalStore
     from internvideo_jax.evaluation.runner import Rows
     from internvideo_jax.saved_model import SavedModel
@@ -42,7 +41,7 @@ def evaluate_retrieval(
     from internvideo_jax.data.annotations.retrieval import read_retrieval
     from internvideo_jax.data.sources.clips import RecordSource
     from internvideo_jax.evaluation import result_card
-    from internvideo_jax.evaluation.retrieval_evaluator import retrieval_evaluator
+    from internvideo_jax.evaluation.retrieval_evaluator import retrieval_evaluator, view_config
     from internvideo_jax.evaluation.retrieval_options import RetrievalData, RetrievalOptions
     from internvideo_jax.evaluation.retrieval_store import RetrievalStore
 
@@ -65,7 +64,7 @@ def evaluate_retrieval(
     loaded = inference.load_model(args, spread=True)
     model, directory = loaded.model, Path(loaded.directory)
     evaluator = retrieval_evaluator(model, options)
-    views = _views(model, data)
+    views = view_config(model, data)
     if not (args.output / PARTIAL).is_dir():
         arguments.new_output_dir(args.output)
     source = RecordSource(records)
@@ -167,23 +166,6 @@ def _present(clips: "RetrievalClips", allow_missing: bool) -> "list[ClipRecord]"
             )
         print(printable(found), file=sys.stderr)
     return [record for record in clips.records if record.id not in missing]
-
-
-def _views(model: "SavedModel", data: "RetrievalData") -> "DataConfig":
-    """How the model wants the clips."""
-    from internvideo_jax.data.config import DataConfig
-    from internvideo_jax.preprocessing import AudioPreprocessing
-
-    video = model.preprocessing.require_video()
-    return DataConfig(
-        sampling="intervals",
-        num_frames=data.num_frames or video.num_frames,
-        image_size=video.image_size,
-        resize=video.resize,
-        segments=data.segments,
-        audio=model.preprocessing.audio or AudioPreprocessing(),
-        missing_audio=data.missing_audio,
-    )
 
 
 def _measure(

@@ -1,6 +1,8 @@
 """The command `evaluate` with configs of retrieval."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from internvideo_jax.evaluation.retrieval_store import RetrievalStore
 from internvideo_jax.launch import evaluate
 from tests.small_models import save_stage2
 
+SHARED = os.environ.get("INTERNVIDEO_SHARED")
 CLIPS = [
     ("ring", "blue", "left"), ("square", "red", "right"), ("cross", "green", "up"),
     ("circle", "cyan", "down"), ("ring", "red", "up"),
@@ -150,6 +153,26 @@ def test_clips_that_cannot_be_read_are_left_out_with_their_texts(run, items, vid
     card = card_of(tmp_path / "result")
     assert [clip["id"] for clip in card["failed"]] == ["broken.mp4"]
     assert (card["clips"], card["texts"]) == (5, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED, reason="real clips are found through INTERNVIDEO_SHARED")
+@pytest.mark.parametrize("medium", ["video", "audio_video"])
+def test_real_clips_with_their_captions(medium, tmp_path):
+    clips = Path(SHARED) / "clips"
+    model = save_stage2(tmp_path, "audiovisual")
+    assert evaluate.main([
+        f"--model={model}", "--config=configs/eval/retrieval.py:custom",
+        f"--config.eval_data.annotations={clips / 'captions.json'}",
+        f"--config.retrieval.medium={medium}", "--config.eval_data.missing_audio=zeros",
+        "--config.eval_data.segments=2", f"--output={tmp_path / 'result'}",
+    ]) == 0  # fmt: skip
+    card = card_of(tmp_path / "result")
+    assert (card["clips"], card["texts"], card["failed"]) == (9, 18, [])
+    assert card["pairs_reranked"] == 9 * 18
+    direction = {"video": "t2v", "audio_video": "t2av"}[medium]
+    # Every text has all clips before it.
+    assert 1 <= card["metrics"][f"rerank/{direction}_mean_rank"] <= 9
 
 
 @pytest.mark.parametrize(
