@@ -1,0 +1,47 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from internvideo_jax import models, saved_model
+from internvideo_jax.launch import average
+from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
+from internvideo_jax.training.averaging import average_models
+from tests.small_models import CONFIGS, noise_like
+
+CONFIG = CONFIGS["video_classifier"]
+
+
+def save(path, seed, config=CONFIG, size=8):
+    variables = noise_like(models.abstract_variables(models.build(config)), seed)
+    preprocessing = Preprocessing(VideoPreprocessing(image_size=size, num_frames=2))
+    names = {type(c): name for name, c in CONFIGS.items()}
+    saved_model.save(path, names[type(config)], config, preprocessing, variables)
+    return variables
+
+
+def test_weights_are_means(tmp_path, capsys):
+    made = [save(tmp_path / str(seed), seed) for seed in range(3)]
+    names = [str(tmp_path / str(seed)) for seed in range(3)]
+    assert average.main([*names, f"--output={tmp_path / 'mean'}"]) == 0
+    assert "the mean of 3 models" in capsys.readouterr().out
+    found = saved_model.load(tmp_path / "mean")
+    assert (found.config, found.metadata["average_of"]) == (CONFIG, names)
+    jax.tree.map(
+        lambda x, *all_: np.testing.assert_allclose(x, np.mean(all_, axis=0), rtol=1e-5, atol=1e-7),
+        found.variables,
+        *made,
+    )
+
+
+def test_models_that_differ_are_refused_and_nothing_is_left(tmp_path):
+    save(tmp_path / "a", 0)
+    save(tmp_path / "b", 0, size=16)
+    save(tmp_path / "c", 0, dataclasses.replace(CONFIG, num_classes=6))
+    for other, found in (("b", "another preprocessing in"), ("c", "another config in")):
+        with pytest.raises(ValueError, match=found):
+            average_models([str(tmp_path / "a"), str(tmp_path / other)], tmp_path / "mean")
+    with pytest.raises(ValueError, match="at least two models to average, found 1"):
+        average_models([str(tmp_path / "a")], tmp_path / "mean")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
