@@ -6,7 +6,7 @@ from typing import Any
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.models.stage2 import Stage2Config
 from internvideo_jax.training.optimizer import OptimizerConfig, PartConfig
-from internvideo_jax.training.stages.cross_modal import CrossModalConfig
+from internvideo_jax.training.stages.cross_modal_config import CrossModalConfig
 
 
 def in_bfloat16(model: Stage2Config) -> Stage2Config:

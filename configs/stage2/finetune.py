@@ -16,7 +16,7 @@ from internvideo_jax.configs.stage1.common import choose, run_config
 from internvideo_jax.configs.stage2 import common
 from internvideo_jax.models.stage2 import internvideo2_stage2_1b, internvideo2_stage2_6b
 from internvideo_jax.training.config import TrainConfig
-from internvideo_jax.training.stages.cross_modal import CrossModalConfig, LossWeights
+from internvideo_jax.training.stages.cross_modal_config import CrossModalConfig, LossWeights
 
 # Models, tokens of a text, and the releases that runs start from.
 RECIPES = {

@@ -33,7 +33,7 @@ from internvideo_jax.preprocessing import AudioPreprocessing
 from internvideo_jax.training.config import TrainConfig
 from internvideo_jax.training.masking import MaskConfig
 from internvideo_jax.training.optimizer import PartConfig
-from internvideo_jax.training.stages.cross_modal import CrossModalConfig, LossWeights
+from internvideo_jax.training.stages.cross_modal_config import CrossModalConfig, LossWeights
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,8 @@ from internvideo_jax.training.loop import train
 from internvideo_jax.training.masking import MaskConfig
 from internvideo_jax.training.optimizer import PartConfig
 from internvideo_jax.training.stage import Batches
-from internvideo_jax.training.stages.cross_modal import (
-    CrossModalConfig,
-    CrossModalStage,
-    LossWeights,
-)
+from internvideo_jax.training.stages.cross_modal import CrossModalStage
+from internvideo_jax.training.stages.cross_modal_config import CrossModalConfig, LossWeights
 from tests.small_models import STAGE2
 
 STEPS, ROWS = 20, 16

@@ -10,9 +10,9 @@ from internvideo_jax.models.stage2 import Stage2
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.masking import MaskConfig
 from internvideo_jax.training.optimizer import map_paths
-from internvideo_jax.training.stages.cross_modal import (
+from internvideo_jax.training.stages.cross_modal import CrossModalStage
+from internvideo_jax.training.stages.cross_modal_config import (
     CrossModalConfig,
-    CrossModalStage,
     LossCaptions,
     LossWeights,
 )
@@ -149,6 +149,8 @@ def test_media_without_a_loss_are_refused():
         ({"video_mask": MaskConfig("attention", 0.8)}, "teacher: expected one"),
         ({"max_text_length": 9}, "max_text_length: expected 2 to 8, found 9"),
         ({"mask_probability": 0.0}, "mask_probability"),
+        ({"match_group": -1}, "match_group: expected at least 0"),
+        ({"open_blocks": -1}, "open_blocks: expected at least 0"),
     ],
 )
 def test_configs_that_cannot_be_are_refused(changes, found):

@@ -7,7 +7,8 @@ from internvideo_jax.config import from_dict, nearest_name
 from internvideo_jax.training.stage import Stage
 from internvideo_jax.training.stages.alignment import AlignmentStage
 from internvideo_jax.training.stages.classify import ClassifyConfig, ClassifyStage
-from internvideo_jax.training.stages.cross_modal import CrossModalConfig, CrossModalStage
+from internvideo_jax.training.stages.cross_modal import CrossModalStage
+from internvideo_jax.training.stages.cross_modal_config import CrossModalConfig
 from internvideo_jax.training.stages.distill import DistillConfig
 from internvideo_jax.training.stages.pretrain import PretrainConfig
 

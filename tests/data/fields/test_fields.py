@@ -280,6 +280,48 @@ def test_texts_need_a_vocabulary(world):
         take(make_config(world), ("text",), 1)
 
 
+def write_sound(path, samples, rate):
+    """16-bit samples `[S, channels]`."""
+    with wave.open(str(path), "wb") as file:
+        file.setparams((samples.shape[1], 2, rate, 0, "NONE", ""))
+        file.writeframes(samples.astype("<i2").tobytes())
+
+
+def test_any_rate_and_channels_sound_alike(tmp_path):
+    config = write_list(tmp_path, [])
+    lines = []
+    for rate in (8_000, 16_000, 44_100, 96_000):
+        for channels in (1, 2):
+            tone = 8000 * np.sin(2 * np.pi * 440 * np.arange(rate // 2) / rate)
+            name = f"{rate}_{channels}.wav"
+            write_sound(tmp_path / name, np.repeat(tone[:, None], channels, axis=1), rate)
+            lines.append(json.dumps({"audio": name}))
+    (tmp_path / "clips.jsonl").write_text("\n".join(lines))
+    (batch,) = eval_batches(config, ("audio",), batch_size=len(lines))
+    assert batch["valid"].all()
+    first, *others = batch["audio"]
+    # The tone's mel bin, at which resampling changes next to nothing.
+    loudest = first.mean(0).argmax()
+    for other in others:
+        np.testing.assert_allclose(other[:, loudest], first[:, loudest], atol=0.02)
+
+
+def test_silence_and_a_single_sample_are_sounds(tmp_path):
+    config = write_list(tmp_path, [])
+    write_sound(tmp_path / "silent.wav", np.zeros((8000, 1)), 16_000)
+    write_sound(tmp_path / "single.wav", np.full((1, 1), 1000), 16_000)
+    names = ("silent.wav", "single.wav")
+    lines = [json.dumps({"audio": name}) for name in names]
+    (tmp_path / "clips.jsonl").write_text("\n".join(lines))
+    (batch,) = eval_batches(config, ("audio",), batch_size=2)
+    silent, single = batch["audio"]
+    assert batch["valid"].all()
+    assert np.isfinite(silent).all()
+    assert (silent < 0).all()
+    # Less than one frame: the mean level throughout.
+    assert not single.any()
+
+
 # Two media by batch.
 
 

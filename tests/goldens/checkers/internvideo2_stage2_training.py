@@ -22,9 +22,9 @@ from internvideo_jax.training.config import TrainConfig
 from internvideo_jax.training.masking import mask_to_kept
 from internvideo_jax.training.optimizer import OptimizerConfig, PartConfig, adamw, map_paths
 from internvideo_jax.training.schedules import floored_cosine
-from internvideo_jax.training.stages.cross_modal import (
+from internvideo_jax.training.stages.cross_modal import CrossModalStage
+from internvideo_jax.training.stages.cross_modal_config import (
     CrossModalConfig,
-    CrossModalStage,
     LossCaptions,
     LossWeights,
 )
