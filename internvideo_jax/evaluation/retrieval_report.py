@@ -61,7 +61,7 @@ def write_report(
     for text in np.linspace(0, len(best) - 1, count).astype(int).tolist():
         found = [
             Found(clips[v].id, thumbnail(clips[v]), bool(relevant[text, v]))
-            for v in best[text][:NUM_FOUND].tolist()
+            for v in best[text][:NUM_FOUND]
         ]
         queries.append(Query(retrieved.texts[text], int(ranks[kind][text]), found))
     title = f"{count} of {len(best)} texts, and the best of {len(clips)} clips by {kind}"

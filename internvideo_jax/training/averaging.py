@@ -39,7 +39,7 @@ def average_models(models: Sequence[str], output: Path) -> None:
             # Its description is enough from here on.
             first = dataclasses.replace(first, variables={})
         mean = jax.tree.map(lambda x: x / np.float32(len(models)), total)
-        names = {a.module_cls: name for name, a in ARCHITECTURES.items()}
+        names: dict[type, str] = {a.module_cls: name for name, a in ARCHITECTURES.items()}
         saved_model.save(
             partial,
             names[type(first.module)],
