@@ -356,6 +356,16 @@ def test_unaugmented_clips_are_cached_as_small_as_they_are_needed(tmp_path, worl
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_squares_are_cached_apart_from_other_frames_of_their_size(tmp_path, world):
+    short_side = make_config(world, sampling="uniform", cache_dir=str(tmp_path))
+    squares = dataclasses.replace(short_side, resize="bicubic_square")
+    without = dataclasses.replace(squares, cache_dir=None)
+    take(short_side, 1)
+    assert_equal(take(squares, 3), take(without, 3))
+    sizes = sorted((folder / "frames.bin").stat().st_size for folder in tmp_path.iterdir())
+    assert sizes[0] == NUM_CLIPS * 12 * SIZE**2 * 3 < sizes[1]
+
+
 def test_clips_too_large_for_a_cache_are_refused(tmp_path, world, monkeypatch):
     monkeypatch.setattr(
         "internvideo_jax.data.sources.frame_cache.MAX_CLIP_BYTES", 12 * 24 * 32 * 3 - 1

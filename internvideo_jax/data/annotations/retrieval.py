@@ -142,6 +142,11 @@ def _checked(stated: Stated, folder: str) -> list[str]:
     texts = [captions] if isinstance(captions, str) else captions
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
         raise EntryError("a caption, or a list of captions", quote(captions))
+    try:
+        "".join((video, *texts)).encode()
+    except UnicodeEncodeError as error:
+        # Escapes may name half a character.
+        raise EntryError("strings of Unicode text", quote(error.object)) from None
     if blank := [text for text in texts if not text.strip()]:
         raise EntryError("captions with words", quote(blank[0]))
     return texts

@@ -166,6 +166,7 @@ def test_our_own_lists_say_from_where_to_where_a_clip_is(tmp_path):
         ("a.json", [{"video": "../a.mp4", "caption": "x"}], "inside the root"),
         ("a.json", [{"video": "/etc/passwd", "caption": "x"}], "inside the root"),
         ("a.json", {"v": {"sentences": ["one", ""]}}, "captions with words.*key 'v'"),
+        ("a.json", [{"video": "a.mp4", "caption": "x\ud800"}], "Unicode text"),
         ("a.json", [[1]], "videoID and enCap"),
         ("a.json", {}, "videoID and enCap"),
         ("a.json", 3, "videoID and enCap"),

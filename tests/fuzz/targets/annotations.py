@@ -8,6 +8,7 @@ from pathlib import Path
 
 from internvideo_jax.data.annotations.lists import read_annotations
 from internvideo_jax.data.annotations.records import ClipRecord
+from internvideo_jax.data.annotations.retrieval import read_retrieval
 from internvideo_jax.data.sources.shards import FORMAT, check_shards, decode_clip, encode_clip
 from tests.fuzz.harness import Target
 
@@ -30,6 +31,21 @@ ITEMS = [
     {"image": "i.jpg", "captions": ["two", "é"], "more": 1},
     {"video": "a.mp4", "caption": "again"},
 ]
+# Of benchmarks of retrieval.
+CAPTIONS = (
+    ITEMS,
+    [{"video": ["a.mp4", "b.mp4"], "caption": ["one"]}],
+    [{"video": "x.avi", "description": "one", "times": [[0, 1]]}],
+    [{"videoID": "x_000001_000011", "enCap": ["one", "two"], "chCap": ["é"]}],
+    {"videos": [{"video_id": "v1"}], "sentences": [{"video_id": "v1", "caption": "one"}]},
+    {"v_1": {"duration": 8.5, "timestamps": [[0, 3]], "sentences": ["One.", "Two."]}},
+    {"v1": [["a", "bird"], "a bird"]},
+)
+CAPTION_LINES = (
+    'key,vid_key,video_id,sentence\nret0,msr1,video1,"one, two"\n',
+    "1012_X_00.05.16\t00:05\t00:06\t00:05\t00:06\tSOMEONE walks.\n",
+    "mv89_33_46 a bird is bathing\n",
+)
 CONTENT = b"no records, but as many bytes"
 SHARD = {
     "name": "a.array_record",
@@ -46,6 +62,16 @@ def _read(name: str) -> Callable[[bytes, Path], None]:
         (folder / name).write_bytes(data)
         for record in read_annotations(folder / name, root="/d"):
             assert f"{record.path}/".startswith("/d/")
+
+    return read
+
+
+def _read_captions(name: str) -> Callable[[bytes, Path], None]:
+    def read(data: bytes, folder: Path) -> None:
+        (folder / name).write_bytes(data)
+        for record in read_retrieval(folder / name, root="/d").records:
+            assert f"{record.path}/".startswith("/d/")
+            assert all(caption.strip() for caption in record.captions)
 
     return read
 
@@ -82,6 +108,20 @@ TARGETS = (
         lambda: [json.dumps(ITEMS).encode(), json.dumps(ITEMS, indent=1).encode()],
         _read("a.json"),
         tokens=(b'"video": ', b'"captions": ', b"\\ud800", b"\n", b"[" * 100),
+        weight=0.5,
+    ),
+    Target(
+        "retrieval_json",
+        lambda: [json.dumps(value).encode() for value in CAPTIONS],
+        _read_captions("a.json"),
+        tokens=(b'"video": ', b'"caption": ', b"\\ud800", b"\\u0000", b"[" * 100, b'"../'),
+        weight=0.5,
+    ),
+    Target(
+        "retrieval_text",
+        lambda: [text.encode() for text in CAPTION_LINES],
+        _read_captions("a.csv"),
+        tokens=(b'"', b",", b"\t", b"\r", b"\n", b"video_id,sentence\n", b"../", b"\xef\xbb\xbf"),
         weight=0.5,
     ),
     Target(
