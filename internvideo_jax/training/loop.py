@@ -457,7 +457,9 @@ def _to_devices(host_batch: HostBatch, inputs: Mapping[str, jax.ShapeDtypeStruct
                 f"expected batches with {name} {np.dtype(like.dtype).name}{list(shape)}, found"
                 f" {array.dtype.name}{list(array.shape)}; the data config does not fit the stage"
             )
-        batch[name] = jax.make_array_from_process_local_data(like.sharding, array, like.shape)
+        # Of several processes, JAX takes this for an implicit transfer.
+        with jax.transfer_guard_host_to_device("allow"):
+            batch[name] = jax.make_array_from_process_local_data(like.sharding, array, like.shape)
     return batch
 
 
