@@ -64,7 +64,6 @@ def test_eight_devices_in_two_processes_do_as_one_and_go_on_after_a_kill(tmp_pat
     assert len(losses(one)) == STEPS
     # Two summation orders of float32.
     np.testing.assert_allclose(losses(one), losses(eight), rtol=1e-5)
-    assert losses(one)[-1] < losses(one)[0]
 
     assert run(broken, 2, 4, kill_at=15) == [-signal.SIGKILL] * 2
     assert not (broken / "model").exists()
