@@ -25,7 +25,7 @@ def dense_loss(left, right, temperature, ids):
 
 @pytest.mark.parametrize("chunk", [3, 1024])
 def test_loss_and_gradients_are_those_of_all_pairs(chunk, monkeypatch):
-    monkeypatch.setattr(contrastive, "_CHUNK", chunk)
+    monkeypatch.setattr(contrastive, "CHUNK", chunk)
     with jax.enable_x64(True):
         inputs = (*embeddings(np.float64), np.float64(0.1))
         # Neither batch nor chunks are a multiple of one another: the last chunk is padded.
