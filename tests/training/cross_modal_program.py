@@ -1,8 +1,6 @@
 """A stage-2 run on made-up batches, in one of several processes: `program.py WORKDIR ...`."""
 
 import argparse
-import os
-import signal
 from pathlib import Path
 
 import jax
@@ -55,14 +53,12 @@ def make_stage(words):
     )
 
 
-def batches(stage, kill_at):
+def batches(stage):
     """This process's rows of batches that follow from the step."""
 
     def start(step):
         while True:
             step += 1
-            if step == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
             media = "audio_video" if step % 3 == 0 else "video"
             rows = MEDIA[media]
             rng = np.random.default_rng(step)
@@ -88,7 +84,6 @@ def main():
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--process", type=int, default=0)
     parser.add_argument("--port", type=int)
-    parser.add_argument("--kill_at", type=int)
     parser.add_argument("--words")
     parser.add_argument("--cache")
     args = parser.parse_args()
@@ -101,7 +96,7 @@ def main():
     stage = make_stage(args.words)
     kinds = {media: Batches(stage.of_media(media), rows) for media, rows in MEDIA.items()}
     run_config = {"train": to_dict(CONFIG)}
-    data = batches(stage, args.kill_at)
+    data = batches(stage)
     done = train(stage, CONFIG, data, args.workdir, run_config=run_config, kinds=kinds)
     raise SystemExit(0 if done else 42)
 
