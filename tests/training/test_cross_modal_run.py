@@ -37,7 +37,7 @@ def run(workdir, processes, devices):
         command = [sys.executable, str(PROGRAM), str(workdir), *options]
         log = (workdir.parent / f"{workdir.name}.{process}.log").open("a")
         started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-    return [process.wait(timeout=600) for process in started]
+    return [process.wait(timeout=1500) for process in started]
 
 
 def losses(workdir):
