@@ -64,15 +64,15 @@ def stream(path, architecture="video_vit", dtype=np.float32):
     variables = traverse_util.flatten_dict(variables_of(architecture), sep="/")
     with atomic_directory(path) as directory:
         declared = {name: Declared(a.shape, np.dtype(dtype)) for name, a in variables.items()}
-        pieces = ((name, None, array.astype(dtype)) for name, array in variables.items())
-        sums = write_arrays(directory / saved_model.ARRAYS, declared, pieces)
+        parts = ((name, None, array.astype(dtype)) for name, array in variables.items())
+        written = write_arrays(directory / saved_model.ARRAYS, declared, parts)
         saved_model.write_description(
             directory,
             architecture,
             CONFIGS[architecture],
             PREPROCESSING,
             {"source": {"a": [1]}},
-            sums=sums,
+            sums=written.sums,
         )
     return path
 

@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from internvideo_jax.class_names import read_class_names
 from internvideo_jax.convert.engine import registry
 from internvideo_jax.convert.engine.adaptations import Inflation
 from internvideo_jax.convert.engine.family import Family
-from internvideo_jax.convert.engine.finite import FiniteCheck
 from internvideo_jax.convert.engine.plan import Plan, plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import parameters, target_dtypes
@@ -26,8 +26,8 @@ from internvideo_jax.convert.files.checksums import Checksums
 from internvideo_jax.convert.files.labels import Labels, labels_beside
 from internvideo_jax.convert.files.sources import open_checkpoint
 from internvideo_jax.files import atomic_directory, parse_json
+from internvideo_jax.model_description import ARRAYS, write_description
 from internvideo_jax.preprocessing import Preprocessing
-from internvideo_jax.saved_model import ARRAYS, write_description
 
 Progress = Callable[[int], object]
 
@@ -256,30 +256,40 @@ def _write_arrays(
         return tensors[name].read()
 
     declared = {t: Declared(s, dtypes[t], t in stacked) for t, s in made.targets.items()}
-    names = {
-        (target, a.index): [made.names[key] for key in a.keys]
+    parts = (
+        (target, index, array.astype(dtypes[target], copy=False))
+        for target, index, array in parameters(made, read_tensor)
+    )
+    written = write_arrays(directory, declared, parts)
+    not_finite = _by_tensor(made, declared, written.not_finite)
+    if not_finite and not conversion.request.allow_nonfinite:
+        raise ValueError(
+            f"expected finite numbers, found others in {len(not_finite)} tensors:\n  "
+            + "\n  ".join(f"{name}: {text}" for name, text in not_finite.items())
+            + "\nthe model would give NaN; take an earlier checkpoint, or pass"
+            " --allow_nonfinite to convert it as it is"
+        )
+    return written.sums, not_finite
+
+
+def _by_tensor(
+    made: Plan,
+    declared: Mapping[str, Declared],
+    not_finite: Mapping[tuple[str, int | None], Counter[str]],
+) -> dict[str, str]:
+    """What is not finite, and of how many numbers, by the tensors that these were made of."""
+    sources = {
+        (target, a.index): " with ".join(made.names[key] for key in a.keys)
         for a in made.loaded
         for target in a.targets
     }
-    with FiniteCheck() as check:
-
-        def pieces() -> Iterator[tuple[str, int | None, np.ndarray]]:
-            """Each parameter, or layer of a stacked one, once, as it is stored."""
-            for target, index, array in parameters(made, read_tensor):
-                stored = array.astype(dtypes[target], copy=False)
-                check.add(names.get((target, index), [target]), stored)
-                yield target, index, stored
-            found = check.finish()
-            if found and not conversion.request.allow_nonfinite:
-                raise ValueError(
-                    f"expected finite numbers, found others in {len(found)} tensors:\n  "
-                    + "\n  ".join(f"{name}: {text}" for name, text in found.items())
-                    + "\nthe model would give NaN; take an earlier checkpoint, or pass"
-                    " --allow_nonfinite to convert it as it is"
-                )
-
-        sums = write_arrays(directory, declared, pieces())
-        return sums, check.finish()
+    texts = {}
+    for (target, index), counts in not_finite.items():
+        shape = declared[target].shape
+        size = math.prod(shape if index is None else shape[1:])
+        found = ", ".join(f"{count:,} {what}" for what, count in counts.items())
+        texts[sources.get((target, index), target)] = f"{found} of {size:,}"
+    return texts
 
 
 def convert(

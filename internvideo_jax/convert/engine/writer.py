@@ -1,24 +1,25 @@
 """Writing a tree of arrays in Orbax's on-disk layout while holding about one layer of it."""
 
-import collections
 import math
+import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-import tensorstore as ts
 
 from internvideo_jax.checksums import partial_checksum
-from internvideo_jax.convert.engine.orbax_layout import StoredArray, save_stored_arrays
-from internvideo_jax.convert.files.copying import contiguous
+from internvideo_jax.convert.engine import orbax_layout
+from internvideo_jax.convert.engine.finite import count_others
+from internvideo_jax.convert.files.copying import pieces
 
 # Larger pieces of an array are split by rows; smaller stacked arrays are stored as one piece.
 MAX_PIECE_BYTES = 64 << 20
 MAX_WHOLE_BYTES = 8 << 20
-# Pieces waiting or being written: enough to keep two writers busy.
+# Parts of arrays waiting or being written: enough to keep two writers busy.
 MAX_BYTES_IN_FLIGHT = 128 << 20
 _WRITERS = 2
 # As large as `cp` writes. For larger ones Linux looks for memory in large blocks, which a virtual
@@ -50,78 +51,111 @@ class Declared(NamedTuple):
         return (*layer, max(1, min(rows, fitting)), *row)
 
 
+class Written(NamedTuple):
+    """What was seen of the numbers while they were written.
+
+    Attributes:
+      sums: the checksum of each array, see `checksums`.
+      not_finite: how many are "NaN" and "infinite", by path and index of what was given to write;
+        nothing of what is finite.
+    """
+
+    sums: dict[str, int]
+    not_finite: dict[tuple[str, int | None], Counter[str]]
+
+
 def write_arrays(
     directory: Path,
     declared: Mapping[str, Declared],
-    pieces: Iterable[tuple[str, int | None, np.ndarray]],
-) -> dict[str, int]:
-    """Writes a tree of arrays piece by piece; `orbax.checkpoint` restores it like one of its own.
+    parts: Iterable[tuple[str, int | None, np.ndarray]],
+) -> Written:
+    """Writes a tree of arrays part by part; `orbax.checkpoint` restores it like one of its own.
 
-    Pieces are put in order and written in the background, at most `MAX_BYTES_IN_FLIGHT` (or one
-    piece) at a time.
+    Parts are put in order and written in the background, at most `MAX_BYTES_IN_FLIGHT` (or one of
+    them) at a time.
 
     Args:
       directory: the checkpoint to make.
       declared: the arrays by path, names from the root joined by "/".
-      pieces: path, index and numbers of each array (index None) or layer of a stacked one, in any
+      parts: path, index and numbers of each array (index None) or layer of a stacked one, in any
         order and memory layout; they must not be changed later.
-
-    Returns:
-      The checksum of each array, see `checksums`.
 
     Raises:
       OSError: the disk is full or cannot be written.
-      ValueError: a piece of another shape or dtype, or one that was never written.
+      ValueError: a part of another shape or dtype, or one that was never written.
     """
     missing: dict[str, set[Any]] = {
         path: set(range(array.shape[0])) if array.is_stacked else {None}
         for path, array in declared.items()
     }
-    gathered: dict[str, np.ndarray] = {}
     directory = Path(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as scratch, _Queue() as queue:
-        folders = {path: Path(scratch, path.replace("/", ".")) for path in declared}
+        complete = Path(scratch, directory.name)
+        complete.mkdir()
+        folders = {path: complete / orbax_layout.folder_name(path) for path in declared}
         for path, array in declared.items():
-            _create(folders[path], array)
-        for path, index, piece in pieces:
+            orbax_layout.create_array(folders[path], array.shape, array.dtype, array.chunks)
+        for path, index, part in parts:
             missing[path].remove(index)
             array = declared[path]
             shape = array.shape if index is None else array.shape[1:]
-            if (piece.shape, piece.dtype) != (shape, array.dtype):
+            if (part.shape, part.dtype) != (shape, array.dtype):
                 raise ValueError(
-                    f"expected {path!r} in pieces of shape {shape} and dtype {array.dtype}, found"
-                    f" {piece.shape} and {piece.dtype}"
+                    f"expected {path!r} in parts of shape {shape} and dtype {array.dtype}, found"
+                    f" {part.shape} and {part.dtype}"
                 )
-            if index is None or not array.is_small:
-                queue.write(path, folders[path], piece, array.chunks, index)
-                continue
-            if path not in gathered:
-                gathered[path] = np.empty(array.shape, array.dtype)
-            gathered[path][index] = piece
-            if not missing[path]:
-                queue.write(path, folders[path], gathered.pop(path), array.chunks)
+            for chunk in _chunks(folders[path], array, index, part):
+                queue.write(path, index, chunk)
         if never := [path for path, indices in missing.items() if indices]:
-            raise ValueError(f"expected every piece of the arrays, found some of {never} missing")
+            raise ValueError(f"expected every part of the arrays, found some of {never} missing")
         queue.drain()
-        save_stored_arrays(directory, {p: StoredArray(folder) for p, folder in folders.items()})
-        return {path: queue.sums[path] for path in declared}
+        orbax_layout.describe_tree(complete, declared)
+        complete.rename(directory)
+        return Written({path: queue.sums[path] for path in declared}, dict(queue.not_finite))
 
 
-def _create(folder: Path, array: Declared) -> None:
-    """Makes the folder of an array whose chunks are files of plain numbers.
+class _Chunk(NamedTuple):
+    """Numbers for one file of an array.
 
-    Uncompressed: float weights hardly shrink, and trying takes several times the time of writing.
+    Attributes:
+      file: where they go.
+      size: bytes of the whole file.
+      offset: of the first of them in it, in bytes.
+      first: number of the first of them in the array.
+      numbers: some or all of what the file holds.
     """
-    spec = {
-        "driver": "zarr",
-        "kvstore": {"driver": "memory"},
-        "metadata": {"chunks": array.chunks, "compressor": None, "dimension_separator": "."},
-    }
-    store = ts.open(spec, create=True, dtype=ts.dtype(array.dtype), shape=array.shape).result()
-    assert store.kvstore is not None
-    folder.mkdir()
-    (folder / ".zarray").write_bytes(store.kvstore[".zarray"])
+
+    file: Path
+    size: int
+    offset: int
+    first: int
+    numbers: np.ndarray
+
+
+def _chunks(folder: Path, array: Declared, index: int | None, part: np.ndarray) -> Iterator[_Chunk]:
+    """Which numbers of an array, or of a layer of a stacked one, go where."""
+    size = math.prod(array.chunks) * part.itemsize
+    first = (index or 0) * part.size
+    if array.is_small:
+        file = folder / orbax_layout.chunk_name((0,) * len(array.shape))
+        yield _Chunk(file, size, first * part.itemsize, first, part)
+        return
+    place = () if index is None else (index,)
+    rows = array.chunks[len(place)]
+    for number, row in enumerate(range(0, len(part), rows)):
+        numbers = part[row : row + rows]
+        file = folder / orbax_layout.chunk_name((*place, number, *(0,) * (part.ndim - 1)))
+        yield _Chunk(file, size, 0, first + row * (part.size // len(part)), numbers)
+
+
+class _Task(NamedTuple):
+    """A chunk of an array, or of a layer of it, that is being written."""
+
+    path: str
+    index: int | None
+    nbytes: int
+    future: Future[tuple[int, Counter[str]]]
 
 
 class _Queue:
@@ -132,11 +166,13 @@ class _Queue:
 
     Attributes:
       sums: by path, the checksum of what has been written of an array.
+      not_finite: see `Written`.
     """
 
     def __init__(self) -> None:
-        self.sums: collections.Counter[str] = collections.Counter()
-        self._waiting: collections.deque[tuple[str, int, Future[int]]] = collections.deque()
+        self.sums: Counter[str] = Counter()
+        self.not_finite: defaultdict[tuple[str, int | None], Counter[str]] = defaultdict(Counter)
+        self._waiting: deque[_Task] = deque()
 
     def __enter__(self) -> Self:
         self._threads = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
@@ -146,48 +182,38 @@ class _Queue:
         # After an error nothing may be written while the folder is removed.
         self._threads.shutdown(cancel_futures=True)
 
-    def write(
-        self,
-        path: str,
-        folder: Path,
-        array: np.ndarray,
-        chunks: tuple[int, ...],
-        layer: int | None = None,
-    ) -> None:
-        """Begins to write an array, or a layer of a stacked one, chunk by chunk."""
-        place = () if layer is None else (layer,)
-        size = math.prod(chunks) * array.itemsize
-        # A scalar has no rows.
-        rows, count = (chunks[len(place)], len(array)) if array.ndim else (1, 1)
-        for number, row in enumerate(range(0, count, rows)):
-            part = array[row : row + rows] if array.ndim else array
-            index = (*place, number, *(0,) * (len(chunks) - len(place) - 1))
-            first = (layer or 0) * array.size + row * (array.size // count)
-            self.drain(MAX_BYTES_IN_FLIGHT - size)
-            file = folder / ".".join(map(str, index))
-            future = self._threads.submit(_write_chunk, file, part, size, first)
-            self._waiting.append((path, size, future))
+    def write(self, path: str, index: int | None, chunk: _Chunk) -> None:
+        """Begins to write a chunk of an array."""
+        self.drain(MAX_BYTES_IN_FLIGHT - chunk.numbers.nbytes)
+        future = self._threads.submit(_write_chunk, chunk)
+        self._waiting.append(_Task(path, index, chunk.numbers.nbytes, future))
 
     def drain(self, limit: int = 0) -> None:
         """Waits until at most so many bytes are under way."""
-        while self._waiting and sum(size for _, size, _ in self._waiting) > limit:
-            path, _, future = self._waiting.popleft()
-            self.sums[path] = (self.sums[path] + future.result()) % 2**32
+        while self._waiting and sum(task.nbytes for task in self._waiting) > limit:
+            task = self._waiting.popleft()
+            added, others = task.future.result()
+            self.sums[task.path] = (self.sums[task.path] + added) % 2**32
+            if others:
+                self.not_finite[task.path, task.index] += others
 
 
-def _write_chunk(file: Path, part: np.ndarray, size: int, first: int) -> int:
-    """Writes a chunk of `size` bytes; returns what it adds to the checksum of its array.
+def _write_chunk(chunk: _Chunk) -> tuple[int, Counter[str]]:
+    """Writes a chunk; returns what it adds to the checksum of its array, and `count_others`."""
+    total, first, others = 0, chunk.first, Counter[str]()
+    with open(chunk.file, "wb", buffering=0, opener=_beside_others) as file:
+        file.seek(chunk.offset)
+        for piece in pieces(chunk.numbers):
+            left = piece.view(np.uint8).data
+            while left:
+                left = left[file.write(left[:_WRITE_BYTES]) :]
+            total += partial_checksum(piece, first)
+            others += count_others(piece)
+            first += len(piece)
+        file.truncate(chunk.size)
+    return total, others
 
-    Args:
-      file: to make.
-      part: the numbers; of an array's last rows they may be fewer than fit.
-      size: bytes that the file is to have.
-      first: number of the first of them in the array.
-    """
-    part = contiguous(part)
-    with open(file, "wb", buffering=0) as raw:
-        left = part.reshape(-1).view(np.uint8).data
-        while left:
-            left = left[raw.write(left[:_WRITE_BYTES]) :]
-        raw.truncate(size)
-    return partial_checksum(part, first)
+
+def _beside_others(path: str, flags: int) -> int:
+    """Opens a file that other chunks may be in already."""
+    return os.open(path, flags & ~os.O_TRUNC, 0o666)

@@ -1,27 +1,44 @@
-"""Copying transposed arrays at the speed of memory."""
+"""Arrays in C order, whatever their layout, at the speed of memory."""
+
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
+
+# With what is read for a piece and computed of it, half of a core's cache.
+_PIECE_BYTES = 1 << 18
+_LINE_BYTES = 64
 
 # What OpenCV calls numbers of these sizes; it moves bits and looks at none.
 _OPENCV = {1: np.uint8, 2: np.uint16, 4: np.float32, 8: np.float64}
 
 
-def contiguous(array: np.ndarray) -> np.ndarray:
-    """Returns `array` in C order: itself if it is, else a copy.
+def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The numbers of an array in C order, in flat pieces that stay in a core's cache.
+
+    A piece may lie where the one before it lay: whoever wants to keep it copies it.
 
     PyTorch stores a linear layer as [out, in] and Flax as [in, out], so that most weights of a
-    model are transposed. `np.ascontiguousarray` walks such a source column by column, one cache
-    line for each element; OpenCV's transpose is five to ten times as fast.
+    model are transposed. NumPy walks such a source column by column, one cache line for each
+    element; OpenCV's transpose is five to ten times as fast.
     """
     if array.flags.c_contiguous:
-        return array
-    target = np.empty(array.shape, array.dtype)
+        numbers = array.reshape(-1)
+        step = _PIECE_BYTES // array.itemsize
+        yield from (numbers[start : start + step] for start in range(0, len(numbers), step))
+        return
     # As integers, because extension dtypes (bfloat16) are copied one element at a time.
-    bits = np.dtype(f"u{array.itemsize}") if array.itemsize in (1, 2, 4, 8) else array.dtype
+    bits = np.dtype(f"u{array.itemsize}") if array.itemsize in _OPENCV else array.dtype
     source = _merge_axes(array.view(bits))
-    _copy(target.view(bits).reshape(source.shape), source)
-    return target
+    fitting = _PIECE_BYTES // (source[0].size * source.itemsize)
+    # Transposed, a row is a column of the source, of which whole cache lines are read.
+    rows = max(fitting, _LINE_BYTES // source.itemsize)
+    buffer = np.empty((min(rows, len(source)), *source.shape[1:]), bits)
+    for start in range(0, len(source), rows):
+        part = source[start : start + rows]
+        piece = buffer[: len(part)]
+        _copy(piece, part)
+        yield piece.reshape(-1).view(array.dtype)
 
 
 def _merge_axes(array: np.ndarray) -> np.ndarray:
@@ -41,9 +58,16 @@ def _merge_axes(array: np.ndarray) -> np.ndarray:
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:
-    is_transposed = source.ndim == 2 and source.T.flags.c_contiguous
-    if is_transposed and source.itemsize in _OPENCV:
+    if source.itemsize in _OPENCV and _is_transposed(source):
         kind = _OPENCV[source.itemsize]
         cv2.transpose(source.T.view(kind), dst=target.view(kind))
     else:
         np.copyto(target, source)
+
+
+def _is_transposed(array: np.ndarray) -> bool:
+    """Whether this is a matrix each of whose columns lies in one piece, one after the other."""
+    if array.ndim != 2:
+        return False
+    step, column = array.strides
+    return step == array.itemsize and column >= len(array) * step

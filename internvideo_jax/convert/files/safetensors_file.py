@@ -15,7 +15,7 @@ import numpy as np
 import safetensors
 
 from internvideo_jax.convert.files.checkpoint import Checkpoint, CheckpointError, LazyTensor
-from internvideo_jax.convert.files.copying import contiguous
+from internvideo_jax.convert.files.copying import pieces
 from internvideo_jax.files import atomic_file
 
 # What the library reads at most.
@@ -138,6 +138,7 @@ def write_safetensors_file(
                     f" {tensor.shape} and {tensor.dtype}"
                 )
             file.seek(_LENGTH.size + len(text) + header[name]["data_offsets"][0])
-            file.write(contiguous(tensor).reshape(-1).view(np.uint8).data)
+            for piece in pieces(tensor):
+                file.write(piece.view(np.uint8).data)
         if missing:
             raise ValueError(f"tensors never written: {', '.join(missing)}")

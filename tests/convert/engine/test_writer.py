@@ -14,6 +14,7 @@ import pytest
 from flax import traverse_util
 from orbax.checkpoint import v1
 
+from internvideo_jax.checksums import partial_checksum
 from internvideo_jax.convert.engine import writer
 from internvideo_jax.convert.engine.writer import Declared, write_arrays
 from internvideo_jax.files import atomic_directory
@@ -28,7 +29,7 @@ def small_chunks(monkeypatch):
 
 
 def sample(rng):
-    """Arrays of every size class: scalar, whole, gathered layers, a chunk a layer, split rows."""
+    """Arrays of every size class: scalar, whole, layers in one file or each its own, split rows."""
     return {
         "params/blocks/mlp/kernel": rng.standard_normal((3, 7, 11), dtype=np.float32),
         "params/blocks/norm/scale": rng.standard_normal((3, 4), dtype=np.float32),
@@ -68,13 +69,16 @@ def pieces(arrays, order=range):
 @pytest.mark.parametrize("order", [range, lambda count: reversed(range(count))])
 def test_orbax_restores_every_array(tmp_path, rng, small_chunks, restore, order):
     arrays = sample(rng)
-    write_arrays(tmp_path / "out", declare(arrays), pieces(arrays, order))
+    written = write_arrays(tmp_path / "out", declare(arrays), pieces(arrays, order))
     restored = traverse_util.flatten_dict(restore(tmp_path / "out"), sep="/")
     assert restored.keys() == arrays.keys()
     for path, array in arrays.items():
         found = np.asarray(restored[path])
         assert (found.shape, found.dtype) == (array.shape, array.dtype), path
         np.testing.assert_array_equal(found, array, err_msg=path)
+        if array.itemsize <= 4:
+            assert written.sums[path] == partial_checksum(array), path
+    assert written.not_finite == {}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -103,6 +107,19 @@ def test_layers_and_row_groups_have_files_of_their_own(tmp_path, rng, small_chun
     assert files["params.embedding"] == ["0.0", "1.0"]
     assert files["params.zeros"] == [f"{i}.0" for i in range(7)]
     assert files["batch_stats.count"] == ["0"]
+
+
+def test_what_is_not_finite_is_counted_by_array_and_layer(tmp_path, rng, small_chunks):
+    arrays = {path: array.copy() for path, array in sample(rng).items()}
+    arrays["params/blocks/mlp/kernel"][1, ::3, 4] = np.nan
+    arrays["params/blocks/norm/scale"][2] = -np.inf, np.nan, 0, np.inf
+    arrays["params/position"][0, 4, 4] = np.inf
+    written = write_arrays(tmp_path / "out", declare(arrays), pieces(arrays))
+    assert written.not_finite == {
+        ("params/blocks/mlp/kernel", 1): {"NaN": 3},
+        ("params/blocks/norm/scale", 2): {"NaN": 1, "infinite": 2},
+        ("params/position", None): {"infinite": 1},
+    }
 
 
 def test_a_lost_chunk_is_noticed(tmp_path, rng, small_chunks):
