@@ -11,8 +11,8 @@ import numpy as np
 
 PyTree = Any
 
-# Elements of a row of `partial_checksum`: its sums stay in the processor's caches.
-_ROW = 2**13
+# Elements of a row of `partial_checksum`: few sums to weigh, few rows.
+_ROW = 2**10
 
 
 def checksums(tree: PyTree) -> dict[str, int]:
@@ -42,8 +42,10 @@ def partial_checksum(piece: np.ndarray, start: int = 0) -> int:
     bits = np.ascontiguousarray(piece).reshape(-1).view(f"u{piece.dtype.itemsize}")
     total = weighted = 0
     # Position = _ROW * row + column, so that sums over rows and columns are enough.
-    table = bits[: len(bits) // _ROW * _ROW].reshape(-1, _ROW)
-    for rows, first in ((table, 0), (bits[None, table.size :], table.size)):
+    whole = len(bits) // _ROW * _ROW
+    for rows, first in ((bits[:whole].reshape(-1, _ROW), 0), (bits[None, whole:], whole)):
+        if not rows.size:
+            continue
         of_columns = rows.sum(axis=0, dtype=np.uint32)
         of_rows = rows.sum(axis=1, dtype=np.uint32)
         of_all = int(of_rows.sum(dtype=np.uint64))

@@ -115,8 +115,8 @@ def abstract_variables(module: nn.Module, *, boxed: bool = False) -> dict[str, A
     Returns:
       `{"params": ..., ["batch_stats": ...]}` with `jax.ShapeDtypeStruct` leaves.
     """
-    # The single example need not fit the current mesh.
-    with nn.logical_axis_rules(()):
+    # The single example need not fit the current mesh; tiled attention takes longer to trace.
+    with prefer("reference"), nn.logical_axis_rules(()):
         variables = jax.eval_shape(module.init, jax.random.key(0), *module.example_inputs())
     return variables if boxed else nn.unbox(variables)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from internvideo_jax.checksums import partial_checksum
 from internvideo_jax.convert.engine import orbax_layout
-from internvideo_jax.convert.engine.finite import count_others
+from internvideo_jax.convert.engine.finite import count_others, is_finite
 from internvideo_jax.convert.files.copying import pieces
 
 # Larger pieces of an array are split by rows; smaller stacked arrays are stored as one piece.
@@ -199,7 +199,7 @@ class _Queue:
 
 
 def _write_chunk(chunk: _Chunk) -> tuple[int, Counter[str]]:
-    """Writes a chunk; returns what it adds to the checksum of its array, and `count_others`."""
+    """Writes a chunk; returns what it adds to its array's checksum, and what is not finite."""
     total, first, others = 0, chunk.first, Counter[str]()
     with open(chunk.file, "wb", buffering=0, opener=_beside_others) as file:
         file.seek(chunk.offset)
@@ -208,7 +208,8 @@ def _write_chunk(chunk: _Chunk) -> tuple[int, Counter[str]]:
             while left:
                 left = left[file.write(left[:_WRITE_BYTES]) :]
             total += partial_checksum(piece, first)
-            others += count_others(piece)
+            if not is_finite(piece):
+                others += count_others(piece)
             first += len(piece)
         file.truncate(chunk.size)
     return total, others

@@ -5,40 +5,45 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-# With what is read for a piece and computed of it, half of a core's cache.
-_PIECE_BYTES = 1 << 18
-_LINE_BYTES = 64
+# Of numbers that are handed out together: they stay in a cache from one reader to the next.
+_PIECE_BYTES = 1 << 20
+# Of numbers that are put in order together: a kilobyte or more is read of each row of the source,
+# of which smaller parts are read no faster.
+_BLOCK_BYTES = 1 << 22
 
 # What OpenCV calls numbers of these sizes; it moves bits and looks at none.
 _OPENCV = {1: np.uint8, 2: np.uint16, 4: np.float32, 8: np.float64}
 
 
 def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
-    """The numbers of an array in C order, in flat pieces that stay in a core's cache.
+    """The numbers of an array in C order, in flat pieces of a megabyte.
 
-    A piece may lie where the one before it lay: whoever wants to keep it copies it.
+    A piece may lie where an earlier one lay: whoever wants to keep it copies it.
 
     PyTorch stores a linear layer as [out, in] and Flax as [in, out], so that most weights of a
     model are transposed. NumPy walks such a source column by column, one cache line for each
     element; OpenCV's transpose is five to ten times as fast.
     """
     if array.flags.c_contiguous:
-        numbers = array.reshape(-1)
-        step = _PIECE_BYTES // array.itemsize
-        yield from (numbers[start : start + step] for start in range(0, len(numbers), step))
+        yield from _split(array)
         return
     # As integers, because extension dtypes (bfloat16) are copied one element at a time.
     bits = np.dtype(f"u{array.itemsize}") if array.itemsize in _OPENCV else array.dtype
     source = _merge_axes(array.view(bits))
-    fitting = _PIECE_BYTES // (source[0].size * source.itemsize)
-    # Transposed, a row is a column of the source, of which whole cache lines are read.
-    rows = max(fitting, _LINE_BYTES // source.itemsize)
+    rows = max(1, _BLOCK_BYTES // (source[0].size * source.itemsize))
     buffer = np.empty((min(rows, len(source)), *source.shape[1:]), bits)
     for start in range(0, len(source), rows):
         part = source[start : start + rows]
-        piece = buffer[: len(part)]
-        _copy(piece, part)
-        yield piece.reshape(-1).view(array.dtype)
+        block = buffer[: len(part)]
+        _copy(block, part)
+        yield from _split(block.view(array.dtype))
+
+
+def _split(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The numbers of an array in C order, a piece at a time."""
+    numbers = array.reshape(-1)
+    step = _PIECE_BYTES // array.itemsize
+    return (numbers[start : start + step] for start in range(0, len(numbers), step))
 
 
 def _merge_axes(array: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ def test_the_largest_numbers_are_finite(dtype, rng):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_each_kind_is_counted_alone(dtype, sign):
     array = np.ones((4, 5), dtype)
-    assert finite.count_others(array) == {}
+    assert +finite.count_others(array) == {}
     array[1] = sign * np.inf
     assert +finite.count_others(array) == {"infinite": 5}
     array[1:3] = np.copysign(np.nan, sign)
