@@ -19,8 +19,8 @@ nothing else. GB are 10^9 bytes. The table goes to the standard output, progress
 
   encoder_forward/b14   InternVideo2-B14 on 4 clips of 8x224x224, float32, compiled; the peer is
                         the same model in PyTorch, with the same weights: its outputs must agree
-  convert/1b            a full-size stage-1 1B checkpoint with random weights, converted by the
-                        command of that name; the peer is copying the file
+  convert/1b.*          a full-size stage-1 1B checkpoint with random weights, .safetensors and
+                        .pth, converted by the command of that name; the peer is copying the file
   extract/b14           features of one clip of 5 s by the command of that name, with a B14 of
   encode/b14            random weights, and by `load` and `encode` in Python; the peer is a program
                         that loads the model, decodes the frames, compiles the forward and runs it
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         from internvideo_jax.launch.benchmarks.convert import benchmark_convert
 
         workdir = args.workdir or environment.home()
-        rows = [benchmark_convert(workdir=workdir, repeats=args.repeats)]
+        rows = benchmark_convert(workdir=workdir, repeats=args.repeats)
     if args.json:
         write_json(args.json, [row.to_json() | {"machine": machine()} for row in rows])
     print("\n\n".join(row.table() for row in rows))

@@ -1,18 +1,15 @@
-"""Conversion of a PyTorch checkpoint beside copying its file."""
+"""Conversion of PyTorch checkpoints beside copying their files."""
 
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from internvideo_jax.convert.engine.plan import export_plan
-from internvideo_jax.convert.files.safetensors_file import write_safetensors_file
 from internvideo_jax.launch.arguments import UsageError
+from internvideo_jax.launch.benchmarks.checkpoints import WRITERS, Shapes, checkpoint_shapes
 from internvideo_jax.launch.benchmarks.runner import (
     Row,
     Sample,
@@ -24,34 +21,38 @@ from internvideo_jax.launch.benchmarks.runner import (
 from internvideo_jax.models import stage1, video_vit
 
 
-def benchmark_convert(*, workdir: Path, repeats: int) -> Row:
-    """Times `internvideo-jax convert` of a random 1B checkpoint, in turns with a copy of it.
+def benchmark_convert(*, workdir: Path, repeats: int) -> list[Row]:
+    """Times `internvideo-jax convert` of random 1B checkpoints, in turns with copies of them.
 
-    The checkpoint is a float32 `.safetensors` file; it, its copy and the converted model lie on one
-    disk. Before each run, not timed, the system writes out what earlier runs left, free memory is
-    touched and the file is read: all start from a quiet disk, a cached file, and memory that a
-    virtual machine has (a host that lends it on first use takes up to four times as long as the
-    copy itself, and now one side pays, now the other). Neither side waits until its own output has
-    reached the disk. Our time includes the start of the program.
+    They are float32, a `.safetensors` and a `.pth` file; each, its copy and the converted model lie
+    on one disk. Before each run, not timed, the system writes out what earlier runs left, free
+    memory is touched and the file is read: all start from a quiet disk, a cached file, and memory
+    that a virtual machine has (a host that lends it on first use takes up to four times as long as
+    the copy itself, and now one side pays, now the other). Neither side waits until its own output
+    has reached the disk. Our time includes the start of the program.
 
     Args:
       workdir: where to make a folder for all files; it is removed at the end, come what may.
-      repeats: timed runs of each side.
+      repeats: timed runs of each side, for either format.
 
     Raises:
       UsageError: too little room.
       ChildProcessError: the conversion failed.
     """
-    name = "convert/1b"
     shapes = checkpoint_shapes(stage1.stage1_student(video_vit.internvideo2_1b()))
-    size = sum(4 * int(np.prod(shape)) for shape in shapes.values())
     workdir.mkdir(parents=True, exist_ok=True)
+    return [_benchmark_format(suffix, shapes, workdir, repeats) for suffix in WRITERS]
+
+
+def _benchmark_format(suffix: str, shapes: Shapes, workdir: Path, repeats: int) -> Row:
+    name = f"convert/1b.{suffix}"
+    size = sum(4 * math.prod(shape) for shape in shapes.values())
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=workdir) as temporary:
         folder = Path(temporary)
         _expect_room(folder, size)
-        source, copied, converted = (folder / n for n in ("model.safetensors", "copy", "model"))
+        source, copied, converted = (folder / n for n in (f"source.{suffix}", "copy", "model"))
         say(f"{name}: writing a checkpoint of {size / 1e9:.2f} GB in {folder}")
-        write_random_checkpoint(source, shapes)
+        WRITERS[suffix](source, shapes)
 
         def convert() -> Sample:
             _settle(source, 3 * size)
@@ -66,27 +67,7 @@ def benchmark_convert(*, workdir: Path, repeats: int) -> Row:
             return Sample(seconds, cpu_seconds, peak_rss_gb=None)
 
         runs = {"convert": convert, "copying the file": copy}
-        details = {"checkpoint": "safetensors, float32", "checkpoint_gb": size / 1e9}
-        return interleave(name, runs, repeats, details)
-
-
-def checkpoint_shapes(config: Any) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor, by its PyTorch key, of a checkpoint that holds exactly this model."""
-    plan = export_plan(config)
-    return {
-        key: shape
-        for assignment in plan.loaded
-        for key, shape in zip(assignment.keys, assignment.written_shapes, strict=True)
-    }
-
-
-def write_random_checkpoint(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Writes a `.safetensors` file of normal float32 numbers, one tensor in memory at a time."""
-    rng = np.random.default_rng(0)
-    dtype = np.dtype(np.float32)
-    declared = {key: (shape, dtype) for key, shape in shapes.items()}
-    tensors = ((key, rng.standard_normal(shape, np.float32)) for key, shape in shapes.items())
-    write_safetensors_file(path, declared, tensors)
+        return interleave(name, runs, repeats, {"checkpoint_gb": size / 1e9})
 
 
 def _expect_room(folder: Path, size: int) -> None:

@@ -8,9 +8,17 @@ import shutil
 import numpy as np
 import pytest
 
+from internvideo_jax.convert.files.sources import open_checkpoint
 from internvideo_jax.data.synthetic import scenes as synthetic
 from internvideo_jax.launch import benchmark
-from internvideo_jax.launch.benchmarks import convert, decode, encoder, extract, rerank, runner
+from internvideo_jax.launch.benchmarks import (
+    checkpoints,
+    decode,
+    encoder,
+    extract,
+    rerank,
+    runner,
+)
 from internvideo_jax.launch.benchmarks.runner import Row, Sample
 from internvideo_jax.models import stage1, video_vit
 from tests.small_models import CLIP_ENCODER, ENCODER, STAGE2
@@ -138,16 +146,33 @@ def test_a_process_that_dies_is_reported():
 def test_converting_beside_copying(tmp_path, monkeypatch):
     small = dataclasses.replace(video_vit.internvideo2_s14(), depth=1)
     monkeypatch.setattr(stage1, "stage1_student", lambda encoder: small)
-    work = tmp_path / "work"
-    code, row = run_benchmark(tmp_path, "convert", "--repeats=1", f"--workdir={work}")
-    assert code == 0
-    assert row["name"] == "convert/1b"
-    assert row["peer"] == "copying the file"
-    assert row["ratio"] == row["peer_value"] / row["value"]
-    assert 0.05 < row["peak_rss_gb"] < 2
-    parameters = sum(np.prod(shape) for shape in convert.checkpoint_shapes(small).values())
-    assert row["checkpoint_gb"] == pytest.approx(4e-9 * parameters)
+    work, target = tmp_path / "work", tmp_path / "rows.json"
+    arguments = ["--repeats=1", f"--workdir={work}", f"--json={target}"]
+    assert benchmark.main(["convert", *arguments]) == 0
+    rows = json.loads(target.read_text())
+    assert [row["name"] for row in rows] == ["convert/1b.safetensors", "convert/1b.pth"]
+    parameters = sum(np.prod(s) for s in checkpoints.checkpoint_shapes(small).values())
+    for row in rows:
+        assert row["peer"] == "copying the file"
+        assert row["ratio"] == row["peer_value"] / row["value"]
+        assert 0.05 < row["peak_rss_gb"] < 2
+        assert row["checkpoint_gb"] == pytest.approx(4e-9 * parameters)
     assert list(work.iterdir()) == []
+
+
+def test_both_formats_hold_the_same_numbers_where_they_are_read_fast(tmp_path):
+    shapes = {"a.weight": (3, 5), "long": (1, 2, 1000), "bias": (7,)}
+    opened = []
+    for suffix, write in checkpoints.WRITERS.items():
+        file = tmp_path / f"model.{suffix}"
+        write(file, shapes)
+        opened.append(open_checkpoint(file))
+    for name, shape in shapes.items():
+        first, second = (checkpoint[name] for checkpoint in opened)
+        assert first.shape == second.shape == shape
+        np.testing.assert_array_equal(first.read(), second.read())
+        assert second.offset % 64 == 0
+    assert [list(checkpoint) for checkpoint in opened] == [list(shapes)] * 2
 
 
 def test_too_little_room_is_found_out_first(tmp_path, monkeypatch, capsys):
