@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Once it has returned, no frame keeps open what an error interrupted.
     module = importlib.import_module(f"internvideo_jax.launch.{args.command}")
     code = int(module.main(args.arguments))
-    return arguments.end_process(code) if argv is None else code
+    if argv is None:
+        arguments.end_process(code)
+    return code
 
 
 if __name__ == "__main__":

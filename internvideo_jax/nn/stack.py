@@ -224,6 +224,8 @@ def _initialize(block: nn.Module, x: jax.Array, layers: Layer, shared: Any) -> j
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast),
         metadata_params={nn.PARTITION_NAME: "layers"},
+        # Nothing is broadcast that a second trace would have to look for.
+        check_constancy_invariants=False,
     )
     x, _ = scan(block, x, layers, shared)
     return x

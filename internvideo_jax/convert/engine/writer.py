@@ -16,8 +16,8 @@ from internvideo_jax.convert.engine import orbax_layout
 from internvideo_jax.convert.engine.finite import count_others, is_finite
 from internvideo_jax.convert.files.copying import pieces
 
-# Larger pieces of an array are split by rows; smaller stacked arrays are stored as one piece.
-MAX_PIECE_BYTES = 64 << 20
+# Larger arrays are split by rows into chunks; smaller stacked ones are stored as one chunk.
+MAX_CHUNK_BYTES = 64 << 20
 MAX_WHOLE_BYTES = 8 << 20
 # Parts of arrays waiting or being written: enough to keep two writers busy.
 MAX_BYTES_IN_FLIGHT = 128 << 20
@@ -36,18 +36,18 @@ class Declared(NamedTuple):
 
     @property
     def is_small(self) -> bool:
-        """Whether it is stored as one piece."""
+        """Whether it is stored as one chunk."""
         size = math.prod(self.shape) * self.dtype.itemsize
         return size <= MAX_WHOLE_BYTES or len(self.shape) <= self.is_stacked
 
     @property
     def chunks(self) -> tuple[int, ...]:
-        """Shape of the pieces in which it is stored: a layer, or as many rows of it as fit."""
+        """Shape of the chunks in which it is stored: a layer, or as many rows of it as fit."""
         if self.is_small:
             return self.shape
         layer = (1,) if self.is_stacked else ()
         rows, *row = self.shape[len(layer) :]
-        fitting = MAX_PIECE_BYTES // (math.prod(row) * self.dtype.itemsize)
+        fitting = MAX_CHUNK_BYTES // (math.prod(row) * self.dtype.itemsize)
         return (*layer, max(1, min(rows, fitting)), *row)
 
 

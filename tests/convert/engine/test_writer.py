@@ -24,7 +24,7 @@ from internvideo_jax.files import atomic_directory
 def small_chunks(monkeypatch):
     """Makes a few hundred bytes behave as tens of megabytes do."""
     monkeypatch.setattr(writer, "MAX_WHOLE_BYTES", 100)
-    monkeypatch.setattr(writer, "MAX_PIECE_BYTES", 200)
+    monkeypatch.setattr(writer, "MAX_CHUNK_BYTES", 200)
     monkeypatch.setattr(writer, "MAX_BYTES_IN_FLIGHT", 400)
 
 
