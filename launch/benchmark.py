@@ -1,24 +1,31 @@
-"""`internvideo-jax benchmark`: how fast and how large our parts are, beside a peer."""
+"""`internvideo-jax benchmark`: how fast and how large our parts are."""
 
 import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from internvideo_jax import environment
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.benchmarks.runner import machine, machine_line
 
-SUMMARY = "time the encoder, features, the converter, reranking and the decoder beside peers"
+if TYPE_CHECKING:
+    from internvideo_jax.launch.benchmarks.figures import Figures
+    from internvideo_jax.launch.benchmarks.runner import Row
+
+SUMMARY = "measure parts of the library beside peers, or against what is asked of them"
 
 EPILOG = """\
-Each row has the median of our runs and of the peer's, which take turns in one session, and their
-ratio: 2 means that we need half of the peer's time. Peak memory is that of a process that does
-nothing else. GB are 10^9 bytes. The table goes to the standard output, progress to the other.
+A row of times has the median of our runs and of the peer's, which take turns in one session, and
+their ratio: 2 means that we need half of the peer's time. Peak memory is that of a process that
+does nothing else. GB are 10^9 bytes. The table goes to the standard output, progress to the other.
 
   encoder_forward/b14   InternVideo2-B14 on 4 clips of 8x224x224, float32, compiled; the peer is
                         the same model in PyTorch, with the same weights: its outputs must agree
+  text_encoder/large    19 text layers of BERT-large, as stage 2 has them, on 64 texts of 32 tokens,
+                        float32, compiled; the peer is the same model in transformers
   convert/1b.*          a full-size stage-1 1B checkpoint with random weights, .safetensors and
                         .pth, converted by the command of that name; the peer is copying the file
   extract/b14           features of one clip of 5 s by the command of that name, with a B14 of
@@ -29,64 +36,97 @@ nothing else. GB are 10^9 bytes. The table goes to the standard output, progress
   decode/clips          8 evenly spread frames of every clip of a folder, as 224x224 views, on one
                         CPU; the peer is a plain decord loop that does the same
 
+Figures have bounds beside them; the exit code is 1 where one is not kept.
+
+  contrastive/8192x512  memory that each of 8 virtual devices needs for the contrastive loss and its
+                        gradients, by XLA's analysis of the program, beside that of comparing all
+                        pairs on every device; and how far the gradients of both are apart
+  lists/10000000        the start of a run on three lists with captions, on one CPU: reading them,
+                        and once they have been read, opening them and any record; memory but for
+                        what is mapped
+
 examples:
   internvideo-jax benchmark encoder
   internvideo-jax benchmark encoder --threads=8 --repeats=9 --json=encoder.json
+  internvideo-jax benchmark text_encoder --size=base
   internvideo-jax benchmark extract --repeats=1
   internvideo-jax benchmark convert --workdir=/scratch --json=convert.json
-  internvideo-jax benchmark rerank
+  internvideo-jax benchmark contrastive
+  internvideo-jax benchmark lists --lines=1000000
   internvideo-jax benchmark decode --clips=videos
 """
 
 
 @arguments.command
 def main(argv: Sequence[str]) -> int:
-    """Runs one benchmark; returns 0."""
+    """Runs one benchmark; returns 0, or 1 where a bound is not kept."""
     args = _parser().parse_args(argv)
     arguments.new_output_file(args.json, "--json")
     # A device would be waited for here and is not used: what is measured runs on the CPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
     with arguments.without_reader():
         print(f"{machine_line()}\n")
-    if args.subject == "encoder":
-        from internvideo_jax.launch.benchmarks.encoder import benchmark_encoder
-
-        rows = [benchmark_encoder(threads=args.threads, repeats=args.repeats)]
-    elif args.subject == "extract":
-        from internvideo_jax.launch.benchmarks.extract import benchmark_extract
-
-        rows = benchmark_extract(repeats=args.repeats)
-    elif args.subject == "rerank":
-        from internvideo_jax.launch.benchmarks.rerank import benchmark_rerank
-
-        rows = [benchmark_rerank(repeats=args.repeats)]
-    elif args.subject == "decode":
-        from internvideo_jax.launch.benchmarks.decode import benchmark_decode
-
-        rows = [benchmark_decode(clips=args.clips, repeats=args.repeats)]
-    else:
-        from internvideo_jax.launch.benchmarks.convert import benchmark_convert
-
-        workdir = args.workdir or environment.home()
-        rows = benchmark_convert(workdir=workdir, repeats=args.repeats)
+    rows = _measure(args)
     if args.json:
         write_json(args.json, [row.to_json() | {"machine": machine()} for row in rows])
     print("\n\n".join(row.table() for row in rows))
-    return 0
+    return 0 if all(row.holds for row in rows) else 1
+
+
+def _measure(args: argparse.Namespace) -> "Sequence[Row | Figures]":
+    if args.subject == "encoder":
+        from internvideo_jax.launch.benchmarks.encoder import benchmark_encoder
+
+        return [benchmark_encoder(threads=args.threads, repeats=args.repeats)]
+    if args.subject == "text_encoder":
+        from internvideo_jax.launch.benchmarks.text_encoder import benchmark_text_encoder
+
+        return [benchmark_text_encoder(size=args.size, threads=args.threads, repeats=args.repeats)]
+    if args.subject == "extract":
+        from internvideo_jax.launch.benchmarks.extract import benchmark_extract
+
+        return benchmark_extract(repeats=args.repeats)
+    if args.subject == "convert":
+        from internvideo_jax.launch.benchmarks.convert import benchmark_convert
+
+        workdir = args.workdir or environment.home()
+        return benchmark_convert(workdir=workdir, repeats=args.repeats)
+    if args.subject == "rerank":
+        from internvideo_jax.launch.benchmarks.rerank import benchmark_rerank
+
+        return [benchmark_rerank(repeats=args.repeats)]
+    if args.subject == "contrastive":
+        from internvideo_jax.launch.benchmarks.contrastive import benchmark_contrastive
+
+        return [benchmark_contrastive(batch_size=args.batch_size, width=args.width)]
+    if args.subject == "lists":
+        from internvideo_jax.launch.benchmarks.lists import benchmark_lists
+
+        return [benchmark_lists(lines=args.lines, workdir=args.workdir or environment.home())]
+    from internvideo_jax.launch.benchmarks.decode import benchmark_decode
+
+    return [benchmark_decode(clips=args.clips, repeats=args.repeats)]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = arguments.make_parser("benchmark", SUMMARY, EPILOG)
     subjects = parser.add_subparsers(
-        dest="subject", metavar="encoder|extract|convert|rerank|decode", required=True
+        dest="subject",
+        metavar="encoder|text_encoder|extract|convert|rerank|contrastive|lists|decode",
+        required=True,
     )
     encoder = subjects.add_parser("encoder", help="forward of the video encoder, beside PyTorch")
+    text_encoder = subjects.add_parser("text_encoder", help="forward of BERT, beside transformers")
     extract = subjects.add_parser("extract", help="features of one clip, beside a bare forward")
     convert = subjects.add_parser("convert", help="conversion of a checkpoint, beside a copy")
     rerank = subjects.add_parser("rerank", help="match scores, beside encoding for every pair")
+    contrastive = subjects.add_parser("contrastive", help="memory of the loss, beside all pairs")
+    lists = subjects.add_parser("lists", help="the start of a run on millions of clips")
     decode = subjects.add_parser("decode", help="sampling frames of clips, beside decord")
-    for subject, repeats in ((encoder, 5), (extract, 3), (convert, 3), (rerank, 3), (decode, 5)):
+    for subject in subjects.choices.values():
         subject.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
+    timed = {encoder: 5, text_encoder: 5, extract: 3, convert: 3, rerank: 3, decode: 5}
+    for subject, repeats in timed.items():
         subject.add_argument(
             "--repeats",
             type=arguments.positive_int,
@@ -94,18 +134,45 @@ def _parser() -> argparse.ArgumentParser:
             metavar="N",
             help="timed runs of each side (default: %(default)s)",
         )
-    encoder.add_argument(
-        "--threads",
-        type=arguments.positive_int,
-        default=2,
-        metavar="N",
-        help="threads of each side, on so many CPUs (default: %(default)s)",
+    for subject in (encoder, text_encoder):
+        subject.add_argument(
+            "--threads",
+            type=arguments.positive_int,
+            default=2,
+            metavar="N",
+            help="threads of each side, on so many CPUs (default: %(default)s)",
+        )
+    text_encoder.add_argument(
+        "--size",
+        choices=("large", "base"),
+        default="large",
+        help="19 text layers of BERT-large, or 9 of BERT-base (default: %(default)s)",
     )
-    convert.add_argument(
-        "--workdir",
-        type=Path,
-        metavar="DIR",
-        help="where to put 9 GB for a while (default: $INTERNVIDEO_HOME or the user's cache)",
+    for subject, size in ((convert, "9"), (lists, "6")):
+        subject.add_argument(
+            "--workdir",
+            type=Path,
+            metavar="DIR",
+            help=f"where to put {size} GB for a while (default: $INTERNVIDEO_HOME or the user's"
+            " cache)",
+        )
+    for option, default, what in (
+        ("--batch_size", 8192, "examples on all 8 devices"),
+        ("--width", 512, "of the embeddings"),
+    ):
+        contrastive.add_argument(
+            option,
+            type=arguments.positive_int,
+            default=default,
+            metavar="N",
+            help=f"{what} (default: %(default)s)",
+        )
+    lists.add_argument(
+        "--lines",
+        type=arguments.positive_int,
+        default=10_000_000,
+        metavar="N",
+        help="clips of all lists together (default: %(default)s)",
     )
     decode.add_argument(
         "--clips",

@@ -5,10 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from internvideo_jax.launch.arguments import UsageError
 from internvideo_jax.launch.benchmarks.checkpoints import WRITERS, Shapes, checkpoint_shapes
 from internvideo_jax.launch.benchmarks.runner import (
     Row,
@@ -18,6 +16,7 @@ from internvideo_jax.launch.benchmarks.runner import (
     say,
     timed,
 )
+from internvideo_jax.launch.benchmarks.workdir import working_folder
 from internvideo_jax.models import stage1, video_vit
 
 
@@ -40,16 +39,14 @@ def benchmark_convert(*, workdir: Path, repeats: int) -> list[Row]:
       ChildProcessError: the conversion failed.
     """
     shapes = checkpoint_shapes(stage1.stage1_student(video_vit.internvideo2_1b()))
-    workdir.mkdir(parents=True, exist_ok=True)
     return [_benchmark_format(suffix, shapes, workdir, repeats) for suffix in WRITERS]
 
 
 def _benchmark_format(suffix: str, shapes: Shapes, workdir: Path, repeats: int) -> Row:
     name = f"convert/1b.{suffix}"
     size = sum(4 * math.prod(shape) for shape in shapes.values())
-    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=workdir) as temporary:
-        folder = Path(temporary)
-        _expect_room(folder, size)
+    # The checkpoint, one output at a time, and a tenth to spare.
+    with working_folder(workdir, 2.1 * size) as folder:
         source, copied, converted = (folder / n for n in (f"source.{suffix}", "copy", "model"))
         say(f"{name}: writing a checkpoint of {size / 1e9:.2f} GB in {folder}")
         WRITERS[suffix](source, shapes)
@@ -68,16 +65,6 @@ def _benchmark_format(suffix: str, shapes: Shapes, workdir: Path, repeats: int) 
 
         runs = {"convert": convert, "copying the file": copy}
         return interleave(name, runs, repeats, {"checkpoint_gb": size / 1e9})
-
-
-def _expect_room(folder: Path, size: int) -> None:
-    """The checkpoint, one output at a time, and a tenth to spare."""
-    needed, free = 2.1 * size, shutil.disk_usage(folder).free
-    if free < needed:
-        raise UsageError(
-            f"expected {needed / 1e9:.1f} GB of free disk in {folder.parent}, found"
-            f" {free / 1e9:.1f} GB; name a folder on a larger one with --workdir"
-        )
 
 
 def _settle(source: Path, nbytes: int) -> None:

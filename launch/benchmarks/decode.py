@@ -50,7 +50,7 @@ def benchmark_decode(*, clips: Path | None, repeats: int) -> Row:
         files = named_videos([clips])
         digests = []
         runs: dict[str, Callable[[], Sample]] = {}
-        for side in sides("decord", "decord", "pip install decord"):
+        for side in sides("decord", "pip install decord", "decord"):
             digest, runs[side] = stack.enter_context(worker(prepare, side, files, threads=1))
             digests.append(digest)
         row = interleave(name, runs, repeats, {"clips": len(files), "threads": 1})

@@ -5,16 +5,14 @@ JAX is imported late, in the processes that are timed.
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from internvideo_jax.environment import usable_cpus
-from internvideo_jax.launch.benchmarks.runner import OURS, Row, Sample, interleave, say, worker
+from internvideo_jax.launch.benchmarks.forwards import Forward, race
+from internvideo_jax.launch.benchmarks.runner import OURS, Row
 
 if TYPE_CHECKING:
     from internvideo_jax.models.stage2 import Stage2Config
@@ -26,9 +24,6 @@ TOLERANCE = 1e-4
 # The evaluation whose passes are counted.
 _LARGE, _K = 1000, 128
 
-# Scores of all pairs `[V, T]`.
-Run = Callable[[], np.ndarray]
-
 
 def benchmark_rerank(*, repeats: int) -> Row:
     """Times scores of all pairs of some clips and texts, from pixels and ids.
@@ -39,29 +34,18 @@ def benchmark_rerank(*, repeats: int) -> Row:
     Raises:
       ValueError: the two sides' scores disagree.
     """
-    name, threads = "rerank/b14", usable_cpus()
     pairs = NUM_CLIPS * NUM_TEXTS
-    details: dict[str, Any] = {"pairs": pairs, "threads": threads, "dtype": "float32"}
-    runs: dict[str, Callable[[], Sample]] = {}
-    scores = []
-    with ExitStack() as stack:
-        for side in (OURS, PEER):
-            (seconds, found), runs[side] = stack.enter_context(
-                worker(prepare, side, threads=threads)
-            )
-            say(f"{name}: {side} is ready after {seconds:.3g} s")
-            scores.append(found)
-        scale = float(np.abs(scores[1]).max())
-        difference = float(np.abs(scores[0] - scores[1]).max()) / scale
-        if not difference <= TOLERANCE:
-            raise ValueError(
-                f"expected scores that agree within {TOLERANCE:g}, found a difference of"
-                f" {difference:.2g}: times of different functions are not compared"
-            )
-        row = interleave(name, runs, repeats, details)
+    row = race(
+        "rerank/b14",
+        (OURS, PEER),
+        prepare,
+        threads=usable_cpus(),
+        repeats=repeats,
+        details={"pairs": pairs},
+        tolerance=TOLERANCE,
+    )
     passes, wanted = passes_of_large_evaluation()
     more = {
-        "difference_from_peer": difference,
         "pairs_per_second": pairs / median(s.seconds for s in row.samples),
         "peer_pairs_per_second": pairs / median(s.seconds for s in row.peer_samples),
         f"passes_of_{_LARGE}x{_LARGE}": passes,
@@ -91,15 +75,14 @@ def model_config() -> "Stage2Config":
     return Stage2Config(student, text)
 
 
-def prepare(side: str) -> tuple[Run, tuple[float, np.ndarray]]:
-    """A side's run, the seconds until it was ready, and the scores of its first run."""
+def prepare(side: str) -> Forward:
+    """A side's run, which returns scores of all pairs `[V, T]`."""
     import jax
 
     from internvideo_jax.evaluation.rerank import TextTokens, match_scores
     from internvideo_jax.models import abstract_variables
     from internvideo_jax.models.stage2 import Stage2
 
-    start = time.perf_counter()
     config, rng = model_config(), np.random.default_rng(0)
     module: Any = Stage2(config)
     variables = jax.tree.map(
@@ -115,7 +98,7 @@ def prepare(side: str) -> tuple[Run, tuple[float, np.ndarray]]:
     texts = TextTokens(np.asarray(encode_text(variables, ids, mask).tokens), mask)
     encode = jax.jit(lambda v, clips: module.apply(v, clips, method="encode_video").tokens)
 
-    def ours() -> np.ndarray:
+    def ours() -> tuple[np.ndarray]:
         tokens = [np.asarray(encode(variables, clip[None]))[0] for clip in clips]
         everything = {v: np.arange(NUM_TEXTS) for v in range(NUM_CLIPS)}
         found = match_scores(
@@ -127,7 +110,7 @@ def prepare(side: str) -> tuple[Run, tuple[float, np.ndarray]]:
             everything,
             texts_per_pass=NUM_TEXTS,
         )
-        return np.stack([scores for _, scores in sorted(found, key=lambda pair: pair[0])])
+        return (np.stack([scores for _, scores in sorted(found, key=lambda pair: pair[0])]),)
 
     @jax.jit
     def pair(variables: Any, clip: Any, tokens: Any, mask: Any) -> Any:
@@ -135,20 +118,17 @@ def prepare(side: str) -> tuple[Run, tuple[float, np.ndarray]]:
         fused = module.apply(variables, tokens, mask, media, method="fuse")
         return module.apply(variables, fused, "video", method="match_logits")[0, 1]
 
-    def peer() -> np.ndarray:
-        return np.array(
+    def peer() -> tuple[np.ndarray]:
+        scores = [
             [
-                [
-                    pair(variables, clip[None], texts.tokens[[t]], texts.mask[[t]])
-                    for t in range(NUM_TEXTS)
-                ]
-                for clip in clips
+                pair(variables, clip[None], texts.tokens[[t]], texts.mask[[t]])
+                for t in range(NUM_TEXTS)
             ]
-        )
+            for clip in clips
+        ]
+        return (np.array(scores),)
 
-    run = ours if side == OURS else peer
-    scores = run()
-    return run, (time.perf_counter() - start, scores)
+    return ours if side == OURS else peer
 
 
 def passes_of_large_evaluation() -> tuple[int, int]:

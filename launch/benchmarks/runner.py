@@ -16,7 +16,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from statistics import median
@@ -26,7 +26,7 @@ import internvideo_jax
 from internvideo_jax.environment import usable_cpus
 from internvideo_jax.processes import end_with_parent
 
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch")
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers")
 
 OURS = "internvideo_jax"
 
@@ -67,6 +67,11 @@ class Row:
     peer_samples: list[Sample] = dataclasses.field(default_factory=list)
     details: Details = dataclasses.field(default_factory=dict)
 
+    @property
+    def holds(self) -> bool:
+        """True: times are not judged."""
+        return True
+
     def to_json(self) -> dict[str, Any]:
         """The row with its medians and, beside a peer, how many times faster than it we are."""
         row: dict[str, Any] = {"name": self.name, "unit": "s"}
@@ -81,15 +86,20 @@ class Row:
         return row | self.details
 
     def table(self) -> str:
-        """The row as a Markdown table, aligned for reading as it is."""
+        """The row as a Markdown table."""
         row = self.to_json()
         columns = [("name", self.name), *_columns(row, "")]
         columns += [("peer", self.peer), *_columns(row, "peer_")]
         columns.append(("ratio", f"{row['ratio']:.2f}" if self.peer else ""))
-        widths = [max(map(len, column)) for column in columns]
-        titles, values = zip(*columns, strict=True)
-        lines = (titles, ["-" * width for width in widths], values)
-        return "\n".join("| " + " | ".join(map(str.ljust, cells, widths)) + " |" for cells in lines)
+        return markdown_table(columns)
+
+
+def markdown_table(columns: Sequence[tuple[str, str]]) -> str:
+    """Titles and values as a Markdown table of one row, aligned for reading as it is."""
+    widths = [max(map(len, column)) for column in columns]
+    titles, values = zip(*columns, strict=True)
+    lines = (titles, ["-" * width for width in widths], values)
+    return "\n".join("| " + " | ".join(map(str.ljust, cells, widths)) + " |" for cells in lines)
 
 
 def interleave(
@@ -122,9 +132,9 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def sides(peer: str, module: str, advice: str) -> list[str]:
-    """Names of the sides: this library, and the peer if its module is installed."""
-    if importlib.util.find_spec(module) is not None:
+def sides(peer: str, advice: str, *modules: str) -> list[str]:
+    """Names of the sides: this library, and the peer if its modules are installed."""
+    if all(importlib.util.find_spec(module) is not None for module in modules):
         return [OURS, peer]
     say(f"{peer} is not installed: {advice} for the comparison")
     return [OURS]
@@ -178,6 +188,16 @@ def run_function(function: Callable[..., object], *arguments: Any) -> Sample:
     with _process() as call:
         cpu_seconds, peak = call(_called, function, arguments)
     return Sample(time.perf_counter() - start, cpu_seconds, peak)
+
+
+def run_apart(function: Callable[..., Any], *arguments: Any, threads: int) -> Any:
+    """What a function of a module returns in a process of its own, on so many CPUs.
+
+    Raises:
+      ChildProcessError: the process has died.
+    """
+    with _process(_limit_threads, threads) as call:
+        return call(function, *arguments)
 
 
 def timed(run: Callable[[], object]) -> tuple[float, float]:

@@ -9,22 +9,34 @@ import numpy as np
 import pytest
 
 from internvideo_jax.convert.files.sources import open_checkpoint
+from internvideo_jax.data.annotations.lists import read_annotations
 from internvideo_jax.data.synthetic import scenes as synthetic
 from internvideo_jax.launch import benchmark
 from internvideo_jax.launch.benchmarks import (
     checkpoints,
+    contrastive,
     decode,
-    encoder,
     extract,
+    forwards,
+    lists,
     rerank,
     runner,
+    text_encoder,
 )
+from internvideo_jax.launch.benchmarks.figures import Figure, Figures
 from internvideo_jax.launch.benchmarks.runner import Row, Sample
 from internvideo_jax.models import stage1, video_vit
-from tests.small_models import CLIP_ENCODER, ENCODER, STAGE2
+from internvideo_jax.parallel.aot import Memory
+from tests.small_models import BERT, CLIP_ENCODER, ENCODER, STAGE2
+
+TEXT = dataclasses.replace(BERT, depth=2, cross_width=None, mlm_head=False)
 
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="the extra `torch` is not installed"
+)
+needs_transformers = pytest.mark.skipif(
+    None in map(importlib.util.find_spec, ("torch", "transformers")),
+    reason="torch and transformers are not installed",
 )
 
 
@@ -85,14 +97,44 @@ def test_the_encoder_alone_and_beside_torch(tmp_path, monkeypatch, capsys, peer)
     assert row["difference_from_peer"] < 1e-5
 
 
-def test_reranking_beside_encoding_for_every_pair(tmp_path, monkeypatch):
-    # Without processes of their own, which would not see the small model.
+@pytest.fixture
+def without_processes(monkeypatch):
+    """Sides run in this process, so that they see small models."""
+
     @contextlib.contextmanager
-    def worker(prepare, side, *, threads):
-        run, facts = prepare(side)
+    def worker(prepare, *arguments, threads):
+        run, facts = prepare(*arguments)
         yield facts, lambda: Sample(*runner.timed(run), None)
 
-    monkeypatch.setattr(rerank, "worker", worker)
+    monkeypatch.setattr(forwards, "worker", worker)
+
+
+@pytest.mark.usefixtures("without_processes")
+@pytest.mark.parametrize("peer", ["", pytest.param("transformers", marks=needs_transformers)])
+def test_the_text_encoder_alone_and_beside_transformers(tmp_path, monkeypatch, capsys, peer):
+    monkeypatch.setattr(text_encoder, "text_config", lambda size: TEXT)
+    monkeypatch.setattr(text_encoder, "LENGTH", 8)
+    if not peer:
+        monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None)
+    code, row = run_benchmark(tmp_path, "text_encoder", "--size=base", "--repeats=2", "--threads=1")
+    assert (code, row["name"], row["layers"]) == (0, "text_encoder/base", TEXT.depth)
+    assert len(row["seconds"]) == 2
+    if peer:
+        assert row["ratio"] == row["peer_value"] / row["value"]
+        assert row["difference_from_peer"] < 1e-5
+    else:
+        assert "ratio" not in row
+        assert "pip install torch transformers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("size", "depth"), [("large", 19), ("base", 9)])
+def test_the_text_encoder_has_text_layers_alone(size, depth):
+    config = text_encoder.text_config(size)
+    assert (config.depth, config.fusion_layer, config.cross_width) == (depth, depth, None)
+
+
+@pytest.mark.usefixtures("without_processes")
+def test_reranking_beside_encoding_for_every_pair(tmp_path, monkeypatch):
     monkeypatch.setattr(rerank, "model_config", lambda: STAGE2["visual"])
     code, row = run_benchmark(tmp_path, "rerank", "--repeats=1")
     assert (code, row["name"], row["pairs"]) == (0, "rerank/b14", 16)
@@ -120,7 +162,7 @@ def test_different_outputs_are_not_raced():
     tokens, pooled = np.array([1.0, 2.0]), np.array([-4.0, 0.0])
 
     def difference(error):
-        return encoder.difference([tokens, pooled], [tokens, np.array([-4.0, error])])
+        return forwards.difference([tokens, pooled], [tokens, np.array([-4.0, error])])
 
     assert difference(1e-5) == 2.5e-6
     for wrong in (1e-3, np.nan):
@@ -131,6 +173,78 @@ def test_different_outputs_are_not_raced():
 def test_more_threads_than_cpus_are_refused(capsys):
     assert benchmark.main(["encoder", "--threads=4096"]) == 2
     assert "lower --threads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("bounds", "holds"),
+    [((None, None), True), ((2.0, None), True), ((1.9, None), False), ((9, 2.1), False)],
+)
+def test_figures_hold_where_all_keep_to_their_bounds(bounds, holds):
+    figures = Figures(
+        "x/y", (Figure("first", 5.0, "s"), Figure("second", 2.0, "", *bounds)), {"n": 1}
+    )
+    assert figures.holds == figures.to_json()["holds"] == holds
+    assert figures.to_json()["figures"]["first"] == {"value": 5.0, "unit": "s"}
+    assert figures.to_json()["n"] == 1
+    assert "| first | second" in figures.table()
+    assert not Figure("unknown", np.nan, at_most=1).holds
+
+
+@pytest.mark.slow
+def test_memory_of_contrast_beside_all_pairs(tmp_path):
+    code, row = run_benchmark(tmp_path, "contrastive", "--batch_size=4096", "--width=8")
+    assert (code, row["holds"], row["devices"]) == (0, True, 8)
+    # All pairs, 64 MiB, and at least as much again for the gradient.
+    assert row["peer_memory"]["temporaries"] > 2**27
+    assert row["figures"]["share"]["value"] < 0.25
+    assert 0 < row["figures"]["difference of float64 gradients"]["value"] < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("needed", "difference", "code"), [(25, 1e-6, 0), (26, 1e-6, 1), (25, 1e-4, 1), (25, np.nan, 1)]
+)
+def test_the_exit_code_says_whether_contrast_keeps_to_its_bounds(
+    tmp_path, monkeypatch, needed, difference, code
+):
+    memories = [
+        Memory(arguments=9, outputs=5, temporaries=size - 5, program=9) for size in (needed, 100)
+    ]
+    measured = memories, {"float32": difference, "float64": 1e-15}
+    monkeypatch.setattr(contrastive, "run_apart", lambda *arguments, threads: measured)
+    found, row = run_benchmark(tmp_path, "contrastive")
+    assert (found, row["holds"]) == (code, code == 0)
+    assert row["figures"]["share"]["value"] == needed / 100
+
+
+def test_contrast_needs_a_batch_that_the_devices_divide(capsys):
+    assert benchmark.main(["contrastive", "--batch_size=12"]) == 2
+    assert "8 devices divide, found 12" in capsys.readouterr().err
+
+
+def test_the_start_on_lists_of_three_media(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERNVIDEO_HOME", "set by the benchmark")
+    monkeypatch.setattr(
+        lists, "run_apart", lambda function, *arguments, threads: function(*arguments)
+    )
+    monkeypatch.setattr(lists, "_BLOCK", 7)
+    work = tmp_path / "work"
+    _, row = run_benchmark(tmp_path, "lists", "--lines=100", f"--workdir={work}")
+    assert row["lines"] == {"video": 70, "audio_video": 20, "image": 10}
+    values = {name: figure["value"] for name, figure in row["figures"].items()}
+    assert values["lines read"] == 100 / row["seconds"]
+    assert 0 < values["later start"] < 10
+    assert 0 < values["random record"] < 1e4
+    assert values["memory of its own"] > 10
+    assert list(work.iterdir()) == []
+
+
+def test_lists_of_the_benchmark_have_captions_of_all_kinds(tmp_path):
+    counts = lists.write_lists(tmp_path, 30)
+    video, sound, image = (read_annotations(tmp_path / f"{media}.jsonl") for media in counts)
+    assert (len(video), len(sound), len(image)) == (21, 6, 3)
+    assert (video[0].start, len(video[0].captions)) == (0.25, 1)
+    assert len(sound[5].captions_named("avs_captions")) == 2
+    assert len(image[1].captions) == 4
 
 
 def die():

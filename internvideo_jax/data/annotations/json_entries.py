@@ -72,7 +72,12 @@ def plain_jsonl_entries(block: bytes) -> list[Entry] | None:
         stated = list(map(msgspec.structs.astuple, objects))
         # Of equal keys, it would take the last. Quotes within texts are escaped.
         num_keys = sum(len(values) - values.count(None) for values in stated)
+        names = [name for o in objects if isinstance(o.caption, dict) for name in o.caption]
+        num_keys += len(names)
         if len(objects) != num_lines or block.count(b'":') - block.count(b'\\":') != num_keys:
+            return None
+        # Before whose last quote there may be a backslash that escapes none.
+        if any("\\" in name for name in names):
             return None
         return list(itertools.starmap(jsonl_entry, stated))
     except (msgspec.DecodeError, UnicodeDecodeError, EntryError):

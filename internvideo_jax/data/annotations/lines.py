@@ -36,7 +36,16 @@ def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return repeating
 
 
+def _flawless_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = _json_object(pairs)
+    if isinstance(fields, _Repeating):
+        raise _repeats(fields)
+    return fields
+
+
+# An item of a list may have repeating keys in what is not read of it; a line has nothing of that.
 _DECODER = json.JSONDecoder(object_pairs_hook=_json_object)
+_LINE_DECODER = json.JSONDecoder(object_pairs_hook=_flawless_object)
 
 
 _BYTE_ORDER_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -120,22 +129,21 @@ def parse_json(line: str) -> Any:
     """The value of one line of JSON.
 
     Raises:
-      EntryError: it is none, or an object with a key that occurs several times.
+      EntryError: it is none, or an object somewhere in it has a key several times.
     """
     try:
-        value = _item(_DECODER.decode(line))
+        return _LINE_DECODER.decode(line)
     except (ValueError, RecursionError) as error:
         raise _not_json(error) from None
-    if isinstance(value, EntryError):
-        raise value
-    return value
 
 
 def _item(value: Any) -> Any:
     """A JSON value, or what is wrong with it."""
-    if isinstance(value, _Repeating):
-        return EntryError("each key once", f"{quote(value.key)} twice")
-    return value
+    return _repeats(value) if isinstance(value, _Repeating) else value
+
+
+def _repeats(value: _Repeating) -> EntryError:
+    return EntryError("each key once", f"{quote(value.key)} twice")
 
 
 class _JsonText:

@@ -46,7 +46,7 @@ from internvideo_jax.data.decode.paths import join_inside
 from internvideo_jax.files import write_text
 
 # Changes with what files of entries hold, and with what entries mean.
-_VERSION = "internvideo_jax list 3"
+_VERSION = "internvideo_jax list 4"
 # A file that was changed so lately may change again without its time showing it.
 _SETTLING_SECONDS = 2.0
 _DIGEST = re.compile("[0-9a-f]{64}")

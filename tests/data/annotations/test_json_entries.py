@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from internvideo_jax.data.annotations.json_entries import parse_jsonl, plain_jsonl_entries
 from internvideo_jax.data.annotations.lists import check_annotations, read_annotations
 from tests.data.annotation_files import problems, write
 
@@ -43,7 +44,7 @@ from tests.data.annotation_files import problems, write
         ('{"video": "a", "num_frames": 2, "end": 1, "label": 1}', "no times for a folder"),
         ('{"video": "a", "label": 0, "label": 1}', "each key once, found 'label' twice"),
         ('{"video": "a:b", "label" : 0, "label"\t:1}', "each key once, found 'label' twice"),
-        ('{"video": "a", "caption": {"b": 1, "b": 2}}', "found {'b': 2}"),
+        ('{"video": "a", "caption": {"b": 1, "b": 2}}', "each key once, found 'b' twice"),
         ('{"video": "a", "id": ""}', "expected \"id\": a string that is not empty, found ''"),
         ('{"audio": "a.wav", "num_frames": 3}', 'no "num_frames" beside "audio", found 3'),
         ('{"video": "a", "label": ["b", 1]}', "a list of different ones, found ['b', 1]"),
@@ -76,6 +77,23 @@ def test_unusual_lines_do_not_change_what_others_state(tmp_path):
         ("b", ('a": b\\',)),
         ("c", ()),
     ]
+
+
+def test_named_captions_are_nothing_unusual():
+    """A line that is needs several times as long."""
+    line = '{"video":"a","caption":{"sound":"b","speech \\"":["c","d"]}}'
+    entries = plain_jsonl_entries(f"{line}\n{line}\n".encode())
+    assert entries == 2 * [parse_jsonl(line)]
+    assert entries[0].captions == ("b", "c", "d")
+    assert entries[0].caption_names == ("sound", 'speech "', 'speech "')
+
+
+@pytest.mark.parametrize("caption", ['{"a": "b", "a": "c"}', r'{"a\\": "b", "c": "d", "c": "e"}'])
+def test_each_name_of_captions_stands_once(tmp_path, caption):
+    lines = f'{{"video": "a", "caption": {caption}}}\n{{"video": "b"}}\n'
+    ((number, message),) = problems(write(tmp_path / "c.jsonl", lines))
+    assert number == 1
+    assert "each key once" in message
 
 
 @pytest.mark.parametrize(
