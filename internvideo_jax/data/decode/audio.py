@@ -1,10 +1,12 @@
 """The sound of video and audio files as one waveform."""
 
 import contextlib
+import itertools
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 
 import av
 import numpy as np
@@ -141,15 +143,11 @@ class _Source:
 
     def resampled(self, container: InputContainer) -> Iterator[np.ndarray]:
         """The waveform in pieces, float32, at the rate that is asked for."""
-        resampler: AudioResampler | None = None
-        rate = 0
-        for rate_of_piece, piece in self._aligned(container):
-            if rate_of_piece != rate:
-                yield from _push(resampler, rate, None)
-                rate = rate_of_piece
-                resampler = AudioResampler("fltp", "mono", self._sample_rate)
-            yield from _push(resampler, rate, piece)
-        yield from _push(resampler, rate, None)
+        for rate, pieces in itertools.groupby(self._aligned(container), key=itemgetter(0)):
+            resampler = AudioResampler("fltp", "mono", self._sample_rate)
+            for samples in _joined((samples for _, samples in pieces), rate):
+                yield from _push(resampler, rate, samples)
+            yield from _push(resampler, rate, None)
 
     def _aligned(self, container: InputContainer) -> Iterator[tuple[int, np.ndarray]]:
         """Sample rates and mono samples of all frames, gaps filled, from `start` on."""
@@ -239,15 +237,26 @@ def _mono(frame: AudioFrame) -> np.ndarray:
     return mean.astype(np.float32)
 
 
-def _push(
-    resampler: AudioResampler | None, rate: int, samples: np.ndarray | None
-) -> Iterator[np.ndarray]:
+def _joined(pieces: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
+    """The same samples in pieces of at least some length, the last one excepted.
+
+    Frames have a fifteenth of a second, and a call for each costs as much as decoding it.
+    """
+    waiting: list[np.ndarray] = []
+    for piece in pieces:
+        waiting.append(piece)
+        if sum(map(len, waiting)) >= length:
+            yield np.concatenate(waiting)
+            waiting.clear()
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def _push(resampler: AudioResampler, rate: int, samples: np.ndarray | None) -> Iterator[np.ndarray]:
     """What comes out of a resampler for more samples, or at their end (None)."""
-    if resampler is None:
-        return
     frame = None
     if samples is not None:
-        frame = AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), "fltp", "mono")
+        frame = AudioFrame.from_ndarray(samples[None], "fltp", "mono")
         frame.sample_rate = rate
     for resampled in resampler.resample(frame):
         yield resampled.to_ndarray()[0]
