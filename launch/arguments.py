@@ -1,6 +1,5 @@
 """What all commands share: how errors end, how configs are read, where files go."""
 
-import atexit
 import contextlib
 import functools
 import inspect
@@ -20,7 +19,7 @@ from argparse import (
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from internvideo_jax.config import nearest_fields, nearest_name
 from internvideo_jax.environment import is_debugging, missing_devices, printable
@@ -104,19 +103,19 @@ def _fail(name: str, message: str) -> int:
     return 2
 
 
-def end_process(code: int) -> NoReturn:
-    """Ends the process of a command, whose work is done or unwound, with its exit code.
+def end_process(code: int) -> int:
+    """Ends a process that a signal stopped; returns every other exit code.
 
-    Not by `sys.exit`: where JAX is imported, taking down the interpreter takes a third of a second,
-    and threads of native libraries that a signal has found at work may crash meanwhile.
+    All of ours is unwound by then. Threads of native libraries may be at work still, and crash
+    where the interpreter is taken down around them, hence not by `sys.exit`.
     """
-    try:
-        if code not in (EXIT_PREEMPTED, 128 + signal.SIGINT, 128 + signal.SIGTERM):
-            atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+    if code in (EXIT_PREEMPTED, 128 + signal.SIGINT, 128 + signal.SIGTERM):
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    return code
 
 
 @contextlib.contextmanager

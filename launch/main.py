@@ -54,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Once it has returned, no frame keeps open what an error interrupted.
     module = importlib.import_module(f"internvideo_jax.launch.{args.command}")
     code = int(module.main(args.arguments))
-    if argv is None:
-        arguments.end_process(code)
-    return code
+    return arguments.end_process(code) if argv is None else code
 
 
 if __name__ == "__main__":

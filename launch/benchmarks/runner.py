@@ -171,8 +171,7 @@ def run_command(*command: str) -> Sample:
     start = time.perf_counter()
     with _process() as call:
         code, printed, cpu_seconds, peak = call(_command, command)
-        # Here a program of its own ends, see `arguments.end_process`.
-        seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start
     if code:
         raise ChildProcessError(f"`internvideo-jax {' '.join(command)}` failed:\n{printed}")
     return Sample(seconds, cpu_seconds, peak)

@@ -176,7 +176,7 @@ def test_an_interrupted_process_ends_without_finalising_the_interpreter(error, c
         "def main(argv=None):\n"
         "    print('working')\n"
         f"    raise {error}\n"
-        "arguments.end_process(main([]))"
+        "sys.exit(arguments.end_process(main([])))"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (code, "working\n")
