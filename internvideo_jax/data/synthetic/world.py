@@ -5,6 +5,9 @@ one of 3 voices that only the sound and the caption know. Each shape lacks one c
 in training: 840 contents are seen, 312 are held out. Where in the frame, how large exactly and from
 which angle is drawn anew for each clip. In the middle of a clip the object's place and size do not
 depend on its motion, so that one frame says nothing about it.
+
+Two further splits are for retrieval: crossed clips, where each look comes with every motion, so
+that looks alone do not find the right one; and clips that show the very same with every voice.
 """
 
 import concurrent.futures
@@ -12,7 +15,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -35,7 +38,9 @@ from internvideo_jax.files import parse_json, write_json, write_text
 from internvideo_jax.processes import end_with_parent
 
 Size = Literal["small", "large"]
-Split = Literal["train", "probe", "test"]
+Split = Literal["train", "probe", "test", "crossed", "voices"]
+# Lists of clips with captions that retrieval is measured on.
+RetrievalList = Literal["test_1", "test_2", "sounds", "crossed", "voices"]
 
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 MOTIONS: tuple[Motion, ...] = get_args(Motion)
@@ -100,6 +105,11 @@ class Content:
         )
 
     @property
+    def audible(self) -> tuple[str, ...]:
+        """What the sound says of it."""
+        return self.size, self.motion, self.voice
+
+    @property
     def look(self) -> int:
         """Number of what any single frame shows: colour, shape and size, of `NUM_LOOKS`."""
         numbers = (
@@ -152,6 +162,8 @@ class WorldConfig:
       image_size: side of a frame in pixels, even.
       num_frames: frames of a clip.
       seed: of everything that is drawn.
+      crossed: looks, of all that there are, that each come with every motion.
+      voices: contents, held out or not, that each come with every voice.
     """
 
     train: int = 2400
@@ -160,14 +172,28 @@ class WorldConfig:
     image_size: int = 96
     num_frames: int = 32
     seed: int = 0
+    crossed: int = 25
+    voices: int = 66
 
     def __post_init__(self) -> None:
-        most = 2 * min(len(_visible(held_out=False)), len(_visible(held_out=True)))
+        seen, held_out = (len(_visible(held_out=h)) for h in (False, True))
+        most = 2 * min(seen, held_out)
         if not 2 <= self.test <= most or self.test % 2 or min(self.train, self.probe) < 1:
             raise ValueError(
                 f"expected an even number of test clips up to {most} and at least one clip of the"
                 f" other kinds, found train={self.train}, probe={self.probe}, test={self.test}"
             )
+        if not (1 <= self.crossed <= NUM_LOOKS and 1 <= self.voices <= seen + held_out):
+            raise ValueError(
+                f"expected 1 to {NUM_LOOKS} crossed looks and 1 to {seen + held_out} contents with"
+                f" all voices, found crossed={self.crossed}, voices={self.voices}"
+            )
+
+    def num_clips(self, split: Split) -> int:
+        """Clips of a split."""
+        each = {"crossed": len(MOTIONS), "voices": len(VOICES)}
+        count: int = getattr(self, split)
+        return count * each.get(split, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +203,7 @@ class World:
     Attributes:
       directory: holds the clips `SPLIT/NUMBER.mp4`, and for each split `SPLIT.jsonl` (the motion as
         label, captions), `SPLIT_looks.jsonl` (the look as label) and `SPLIT_contents.jsonl`
-        (a `Content` per line).
+        (a `Content` per line); beside them the lists of `retrieval_list`.
     """
 
     directory: Path
@@ -190,6 +216,15 @@ class World:
         """Annotations with `Content.look` as label."""
         return self.directory / f"{split}_looks.jsonl"
 
+    def retrieval_list(self, name: RetrievalList) -> Path:
+        """A list that `data.annotations.retrieval.read_retrieval` reads.
+
+        "test_1" and "test_2" are halves of the test clips, each with as many held-out contents as
+        the other. "sounds" has the clips of "test_1", each with the captions of all that sound
+        alike.
+        """
+        return self.directory / f"{name}.{'json' if name == 'sounds' else 'jsonl'}"
+
     def contents(self, split: Split) -> list[Content]:
         """What the clips show, in the order of the annotations."""
         path = self.directory / f"{split}_contents.jsonl"
@@ -198,14 +233,42 @@ class World:
 
 
 def draw_contents(config: WorldConfig, split: Split) -> list[Content]:
-    """Contents of a split's clips: as evenly as their number admits, then in random order."""
+    """Contents of a split's clips: as evenly as their number admits, then in random order.
+
+    Those with all voices stay side by side.
+    """
     rng = _generator(config, split)
-    if split == "test":
+    if split == "voices":
+        visible = _visible(held_out=False) + _visible(held_out=True)
+        return [
+            dataclasses.replace(visible[i], voice=voice)
+            for i in rng.permutation(len(visible))[: config.voices]
+            for voice in VOICES
+        ]
+    if split == "crossed":
+        looks = list(product(COLORS, SHAPES, SIZES))
+        contents = [
+            Content(
+                *looks[i],
+                motion,
+                BACKGROUNDS[rng.integers(len(BACKGROUNDS))],
+                VOICES[rng.integers(len(VOICES))],
+            )
+            for i in rng.permutation(len(looks))[: config.crossed]
+            for motion in MOTIONS
+        ]
+    elif split == "test":
         halves = (_drawn(rng, _visible(held_out=h), config.test // 2) for h in (False, True))
         contents = [content for half in halves for content in half]
     else:
         contents = _drawn(rng, _visible(held_out=False), getattr(config, split))
     return [contents[i] for i in rng.permutation(len(contents))]
+
+
+def find_world(config: WorldConfig, directory: str | os.PathLike[str]) -> World:
+    """Where `make_world` writes a world, which need not be there."""
+    name = "world-" + "-".join(str(value) for value in _description(config).values())
+    return World(Path(directory).absolute() / name)
 
 
 def make_world(
@@ -226,9 +289,7 @@ def make_world(
     Raises:
       OSError: files cannot be written.
     """
-    description = {"renderer": _RENDERER, **dataclasses.asdict(config)}
-    name = "world-" + "-".join(str(value) for value in description.values())
-    world = World(Path(directory).absolute() / name)
+    world, description = find_world(config, directory), _description(config)
     if (world.directory / _DESCRIPTION).exists():
         return world
     tasks: list[tuple[WorldConfig, Path, Split, list[tuple[int, Content]]]] = []
@@ -254,6 +315,10 @@ def make_world(
     # Written last: a folder without it is not complete.
     write_json(world.directory / _DESCRIPTION, description)
     return world
+
+
+def _description(config: WorldConfig) -> dict[str, int]:
+    return {"renderer": _RENDERER, **dataclasses.asdict(config)}
 
 
 def _visible(held_out: bool) -> list[Content]:
@@ -286,7 +351,7 @@ def _write_clips(task: tuple[WorldConfig, Path, Split, list[tuple[int, Content]]
     config, folder, split, clips = task
     for number, content in clips:
         # 0 draws the scene, 1 the caption.
-        scene = content.scene(_generator(config, split, number, 0))
+        scene = content.scene(_generator(config, split, _drawn_number(split, number), 0))
         write_video(
             folder / _clip_name(number),
             render(scene, config.num_frames, config.image_size),
@@ -296,12 +361,17 @@ def _write_clips(task: tuple[WorldConfig, Path, Split, list[tuple[int, Content]]
     return len(clips)
 
 
+def _drawn_number(split: Split, number: int) -> int:
+    """What the draws of a clip go by: clips that differ in the voice alone have the same."""
+    return number // len(VOICES) if split == "voices" else number
+
+
 def _write_lists(
     config: WorldConfig, world: World, split: Split, contents: Sequence[Content]
 ) -> None:
     clips = []
     for number, content in enumerate(contents):
-        caption = content.caption(_generator(config, split, number, 1))
+        caption = content.caption(_generator(config, split, _drawn_number(split, number), 1))
         clips.append({"video": f"{split}/{_clip_name(number)}", "caption": caption})
     pairs = list(zip(clips, contents, strict=True))
     motions = [clip | {"label": MOTIONS.index(content.motion)} for clip, content in pairs]
@@ -312,7 +382,28 @@ def _write_lists(
         (world.look_annotations(split), looks),
         (world.directory / f"{split}_contents.jsonl", attributes),
     ):
-        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(path, _lines(rows))
+    if split == "test":
+        _write_retrieval_lists(world, clips, contents)
+
+
+def _write_retrieval_lists(
+    world: World, clips: Sequence[dict[str, str]], contents: Sequence[Content]
+) -> None:
+    """The test clips in halves, and the first again with the captions of all that sounds alike."""
+    by_kind = sorted(range(len(clips)), key=lambda number: contents[number].is_held_out)
+    first, second = (sorted(by_kind[start::2]) for start in (0, 1))
+    write_text(world.retrieval_list("test_1"), _lines([clips[n] for n in first]))
+    write_text(world.retrieval_list("test_2"), _lines([clips[n] for n in second]))
+    captions: dict[tuple[str, ...], list[str]] = {}
+    for n in first:
+        captions.setdefault(contents[n].audible, []).append(clips[n]["caption"])
+    sounds = [clips[n] | {"caption": captions[contents[n].audible]} for n in first]
+    write_json(world.retrieval_list("sounds"), sounds)
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def _map(function: Callable[[Any], int], tasks: Sequence[Any], processes: int) -> Iterable[int]:
