@@ -1,12 +1,15 @@
 """Texts to ids of a BERT vocabulary: uncased WordPiece, by the `tokenizers` library."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
-from tokenizers import BertWordPieceTokenizer
+from tokenizers import BertWordPieceTokenizer, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers.trainers import WordLevelTrainer
 
+from internvideo_jax.data.transforms.captions import clean_caption
+from internvideo_jax.files import write_text
 from internvideo_jax.objectives.masked_lm import Vocabulary
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -51,6 +54,32 @@ class WordPiece:
     def count_cut(self, texts: Sequence[str]) -> int:
         """How many of the texts are longer than the model takes."""
         return sum(bool(text.overflowing) for text in self._tokenizer.encode_batch(list(texts)))
+
+
+def train_vocabulary(captions: Iterable[str], path: str | Path, max_words: int = 30_522) -> int:
+    """Writes a vocabulary of the words of captions, as models read them.
+
+    All entries are whole words: the trainer of WordPiece gives other pieces each time.
+
+    Args:
+      captions: as annotations have them.
+      path: the file to write, which `WordPiece` reads.
+      max_words: of the vocabulary, the special ones included; the most frequent ones are taken, and
+        of equally frequent ones those that come first in the alphabet.
+
+    Returns:
+      The number of words.
+    """
+    tokenizer = Tokenizer(models.WordLevel())
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = WordLevelTrainer(
+        vocab_size=max_words, special_tokens=list(_SPECIAL), show_progress=False
+    )
+    tokenizer.train_from_iterator(map(clean_caption, captions), trainer)
+    ids = tokenizer.get_vocab()
+    write_text(path, "\n".join(sorted(ids, key=ids.__getitem__)) + "\n")
+    return len(ids)
 
 
 def read_words(path: Path) -> dict[str, int]:

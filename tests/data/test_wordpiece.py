@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from internvideo_jax.data.wordpiece import WordPiece, read_words
+from internvideo_jax.data.wordpiece import WordPiece, read_words, train_vocabulary
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "##s", "cafe"]
 
@@ -27,6 +27,19 @@ def test_texts_become_ids_of_one_length(vocab):
     np.testing.assert_array_equal(mask, ids != 0)
     assert tokenizer.vocabulary == (9, 0, 2, 4)
     assert tokenizer([])[0].shape == (0, 5)
+
+
+def test_vocabularies_are_the_words_of_captions_the_most_frequent_first(tmp_path):
+    captions = ["A red ring.", "a Blue ring", "the re-d ring, again"]
+    path = tmp_path / "new" / "vocab.txt"
+    assert train_vocabulary(captions, path) == 5 + 8
+    words = list(read_words(path))
+    assert words[:7] == [*WORDS[:5], "ring", "a"]
+    assert words[7:] == ["again", "blue", "d", "re", "red", "the"]
+    ids, _ = WordPiece(path, 6)(["a green ring"])
+    assert ids.tolist() == [[2, 6, 1, 5, 3, 0]]
+    assert train_vocabulary(captions, path, max_words=7) == 7
+    assert list(read_words(path)) == words[:7]
 
 
 @pytest.mark.parametrize(
