@@ -109,8 +109,8 @@ class DataConfig(ClipSet):
       audio: what becomes of sound.
       missing_audio: whether clips without sound are errors, or zeros (with `has_audio`).
       features_dir: folder of features that were computed beforehand (`data.fields.features`).
-      cache_dir: folder in which all frames of all clips are kept decoded, for small clips; made
-        on first use, and anew when the clips change.
+      cache_dir: folder in which all frames of all clips, and their sound where it is used, are kept
+        decoded, for small clips; made on first use, and anew when the clips change.
       workers: processes that decode; 0 uses threads of this one.
       stall_timeout: seconds without a batch after which loading starts anew at the same place.
     """

@@ -47,6 +47,7 @@ class Clips:
       config: which clips.
       use_cache: whether clips come from `config.cache_dir`, if that is set, which is made if need
         be; not for those who only want to know which clips there are.
+      with_sound: whether the cache has their sound, too.
       source: clips to take instead of the config's own.
 
     Raises:
@@ -54,7 +55,12 @@ class Clips:
     """
 
     def __init__(
-        self, config: DataConfig, *, use_cache: bool = False, source: ClipSource | None = None
+        self,
+        config: DataConfig,
+        *,
+        use_cache: bool = False,
+        with_sound: bool = False,
+        source: ClipSource | None = None,
     ):
         self.members = config.members if source is None else ()
         self._sources: list[ClipSource] = (
@@ -71,7 +77,13 @@ class Clips:
                 own = config.of_member(self.members[number]) if self.members else config
                 # Whatever comes next begins by scaling frames, which then are as they must be.
                 size = own.image_size if own.augmentation == "none" else None
-                self._sources[number] = CachedSource(source, config.cache_dir, size, own.resize)
+                self._sources[number] = CachedSource(
+                    source,
+                    config.cache_dir,
+                    size,
+                    own.resize,
+                    config.audio.sample_rate if with_sound else None,
+                )
         self._ends = list(itertools.accumulate(map(len, self._sources)))
 
     def __len__(self) -> int:

@@ -143,7 +143,7 @@ class _TrainRows:
         process_index: int,
         process_count: int,
     ):
-        clips = Clips(config, use_cache=True)
+        clips = Clips(config, use_cache=True, with_sound=_with_sound(fields))
         kinds = clips.kinds()
         # Of a single kind nobody asks which.
         self._names = list(kinds) if config.mixture_by == "batch" else [""]
@@ -196,6 +196,12 @@ def fields_of(fields: Fields, media: str) -> Sequence[str]:
     return names
 
 
+def _with_sound(fields: Fields) -> bool:
+    """Whether any batch has sound."""
+    groups = fields.values() if isinstance(fields, Mapping) else (fields,)
+    return any("audio" in names for names in groups)
+
+
 def _pair(stream: int, turn: int) -> tuple[int, int]:
     return stream, turn
 
@@ -241,15 +247,16 @@ def eval_batches(
     """
     local = _share(batch_size, process_index, process_count)
     views = config.segments * config.crops
-    examples = EvalExamples(Clips(config, use_cache=True, source=source), config, fields)
+    clips = Clips(config, use_cache=True, with_sound=_with_sound(fields), source=source)
+    examples = EvalExamples(clips, config, fields)
     dataset = grain.MapDataset.range(process_index, len(examples), process_count).map(examples)
     rows_each = math.ceil(len(examples) / process_count) * views
     # With several processes, whole batches.
     total = rows_each if process_count == 1 else math.ceil(rows_each / local) * local
 
     def make(first_batch: int) -> Iterator[Batch]:
-        clips, rows = divmod(first_batch * local, views)
-        loaded = _load(dataset[clips:], config, math.ceil(local / views), num_threads)
+        skipped, rows = divmod(first_batch * local, views)
+        loaded = _load(dataset[skipped:], config, math.ceil(local / views), num_threads)
         return _eval_rows(examples, loaded, local, rows, total - first_batch * local)
 
     return BackgroundIterator(make, timeout=config.stall_timeout, total=math.ceil(total / local))

@@ -19,12 +19,14 @@ from internvideo_jax.data.decode.clips import open_clip
 from internvideo_jax.data.decode.video import VideoError
 from internvideo_jax.data.examples import BrokenClips
 from internvideo_jax.data.pipeline import train_batches
+from internvideo_jax.data.synthetic import scenes
 from internvideo_jax.data.transforms.frames import (
     eval_frame,
     long_side_crops,
     resize_short_side,
 )
 from internvideo_jax.data.transforms.sampling import sample_indices
+from internvideo_jax.preprocessing import AudioPreprocessing
 
 NUM_CLIPS = 7
 SIZE = 16
@@ -364,6 +366,43 @@ def test_squares_are_cached_apart_from_other_frames_of_their_size(tmp_path, worl
     assert_equal(take(squares, 3), take(without, 3))
     sizes = sorted((folder / "frames.bin").stat().st_size for folder in tmp_path.iterdir())
     assert sizes[0] == NUM_CLIPS * 12 * SIZE**2 * 3 < sizes[1]
+
+
+def test_the_cache_holds_sound_where_it_is_used(tmp_path, monkeypatch):
+    scene = scenes.Scene("ring", "red", "up", voice="buzz")
+    for clip in range(3):
+        sound = scenes.soundtrack(scene, 8 / 25) if clip < 2 else None
+        scenes.write_video(tmp_path / f"{clip}.mp4", scenes.render(scene, 8, 32), 25, sound)
+    lines = [json.dumps({"video": f"{clip}.mp4"}) for clip in range(3)]
+    (tmp_path / "clips.jsonl").write_text("\n".join(lines))
+    config = make_config(
+        tmp_path, num_classes=None, audio=AudioPreprocessing(num_frames=20), missing_audio="zeros"
+    )
+    cached = dataclasses.replace(config, cache_dir=str(tmp_path / "cache"))
+
+    def batch(config, fields=("video", "audio")):
+        (found,) = pipeline.eval_batches(config, fields, batch_size=3)
+        return found
+
+    plain, made = batch(config), batch(cached)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("decoded again")
+
+    for name in ("clip_sound", "open_clip"):
+        monkeypatch.setattr(f"internvideo_jax.data.sources.source.{name}", refuse)
+    kept, required = batch(cached), batch(dataclasses.replace(cached, missing_audio="error"))
+    assert plain["has_audio"].tolist() == [True, True, False]
+    assert plain["audio"][0].any()
+    for name in ("video", "audio", "has_audio", "valid"):
+        np.testing.assert_array_equal(made[name], plain[name])
+        np.testing.assert_array_equal(kept[name], plain[name])
+    assert required["valid"].tolist() == [True, True, False]
+    assert "expected an audio stream" in required["error"][2]
+    monkeypatch.undo()
+    # Those who want the frames alone do not wait for sound.
+    monkeypatch.setattr("internvideo_jax.data.sources.source.clip_sound", refuse)
+    np.testing.assert_array_equal(batch(cached, ("video",))["video"], plain["video"])
 
 
 def test_clips_too_large_for_a_cache_are_refused(tmp_path, world, monkeypatch):

@@ -10,7 +10,6 @@ from typing import ClassVar, Self
 import numpy as np
 
 from internvideo_jax.data.config import DataConfig
-from internvideo_jax.data.decode.audio import clip_sound
 from internvideo_jax.data.decode.video import ClipReader
 from internvideo_jax.data.sources.source import SourceClip
 
@@ -60,7 +59,7 @@ class LazyClip:
           SoundError: it has none.
           VideoError: it cannot be read.
         """
-        return clip_sound(self.record, sample_rate, data=self._clip.data)
+        return self._clip.waveform(sample_rate)
 
 
 class Field(abc.ABC):

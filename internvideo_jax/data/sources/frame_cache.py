@@ -1,9 +1,10 @@
 """Decoded frames of all clips of a small data set on disk: decoding happens once.
 
 A cache is a folder with `frames.bin`, uint8 pixels of one clip after the other, and `clips.json`,
-where each clip's pixels lie and what is known of it, or why it cannot be read. Frames are as they
-were decoded, or scaled already as whatever comes next would scale them: so what is made of them is
-the same with and without the cache.
+where each clip's pixels lie and what is known of it, or why it cannot be read; where sound is asked
+for, `sound.bin` holds the waveforms, float32. Frames are as they were decoded, or scaled already as
+whatever comes next would scale them: so what is made of them is the same with and without the
+cache.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ import msgspec
 import numpy as np
 
 from internvideo_jax.data.annotations.records import ClipRecord
+from internvideo_jax.data.decode.audio import SoundError
 from internvideo_jax.data.decode.video import Transform, VideoError
 from internvideo_jax.data.mapped import MappedArray
 from internvideo_jax.data.sources.clips import RecordSource
@@ -36,13 +38,23 @@ _MAX_LIST_BYTES = 2**31
 _log = logging.getLogger(__name__)
 
 
+# The arguments of a `VideoError`.
+_Error = tuple[str, str, str, str]
+
+
 class _CachedClip(msgspec.Struct, omit_defaults=True):
-    """What `clips.json` states: where a clip's pixels lie and what it is, or its `VideoError`."""
+    """What `clips.json` states: where a clip's pixels lie and what it is, or its `VideoError`.
+
+    Of its sound likewise: first and number of its samples, or why it has none or cannot be read.
+    """
 
     start: int = 0
     shape: tuple[int, ...] = ()
     record: ClipRecord | None = None
-    error: tuple[str, str, str, str] | None = None
+    error: _Error | None = None
+    sound: tuple[int, int] | None = None
+    no_sound: _Error | None = None
+    bad_sound: _Error | None = None
 
 
 class CachedSource:
@@ -53,6 +65,7 @@ class CachedSource:
       cache_dir: folder for caches of any number of sources, which are told apart by their digests.
       size: of frames as they are kept, in pixels; None keeps their size.
       resize: how they reach it.
+      sample_rate: samples per second of the sound, which is kept, too; None keeps none.
 
     Raises:
       ValueError: a clip with too many pixels to keep.
@@ -65,6 +78,7 @@ class CachedSource:
         cache_dir: str | os.PathLike[str],
         size: int | None = None,
         resize: Resize = "bilinear_short_side",
+        sample_rate: int | None = None,
     ):
         self._digest = source.digest()
         self._fingerprint = source.fingerprint()
@@ -72,10 +86,12 @@ class CachedSource:
         self._records = source.records if isinstance(source, RecordSource) else None
         kind = "-square" if resize == "bicubic_square" else ""
         scaled = f"-{size}{kind}" if size else ""
-        folder = Path(cache_dir).absolute() / f"{self._digest[:16]}{scaled}"
+        heard = f"-{sample_rate}hz" if sample_rate else ""
+        folder = Path(cache_dir).absolute() / f"{self._digest[:16]}{scaled}{heard}"
         if not folder.is_dir():
-            _write(source, folder, resizer(resize, size) if size else None)
-        self._pixels = MappedArray(functools.partial(_map, folder / "frames.bin"))
+            _write(source, folder, resizer(resize, size) if size else None, sample_rate)
+        self._pixels = MappedArray(functools.partial(_map, folder / "frames.bin", "uint8"))
+        self._samples = MappedArray(functools.partial(_map, folder / "sound.bin", "float32"))
         try:
             content = read_json(folder / "clips.json", max_bytes=_MAX_LIST_BYTES)
             self._clips = msgspec.convert(content, list[_CachedClip])
@@ -93,10 +109,17 @@ class CachedSource:
             raise VideoError(*clip.error)
         frames = self._pixels()[clip.start : clip.start + math.prod(clip.shape)]
         frames = frames.reshape(clip.shape)
-        if self._records is not None:
-            return SourceClip(self._records[index], frames=frames)
-        assert clip.record is not None
-        return SourceClip(clip.record, frames=frames)
+        record = clip.record if self._records is None else self._records[index]
+        assert record is not None
+        return SourceClip(record, frames=frames, sound=self._sound(clip))
+
+    def _sound(self, clip: _CachedClip) -> np.ndarray | VideoError | None:
+        if clip.sound is not None:
+            start, length = clip.sound
+            return self._samples()[start : start + length]
+        if clip.no_sound is not None:
+            return SoundError(*clip.no_sound)
+        return None if clip.bad_sound is None else VideoError(*clip.bad_sound)
 
     def digest(self) -> str:
         """That of the source."""
@@ -107,29 +130,38 @@ class CachedSource:
         return self._fingerprint
 
 
-def _map(pixels: Path) -> np.ndarray:
-    is_empty = not pixels.stat().st_size
-    return np.empty(0, np.uint8) if is_empty else np.memmap(pixels, np.uint8, "r")
+def _map(file: Path, dtype: str) -> np.ndarray:
+    is_empty = not file.stat().st_size
+    return np.empty(0, dtype) if is_empty else np.memmap(file, dtype, "r")
 
 
-def _write(source: ClipSource, folder: Path, scale: Transform | None) -> None:
+def _write(
+    source: ClipSource, folder: Path, scale: Transform | None, sample_rate: int | None
+) -> None:
     _log.info("decoding %d clips into %s", len(source), folder)
     num_threads = usable_cpus()
     decoded = (
         grain.MapDataset.range(len(source))
-        .map(functools.partial(_decode, source=source, scale=scale))
+        .map(functools.partial(_decode, source=source, scale=scale, sample_rate=sample_rate))
         .to_iter_dataset(grain.ReadOptions(num_threads, prefetch_buffer_size=2 * num_threads))
     )
     try:
         with atomic_directory(folder) as temporary:
             temporary.mkdir()
-            clips, position = [], 0
-            with (temporary / "frames.bin").open("wb") as file:
-                for clip, frames in decoded:
+            clips, pixels, samples = [], 0, 0
+            with (
+                (temporary / "frames.bin").open("wb") as frames_file,
+                (temporary / "sound.bin").open("wb") as sound_file,
+            ):
+                for clip, frames, sound in decoded:
                     if frames is not None:
-                        clip |= {"start": position, "shape": frames.shape}
-                        position += frames.size
-                        file.write(frames.data)
+                        clip |= {"start": pixels, "shape": frames.shape}
+                        pixels += frames.size
+                        frames_file.write(frames.data)
+                    if sound is not None:
+                        clip |= {"sound": (samples, len(sound))}
+                        samples += len(sound)
+                        sound_file.write(sound.data)
                     clips.append(clip)
             (temporary / "clips.json").write_text(json.dumps(clips), encoding="utf-8")
     except OSError as error:
@@ -143,9 +175,9 @@ def _write(source: ClipSource, folder: Path, scale: Transform | None) -> None:
 
 
 def _decode(
-    index: int, *, source: ClipSource, scale: Transform | None
-) -> tuple[dict[str, Any], np.ndarray | None]:
-    """What the cache states about a clip, and all its frames."""
+    index: int, *, source: ClipSource, scale: Transform | None, sample_rate: int | None
+) -> tuple[dict[str, Any], np.ndarray | None, np.ndarray | None]:
+    """What the cache states about a clip, all its frames, and its sound."""
     try:
         clip = source[index]
         with clip.open() as reader:
@@ -158,5 +190,14 @@ def _decode(
                 )
             frames = np.ascontiguousarray(reader.read(range(count), transform=scale))
     except VideoError as error:
-        return {"error": error.args}, None
-    return {"record": dataclasses.asdict(clip.record)}, frames
+        return {"error": error.args}, None, None
+    stated: dict[str, Any] = {"record": dataclasses.asdict(clip.record)}
+    sound = None
+    if sample_rate is not None:
+        try:
+            sound = np.ascontiguousarray(clip.waveform(sample_rate), np.float32)
+        except SoundError as error:
+            stated["no_sound"] = error.args
+        except VideoError as error:
+            stated["bad_sound"] = error.args
+    return stated, frames, sound
