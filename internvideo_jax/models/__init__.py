@@ -12,6 +12,7 @@ from internvideo_jax.models.architecture import (
     Tower,
     abstract_variables,
     gradient_flops,
+    product_flops,
 )
 from internvideo_jax.models.stage1 import (
     DistillStudent,
@@ -51,6 +52,7 @@ __all__ = [
     "build",
     "encode",
     "gradient_flops",
+    "product_flops",
     "video_encoder",
 ]
 

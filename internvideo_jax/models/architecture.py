@@ -5,12 +5,14 @@ import collections
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.extend.core
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from internvideo_jax.kernels.attention import prefer
 
@@ -49,15 +51,8 @@ class Tower(nn.Module, abc.ABC):
         Args:
           inputs: shapes of the positional inputs of a call; by default one of `example_inputs`.
         """
-        parts: collections.Counter[str] = collections.Counter()
-        # Tiled attention also multiplies the padding of its last tile.
-        with prefer("reference"), nn.logical_axis_rules(()):
-            # A call need not run all heads, `init` does.
-            init = jax.make_jaxpr(self.init)
-            _count_products(
-                init(jax.random.key(0), *(inputs or self.example_inputs())).jaxpr, "", 1, parts
-            )
-        return dict(parts)
+        # A call need not run all heads, `init` does.
+        return product_flops(self.init, jax.random.key(0), *(inputs or self.example_inputs()))
 
     def is_decayed(self, path: str) -> bool:
         """Whether weight decay applies to a parameter.
@@ -119,6 +114,26 @@ def abstract_variables(module: nn.Module, *, boxed: bool = False) -> dict[str, A
     with prefer("reference"), nn.logical_axis_rules(()):
         variables = jax.eval_shape(module.init, jax.random.key(0), *module.example_inputs())
     return variables if boxed else nn.unbox(variables)
+
+
+def product_flops(
+    function: Callable[..., Any], *inputs: Any, unread: bool = True
+) -> dict[str, int]:
+    """FLOPs of a function of models, by submodule, counted as `Tower.flops` does.
+
+    Args:
+      function: can be traced by JAX.
+      inputs: arrays or shapes.
+      unread: whether products count that its results do not need, which a compiler leaves out.
+    """
+    parts: collections.Counter[str] = collections.Counter()
+    # Tiled attention also multiplies the padding of its last tile.
+    with prefer("reference"), nn.logical_axis_rules(()):
+        jaxpr = jax.make_jaxpr(function)(*inputs).jaxpr
+    if not unread:
+        jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    _count_products(jaxpr, "", 1, parts)
+    return dict(parts)
 
 
 def _count_products(jaxpr: Any, where: str, repeats: int, parts: dict[str, int]) -> None:

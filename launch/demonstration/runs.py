@@ -107,4 +107,4 @@ def save_untrained(directory: Path, stage: Any, seed: int) -> None:
         return
     variables = nn.unbox(jax.jit(stage.init)(jax.random.key(seed)))
     with atomic_directory(directory) as partial:
-        stage.save(fan_in(variables, stage.module.config.encoder), partial)
+        stage.save(fan_in(variables, stage.module), partial)

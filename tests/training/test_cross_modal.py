@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from internvideo_jax import models, saved_model
 from internvideo_jax.models.stage2 import Stage2
@@ -287,3 +288,41 @@ def test_a_saved_model_has_its_vocabulary_and_preprocessing(tmp_path):
     assert saved.preprocessing.text.max_length == 6
     assert (saved.preprocessing.audio.num_mels, saved.preprocessing.audio.num_frames) == (8, 21)
     assert saved.tokenizer_files["vocab.txt"].read_text().split() == list(WORDS)
+
+
+def test_narrow_towers_may_start_wider():
+    stage = CrossModalStage(dataclasses.replace(CONFIG, fan_in=("vision", "text")))
+    fresh = noise(stage.init, 0)
+    started = stage.load_initial(fresh)["params"]
+    fresh, wider = fresh["params"], 1 / 0.02
+    for path, inputs in {
+        "vision/encoder/blocks/mlp/fc2/kernel": ENCODER.mlp_dim,
+        "text/fusion_blocks/cross_attn/k/kernel": stage.config.model.media_width,
+        "text/text_blocks/attn/proj/kernel": BERT.width,
+        "text/mlm_head/dense/kernel": BERT.width,
+    }.items():
+        old, new = (flat(params)[path] for params in (fresh, started))
+        np.testing.assert_allclose(new, old * inputs**-0.5 * wider, rtol=1e-6)
+    same = ("vision/encoder/patch_embed/kernel", "audio/blocks/mlp/fc1/kernel", "text_proj/kernel")
+    for path in same:
+        np.testing.assert_array_equal(flat(started)[path], flat(fresh)[path])
+
+
+def flat(params):
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def test_flops_are_those_of_what_the_losses_read(config):
+    weights = LossWeights(vtc=0.0, vtm=0.0, mlm=0.0, atc=1.0)
+    changed = dataclasses.replace(config, weights=weights, captions=LossCaptions())
+    stage = CrossModalStage(changed, "audio")
+    text = dataclasses.replace(BERT, depth=BERT.fusion_layer, cross_width=None, mlm_head=False)
+    ids = jax.ShapeDtypeStruct((1, config.max_text_length), jnp.int32)
+    towers = sum(
+        [*models.build(BEATS).flops().values(), *models.build(text).flops(ids, ids).values()]
+    )
+    size = config.model.embed_dim
+    expected = towers + 2 * (BEATS.width + BERT.width) * size
+    # Beside them the similarities of two rows, perhaps once for each direction.
+    assert 3 * expected < stage.flops()["model"] <= 3 * (expected + 2 * 2 * 2 * size)
+    assert CrossModalStage(CONFIG).flops() == {}

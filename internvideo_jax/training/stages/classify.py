@@ -98,7 +98,7 @@ class ClassifyStage(ModelStage):
             initial=config.initial,
             starts_from=config.starts_from,
             new_head=config.new_head,
-            fan_in=config.fan_in,
+            fan_in=("encoder",) if config.fan_in else (),
             classes=config.classes or None,
         )
         self.config = config

@@ -6,6 +6,7 @@ Source: `tasks/pretrain.py` and the models of upstream `InternVideo2/multi_modal
 import dataclasses
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from jaxtyping import Array
 from internvideo_jax.data.wordpiece import WordPiece
 from internvideo_jax.evaluation.retrieval_evaluator import RetrievalEvaluator
 from internvideo_jax.evaluation.runner import Evaluator
-from internvideo_jax.models import abstract_variables, build
+from internvideo_jax.models import abstract_variables, build, gradient_flops, product_flops
 from internvideo_jax.models.stage2 import TEMPERATURES, MediaOutput, Medium, Stage2
 from internvideo_jax.models.video_vit import token_grid
 from internvideo_jax.objectives.cross_modal import (
@@ -42,6 +43,10 @@ from internvideo_jax.training.stages.weights import check_weights, load_weights
 
 _BEFORE_BLOCKS = ("patch_embed/", "cls_token", "pos_embed", "img_pos_embed")
 _VOCABULARY = "vocab.txt"
+# Of a batch whose FLOPs are counted, where the whole batch is the group of negatives.
+_ROWS = 64
+# Where their parameters lie.
+_TOWERS = {"vision": "vision/encoder", "text": "text", "audio": "audio"}
 
 
 class CrossModalStage(ModelStage):
@@ -77,6 +82,7 @@ class CrossModalStage(ModelStage):
             build(config.model),
             initial=config.initial,
             starts_from=config.starts_from,
+            fan_in=[_TOWERS[name] for name in config.fan_in],
             preprocessing=_preprocessing(config),
             tokenizer_files={_VOCABULARY: config.vocabulary} if config.vocabulary else {},
         )
@@ -280,6 +286,26 @@ class CrossModalStage(ModelStage):
         total = sum((weights[name] * x for name, x in found.items()), start=jnp.float32(0))
         metrics = {f"{self.kind}/{name}": x for name, x in found.items()}
         return total, ({**metrics, "temperature": temperature}, extra)
+
+    def flops(self) -> dict[str, int]:
+        """FLOPs of a training step per row, by part; nothing without a vocabulary.
+
+        The similarities are those of a batch of `match_group` rows, and what is frozen counts as if
+        it were trained.
+        """
+        if self.vocabulary is None:
+            return {}
+        key, rows = jax.random.key(0), self.config.match_group or _ROWS
+        batch, frozen = self.example_batch(rows), jax.eval_shape(self.init_frozen, key)
+        targets = jax.eval_shape(self.targets, nn.unbox(frozen), batch, key)
+        params = abstract_variables(self.module)["params"]
+
+        def loss(params: PyTree, batch: Batch, targets: PyTree) -> jax.Array:
+            return self.loss(params, {}, batch, targets, key)[0]
+
+        forward = sum(product_flops(loss, params, batch, targets, unread=False).values()) // rows
+        teachers = {teacher.name: teacher.flops(self.grid) for teacher in self.teachers}
+        return {"model": gradient_flops(forward), **teachers}
 
     def bounded(self, params: PyTree) -> PyTree:
         """As upstream, which clamps the temperature before each step."""

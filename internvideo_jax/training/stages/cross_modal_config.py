@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 from internvideo_jax.evaluation.retrieval_options import RetrievalOptions
 from internvideo_jax.models.stage2 import Medium, Stage2Config
@@ -122,6 +122,8 @@ class CrossModalConfig:
       open_blocks: how many of the last blocks of the video tower, of the text layers and of the
         audio tower are trained, with all that comes behind them; None trains everything.
       retrieval: what is measured of clips to evaluate on.
+      fan_in: towers that start, where they start from nothing, with kernels of deviation
+        1 / sqrt(inputs), for narrow ones (`stages.model.fan_in`).
       initial: saved stage-2 model to start from; what it lacks (sound, heads) starts untrained.
       starts_from: what a recipe wants `initial` to be; "" allows to start without.
       initial_vision: saved model of stage 1 whose encoder the video tower starts from.
@@ -145,6 +147,7 @@ class CrossModalConfig:
     teacher_batch: int | None = None
     open_blocks: int | None = None
     retrieval: RetrievalOptions = _PLAIN_RETRIEVAL
+    fan_in: tuple[Literal["vision", "text", "audio"], ...] = ()
     initial: str | None = None
     starts_from: str = ""
     initial_vision: str | None = None

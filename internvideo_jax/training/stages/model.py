@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +15,8 @@ from etils import epath
 from flax import traverse_util
 
 from internvideo_jax import saved_model
-from internvideo_jax.models import ARCHITECTURES, abstract_variables
+from internvideo_jax.models import ARCHITECTURES, Tower, abstract_variables
+from internvideo_jax.nn.int8 import Kernel
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.stage import Stage, Variables
 from internvideo_jax.training.stages.weights import check_weights, load_weights
@@ -39,7 +41,7 @@ class ModelStage(Stage):
         preprocessing: Preprocessing | None = None,
         tokenizer_files: Mapping[str, str] = MappingProxyType({}),
         new_head: bool | None = False,
-        fan_in: bool = False,
+        fan_in: Sequence[str] = (),
         classes: Sequence[str] | None = None,
     ) -> None:
         """Sets up the stage.
@@ -53,7 +55,7 @@ class ModelStage(Stage):
           tokenizer_files: of its texts, by name, where they lie.
           new_head: start an untrained last layer although the saved model has one; None does so
             where that is of other classes.
-          fan_in: start the encoder, where it starts from nothing, by the function `fan_in`.
+          fan_in: towers that start, where they start from nothing, by the function `fan_in`.
           classes: names of a classifier's classes in the order of the logits, if they have any.
         """
         self.module = module
@@ -70,7 +72,7 @@ class ModelStage(Stage):
     def load_initial(self, variables: Variables) -> Variables:
         self._check_start()
         if self.initial is None:
-            return fan_in(variables, self.module.config.encoder) if self.fan_in else variables
+            return fan_in(variables, self.module, self.fan_in) if self.fan_in else variables
         loaded: Variables = load_weights(
             self.initial,
             self.module.config,
@@ -143,22 +145,26 @@ class ModelStage(Stage):
         )
 
 
-def fan_in(variables: Variables, encoder: Any) -> Variables:
-    """Rescales an encoder's kernels from the released deviation to 1 / sqrt(inputs).
+def fan_in(variables: Variables, module: Tower, towers: Sequence[str] = ("encoder",)) -> Variables:
+    """Rescales the kernels of towers from the released deviation to 1 / sqrt(inputs).
 
     The released 0.02 is made for widths in the thousands; a narrow network is nearly linear at it.
+    What does not start from it stays: patch embeddings, and all outside of the towers, which starts
+    from its inputs anyway, is normalised or starts small.
 
     Args:
-      variables: unboxed, of a module with an encoder.
-      encoder: its config.
+      variables: unboxed.
+      module: that they are of.
+      towers: paths below `params` of its towers, as "vision/encoder".
     """
+    prefixes = tuple(f"params/{tower}/" for tower in towers)
+    boxed = traverse_util.flatten_dict(abstract_variables(module, boxed=True), sep="/")
 
     def rescale(path: str, leaf: jax.Array) -> jax.Array:
-        names = path.split("/")
-        # Patch embeddings start so anyway; decoders and heads are normalised or start small.
-        if "encoder" not in names or "patch_embed" in names or names[-1] != "kernel":
+        box = boxed[path]
+        if not (isinstance(box, Kernel) and path.startswith(prefixes)):
             return leaf
-        inputs = encoder.mlp_dim if names[-2] == "fc2" else encoder.width
+        inputs = math.prod(leaf.shape[dim] for dim in box.input_dims)
         return leaf * np.float32(inputs**-0.5 / _RELEASED_STD)
 
     flat = traverse_util.flatten_dict(variables, sep="/")
