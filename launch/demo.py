@@ -1,7 +1,6 @@
 """`internvideo-jax demo`: a PyTorch checkpoint, video files and training in miniature."""
 
 import itertools
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -10,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from internvideo_jax import environment
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
+from internvideo_jax.launch.demonstration.commands import as_typed, run_command
 
 if TYPE_CHECKING:
     from internvideo_jax.data.synthetic.scenes import Scene
 
-SUMMARY = "convert, verify and use a small checkpoint, then train stage 1 in miniature"
+SUMMARY = "convert, verify and use a small checkpoint, then train stages 1 and 2 in miniature"
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -28,9 +27,11 @@ what it does:
     internvideo-jax verify $INTERNVIDEO_HOME/demo/model --reference=demo_reference.safetensors
     internvideo-jax extract clips/ --model=$INTERNVIDEO_HOME/demo/model --output=features/
   That model has 0.14 M random parameters: it shows that every step works.
-  Then two teachers and a stage-1 student are trained on 2,400 clips that it makes, by the loop of
+  Then two teachers and a stage-1 student are trained on clips that it makes, by the loop of
   `internvideo-jax train` and the configs in configs/demo, and probed on clips that no model has
-  seen. Exit code 1: the student reads motion less than 10 points better than untrained.
+  seen. From the student's encoder, stage 2 learns what captions and sounds say of the clips, and
+  finds unseen ones by `internvideo-jax evaluate`. Exit code 1: the student reads motion less than
+  10 points better than untrained, or stage 2 finds less than docs/demo.md asks for.
 
 examples:
   internvideo-jax demo
@@ -45,8 +46,8 @@ more.
 _MARKER = ".internvideo-jax-demo"
 
 
-# Runs whose models are offered at the end: an encoder, and a classifier.
-_SHOWN = ("stage 1", "video teacher")
+# Runs whose models are offered at the end: an encoder, a classifier, and one that finds clips.
+_SHOWN = ("stage 1", "video teacher", "stage 2")
 
 
 def _scenes(fast: bool) -> "dict[str, Scene]":
@@ -62,7 +63,7 @@ def _scenes(fast: bool) -> "dict[str, Scene]":
 
 @arguments.command
 def main(argv: Sequence[str]) -> int:
-    """Runs the demo; returns 1 if stage 1 has not learnt what it must."""
+    """Runs the demo; returns 1 if the models have not learnt what they must."""
     parser = arguments.make_parser("demo", SUMMARY, EPILOG)
     parser.add_argument(
         "--output",
@@ -76,10 +77,11 @@ def main(argv: Sequence[str]) -> int:
     )
     args = parser.parse_args(argv)
 
-    from internvideo_jax.launch.demonstration import report, training
+    from internvideo_jax.configs.demo import common
+    from internvideo_jax.launch.demonstration import report, retrieval, training
 
     started = time.perf_counter()
-    home = environment.home() / "demo"
+    home = common.home()
     output = _output_dir(args.output, home)
     numbers = itertools.count(1)
 
@@ -87,17 +89,19 @@ def main(argv: Sequence[str]) -> int:
         print(f"\n== {next(numbers)}. {title}", flush=True)
 
     _use_a_checkpoint(home, output, args.fast, say)
-    found = training.run("fast" if args.fast else "full", home, output, say)
+    size = "fast" if args.fast else "full"
+    found = training.run(size, home, output, say)
     print(f"\n{report.as_text(found)}\n")
     print(f"models    {', '.join(str(run.model) for run in found.runs)}")
     print(f"report    {output / training.REPORT_PAGE}")
-    student, teacher = (next(r.model for r in found.runs if r.name == n) for n in _SHOWN)
+    student, teacher, finder = (next(r.model for r in found.runs if r.name == n) for n in _SHOWN)
     print("\nUse what was trained:")
     for command in (
         ("predict", str(output / "clips"), f"--model={teacher}", "--top=2"),
         ("extract", str(output / "clips"), f"--model={student}", "--output=stage_1_features"),
+        ("evaluate", *retrieval.arguments_of("clips_1", size, finder, Path("found"))),
     ):
-        print(f"$ {shlex.join(['internvideo-jax', *command])}")
+        print(f"$ {as_typed(*command)}")
     print(f"\nDemo finished in {time.perf_counter() - started:.0f} s: {found.verdict}.")
     return 0 if found.has_passed else 1
 
@@ -128,11 +132,11 @@ def _use_a_checkpoint(home: Path, output: Path, fast: bool, say: Callable[[str],
     clips.mkdir(parents=True)
 
     say("Convert a PyTorch checkpoint (no torch needed)")
-    _run("convert", convert.main, [str(ASSETS / "demo_checkpoint.pth"), f"--output={model}"])
+    run_command("convert", convert.main, [str(ASSETS / "demo_checkpoint.pth"), f"--output={model}"])
 
     say("Verify it against activations of the original PyTorch model")
     reference = ASSETS / "demo_reference.safetensors"
-    _run("verify", verify.main, [str(model), f"--reference={reference}"])
+    run_command("verify", verify.main, [str(model), f"--reference={reference}"])
 
     say("Render clips")
     for name, scene in _scenes(fast).items():
@@ -140,7 +144,7 @@ def _use_a_checkpoint(home: Path, output: Path, fast: bool, say: Callable[[str],
         print(f"{clips / name}.mp4")
 
     say("Extract their features")
-    _run("extract", extract.main, [str(clips), f"--model={model}", f"--output={features}"])
+    run_command("extract", extract.main, [str(clips), f"--model={model}", f"--output={features}"])
 
     say("See where the pooler looks (these weights are random, and so are the places)")
     rows = _draw_attention(model, sorted(clips.glob("*.mp4")), output / "attention.png")
@@ -154,13 +158,6 @@ def _use_a_checkpoint(home: Path, output: Path, fast: bool, say: Callable[[str],
     print(f"picture   {output / 'attention.png'}")
     print(f"features  {features}")
     print(f"summary   {output / 'summary.json'}")
-
-
-def _run(name: str, main_function: Callable[[Sequence[str]], int], argv: list[str]) -> None:
-    """Runs another command in this process, shown as one would type it."""
-    print(f"$ {shlex.join(['internvideo-jax', name, *argv])}", flush=True)
-    if code := main_function(argv):
-        raise SystemExit(code)
 
 
 def _draw_attention(model_dir: Path, videos: Sequence[Path], picture: Path) -> list[dict[str, Any]]:

@@ -1,13 +1,44 @@
 """Sizes of the demo and what its runs share."""
 
 import dataclasses
+from pathlib import Path
 
+from internvideo_jax import environment
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.synthetic.world import WorldConfig
 from internvideo_jax.models import VideoClassifierConfig, VideoViTConfig, stage1
 from internvideo_jax.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
 from internvideo_jax.training.mixup import MixConfig
 from internvideo_jax.training.stages.classify import ClassifyConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage2Size:
+    """How much stage 2 does, besides what its video tower is by stage 1.
+
+    Attributes:
+      steps: of training.
+      batch_size: clips of a step, among all of which negatives are drawn.
+      lr: peak learning rate.
+      weight_decay: of the kernels.
+      text_width: token width of the text tower.
+      text_depth: its layers that read texts alone.
+      fusion_depth: its layers that also attend to clips and sounds.
+      audio_width: token width of the audio tower.
+      audio_depth: its layers.
+      embed_dim: size of the embeddings that are compared, and width of what texts attend to.
+    """
+
+    steps: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    text_width: int
+    text_depth: int
+    fusion_depth: int
+    audio_width: int
+    audio_depth: int
+    embed_dim: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +56,7 @@ class Size:
         as many single frames.
       probe_labels: labels that each probe learns from.
       probe_draws: probes, with labels of their own, over which accuracies are averaged.
+      stage2: clips, sounds and texts together.
     """
 
     world: WorldConfig
@@ -36,6 +68,7 @@ class Size:
     batch_size: int
     probe_labels: int
     probe_draws: int
+    stage2: Stage2Size
 
 
 SIZES = {
@@ -49,9 +82,21 @@ SIZES = {
         batch_size=128,
         probe_labels=300,
         probe_draws=5,
+        stage2=Stage2Size(
+            steps=450,
+            batch_size=64,
+            lr=1e-3,
+            weight_decay=0.02,
+            text_width=128,
+            text_depth=2,
+            fusion_depth=1,
+            audio_width=64,
+            audio_depth=2,
+            embed_dim=128,
+        ),
     ),
     "fast": Size(
-        WorldConfig(train=24, probe=16, test=8),
+        WorldConfig(train=24, probe=16, test=8, crossed=1, voices=2),
         width=32,
         depth=2,
         image_steps=4,
@@ -60,8 +105,25 @@ SIZES = {
         batch_size=8,
         probe_labels=12,
         probe_draws=2,
+        stage2=Stage2Size(
+            steps=6,
+            batch_size=8,
+            lr=1e-3,
+            weight_decay=0.02,
+            text_width=32,
+            text_depth=1,
+            fusion_depth=1,
+            audio_width=32,
+            audio_depth=1,
+            embed_dim=32,
+        ),
     ),
 }
+
+
+def home() -> Path:
+    """Folder of the demo's models and worlds."""
+    return environment.home() / "demo"
 
 
 def encoder(size: Size, *, num_frames: int = 8, tubelet_size: int = 2) -> VideoViTConfig:

@@ -5,6 +5,9 @@ own. Set where the list and the videos are:
 
     --config.eval_data.annotations=FILE --config.eval_data.root=DIR
 
+`configs/eval/retrieval.py:demo[,NAME[,SIZE]]` is a measurement of `internvideo-jax demo`, on its
+clips (`configs/demo/retrieval.py`).
+
 Source: frames, lengths of texts and seconds of `scripts/evaluation/stage2/zero_shot/1B` of upstream
 `InternVideo2/multi_modality`. The 6B model was measured with 4 frames on DiDeMo:
 `--config.eval_data.num_frames=4`.
@@ -14,6 +17,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from internvideo_jax.configs.demo import retrieval as demo
 from internvideo_jax.configs.stage1 import common
 from internvideo_jax.evaluation.retrieval_options import RetrievalData, RetrievalOptions
 
@@ -51,6 +55,9 @@ def get_config(name: str = "custom") -> ConfigDict:
     Raises:
       ValueError: there is no such benchmark; lists all.
     """
+    kind, _, measurement = name.partition(",")
+    if kind == "demo":
+        return demo.get_config(measurement or "clips_1")
     benchmark: Benchmark = common.choose(BENCHMARKS, name, "eval/retrieval.py")
     config = ConfigDict()
     config.retrieval = common.as_config(

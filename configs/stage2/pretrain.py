@@ -4,7 +4,7 @@
   1b        clips and images with texts
   6b        likewise, the larger model
   6b_audio  clips together with their sound as well; BEATs stays as it is
-  demo      a model of minutes, for the demo's world
+  demo      a model of minutes, for the demo's world (configs/demo/stage2.py)
 Set the models to start from, the vocabulary and the data (docs/stage2.md):
 
     --config.stage.initial_vision=DIR --config.stage.initial_text=DIR
@@ -18,20 +18,15 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from internvideo_jax.configs.demo import common as demo
+from internvideo_jax.configs.demo import stage2 as demo
 from internvideo_jax.configs.stage1.common import choose, run_config
 from internvideo_jax.configs.stage2 import common
-from internvideo_jax.models import DistillStudentConfig
-from internvideo_jax.models.beats import BeatsConfig
-from internvideo_jax.models.bert import BertConfig
 from internvideo_jax.models.stage2 import (
     Stage2Config,
     internvideo2_stage2_1b,
     internvideo2_stage2_6b,
 )
-from internvideo_jax.preprocessing import AudioPreprocessing
 from internvideo_jax.training.config import TrainConfig
-from internvideo_jax.training.masking import MaskConfig
 from internvideo_jax.training.optimizer import PartConfig
 from internvideo_jax.training.stages.cross_modal_config import CrossModalConfig, LossWeights
 
@@ -62,8 +57,6 @@ RECIPES = {
     "demo": None,
 }
 _CLIPS_PER_GPU = 64
-# The demo's sounds: 1.28 s.
-_DEMO_SOUND = AudioPreprocessing(num_frames=128)
 
 
 def get_config(name: str = "1b") -> ConfigDict:
@@ -73,7 +66,7 @@ def get_config(name: str = "1b") -> ConfigDict:
       ValueError: there is no such recipe; lists all.
     """
     recipe = choose(RECIPES, name, "stage2/pretrain.py")
-    return _demo() if recipe is None else _released(recipe)
+    return demo.get_config() if recipe is None else _released(recipe)
 
 
 def _released(recipe: _Recipe) -> ConfigDict:
@@ -95,56 +88,3 @@ def _released(recipe: _Recipe) -> ConfigDict:
         frozen_dtype="bfloat16",
     )
     return run_config("cross_modal", stage, train, common.data(stage), None)
-
-
-def _demo() -> ConfigDict:
-    """Clips of the demo's world with their sound; starts from the demo's stage 1."""
-    size = demo.SIZES["full"]
-    encoder, width = demo.encoder(size), size.width
-    model = Stage2Config(
-        DistillStudentConfig(encoder, (), clip_final_dim=0),
-        BertConfig(
-            width=width,
-            depth=4,
-            num_heads=4,
-            mlp_dim=4 * width,
-            vocab_size=64,
-            max_length=24,
-            fusion_layer=2,
-            cross_width=width,
-            dropout_rate=0.0,
-            attention_dropout_rate=0.0,
-        ),
-        BeatsConfig(
-            width=width,
-            depth=2,
-            num_heads=4,
-            mlp_dim=4 * width,
-            num_frames=_DEMO_SOUND.num_frames,
-            patch_width=width,
-            conv_size=8,
-            conv_groups=4,
-            num_buckets=16,
-            max_distance=16,
-        ),
-        embed_dim=width,
-        media_width=width,
-        match_heads=("video", "audio_video"),
-    )
-    everything = MaskConfig("random", 0.0)
-    stage = CrossModalConfig(
-        model,
-        weights=LossWeights(atc=1.0, avtc=1.0, avtm=1.0),
-        video_mask=everything,
-        image_mask=everything,
-        max_text_length=24,
-    )
-    train = demo.train(800, 64, seed=4)
-    data = dataclasses.replace(
-        demo.data(None),
-        media="audio_video",
-        resize="bicubic_square",
-        max_text_length=24,
-        audio=_DEMO_SOUND,
-    )
-    return run_config("cross_modal", stage, train, data, None)

@@ -16,6 +16,11 @@ _TERMS = {
     "clip_middle": "image teacher's tokens",
     "clip_final": "image teacher's pooled feature",
     "mae": "video teacher's tokens",
+    "audio_video/vtc": "contrast with clips",
+    "audio_video/atc": "with sounds",
+    "audio_video/avtc": "with both",
+    "audio_video/vtm": "matching",
+    "audio_video/mlm": "masked words",
 }
 
 

@@ -11,7 +11,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from internvideo_jax.configs.demo import common, image_teacher, pretrain, video_teacher
+from internvideo_jax.configs.demo import common, image_teacher, pretrain, stage2, video_teacher
+from internvideo_jax.data.annotations.lists import read_annotations
+from internvideo_jax.data.synthetic.world import World
+from internvideo_jax.data.wordpiece import train_vocabulary
 from internvideo_jax.files import atomic_directory
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch import train as command
@@ -28,13 +31,18 @@ CONFIGS = {
     "stage 1": pretrain.get_config,
     # The same, after teachers that have learnt nothing.
     "control": pretrain.get_config,
+    "stage 2": stage2.get_config,
 }
 # In the folder of the runs, once all is done: the next demo starts anew.
 _FINISHED = "finished"
 
 
 def recipe(
-    name: str, size: str, data: Mapping[str, str] | None = None, initial: Path | None = None
+    name: str,
+    size: str,
+    data: Mapping[str, str] | None = None,
+    stage: Mapping[str, Any] | None = None,
+    train: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """A run's parts.
 
@@ -42,24 +50,30 @@ def recipe(
       name: key of `CONFIGS`.
       size: key of `configs.demo.common.SIZES`.
       data: fields of the `DataConfig` that only this machine knows.
-      initial: saved model to start from.
+      stage: likewise of the stage's config, such as the models to start from.
+      train: fields of the `TrainConfig` to change.
     """
     config = CONFIGS[name](size)
-    if initial is not None:
-        config.stage.initial = str(initial)
+    config.train.update(train or {})
+    config.stage.update(stage or {})
     config.data.update(data or {})
     return parse_run(config)
 
 
-def open_folder(size: str, folder: Path) -> Path:
-    """The folder of the runs of a size: a new one, or one that was left before its end.
+def find_folder(size: str, folder: Path) -> Path:
+    """The folder of the runs of a size, which need not be there.
 
     Its name depends on the runs' configs, so that a demo of another version does not go on in it.
     """
     configs = [dataclasses.asdict(common.SIZES[size])]
     configs += [recipe(name, size).as_json for name in CONFIGS]
     digest = hashlib.sha256(json.dumps(configs).encode()).hexdigest()[:8]
-    directory = folder / f"{size}-{digest}"
+    return folder / f"{size}-{digest}"
+
+
+def open_folder(size: str, folder: Path) -> Path:
+    """The folder of the runs of a size: a new one, or one that was left before its end."""
+    directory = find_folder(size, folder)
     if (directory / _FINISHED).exists():
         shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -71,8 +85,15 @@ def close_folder(directory: Path) -> None:
     (directory / _FINISHED).touch()
 
 
-def train(name: str, size: str, folder: Path, part: Part, data: Mapping[str, str]) -> Run:
-    """Trains from random weights, or goes on from the newest checkpoint.
+def train(
+    name: str,
+    size: str,
+    folder: Path,
+    part: Part,
+    data: Mapping[str, str],
+    stage: Mapping[str, Any] | None = None,
+) -> Run:
+    """Trains, or goes on from the newest checkpoint.
 
     Args:
       name: key of `CONFIGS`.
@@ -80,19 +101,44 @@ def train(name: str, size: str, folder: Path, part: Part, data: Mapping[str, str
       folder: of `open_folder`.
       part: where the FLOPs of the whole run are noted.
       data: as in `recipe`.
+      stage: likewise; None starts from random weights, which are kept beside the model.
 
     Raises:
       arguments.Terminated: SIGTERM, after a checkpoint.
       OSError, ValueError: as `training.loop.train`.
     """
     directory = folder / name.replace(" ", "_")
-    run = recipe(name, size, data, directory / UNTRAINED)
+    untrained = directory / UNTRAINED
+    run = recipe(name, size, data, {"initial": str(untrained)} if stage is None else stage)
     assert run.train.steps is not None
-    save_untrained(directory / UNTRAINED, run.stage, run.train.seed)
-    part.flops = sum(run.stage.flops().values()) * float(run.train.rows * run.train.steps)
+    if stage is None:
+        save_untrained(untrained, run.stage, run.train.seed)
+    ((of_media, rows),) = run.kinds().values()
+    part.flops = sum(of_media.flops().values()) * float(rows * run.train.steps)
     if not command.train(run, directory):
         raise arguments.Terminated
     return Run(name, directory / MODEL, run.train.steps)
+
+
+def stage2_fields(
+    folder: Path, world: World, student: Path
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """What `recipe` and `train` take for stage 2, whose vocabulary is of the training captions.
+
+    Args:
+      folder: of `open_folder`; gets the vocabulary.
+      world: has the captions.
+      student: saved model of stage 1 that the video tower starts from.
+
+    Returns:
+      Fields of the `DataConfig` and of the stage's config.
+    """
+    vocabulary = folder / "stage_2" / "vocab.txt"
+    records = read_annotations(world.annotations("train"))
+    captions = (caption for record in records for caption in record.captions)
+    num_words = train_vocabulary(captions, vocabulary)
+    stage = {"initial_vision": str(student), "model": {"text": {"vocab_size": num_words}}}
+    return {"vocabulary": str(vocabulary)}, stage
 
 
 def save_untrained(directory: Path, stage: Any, seed: int) -> None:

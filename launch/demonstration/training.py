@@ -1,6 +1,8 @@
-"""From clips to a verdict: world, teachers, stage 1, probes, report."""
+"""From clips to a verdict: world, teachers, stage 1, probes, stage 2, retrieval, report."""
 
+import contextlib
 import functools
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +20,11 @@ from internvideo_jax.evaluation.confusion_figure import confusion_figure
 from internvideo_jax.files import write_json
 from internvideo_jax.launch.common.progress import Progress
 from internvideo_jax.launch.common.run_config import Run as Recipe
-from internvideo_jax.launch.demonstration import features, runs
-from internvideo_jax.launch.demonstration.baseline import constant_losses
+from internvideo_jax.launch.demonstration import features, retrieval, runs
+from internvideo_jax.launch.demonstration.baseline import (
+    constant_cross_modal_losses,
+    constant_losses,
+)
 from internvideo_jax.launch.demonstration.clips import Clips, cache_dir, read_clips
 from internvideo_jax.launch.demonstration.figures import loss_figure, mask_figure, world_figure
 from internvideo_jax.launch.demonstration.meter import Part, matmul_gflops, measured
@@ -27,6 +32,7 @@ from internvideo_jax.launch.demonstration.probe import draw_labels, probe
 from internvideo_jax.launch.demonstration.report import ProbeRow, Report, Run, as_html, as_json
 from internvideo_jax.training.masking import attention_guided_kept, kept_to_mask
 from internvideo_jax.training.stages.alignment import AlignmentStage
+from internvideo_jax.training.stages.cross_modal import CrossModalStage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,6 +40,8 @@ if TYPE_CHECKING:
 REPORT_PAGE = "report.html"
 REPORT_DATA = "report.json"
 
+# Splits whose pixels the demo itself looks at.
+_READ: tuple[Split, ...] = ("train", "probe", "test")
 # Batches that the constant predictor is fitted to.
 _BASELINE_BATCHES = 8
 _PROBE_SEED = 4
@@ -60,7 +68,7 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
     folder = runs.open_folder(size_name, output / "training")
     parts: list[Part] = []
 
-    say("Make a world: mp4 files with sound, captions and labels; decode them once")
+    say("Make a world: mp4 files with sound, captions and labels; decode their frames")
     gflops = matmul_gflops()
     with measured(parts, "world"):
         world, clips = _make_clips(size, home)
@@ -98,6 +106,15 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
         features_dir = _save(untrained, folder / "control_features")
         control = train("control", part=part, data={**motions, "features_dir": features_dir})
 
+    say("Stage 2: clips, sounds and texts together, from stage 1's encoder")
+    with measured(parts, "stage 2") as part:
+        words, start = runs.stage2_fields(folder, world, student.model)
+        finder = train("stage 2", part=part, data=motions | words, stage=start)
+
+    say("Texts look for clips and sounds that no training has seen")
+    with measured(parts, "retrieval"):
+        retrievals = retrieval.measure(size_name, finder.model, folder / "retrieval")
+
     say("Probe the frozen encoders on held-out clips")
     with measured(parts, "probes and report"):
         rows = _probe_all(size, clips, student, control, video_teacher, image_teacher)
@@ -109,22 +126,33 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
             video_teacher.judged(
                 _constant(seen.motions), _accuracy(video_teacher, test, test.motions)
             ),
-            student.judged(_constants(stage1, stage1.stage)),
+            student.judged(_constants(stage1)),
+            finder.judged(_constants(runs.recipe("stage 2", size_name, motions | words, start))),
         ]
         guesses = features.class_scores(video_teacher.model, test.video).argmax(-1)
         confusions = {
             "video teacher": _confusion(test.motions, guesses),
             "stage 1": _confusion(test.motions, rows[0].motion.predictions),
         }
-        pictures = {
+        pictures: dict[str, Figure | Path] = {
             "losses.png": _draw_losses(results),
             "masks.png": _draw_masks(stage1.stage, seen, targets["attention"]),
             "confusion.png": confusion_figure(confusions["stage 1"], MOTIONS),
             "teacher_confusion.png": confusion_figure(confusions["video teacher"], MOTIONS),
             "world.png": _draw_world(world, seen),
+            "retrieval.png": folder / "retrieval/clips_1" / retrieval.CONTACT_SHEET,
+            "voices.png": folder / "retrieval/voices_heard" / retrieval.CONTACT_SHEET,
         }
     report = Report(
-        size_name, size.probe_labels, rows, results, confusions, parts, gflops, usable_cpus()
+        size_name,
+        size.probe_labels,
+        rows,
+        results,
+        confusions,
+        retrievals,
+        parts,
+        gflops,
+        usable_cpus(),
     )
     _write(report, pictures, output)
     runs.close_folder(folder)
@@ -141,10 +169,10 @@ def _save(targets: Mapping[str, np.ndarray], folder: Path) -> str:
 
 def _make_clips(size: common.Size, home: Path) -> tuple[World, dict[Split, Clips]]:
     """Files and pixels of all splits; whatever is there already stays."""
-    count = sum(getattr(size.world, split) for split in SPLITS)
+    count = sum(size.world.num_clips(split) for split in SPLITS)
     with Progress(count, "clip", "write") as bar:
         world = make_world(size.world, home, report=bar.update)
-    return world, {split: read_clips(world, split, common.data(None)) for split in SPLITS}
+    return world, {split: read_clips(world, split, common.data(None)) for split in _READ}
 
 
 def _probe_all(
@@ -193,15 +221,16 @@ def _constant(labels: np.ndarray) -> dict[str, float]:
     return {"loss": float(-np.sum(shares[shares > 0] * np.log(shares[shares > 0])))}
 
 
-def _constants(run: Recipe, stage: AlignmentStage) -> dict[str, float]:
-    """The same of stage 1's losses: those of the best constant features."""
-    batches = pipeline.train_batches(
-        run.data, tuple(stage.example_batch(1)), batch_size=run.train.batch_size, seed=0
-    )
-    try:
+def _constants(run: Recipe) -> dict[str, float]:
+    """The same of the losses of stages 1 and 2."""
+    ((stage, rows),) = run.kinds().values()
+    fields = tuple(stage.example_batch(1))
+    batches = pipeline.train_batches(run.data, fields, batch_size=rows, seed=0)
+    with contextlib.closing(batches):
+        if isinstance(stage, CrossModalStage):
+            return constant_cross_modal_losses(stage, batches, _BASELINE_BATCHES)
+        assert isinstance(stage, AlignmentStage)
         return constant_losses(stage, batches, _BASELINE_BATCHES)
-    finally:
-        batches.close()
 
 
 def _draw_losses(results: Sequence[Run]) -> "Figure":
@@ -247,12 +276,20 @@ _CAPTIONS = {
     "teacher_confusion.png": "The same as the video teacher's own head tells them.",
     "world.png": "Training clips with their captions, as the models see them. What a caption says"
     " of a voice can only be heard.",
+    "retrieval.png": "Captions of unseen clips, and the best of 200 clips for each as the fusion"
+    " layer ranks them; green frames are right.",
+    "voices.png": "Captions of clips that come in threes, which differ in the voice alone, and the"
+    " best clips for each with their sound.",
 }
 
 
-def _write(report: Report, pictures: Mapping[str, "Figure"], output: Path) -> None:
-    for name, figure in pictures.items():
-        figure.savefig(output / name, dpi=110)
+def _write(report: Report, pictures: Mapping[str, "Figure | Path"], output: Path) -> None:
+    """Writes the report; pictures are figures to draw, or files to copy."""
+    for name, picture in pictures.items():
+        if isinstance(picture, Path):
+            shutil.copyfile(picture, output / name)
+        else:
+            picture.savefig(output / name, dpi=110)
     write_json(output / REPORT_DATA, as_json(report))
     page = as_html(report, [(name, _CAPTIONS[name]) for name in pictures])
     (output / REPORT_PAGE).write_text(page, encoding="utf-8")

@@ -3,7 +3,10 @@
 import pytest
 
 from internvideo_jax.config import from_dict
+from internvideo_jax.configs.demo import common, stage2
+from internvideo_jax.configs.demo import retrieval as demo
 from internvideo_jax.configs.eval import retrieval
+from internvideo_jax.data.synthetic.world import find_world
 from internvideo_jax.evaluation.retrieval_options import RetrievalData, RetrievalOptions
 
 
@@ -30,6 +33,32 @@ def test_benchmarks_are_measured_as_upstream_does(
     assert options.rerank == 128
 
 
-def test_an_unknown_benchmark_is_refused():
-    with pytest.raises(ValueError, match="did you mean 'msrvtt'"):
-        retrieval.get_config("msrvt")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("msrvt", "did you mean 'msrvtt'"),
+        ("demo,cros", "did you mean 'crossed'"),
+        ("demo,clips_1,small", "recipes: full, fast"),
+        ("demo,clips_1,full,more", "recipes: full, fast"),
+        ("msrvtt,clips_1", "found 'msrvtt,clips_1'"),
+    ],
+)
+def test_an_unknown_benchmark_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        retrieval.get_config(name)
+
+
+def test_measurements_of_the_demo_know_its_clips(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERNVIDEO_HOME", str(tmp_path))
+    for name, measurement in demo.MEASUREMENTS.items():
+        config = retrieval.get_config(f"demo,{name},fast")
+        options = from_dict(RetrievalOptions, config.retrieval.to_dict())
+        data = from_dict(RetrievalData, config.eval_data.to_dict())
+        world = find_world(common.SIZES["fast"].world, tmp_path / "demo")
+        assert data.annotations == str(world.retrieval_list(measurement.clips))
+        heads = stage2.get_config("fast").stage.model.match_heads
+        assert (options.medium in heads) == (options.rerank > 0)
+        assert options.shared_captions == (options.medium == "audio")
+    full = retrieval.get_config("demo").eval_data.annotations
+    assert full == retrieval.get_config("demo,clips_1,full").eval_data.annotations
+    assert full.startswith(str(find_world(common.SIZES["full"].world, tmp_path / "demo").directory))

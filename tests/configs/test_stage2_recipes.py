@@ -28,6 +28,7 @@ def test_each_recipe_has_the_losses_of_its_media():
     losses = {name: set(run.stage.config.weights.terms) for name, run in RUNS.items()}
     assert losses["1b"] == losses["6b"] == {"vtc", "vtm", "mlm"}
     assert losses["6b_audio"] == {"vtc", "vtm", "mlm", "avtc", "avtm", "avmlm"}
+    assert losses["demo"] == {"vtc", "vtm", "mlm", "avtc", "atc"}
 
 
 @pytest.mark.parametrize(
@@ -119,11 +120,11 @@ def test_members_say_what_their_batches_are(tmp_path):
 def test_a_vocabulary_is_that_of_the_model_to_start_from(tmp_path):
     config = pretrain.get_config("demo")
     (tmp_path / "tokenizer").mkdir()
-    write_words(tmp_path / "tokenizer", 64)
+    write_words(tmp_path / "tokenizer", 39)
     config.stage.initial = str(tmp_path)
     run = parse_run(config)
     assert run.data.vocabulary == str(tmp_path / "tokenizer" / "vocab.txt")
-    assert run.stage.vocabulary.size == 64
+    assert run.stage.vocabulary.size == 39
     config.data.vocabulary = "other.txt"
     config.stage.vocabulary = str(tmp_path / "tokenizer" / "vocab.txt")
     with pytest.raises(ValueError, match="expected one vocabulary"):

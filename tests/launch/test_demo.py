@@ -18,8 +18,3 @@ def test_an_earlier_demo_may_be_replaced(tmp_path):
     assert demo._output_dir(tmp_path / "new", home) == tmp_path / "new"
     assert demo._output_dir(None, home) == home
     assert demo._output_dir(home, home) == home
-
-
-def test_commands_can_be_pasted(capsys):
-    demo._run("extract", lambda argv: 0, ["a b.mp4", "--output=it's"])
-    assert capsys.readouterr().out == "$ internvideo-jax extract 'a b.mp4' '--output=it'\"'\"'s'\n"

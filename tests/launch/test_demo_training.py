@@ -1,8 +1,10 @@
 """The fast demo as a process: its report, and what it does when it is stopped."""
 
+import dataclasses
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,11 +14,14 @@ import pytest
 from etils import epath
 
 from internvideo_jax import saved_model
+from internvideo_jax.configs.demo.retrieval import MEASUREMENTS
+from internvideo_jax.launch import evaluate
+from internvideo_jax.launch.demonstration import retrieval
 from internvideo_jax.training.checkpoints import checksums
 
 pytestmark = pytest.mark.slow
 
-RUNS = {"image_teacher": 4, "video_teacher": 4, "stage_1": 6, "control": 6}
+RUNS = {"image_teacher": 4, "video_teacher": 4, "stage_1": 6, "control": 6, "stage_2": 6}
 COMMAND = [sys.executable, "-m", "internvideo_jax.launch.main", "demo", "--fast"]
 
 
@@ -48,14 +53,15 @@ def folder(home):
 
 
 def results(home):
-    """Checksums of all models, and the probes' accuracies."""
+    """Checksums of all models, the probes' accuracies, and what retrieval found."""
     models = {}
     for name in RUNS:
-        for kind in ("untrained", "model"):
+        # Stage 2 starts from stage 1.
+        for kind in ("model",) if name == "stage_2" else ("untrained", "model"):
             model = saved_model.load(epath.Path(folder(home) / name / kind))
             models[name, kind] = checksums(model.variables)
     report = json.loads((home / "demo/report.json").read_text())
-    return models, report["probes"], report["motion_gain"]
+    return models, report["probes"], report["retrievals"]
 
 
 def wait_for_checkpoint(process, home, name, step):
@@ -75,15 +81,34 @@ def unbroken(tmp_path_factory):
 
 
 def test_the_demo_runs_to_its_report(unbroken):
-    (models, probes, _), output, home = unbroken
+    (models, probes, retrievals), output, home = unbroken
     assert "Demo finished" in output
-    for name in ("report.html", "losses.png", "masks.png", "confusion.png", "world.png"):
+    pictures = ("losses", "masks", "confusion", "world", "retrieval", "voices")
+    for name in ("report.html", *(f"{picture}.png" for picture in pictures)):
         assert (home / "demo" / name).stat().st_size > 1000
     assert [row["encoder"] for row in probes][:2] == [
         "stage 1",
         "untrained, where stage 1 started",
     ]
     assert models["stage_1", "model"] != models["stage_1", "untrained"]
+    assert [found["name"] for found in retrievals] == list(MEASUREMENTS)
+    assert [found["clips"] for found in retrievals] == [4, 4, 8, 4, 4, 6, 6]
+    kinds = {found["name"]: set(found["recalls"]) for found in retrievals}
+    parts = json.loads((home / "demo/report.json").read_text())["parts"]
+    assert {p["name"] for p in parts if p["flops"] > 0} == {n.replace("_", " ") for n in RUNS}
+    assert kinds["voices_heard"] == {"similarity", "dsl", "rerank"}
+    assert kinds["sounds"] == {"similarity", "dsl"}
+
+
+def test_the_saved_model_alone_gives_the_numbers_again(unbroken, tmp_path, monkeypatch):
+    (_, _, retrievals), output, home = unbroken
+    monkeypatch.setenv("INTERNVIDEO_HOME", str(home))
+    (command,) = (line for line in output.splitlines() if "--output=found" in line)
+    argv = shlex.split(command.removeprefix("$ internvideo-jax evaluate "))
+    assert evaluate.main([*argv[:-1], f"--output={tmp_path / 'found'}"]) == 0
+    again = retrieval.read_result("clips_1", tmp_path / "found")
+    assert dataclasses.asdict(again) == retrievals[0]
+    assert (tmp_path / "found/contact_sheet.png").stat().st_size > 1000
 
 
 def test_killed_at_random_steps_it_ends_bit_identical(unbroken, tmp_path):

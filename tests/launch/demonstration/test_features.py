@@ -17,7 +17,7 @@ VIDEO = np.random.default_rng(0).integers(0, 256, (6, 8, 32, 32, 3), np.uint8)
 def untrained(tmp_path_factory):
     """Saved models of the fast demo, by run."""
     folder = tmp_path_factory.mktemp("untrained")
-    for seed, name in enumerate(runs.CONFIGS):
+    for seed, name in enumerate(name for name in runs.CONFIGS if name != "stage 2"):
         runs.save_untrained(folder / name, runs.recipe(name, "fast").stage, seed)
     return folder
 
@@ -92,7 +92,7 @@ def test_probe_features_of_frames_are_averaged(untrained):
 
 
 def test_the_untrained_model_is_where_training_starts(untrained):
-    stage = runs.recipe("stage 1", "fast", initial=untrained / "stage 1").stage
+    stage = runs.recipe("stage 1", "fast", stage={"initial": str(untrained / "stage 1")}).stage
     _, saved = features._load(untrained / "stage 1")
     zeros = jax.tree.map(np.zeros_like, saved)
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

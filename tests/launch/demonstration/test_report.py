@@ -10,6 +10,7 @@ import pytest
 from internvideo_jax.launch.demonstration import figures, report
 from internvideo_jax.launch.demonstration.meter import Part, measured
 from internvideo_jax.launch.demonstration.probe import ProbeResult
+from internvideo_jax.launch.demonstration.retrieval import Retrieval
 
 
 def row(name, *accuracies):
@@ -21,12 +22,27 @@ def row(name, *accuracies):
 CONFUSION = np.diag([50, 50, 50, 50, 50, 1, 50, 50])
 CONFUSION[5, 4] = 49
 
+FOUND = {
+    "clips_1": 62.0, "clips_2": 61.0, "crossed": 45.0, "sounds": 42.0, "both": 80.0,
+    "voices_seen": 30.0, "voices_heard": 70.0,
+}  # fmt: skip
+
+
+def found(**changes):
+    """Measurements by embeddings alone."""
+    return [
+        Retrieval(name, 200, {"similarity": value, "dsl": value, "rerank": value + 1}, 0.5)
+        for name, value in (FOUND | changes).items()
+    ]
+
+
 REPORT = report.Report(
     "full",
     300,
     [row("stage 1", 60.0, 62.0), row("untrained <here>", 40.0, 42.0)],
     [report.Run("stage 1", Path("m"), 120, {"loss": 1.25, "mae": 1.0}, {"loss": 5.5}, 0.012)],
     {"video teacher": CONFUSION, "stage 1": np.eye(8, dtype=int)},
+    found(),
     [Part("world", 10.0, 20.0), Part("stage 1", 30.0, 50.0, 2e12)],
     gflops=470.0,
     cpus=2,
@@ -45,6 +61,25 @@ def test_the_verdict_follows_from_the_probes():
     assert "says nothing" in fast.verdict
 
 
+@pytest.mark.parametrize(
+    ("changes", "failed"),
+    [
+        # Both halves count together.
+        ({"clips_1": 59.0}, []),
+        ({"clips_1": 58.0}, [(59.5, 60)]),
+        ({"crossed": 39.5}, [(39.5, 40)]),
+        ({"sounds": 39.5}, [(39.5, 40)]),
+        ({"voices_heard": 39.0, "crossed": 10.0}, [(10.0, 40), (9.0, 10)]),
+    ],
+)
+def test_the_verdict_follows_from_retrieval(changes, failed):
+    judged = dataclasses.replace(REPORT, retrievals=found(**changes))
+    missed = [gate for gate in judged.gates if not gate.has_passed]
+    assert [(gate.value, gate.least) for gate in missed] == failed
+    assert judged.has_passed == (not failed)
+    assert judged.verdict.count("NOT as required") == len(failed)
+
+
 def test_text_has_a_line_for_everything():
     lines = report.as_text(REPORT).splitlines()
     assert any(line.split() == ["stage", "1", "61.0", "±1.0", "25.0", "±0.0"] for line in lines)
@@ -52,6 +87,7 @@ def test_text_has_a_line_for_everything():
     assert any(line.split() == ["stage", "1", "120", "1.25", "5.50", "1.2", "%"] for line in lines)
     assert any(line.split() == ["sum", "40", "70", "2.00"] for line in lines)
     assert any(line.split() == ["anticlockwise", "2", "100"] for line in lines)
+    assert any(line.split()[-5:] == ["200", "45.0", "45.0", "46.0", "0.5"] for line in lines)
     assert "470 GFLOP/s" in lines[-1]
 
 
@@ -78,6 +114,8 @@ def test_json_holds_the_numbers():
     assert data["runs"][0]["constants"] == {"loss": 5.5}
     assert data["confusions"]["video teacher"][5][4] == 49
     assert len(data["blind_spots"]) == 1
+    assert data["retrievals"][2]["recalls"]["rerank"] == 46
+    assert [gate["passed"] for gate in data["gates"]] == [True] * 5
 
 
 def test_parts_are_measured():
