@@ -14,6 +14,7 @@ from internvideo_jax.launch.benchmarks.runner import machine, machine_line
 if TYPE_CHECKING:
     from internvideo_jax.launch.benchmarks.figures import Figures
     from internvideo_jax.launch.benchmarks.runner import Row
+    from internvideo_jax.launch.benchmarks.start import StartRow
 
 SUMMARY = "measure parts of the library beside peers, or against what is asked of them"
 
@@ -33,6 +34,8 @@ does nothing else. GB are 10^9 bytes. The table goes to the standard output, pro
                         that loads the model, decodes the frames, compiles the forward and runs it
   rerank/b14            match scores of 2 clips with 8 texts by a stage-2 model of a B14 and a text
                         tower of BERT-base's size; the peer encodes the clip for every pair
+  start                 no times: R@1 of the demo's stage 2 after a few steps from its stage 1, and
+                        after as many from the encoder that stage 1 started from
   decode/clips          8 evenly spread frames of every clip of a folder, as 224x224 views, on one
                         CPU; the peer is a plain decord loop that does the same
 
@@ -54,6 +57,7 @@ examples:
   internvideo-jax benchmark contrastive
   internvideo-jax benchmark lists --lines=1000000
   internvideo-jax benchmark decode --clips=videos
+  internvideo-jax benchmark start --repeats=5
 """
 
 
@@ -73,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     return 0 if all(row.holds for row in rows) else 1
 
 
-def _measure(args: argparse.Namespace) -> "Sequence[Row | Figures]":
+def _measure(args: argparse.Namespace) -> "Sequence[Row | Figures | StartRow]":
     if args.subject == "encoder":
         from internvideo_jax.launch.benchmarks.encoder import benchmark_encoder
 
@@ -103,6 +107,18 @@ def _measure(args: argparse.Namespace) -> "Sequence[Row | Figures]":
         from internvideo_jax.launch.benchmarks.lists import benchmark_lists
 
         return [benchmark_lists(lines=args.lines, workdir=args.workdir or environment.home())]
+    if args.subject == "start":
+        from internvideo_jax.launch.benchmarks.start import benchmark_start
+
+        return [
+            benchmark_start(
+                demo=args.demo,
+                size="fast" if args.fast else "full",
+                steps=args.steps,
+                repeats=args.repeats,
+                workdir=args.workdir,
+            )
+        ]
     from internvideo_jax.launch.benchmarks.decode import benchmark_decode
 
     return [benchmark_decode(clips=args.clips, repeats=args.repeats)]
@@ -112,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = arguments.make_parser("benchmark", SUMMARY, EPILOG)
     subjects = parser.add_subparsers(
         dest="subject",
-        metavar="encoder|text_encoder|extract|convert|rerank|contrastive|lists|decode",
+        metavar="encoder|text_encoder|extract|convert|rerank|contrastive|lists|decode|start",
         required=True,
     )
     encoder = subjects.add_parser("encoder", help="forward of the video encoder, beside PyTorch")
@@ -123,16 +139,19 @@ def _parser() -> argparse.ArgumentParser:
     contrastive = subjects.add_parser("contrastive", help="memory of the loss, beside all pairs")
     lists = subjects.add_parser("lists", help="the start of a run on millions of clips")
     decode = subjects.add_parser("decode", help="sampling frames of clips, beside decord")
+    start = subjects.add_parser(
+        "start", help="stage 2 from stage 1, and from the untrained encoder"
+    )
     for subject in subjects.choices.values():
         subject.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
-    timed = {encoder: 5, text_encoder: 5, extract: 3, convert: 3, rerank: 3, decode: 5}
+    timed = {encoder: 5, text_encoder: 5, extract: 3, convert: 3, rerank: 3, decode: 5, start: 3}
     for subject, repeats in timed.items():
         subject.add_argument(
             "--repeats",
             type=arguments.positive_int,
             default=repeats,
             metavar="N",
-            help="timed runs of each side (default: %(default)s)",
+            help="runs of each side (default: %(default)s)",
         )
     for subject in (encoder, text_encoder):
         subject.add_argument(
@@ -173,6 +192,23 @@ def _parser() -> argparse.ArgumentParser:
         default=10_000_000,
         metavar="N",
         help="clips of all lists together (default: %(default)s)",
+    )
+    start.add_argument(
+        "--workdir", type=Path, metavar="DIR", help="where to put models for a while"
+    )
+    start.add_argument(
+        "--demo",
+        type=Path,
+        metavar="DIR",
+        help="output of a demo (default: $INTERNVIDEO_HOME/demo)",
+    )
+    start.add_argument("--fast", action="store_true", help="of `internvideo-jax demo --fast`")
+    start.add_argument(
+        "--steps",
+        type=arguments.positive_int,
+        default=150,
+        metavar="N",
+        help="of each run (default: %(default)s)",
     )
     decode.add_argument(
         "--clips",

@@ -22,11 +22,11 @@ from internvideo_jax.training.checkpoints import checksums
 pytestmark = pytest.mark.slow
 
 RUNS = {"image_teacher": 4, "video_teacher": 4, "stage_1": 6, "control": 6, "stage_2": 6}
-COMMAND = [sys.executable, "-m", "internvideo_jax.launch.main", "demo", "--fast"]
 
 
-def start(home):
-    """Starts the fast demo, with a home of its own."""
+def start(home, *command):
+    """Starts a command, by default the fast demo, with a home of its own."""
+    command = command or ("demo", "--fast")
     environment = os.environ | {
         "INTERNVIDEO_HOME": str(home),
         "JAX_PLATFORMS": "cpu",
@@ -35,13 +35,17 @@ def start(home):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
     return subprocess.Popen(
-        COMMAND, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", "internvideo_jax.launch.main", *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
-def finish(home):
-    """Runs the demo to its end; returns what it prints."""
-    process = start(home)
+def finish(home, *command):
+    """Runs a command to its end; returns what it prints."""
+    process = start(home, *command)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return output
@@ -109,6 +113,21 @@ def test_the_saved_model_alone_gives_the_numbers_again(unbroken, tmp_path, monke
     again = retrieval.read_result("clips_1", tmp_path / "found")
     assert dataclasses.asdict(again) == retrievals[0]
     assert (tmp_path / "found/contact_sheet.png").stat().st_size > 1000
+
+
+def test_runs_from_stage_1_are_compared_with_those_from_its_start(unbroken, tmp_path):
+    (models, _, _), _, home = unbroken
+    rows = tmp_path / "rows.json"
+    options = ("--fast", "--steps=2", "--repeats=1", f"--json={rows}")
+    output = finish(home, "benchmark", "start", *options)
+    assert "| R@1 after 2 steps | stage 1 | untrained | ahead |" in output
+    (row,) = json.loads(rows.read_text())
+    assert row["recalls"].keys() == {"stage 1", "untrained"}
+    for found in row["recalls"].values():
+        assert found.keys() == {"clips_1", "clips_2", "crossed"}
+        assert all(len(values) == 1 and 0 <= values[0] <= 100 for values in found.values())
+    # The demo's own models are as they were.
+    assert results(home)[0] == models
 
 
 def test_killed_at_random_steps_it_ends_bit_identical(unbroken, tmp_path):
