@@ -77,7 +77,7 @@ def plain_jsonl_entries(block: bytes) -> list[Entry] | None:
         if len(objects) != num_lines or block.count(b'":') - block.count(b'\\":') != num_keys:
             return None
         # Before whose last quote there may be a backslash that escapes none.
-        if any("\\" in name for name in names):
+        if "\\" in "".join(names):
             return None
         return list(itertools.starmap(jsonl_entry, stated))
     except (msgspec.DecodeError, UnicodeDecodeError, EntryError):
@@ -207,8 +207,13 @@ def _captions(stated: _Captions) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Captions, and the name of each where they have names."""
     if not isinstance(stated, dict):
         return tuple(_texts(stated or [])), ()
-    named = [(text, name) for name, some in stated.items() for text in _texts(some)]
-    return tuple(text for text, _ in named), tuple(name for _, name in named)
+    texts: list[str] = []
+    names: list[str] = []
+    for name, some in stated.items():
+        found = _texts(some)
+        texts += found
+        names += [name] * len(found)
+    return tuple(texts), tuple(names)
 
 
 def _texts(stated: _Texts) -> list[str]:
