@@ -59,7 +59,7 @@ class Figures:
 
     def to_json(self) -> dict[str, Any]:
         """The numbers by name, with their units and bounds; null for what is not finite."""
-        figures = {}
+        figures: dict[str, Any] = {}
         for figure in self.figures:
             stated = {key: x for key, x in figure._asdict().items() if x not in (None, "")}
             if not math.isfinite(figure.value):
