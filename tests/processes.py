@@ -3,13 +3,18 @@
 import contextlib
 import os
 import resource
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import jax
+
 ROOT = Path(__file__).parents[1]
+# Tells a process of a system where the others are: address, number of processes, its own number.
+_SYSTEM = "INTERNVIDEO_TEST_SYSTEM"
 
 
 def run_cases(path: Path, **environment: str) -> None:
@@ -44,6 +49,63 @@ def run_on_eight_devices(path: Path) -> None:
     """The number of devices is fixed when JAX starts. Unoptimised code compiles faster."""
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     run_cases(path, JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
+
+
+def join_system() -> None:
+    """Connects a process that `start_system` started with the others."""
+    address, count, number = os.environ[_SYSTEM].split()
+    if int(count) > 1:
+        jax.distributed.initialize(address, int(count), int(number))
+    assert jax.process_count() == int(count)
+
+
+@contextlib.contextmanager
+def system(count: int, devices: int, *argv: object) -> Iterator[list[subprocess.Popen[str]]]:
+    """Python in processes that form one JAX system, once they have called `join_system`.
+
+    They compile without optimising, which is faster, and no program twice; what still runs at the
+    end is killed.
+
+    Args:
+      count: processes.
+      devices: of each of them.
+      argv: what Python runs, the same in all.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, *map(str, argv)],
+            env=environment | {_SYSTEM: f"127.0.0.1:{port} {count} {number}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(count)
+    ]
+    try:
+        yield running
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+
+
+def outputs(running: Sequence[subprocess.Popen[str]]) -> list[str]:
+    """Waits until all processes of a system have ended well; returns what they wrote."""
+    said = [process.communicate(timeout=300) for process in running]
+    for process, (output, error) in zip(running, said, strict=True):
+        assert process.returncode == 0, output + error
+    return [output for output, _ in said]
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 10.0) -> None:

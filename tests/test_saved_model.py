@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import textwrap
@@ -26,6 +25,7 @@ from internvideo_jax.models import ARCHITECTURES, abstract_variables
 from internvideo_jax.models.video_classifier import VideoClassifierConfig
 from internvideo_jax.preprocessing import Preprocessing, TextPreprocessing, VideoPreprocessing
 from internvideo_jax.saved_model import SavedModelError
+from tests.processes import outputs, system
 from tests.small_models import ENCODER, noise_like
 
 # Orbax abandons its other reads when one fails, and Python complains about some of them later.
@@ -500,60 +500,30 @@ def test_a_lost_chunk_is_reported_by_its_cause(model_dir, monkeypatch):
         saved_model.load(model_dir)
 
 
-def processes(count, devices, code, *args):
-    """Runs code in processes that form one JAX system over the loopback interface."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    prelude = f"""
-    import sys, jax
-    if {count} > 1:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize("127.0.0.1:{port}", {count}, int(sys.argv[1]))
-    assert jax.device_count() == {count * devices}
-    """
-    program = textwrap.dedent(prelude) + textwrap.dedent(code)
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, str(rank), *map(str, args)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(count)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=200)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    for process, output in zip(running, outputs, strict=True):
-        assert process.returncode == 0, output
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "devices"), [(1, 8), (2, 2)])
 def test_loading_onto_a_mesh_and_saving_from_it(tmp_path, count, devices):
     """Every process reads its shards of a converted model and writes them as a new one, or two."""
     code = """
-    import numpy as np
+    import sys
     from internvideo_jax import saved_model
     from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
+    from tests.processes import join_system
+    join_system()
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1, tensor=2))
-    model = saved_model.load(sys.argv[2], mesh=mesh)
+    model = saved_model.load(sys.argv[1], mesh=mesh)
     kernel = model.variables["params"]["encoder"]["blocks"]["mlp"]["fc1"]["kernel"]
     shapes = {shard.data.shape for shard in kernel.addressable_shards}
     assert shapes == {(2, 32 // (mesh.size // 2), 24)}, shapes
-    saved_model.save(sys.argv[3], "video_classifier", model.config, model.preprocessing,
+    saved_model.save(sys.argv[2], "video_classifier", model.config, model.preprocessing,
                      model.variables, {"source": {"from": "mesh"}})
-    packed = saved_model.load(sys.argv[2], mesh=mesh, storage="int8")
+    packed = saved_model.load(sys.argv[1], mesh=mesh, storage="int8")
     kernel = packed.variables["params"]["encoder"]["blocks"]["mlp"]["fc1"]["kernel"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == shapes
-    saved_model.save(sys.argv[4], "video_classifier", model.config, model.preprocessing,
+    saved_model.save(sys.argv[3], "video_classifier", model.config, model.preprocessing,
                      packed.variables)
     try:
-        saved_model.save(sys.argv[3], "video_classifier", model.config, model.preprocessing,
+        saved_model.save(sys.argv[2], "video_classifier", model.config, model.preprocessing,
                          model.variables)
     except FileExistsError:
         pass
@@ -562,7 +532,9 @@ def test_loading_onto_a_mesh_and_saving_from_it(tmp_path, count, devices):
     """
     stream(tmp_path / "converted", "video_classifier")
     targets = tmp_path / "saved", tmp_path / "packed"
-    processes(count, devices, code, tmp_path / "converted", *targets)
+    arguments = "-c", textwrap.dedent(code), tmp_path / "converted", *targets
+    with system(count, devices, *arguments) as running:
+        outputs(running)
     model = saved_model.load(tmp_path / "saved")
     check_equal(model.variables, variables_of("video_classifier"))
     assert model.metadata == {"source": {"from": "mesh"}}

@@ -101,9 +101,9 @@ def check_known_answer(model: "SavedModel", clip: Path) -> list[Answer]:
     module = Stage2(_with_exact_gelu(model.config))
 
     def embed(variables: Any, frames: jax.Array, ids: jax.Array, mask: jax.Array) -> Any:
-        clip = module.apply(variables, frames, method="encode_video")
-        text = module.apply(variables, ids, mask, method="encode_text")
-        return clip.embedding, text.embedding  # type: ignore[union-attr]
+        clip: Any = module.apply(variables, frames, method="encode_video")
+        text: Any = module.apply(variables, ids, mask, method="encode_text")
+        return clip.embedding, text.embedding
 
     with jax.default_matmul_precision("highest"):
         clip_embedding, text_embeddings = jax.jit(embed)(model.variables, frames, ids, mask)

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from internvideo_jax.evaluation.retrieval import Scores
 from internvideo_jax.models.stage2 import Medium, Stage2
 from internvideo_jax.parallel.rules import DEFAULT_RULES
-from internvideo_jax.parallel.sharding import partition_spec
+from internvideo_jax.parallel.sharding import partition_spec, placed
 
 # Texts that a medium is fused with at once; programs are of this shape alone.
 TEXTS_PER_PASS = 32
@@ -96,7 +96,8 @@ def match_scores(
     """Scores pairs of media and texts by the matching head: its logit of a match.
 
     The media are spread over the devices of the mesh that the variables lie on, as many at a time
-    as there are shards of a batch; all of them have equally many texts at once.
+    as there are shards of a batch; all of them have equally many texts at once. Several processes
+    call it with the same arguments.
 
     Args:
       module: the model.
@@ -119,13 +120,13 @@ def match_scores(
         whole = NamedSharding(sharding.mesh, PartitionSpec())
         ways = math.prod(sharding.mesh.shape[axis] for axis in split.spec[0])
     score = functools.partial(_score, module=module, medium=medium, gathered=whole)
-    texts = jax.device_put(texts, whole)
+    texts = jax.tree.map(lambda x: placed(x, whole), texts)
     # Neighbours that have equally many texts leave the fewest gaps.
     order = sorted(texts_of, key=lambda number: -len(texts_of[number]))
     for first in range(0, len(order), ways):
         group = order[first : first + ways]
         lanes = group + group[:1] * (ways - len(group))
-        tokens = jax.device_put(np.stack([tokens_of(number) for number in lanes]), split)
+        tokens = placed(np.stack([tokens_of(number) for number in lanes]), split)
         longest = max(len(texts_of[number]) for number in group)
         parts = []
         for start in range(0, longest, texts_per_pass):
@@ -133,7 +134,7 @@ def match_scores(
             for lane, number in enumerate(group):
                 own = texts_of[number][start : start + texts_per_pass]
                 rows[lane, : len(own)] = own
-            parts.append(score(variables, tokens, texts, jax.device_put(rows, split)))
+            parts.append(score(variables, tokens, texts, placed(rows, split)))
         scores = np.concatenate(jax.device_get(parts), axis=1)
         for lane, number in enumerate(group):
             yield number, scores[lane, : len(texts_of[number])]

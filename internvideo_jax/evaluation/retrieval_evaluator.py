@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -147,17 +146,12 @@ class RetrievalEvaluator(Evaluator):
     merging: ClassVar[str] = "mean of the tokens and of the embeddings of the views"
     references: ClassVar[tuple[str, ...]] = ("captions",)
 
-    module: nn.Module
+    module: Stage2
     video: VideoPreprocessing | None
     tokenizer: WordPiece = dataclasses.field(compare=False)
     options: RetrievalOptions = dataclasses.field(default_factory=RetrievalOptions)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.module, Stage2):
-            raise ValueError(
-                f"expected a stage-2 model, found {type(self.module).__name__}; retrieval compares"
-                " clips with texts"
-            )
         medium, config = self.options.medium, self.module.config
         if config.audio is None and medium != "video":
             raise ValueError(
@@ -182,7 +176,7 @@ class RetrievalEvaluator(Evaluator):
         inputs = dict(batch)
         if self.video is not None and "video" in inputs:
             inputs["video"] = normalize(inputs["video"], self.video)
-        output = encode_media(self.module, variables, self.options.medium, inputs)  # type: ignore[arg-type]
+        output = encode_media(self.module, variables, self.options.medium, inputs)
         return Encoded(output.tokens if self.options.rerank else None, output.embedding)
 
     def complete(
@@ -208,7 +202,7 @@ class RetrievalEvaluator(Evaluator):
         _, first = np.unique(views, return_index=True)
         found = texts_of_clips(rows.columns["captions"][first].tolist(), self.options)
         ids, mask = self.tokenizer(found.texts)
-        encoder = TextEncoder(self.module, bool(self.options.rerank))  # type: ignore[arg-type]
+        encoder = TextEncoder(self.module, bool(self.options.rerank))
         texts = collect(encoder, variables, _text_batches(ids, mask)).output
         embedding = merge_views(views, rows.output.embedding)
         similarity = Scores.symmetric(cosine_similarity(embedding, texts.embedding))
@@ -241,7 +235,6 @@ class RetrievalEvaluator(Evaluator):
         on_scores: OnScores,
     ) -> np.ndarray:
         """Scores of the candidates, 0 of all other pairs, float32 `[V, T]`."""
-        assert isinstance(self.module, Stage2)
         dtype = jnp.dtype(self.module.config.text.dtype)
         texts = TextTokens(texts.tokens.astype(dtype), texts.mask)
         logits = np.zeros(chosen.pairs.shape, np.float32)
@@ -318,8 +311,13 @@ def retrieval_evaluator(model: "SavedModel", options: RetrievalOptions) -> Retri
     """The measurement of a saved model.
 
     Raises:
-      ValueError: it takes no texts, or not what is to be found.
+      ValueError: it is of another kind, or takes not what is to be found.
     """
+    if not isinstance(model.module, Stage2):
+        raise ValueError(
+            f"expected a stage-2 model, found {type(model.module).__name__}; retrieval compares"
+            " clips with texts"
+        )
     text = model.preprocessing.text
     if text is None or text.tokenizer != "wordpiece":
         raise ValueError(

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.sharding import NamedSharding, Sharding
 
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import partition_spec
@@ -28,6 +28,9 @@ from internvideo_jax.parallel.sharding import partition_spec
 if TYPE_CHECKING:
     from internvideo_jax.data.annotations.records import ClipRecord
     from internvideo_jax.saved_model import SavedModel
+
+# Bytes of a process that travel at once: all devices hold those of all processes.
+_PIECE = 2**22
 
 PyTree = Any
 HostBatch = Mapping[str, np.ndarray]
@@ -278,10 +281,15 @@ def _on_mesh(
         return jax.make_array_from_process_local_data(split, _filled(rows, size))
 
     output = apply(variables, {name: put(rows) for name, rows in inputs.items()})
-    # Every process then has all rows.
-    whole = jax.device_get(_constrained(output, sharding=NamedSharding(mesh, PartitionSpec())))
-    start = jax.process_index() * size
-    return jax.tree.map(lambda x: x[start : start + count], whole)
+    return jax.tree.map(lambda x: _own_rows(x)[:count], _constrained(output, sharding=split))
+
+
+def _own_rows(x: jax.Array) -> np.ndarray:
+    """The rows of a split array on this process's devices, in the order in which
+    `jax.make_array_from_process_local_data` puts a process's rows there."""
+    # Where the mesh has other axes, several devices have the same rows.
+    parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    return np.concatenate(jax.device_get([parts[start] for start in sorted(parts)]))
 
 
 def _num_rows(inputs: Mapping[str, np.ndarray]) -> int:
@@ -304,7 +312,12 @@ def _gather(share: Any) -> list[Any]:
     if jax.process_count() == 1:
         return [share]
     data = np.frombuffer(pickle.dumps(share), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([len(data)], np.int32)).ravel()
-    padded = np.pad(data, (0, int(sizes.max()) - len(data)))
-    everything = multihost_utils.process_allgather(padded)
-    return [pickle.loads(row[:size].tobytes()) for row, size in zip(everything, sizes, strict=True)]
+    # Two numbers, as JAX's integers end at 2 GiB.
+    sizes = multihost_utils.process_allgather(np.array(divmod(len(data), _PIECE), np.int32))
+    lengths = [_PIECE * int(pieces) + int(rest) for pieces, rest in sizes]
+    piece = min(_PIECE, max(lengths))
+    padded = np.pad(data, (0, -(-max(lengths) // piece) * piece - len(data)))
+    everything = np.concatenate(
+        [multihost_utils.process_allgather(part) for part in padded.reshape(-1, piece)], axis=1
+    )
+    return [pickle.loads(x[:n].tobytes()) for x, n in zip(everything, lengths, strict=True)]

@@ -6,7 +6,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from internvideo_jax.parallel.rules import Rules
 
@@ -104,6 +105,20 @@ def shard_map_logical(
         return jax.shard_map(fn, in_specs=in_specs, out_specs=out_specs, check_vma=False)(*args)
 
     return call
+
+
+def placed(array: np.ndarray, sharding: Sharding | None) -> jax.Array:
+    """An array that every process has whole, on the devices of a sharding.
+
+    `jax.device_put` would send it from process to process, to compare it.
+
+    Args:
+      array: the array, alike in all processes.
+      sharding: None: the first local device.
+    """
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def variable_shardings(boxed: PyTree, mesh: Mesh, rules: Rules) -> PyTree:

@@ -90,12 +90,21 @@ def load_model(args: Namespace, *, spread: bool = False) -> Loaded:
     Args:
       args: of the command.
       spread: whether each of several devices gets a copy, so that they share batches.
+
+    Raises:
+      UsageError: the process is one of several.
     """
     import jax
 
     from internvideo_jax.convert.library import model_directory
     from internvideo_jax.loading import load
 
+    if jax.process_count() > 1:
+        raise arguments.UsageError(
+            f"expected one process, with any number of devices, found {jax.process_count()} of a"
+            " pod, each of which would measure and write the same; start the command on one machine"
+            " that is no part of a pod"
+        )
     directory = model_directory(args.model)
     dtype = args.dtype or arguments.default_dtype(jax.devices()[0])
     mesh = None

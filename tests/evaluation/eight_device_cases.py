@@ -37,10 +37,11 @@ def batches():
         }
 
 
-def measured(model_dir, mesh):
+def measured(model_dir, mesh, share=None):
+    """The evaluator and what it finds in a process's share of the batches, which may be all."""
     model = load(model_dir, mesh=mesh)
     evaluator = retrieval_evaluator(model, RetrievalOptions(rerank=4))
-    rows = runner.collect(evaluator, model.variables, batches())
+    rows = runner.collect(evaluator, model.variables, batches() if share is None else share)
     return evaluator, evaluator.complete(rows, model.variables)
 
 

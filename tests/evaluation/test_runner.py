@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +19,7 @@ from internvideo_jax.data.transforms.sampling import sample_indices
 from internvideo_jax.evaluation import runner
 from internvideo_jax.evaluation.classification import ClassificationEvaluator, Predictions
 from internvideo_jax.preprocessing import normalize
+from tests.processes import outputs, system
 
 DATA = DataConfig(num_classes=3, num_frames=4, image_size=32, segments=2, crops=3)
 NOTHING = {"params": jnp.zeros(())}
@@ -215,11 +213,13 @@ def test_a_file_is_decoded_once(records, monkeypatch):
 
 # Clip 1 has a view in either process; the second process's last row is filling.
 WORKER = """
-import dataclasses, json, sys
+import dataclasses, json
 import jax, numpy as np
-jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from internvideo_jax.evaluation import runner
 from internvideo_jax.evaluation.classification import merge_views
+from tests.processes import join_system
+
+join_system()
 
 @dataclasses.dataclass(frozen=True)
 class Echo(runner.Forward):
@@ -231,9 +231,11 @@ share = [
      "valid": [True, True, False], "error": ["", "", "broken"]},
     {"video": [[0, 5], [8, 8], [9, 9]], "index": [1, 2, -1], "segment": [1, 1, 0],
      "valid": [True, True, False], "error": ["", "", ""]},
-][int(sys.argv[2])]
+][jax.process_index()]
 batch = {name: np.array(column) for name, column in share.items()}
 batch |= {"crop": np.zeros(3, np.int32), "caption": np.array(["a dog"] * 3)}
+# Not all at once.
+runner._PIECE = 100
 rows = runner.collect(Echo(), {"x": np.zeros(1)}, [batch])
 merged = merge_views(rows.columns["index"], np.asarray(rows.output, np.float32))
 print(json.dumps([rows.columns["index"].tolist(), rows.errors, merged.tolist()]))
@@ -242,18 +244,8 @@ print(json.dumps([rows.columns["index"].tolist(), rows.errors, merged.tolist()])
 
 @pytest.mark.slow
 def test_processes_share_their_views():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, address, str(number)], stdout=subprocess.PIPE, text=True
-        )
-        for number in range(2)
-    ]
-    results = [
-        json.loads(worker.communicate(timeout=120)[0].splitlines()[-1]) for worker in workers
-    ]
+    with system(2, 1, "-c", WORKER) as running:
+        results = [json.loads(output.splitlines()[-1]) for output in outputs(running)]
     assert results[0] == results[1]
     index, errors, probabilities = results[0]
     assert (index, errors) == ([0, 1, 1], {"2": "broken"})

@@ -1,9 +1,8 @@
 """The command `evaluate` with configs of retrieval."""
 
 import json
-import os
-from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,7 +11,6 @@ from internvideo_jax.evaluation.retrieval_store import RetrievalStore
 from internvideo_jax.launch import evaluate
 from tests.small_models import save_stage2
 
-SHARED = os.environ.get("INTERNVIDEO_SHARED")
 CLIPS = [
     ("ring", "blue", "left"), ("square", "red", "right"), ("cross", "green", "up"),
     ("circle", "cyan", "down"), ("ring", "red", "up"),
@@ -155,24 +153,11 @@ def test_clips_that_cannot_be_read_are_left_out_with_their_texts(run, items, vid
     assert (card["clips"], card["texts"]) == (5, 10)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not SHARED, reason="real clips are found through INTERNVIDEO_SHARED")
-@pytest.mark.parametrize("medium", ["video", "audio_video"])
-def test_real_clips_with_their_captions(medium, tmp_path):
-    clips = Path(SHARED) / "clips"
-    model = save_stage2(tmp_path, "audiovisual")
-    assert evaluate.main([
-        f"--model={model}", "--config=configs/eval/retrieval.py:custom",
-        f"--config.eval_data.annotations={clips / 'captions.json'}",
-        f"--config.retrieval.medium={medium}", "--config.eval_data.missing_audio=zeros",
-        "--config.eval_data.segments=2", f"--output={tmp_path / 'result'}",
-    ]) == 0  # fmt: skip
-    card = card_of(tmp_path / "result")
-    assert (card["clips"], card["texts"], card["failed"]) == (9, 18, [])
-    assert card["pairs_reranked"] == 9 * 18
-    direction = {"video": "t2v", "audio_video": "t2av"}[medium]
-    # Every text has all clips before it.
-    assert 1 <= card["metrics"][f"rerank/{direction}_mean_rank"] <= 9
+def test_one_of_several_processes_is_refused(run, items, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    assert run(items) == 2
+    assert "expected one process, with any number of devices, found 4" in capsys.readouterr().err
+    assert not (tmp_path / "result").exists()
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from internvideo_jax.convert.engine.upstream import architecture_of
 from internvideo_jax.models import ARCHITECTURES, abstract_variables
 from internvideo_jax.models.bert import BertConfig
 from internvideo_jax.models.stage2 import Stage2Config
+from internvideo_jax.parallel.sharding import placed
 
 log = logging.getLogger(__name__)
 
@@ -280,10 +281,7 @@ def _whole(array: jax.Array, mesh: Mesh | None) -> np.ndarray:
 def _place(array: np.ndarray | jax.Array, target: Any) -> jax.Array:
     """An array with the dtype and sharding of another."""
     if isinstance(array, np.ndarray):
-        array = array.astype(target.dtype)
-        return jax.make_array_from_callback(
-            array.shape, target.sharding, lambda index: array[index]
-        )
+        return placed(array.astype(target.dtype), target.sharding)
     return jax.device_put(array.astype(target.dtype), target.sharding)
 
 
