@@ -45,8 +45,7 @@ class Tower(nn.Module, abc.ABC):
     def flops(self, *inputs: jax.ShapeDtypeStruct) -> dict[str, int]:
         """FLOPs of the forward pass, by submodule; an encoder's are listed in its place.
 
-        A multiply-add counts as two. Only matrix products and convolutions count, exactly; norms,
-        softmax and GELUs are left out, as is usual; so is what remat computes again.
+        They are counted as `product_flops` does it.
 
         Args:
           inputs: shapes of the positional inputs of a call; by default one of `example_inputs`.
@@ -119,7 +118,10 @@ def abstract_variables(module: nn.Module, *, boxed: bool = False) -> dict[str, A
 def product_flops(
     function: Callable[..., Any], *inputs: Any, unread: bool = True
 ) -> dict[str, int]:
-    """FLOPs of a function of models, by submodule, counted as `Tower.flops` does.
+    """FLOPs of a function that runs modules, by submodule.
+
+    A multiply-add counts as two. Only matrix products and convolutions count, exactly; norms,
+    softmax and GELUs are left out, as is usual; so is what remat computes again.
 
     Args:
       function: can be traced by JAX.

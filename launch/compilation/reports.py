@@ -2,7 +2,8 @@
 
 import dataclasses
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
@@ -21,8 +22,25 @@ from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import unsplit_dimensions
 from internvideo_jax.training.state import unsplit
 
-# A mesh; programs by name, each with its FLOPs per clip; facts of the report.
-Compilation = tuple[Mesh, dict[str, tuple[tasks.Task, int]], dict[str, Any]]
+
+class Work(NamedTuple):
+    """A program to compile.
+
+    Attributes:
+      task: the program.
+      rows: of its global batch.
+      clip: shapes of a row's clips, sounds and texts by name.
+      flops: per row, by part.
+    """
+
+    task: tasks.Task
+    rows: int
+    clip: Mapping[str, tuple[int, ...]]
+    flops: Mapping[str, int]
+
+
+# A mesh; programs by name; facts of the report.
+Compilation = tuple[Mesh, dict[str, Work], dict[str, Any]]
 
 
 def compile_report(config: ConfigDict, topology_name: str) -> dict[str, Any]:
@@ -30,8 +48,9 @@ def compile_report(config: ConfigDict, topology_name: str) -> dict[str, Any]:
 
     Args:
       config: of a run (`stage`, `train`, `data`, as in configs/stage1), of which the training step
-        is compiled; or of a model (`model`, `mesh`, `batch_per_device`, `gradient`, as in
-        configs/encoder.py), of which forward pass and gradients are.
+        is compiled, that of each kind of media where there are several; or of a model (`model`,
+        `mesh`, `batch_per_device`, `gradient`, as in configs/encoder.py), of which forward pass and
+        gradients are.
       topology_name: e.g. "v5e:16x16".
 
     Raises:
@@ -40,12 +59,16 @@ def compile_report(config: ConfigDict, topology_name: str) -> dict[str, Any]:
     topology = aot.topology(topology_name)
     mesh, work, facts = (_training_step if "stage" in config else _model)(config, topology)
     programs = {}
-    for name, (task, flops) in work.items():
+    for name, (task, rows, clip, parts) in work.items():
         print(f"compiling the {name} program of {topology_name} ...", file=sys.stderr, flush=True)
         program = aot.compile_ahead(*task, mesh=mesh, rules=DEFAULT_RULES)
+        flops = sum(parts.values())
         programs[name] = _program_report(program) | {
+            "batch_size": rows,
+            "clip": {field: list(shape) for field, shape in clip.items()},
+            "analytic_flops_by_part": dict(parts),
             "analytic_flops_per_clip": flops,
-            "analytic_flops_per_device": flops * facts["batch_size"] // mesh.size,
+            "analytic_flops_per_device": flops * rows // mesh.size,
         }
     return {
         "label": LABEL,
@@ -61,25 +84,26 @@ def compile_report(config: ConfigDict, topology_name: str) -> dict[str, Any]:
 
 
 def _training_step(config: ConfigDict, topology: aot.Topology) -> Compilation:
-    """The step of a run's config."""
+    """The steps of a run's config."""
     run = parse_run(config)
     mesh = make_mesh(run.train.mesh, topology.devices)
-    with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
-        task = tasks.train_step_task(run.stage, run.train, mesh)
-    _, (state, fixed, frozen, batch) = task
-    parts = run.stage.flops()
+    kinds = run.kinds()
+    work: dict[str, Work] = {}
+    for media, (stage, rows) in kinds.items():
+        with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
+            task = tasks.train_step_task(stage, run.train, mesh, rows)
+        _, (state, fixed, frozen, batch) = task
+        clip = {name: x.shape[1:] for name, x in batch.items() if x.ndim > 1}
+        work[media if len(kinds) > 1 else "train step"] = Work(task, rows, clip, stage.flops())
     facts = {
         "model": {"architecture": f"{config.stage.kind} stage", "config": config.stage.to_dict()},
         **_sizes((state.params, fixed)),
         "frozen_parameters": sum(x.size for x in jax.tree.leaves(frozen)),
         "kept_whole": unsplit(run.stage, mesh, DEFAULT_RULES),
-        "batch_size": run.train.rows,
         "micro_batches": run.train.accumulation,
-        "clip_shape": list(batch["video"].shape[1:]),
         "kept_tokens": None,
-        "analytic_flops_by_part": parts,
     }
-    return mesh, {"train step": (task, sum(parts.values()))}, facts
+    return mesh, work, facts
 
 
 def _model(config: ConfigDict, topology: aot.Topology) -> Compilation:
@@ -100,22 +124,21 @@ def _model(config: ConfigDict, topology: aot.Topology) -> Compilation:
     inputs = module.example_inputs(batch_size)
     num_kept = inputs[1].shape[1] if len(inputs) > 1 else None
     parts = module.flops()
-    forward = sum(parts.values())
-    work = {"forward": (tasks.forward_task(module, mesh, batch_size), forward)}
+    clip = {"video": inputs[0].shape[1:]}
+    task = tasks.forward_task(module, mesh, batch_size)
+    work = {"forward": Work(task, batch_size, clip, parts)}
     if config.gradient:
         task = tasks.gradient_task(module, mesh, batch_size)
-        work["gradient"] = (task, gradient_flops(forward))
+        gradients = {name: gradient_flops(flops) for name, flops in parts.items()}
+        work["gradient"] = Work(task, batch_size, clip, gradients)
     boxed = models.abstract_variables(module, boxed=True)
     facts = {
         "model": config.model.to_dict(),
         **_sizes(nn.unbox(boxed)["params"]),
         "frozen_parameters": 0,
         "kept_whole": unsplit_dimensions(boxed, mesh, DEFAULT_RULES),
-        "batch_size": batch_size,
         "micro_batches": 1,
-        "clip_shape": list(inputs[0].shape[1:]),
         "kept_tokens": num_kept,
-        "analytic_flops_by_part": parts,
     }
     return mesh, work, facts
 

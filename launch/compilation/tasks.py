@@ -83,10 +83,10 @@ def gradient_task(module: nn.Module, mesh: Mesh, batch_size: int) -> Task:
     return gradient, (params, variables, targets, *_abstract_inputs(module, mesh, batch_size))
 
 
-def train_step_task(stage: Stage, config: TrainConfig, mesh: Mesh) -> Task:
-    """The step that the training loop runs, frozen teachers included."""
+def train_step_task(stage: Stage, config: TrainConfig, mesh: Mesh, rows: int) -> Task:
+    """The step that the training loop runs on batches of `rows`, frozen teachers included."""
     state, fixed = abstract_state(stage, config, mesh, DEFAULT_RULES)
-    batch = abstract_batch(stage, config.rows, mesh, DEFAULT_RULES)
+    batch = abstract_batch(stage, rows, mesh, DEFAULT_RULES)
     # The program is the same for any number of steps in an epoch.
     schedule = config.schedule(config.lengths(steps_per_epoch=1000))
     step = make_train_step(stage, config, schedule, state, mesh, DEFAULT_RULES)

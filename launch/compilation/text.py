@@ -11,10 +11,7 @@ _COLLECTIVE_COLUMNS = ("program", "kind", "group", "ops", "runs", "MiB", "MiB se
 def render(report: dict[str, Any]) -> str:
     """The report as text."""
     programs = report["programs"]
-    limit = report["hbm_bytes_per_device"]
-    kept, micro_batches = report["kept_tokens"], report["micro_batches"]
-    frozen = report["frozen_parameters"]
-    clip = "x".join(map(str, report["clip_shape"]))
+    limit, frozen = report["hbm_bytes_per_device"], report["frozen_parameters"]
     lines = [
         f"{report['label']} (libtpu {report['versions']['libtpu']},"
         f" jax {report['versions']['jax']})",
@@ -25,9 +22,7 @@ def render(report: dict[str, Any]) -> str:
         f"topology   {report['topology']} ({report['chip']}), {report['devices']} devices with"
         f" {_gib(limit)} each",
         "mesh       " + " x ".join(f"{axis}={size}" for axis, size in report["mesh"].items()),
-        f"batch      {report['batch_size']} clips of {clip}"
-        + (f", {kept} tokens kept" if kept else "")
-        + (f" in {micro_batches} micro-batches" if micro_batches > 1 else ""),
+        *_batch_lines(report),
         *(f"note       {note}" for note in report["kept_whole"]),
         "",
         f"{'':34}" + "".join(f"{name:>14}" for name in programs),
@@ -39,8 +34,9 @@ def render(report: dict[str, Any]) -> str:
     row("lowered in", lambda p: f"{p['lower_seconds']:.1f} s")
     row("compiled in", lambda p: f"{p['compile_seconds']:.1f} s")
     row("analytic FLOPs per clip", lambda p: f"{p['analytic_flops_per_clip'] / 1e12:.3f} T")
-    for part, flops in report["analytic_flops_by_part"].items() if frozen else ():
-        lines.append(f"{f'  {part}':34}{flops / 1e12:>12.3f} T")
+    parts = [part for program in programs.values() for part in program["analytic_flops_by_part"]]
+    for part in dict.fromkeys(parts) if frozen else ():
+        row(f"  {part}", functools.partial(_flops_of_part, part))
     row("analytic FLOPs per device", lambda p: f"{p['analytic_flops_per_device'] / 1e12:.3f} T")
     for part in ("arguments", "outputs", "temporaries", "program", "total"):
         row(f"memory per device: {part}", functools.partial(_memory, part))
@@ -57,6 +53,32 @@ def render(report: dict[str, Any]) -> str:
         if not program["fits"]:
             lines += ["", f"{name}: DOES NOT FIT. {program['overflow']}"]
     return "\n".join(lines)
+
+
+def _batch_lines(report: dict[str, Any]) -> list[str]:
+    """A line for the batch of all programs, or for that of each."""
+    kept, micro_batches = report["kept_tokens"], report["micro_batches"]
+    batches = {}
+    for name, program in report["programs"].items():
+        fields = (
+            f"{field} {'x'.join(map(str, shape))}" for field, shape in program["clip"].items()
+        )
+        batches[name] = f"{program['batch_size']} clips of {', '.join(fields)}"
+    if len(set(batches.values())) == 1:
+        batches = {"": batches.popitem()[1]}
+    return [
+        "batch      "
+        + (f"{name}: " if name else "")
+        + batch
+        + (f", {kept} tokens kept" if kept else "")
+        + (f" in {micro_batches} micro-batches" if micro_batches > 1 else "")
+        for name, batch in batches.items()
+    ]
+
+
+def _flops_of_part(part: str, program: dict[str, Any]) -> str:
+    flops = program["analytic_flops_by_part"].get(part)
+    return "-" if flops is None else f"{flops / 1e12:.3f} T"
 
 
 def _gib(size: float) -> str:

@@ -10,7 +10,7 @@ from internvideo_jax.launch.common.run_config import parse_run
 from internvideo_jax.parallel.mesh import AXES
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.training.loop import check_batch_fits
-from internvideo_jax.training.state import abstract_state
+from internvideo_jax.training.state import abstract_frozen, abstract_state
 
 # data x fsdp of v5e:16x16.
 MESH = AbstractMesh((16, 16, 1, 1), AXES)
@@ -21,12 +21,17 @@ def test_each_recipe_has_the_losses_of_its_media():
     media = {name: tuple(run.kinds()) for name, run in RUNS.items()}
     assert media == {
         "1b": ("video", "image"),
+        "1b_teacher": ("video", "image"),
         "6b": ("video", "image"),
+        "6b_teacher": ("video", "image"),
         "6b_audio": ("video", "image", "audio_video"),
         "demo": ("video", "audio", "audio_video"),
     }
     losses = {name: set(run.stage.config.weights.terms) for name, run in RUNS.items()}
     assert losses["1b"] == losses["6b"] == {"vtc", "vtm", "mlm"}
+    alignments = {name: set(run.stage.config.weights.alignment) for name, run in RUNS.items()}
+    followers = {name for name, terms in alignments.items() if terms}
+    assert followers == {"1b_teacher", "6b_teacher"}
     assert losses["6b_audio"] == {"vtc", "vtm", "mlm", "avtc", "avtm", "avmlm"}
     assert losses["demo"] == {"vtc", "vtm", "mlm", "avtc", "atc"}
 
@@ -50,6 +55,17 @@ def test_the_released_recipes_are_upstreams(name, batch_size, epochs, length):
         check_batch_fits(train, MESH, kind.rows)
     encoder = stage.model.vision.encoder
     assert (encoder.num_frames, encoder.image_size) == (4, 224)
+
+
+def test_the_teacher_is_stage_1s_and_no_part_of_the_model():
+    stage = RUNS["1b_teacher"].stage
+    assert stage.config.weights.alignment == {"clip_middle": 1.0, "clip_final": 1.0}
+    frozen = abstract_frozen(stage, MESH, DEFAULT_RULES)
+    kernel = frozen["teacher"]["params"]["encoder"]["blocks"]["mlp"]["fc1"]["kernel"]
+    assert (kernel.shape, kernel.dtype) == ((48, 3200, 12800), "bfloat16")
+    assert set(abstract_state(stage, RUNS["1b"].train, MESH, DEFAULT_RULES)[0].params) == set(
+        abstract_state(RUNS["1b"].stage, RUNS["1b"].train, MESH, DEFAULT_RULES)[0].params
+    )
 
 
 @pytest.mark.parametrize("name", ["1b", "6b_audio"])
@@ -98,7 +114,7 @@ def write_words(folder, count):
 
 
 def test_unknown_recipes_are_refused_with_all_names():
-    with pytest.raises(ValueError, match="found '2b'.*recipes: 1b, 6b, 6b_audio, demo"):
+    with pytest.raises(ValueError, match="found '2b'.*recipes: 1b, 1b_teacher, 6b, .*demo"):
         pretrain.get_config("2b")
 
 

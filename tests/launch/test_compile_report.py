@@ -59,6 +59,9 @@ def report(**changes):
             }
         ],
         "note": None,
+        "batch_size": 128,
+        "clip": {"video": [8, 224, 224, 3]},
+        "analytic_flops_by_part": {"blocks": 4_500_000_000_000},
         "analytic_flops_per_clip": 4_500_000_000_000,
         "analytic_flops_per_device": 36_000_000_000_000,
     }
@@ -75,11 +78,8 @@ def report(**changes):
         "parameter_bytes": 4_200_000_000,
         "frozen_parameters": 0,
         "kept_whole": [],
-        "batch_size": 128,
         "micro_batches": 1,
-        "clip_shape": [8, 224, 224, 3],
         "kept_tokens": None,
-        "analytic_flops_by_part": {"blocks": 4_500_000_000_000},
         "programs": {"forward": program | changes},
     }
 
@@ -115,16 +115,27 @@ def test_columns_stay_apart_whatever_programs_and_collectives_are_called():
 
 
 def test_a_training_step_shows_its_teachers_and_micro_batches():
-    given = report()
-    given |= {
-        "frozen_parameters": 6_900_000_000,
-        "micro_batches": 4,
-        "analytic_flops_by_part": {"student": 2_000_000_000_000, "clip_teacher": 25 * 10**12},
-    }
+    parts = {"student": 2_000_000_000_000, "clip_teacher": 25 * 10**12}
+    given = report(analytic_flops_by_part=parts)
+    given |= {"frozen_parameters": 6_900_000_000, "micro_batches": 4}
     lines = lines_of(given)
-    assert "batch 128 clips of 8x224x224x3 in 4 micro-batches" in lines
+    assert "batch 128 clips of video 8x224x224x3 in 4 micro-batches" in lines
     assert "model video_vit, 1,050.0 M parameters, 3.91 GiB, 6,900.0 M frozen ones" in lines
     assert {"student 2.000 T", "clip_teacher 25.000 T"} <= lines
+
+
+def test_each_kind_of_media_has_a_batch_of_its_own():
+    given = report()
+    of_clips = given["programs"].pop("forward")
+    clip = {"image": [1, 224, 224, 3], "text": [32]}
+    of_images = of_clips | {"batch_size": 512, "clip": clip}
+    given["programs"] = {"video": of_clips, "image": of_images}
+    assert {
+        "video image",
+        "batch video: 128 clips of video 8x224x224x3",
+        "batch image: 512 clips of image 1x224x224x3, text 32",
+        "compiled in 12.2 s 12.2 s",
+    } <= lines_of(given)
 
 
 def test_text_of_a_program_that_does_not_fit():
@@ -204,14 +215,44 @@ def test_the_large_encoders_fit(size, topology, tmp_path):
 
 @pytest.mark.slow
 @needs_compiler
+def test_stage_2_has_a_step_for_each_kind_of_media(tmp_path):
+    path = tmp_path / "report.json"
+    result = run(
+        "--config=configs/stage2/pretrain.py:1b",
+        *("--config.train.batch_size=512", "--config.stage.match_group=32"),
+        *(f"--config.stage.model.vision.encoder.{field}" for field in ("width=176", "depth=2")),
+        *(
+            "--config.stage.model.vision.clip_layers=(0,1)",
+            "--config.stage.model.text.cross_width=176",
+        ),
+        *("--topology=v5e:4x4", f"--json={path}"),
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    programs = json.loads(path.read_text())["programs"]
+    assert {name: program["clip"] for name, program in programs.items()} == {
+        "video": {"video": [4, 224, 224, 3], "text": [32]},
+        "image": {"image": [1, 224, 224, 3], "text": [32]},
+    }
+    for program in programs.values():
+        assert program["fits"]
+        assert program["memory"]["outputs"] < 2**20
+        kinds = {c["kind"] for c in program["collectives"]}
+        assert {"all-gather", "reduce-scatter"} <= kinds
+    assert (
+        programs["video"]["analytic_flops_per_clip"] > programs["image"]["analytic_flops_per_clip"]
+    )
+
+
+@pytest.mark.slow
+@needs_compiler
 def test_pretraining_of_the_1b_student_fits_with_both_teachers(tmp_path):
     """Some minutes: the step on 256 chips, each with 16 clips of the recipe's global batch."""
     path = tmp_path / "report.json"
     result = run("--config=configs/stage1/pretrain.py:1b", "--topology=v5e:16x16", f"--json={path}")
     assert result.returncode == 0, result.stdout + result.stderr
     written = json.loads(path.read_text())
-    assert (written["batch_size"], written["micro_batches"]) == (4096, 1)
     step = written["programs"]["train step"]
+    assert (step["batch_size"], written["micro_batches"]) == (4096, 1)
     # The state is donated: its new value takes the place of the old one.
     assert step["memory"]["outputs"] < 2**20
     assert step["analytic_flops_per_device"] == 16 * step["analytic_flops_per_clip"]

@@ -195,6 +195,21 @@ def test_the_last_blocks_may_be_trained_alone():
     assert CrossModalStage(CONFIG).trainable("vision/encoder/cls_token")
 
 
+def test_flops_are_those_of_the_towers_on_what_they_are_shown(config):
+    flops = {media: CrossModalStage(config, media).flops() for media in ("video", "image", "audio")}
+    # Nobody reads the decoders.
+    vision = dataclasses.replace(CONFIG.model.vision, clip_layers=(), clip_final_dim=0)
+    student = models.build(vision)
+    clip, _ = student.example_inputs()
+    kept = jax.ShapeDtypeStruct((1, 1 + 4), jnp.int32)
+    forward = sum(student.flops(clip, kept).values())
+    assert flops["video"]["vision"] == models.gradient_flops(forward)
+    assert flops["image"]["vision"] < flops["video"]["vision"]
+    assert {"text", "audio", "audio_match_head"} <= flops["audio"].keys()
+    assert "vision" not in flops["audio"]
+    assert CrossModalStage(CONFIG).flops() == {}
+
+
 def test_retrieval_is_what_is_evaluated(config):
     evaluator = CrossModalStage(config).evaluators()["eval"]
     assert evaluator.fields == ("video", "captions")
@@ -324,5 +339,5 @@ def test_flops_are_those_of_what_the_losses_read(config):
     size = config.model.embed_dim
     expected = towers + 2 * (BEATS.width + BERT.width) * size
     # Beside them the similarities of two rows, perhaps once for each direction.
-    assert 3 * expected < stage.flops()["model"] <= 3 * (expected + 2 * 2 * 2 * size)
+    assert 3 * expected < sum(stage.flops().values()) <= 3 * (expected + 2 * 2 * 2 * size)
     assert CrossModalStage(CONFIG).flops() == {}

@@ -57,6 +57,7 @@ class CrossModalStage(ModelStage):
     and `clip_id` `[B]`, equal for rows of the same clip.
     """
 
+    module: Stage2
     loss_is_mean_over_rows = False
 
     def __init__(
@@ -75,7 +76,8 @@ class CrossModalStage(ModelStage):
           image_size: side of their frames; None: the model's.
 
         Raises:
-          ValueError: the media have no loss, or the vocabulary does not fit the model.
+          ValueError: the media have no loss, the vocabulary does not fit the model, or the teacher
+            does not fit the clips.
         """
         encoder = config.model.vision.encoder
         super().__init__(
@@ -101,6 +103,14 @@ class CrossModalStage(ModelStage):
         self.clip = (frames, size, size, 3)
         self.grid = token_grid(self.clip[:3], encoder.tubelet_size, encoder.patch_size)
         self.losses = config.losses(self.kind)
+        for teacher in self.teachers:
+            if teacher.grid(frames) != self.grid:
+                raise ValueError(
+                    f"expected a teacher with the {'x'.join(map(str, self.grid))} tokens that"
+                    f" {self.kind} of {frames} frames of {size} pixels has, found one with"
+                    f" {'x'.join(map(str, teacher.grid(frames)))}; correct data.mixture or"
+                    " stage.teacher"
+                )
 
     def of_media(
         self, media: str, num_frames: int | None = None, image_size: int | None = None
@@ -181,7 +191,7 @@ class CrossModalStage(ModelStage):
         return {**variables, "params": params}
 
     def check_weights(self) -> None:
-        check_teachers(self.teachers)
+        check_teachers(self.config.teachers())
         super().check_weights()
         for path, config in self._initial_towers().values():
             shapes = abstract_variables(build(config))
@@ -266,23 +276,23 @@ class CrossModalStage(ModelStage):
                 encoded = model.encode_video(video, targets["kept"], **mode)
                 media["video"] = encoded
                 if weights := c.weights.alignment:
-                    found |= align(encoded, targets, weights)[1]
+                    _, terms = align(encoded, targets, weights)
+                    found |= {name.replace("clip_", "uta_"): x for name, x in terms.items()}
             if "audio" in batch:
                 media["audio"] = model.encode_audio(batch["audio"], **mode)
             names = {n for term, n in self._captions.items() if term != "avc"}
             texts = {n: _with_mask(batch[_text_field(n)], pad_id) for n in names}
-            terms = cross_modal_losses(
+            compared = cross_modal_losses(
                 model, media, texts, batch["clip_id"], self._captions, draws, options, **mode
             )
-            found |= {str(term): value for term, value in terms.items()}
+            found |= {str(term): value for term, value in compared.items()}
             return found, model.bounded_temperature()
 
         rngs = None if dropout_key is None else {"dropout": dropout_key}
         found, temperature = self.module.apply(
             {"params": params, **extra}, rngs=rngs, method=losses
         )
-        weights: dict[str, float] = dict(c.weights.alignment)
-        weights |= {str(term): weight for term, weight in self.losses.items()}
+        weights: dict[str, float] = dataclasses.asdict(c.weights)
         total = sum((weights[name] * x for name, x in found.items()), start=jnp.float32(0))
         metrics = {f"{self.kind}/{name}": x for name, x in found.items()}
         return total, ({**metrics, "temperature": temperature}, extra)
@@ -297,15 +307,16 @@ class CrossModalStage(ModelStage):
             return {}
         key, rows = jax.random.key(0), self.config.match_group or _ROWS
         batch, frozen = self.example_batch(rows), jax.eval_shape(self.init_frozen, key)
-        targets = jax.eval_shape(self.targets, nn.unbox(frozen), batch, key)
+        with nn.logical_axis_rules(()):
+            targets = jax.eval_shape(self.targets, nn.unbox(frozen), batch, key)
         params = abstract_variables(self.module)["params"]
 
         def loss(params: PyTree, batch: Batch, targets: PyTree) -> jax.Array:
             return self.loss(params, {}, batch, targets, key)[0]
 
-        forward = sum(product_flops(loss, params, batch, targets, unread=False).values()) // rows
-        teachers = {teacher.name: teacher.flops(self.grid) for teacher in self.teachers}
-        return {"model": gradient_flops(forward), **teachers}
+        parts = product_flops(loss, params, batch, targets, unread=False)
+        trained = {name: gradient_flops(total) // rows for name, total in parts.items()}
+        return trained | {teacher.name: teacher.flops(self.grid) for teacher in self.teachers}
 
     def bounded(self, params: PyTree) -> PyTree:
         """As upstream, which clamps the temperature before each step."""

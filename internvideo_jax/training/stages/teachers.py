@@ -72,6 +72,13 @@ class FrozenTeacher:
         """That of its pooled feature; None where there is none."""
         return "clip_final" if self.side == "clip" else None
 
+    def grid(self, num_frames: int) -> tuple[int, int, int]:
+        """Its tokens of a clip of `num_frames` along (time, height, width), whatever its size."""
+        encoder: Any = self.config.encoder
+        seen = -(-num_frames // self.stride)
+        steps = seen if self.per_frame else seen // encoder.tubelet_size
+        return steps, *encoder.grid[1:]
+
     def encode(self, variables: PyTree, video: Float[Array, "B T H W 3"]) -> Any:
         """Its encoder's output on normalised clips, the target layers as hidden states."""
         frames = resized(video[:, :: self.stride], self.config.encoder.image_size)

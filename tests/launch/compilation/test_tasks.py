@@ -84,7 +84,7 @@ def test_the_training_step_takes_state_teachers_and_a_batch_of_all_rows(mesh):
         )
     )
     config = TrainConfig(4, OptimizerConfig(1e-3), epochs=2, num_sample=2, ema_decay=0.9)
-    step, arguments = train_step_task(stage, config, mesh)
+    step, arguments = train_step_task(stage, config, mesh, config.rows)
     state, fixed, frozen, batch = arguments
     assert fixed == {}
     assert frozen.keys() == {"teacher"}
