@@ -164,13 +164,8 @@ def clip_model(config: Any) -> SavedModel:
     return SavedModel(module, variables, config, Preprocessing(size), {})
 
 
-def save_stage2(directory: Path, medium: str = "visual") -> Path:
-    """Writes a stage-2 model with a vocabulary, for clips and sounds in files; returns its folder.
-
-    Args:
-      directory: an empty folder, which gets the model and its vocabulary.
-      medium: "visual" or "audiovisual".
-    """
+def clip_stage2(medium: str) -> Stage2Config:
+    """A stage-2 model of `STAGE2` for clips and sounds in files, and for texts of `WORDS`."""
     small = STAGE2[medium]
     encoder = dataclasses.replace(
         CLIP_ENCODER, tubelet_size=1, image_positions=small.vision.encoder.image_positions
@@ -181,11 +176,25 @@ def save_stage2(directory: Path, medium: str = "visual") -> Path:
         max_length=64,
         cross_width=small.media_width or encoder.width,
     )
-    config = dataclasses.replace(
-        small, vision=dataclasses.replace(small.vision, encoder=encoder), text=text
-    )
-    vocabulary, model = directory / "vocab.txt", directory / "model"
-    vocabulary.write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    vision = dataclasses.replace(small.vision, encoder=encoder)
+    return dataclasses.replace(small, vision=vision, text=text)
+
+
+def write_words(folder: Path) -> Path:
+    """Writes the vocabulary of `WORDS` to a folder; returns its path."""
+    path = folder / "vocab.txt"
+    path.write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    return path
+
+
+def save_stage2(directory: Path, medium: str = "visual") -> Path:
+    """Writes the model of `clip_stage2` with its vocabulary; returns its folder.
+
+    Args:
+      directory: an empty folder, which gets the model and its vocabulary.
+      medium: "visual" or "audiovisual".
+    """
+    config, model = clip_stage2(medium), directory / "model"
     video = VideoPreprocessing(image_size=32, num_frames=4, resize="bicubic_square")
     audio = None
     if config.audio is not None:
@@ -196,7 +205,7 @@ def save_stage2(directory: Path, medium: str = "visual") -> Path:
         video, audio, TextPreprocessing("wordpiece", ("vocab.txt",), max_length=16)
     )
     variables = noise_like(models.abstract_variables(models.build(config)), 0, 0.3)
-    files = {"vocab.txt": vocabulary}
+    files = {"vocab.txt": write_words(directory)}
     saved_model.save(model, "stage2", config, preprocessing, variables, tokenizer_files=files)
     return model
 
