@@ -47,7 +47,7 @@ def write_torch(path: Path, shapes: Shapes) -> None:
             padding = -start % _ALIGNMENT
             info.extra = struct.pack("<2H", 0x4246, padding) + bytes(padding)
             with archive.open(info, "w") as record:
-                record.write(tensor)
+                record.write(tensor.data)
         archive.writestr("archive/version", b"3\n")
 
 

@@ -153,7 +153,7 @@ class _Task(NamedTuple):
     """A chunk of an array, or of a layer of it, that is being written."""
 
     path: str
-    index: int | None
+    layer: int | None
     nbytes: int
     future: Future[tuple[int, Counter[str]]]
 
@@ -195,7 +195,7 @@ class _Queue:
             added, others = task.future.result()
             self.sums[task.path] = (self.sums[task.path] + added) % 2**32
             if others:
-                self.not_finite[task.path, task.index] += others
+                self.not_finite[task.path, task.layer] += others
 
 
 def _write_chunk(chunk: _Chunk) -> tuple[int, Counter[str]]:

@@ -249,7 +249,9 @@ def draw_contents(config: WorldConfig, split: Split) -> list[Content]:
         looks = list(product(COLORS, SHAPES, SIZES))
         contents = [
             Content(
-                *looks[i],
+                looks[i][0],
+                looks[i][1],
+                looks[i][2],
                 motion,
                 BACKGROUNDS[rng.integers(len(BACKGROUNDS))],
                 VOICES[rng.integers(len(VOICES))],
