@@ -41,7 +41,7 @@ MEASUREMENTS = {
     "voices_seen": Measurement("voices", "video"),
     "voices_heard": Measurement("voices", "audio_video"),
 }
-# Candidates of each query that the fusion layer reads; sounds alone have no head for it.
+# Candidates of each query that the fusion layer reads; it has learnt to match clips alone.
 _RERANK = 16
 
 
@@ -54,13 +54,12 @@ def get_config(name: str = "clips_1") -> ConfigDict:
     name, _, of_size = name.partition(",")
     measurement: Measurement = choose(MEASUREMENTS, name, "demo/retrieval.py")
     size: common.Size = choose(common.SIZES, of_size or "full", "demo/retrieval.py")
-    is_sound = measurement.medium == "audio"
     config = ConfigDict()
     config.retrieval = as_config(
         RetrievalOptions(
             medium=measurement.medium,
-            rerank=0 if is_sound else _RERANK,
-            shared_captions=is_sound,
+            rerank=_RERANK if measurement.medium == "video" else 0,
+            shared_captions=measurement.medium == "audio",
         )
     )
     clips = find_world(size.world, common.home()).retrieval_list(measurement.clips)

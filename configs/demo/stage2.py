@@ -40,8 +40,8 @@ def get_config(name: str = "full") -> ConfigDict:
         image_mask=everything,
         max_text_length=TEXT_LENGTH,
         match_group=size.stage2.batch_size,
-        # As in stage 1. Sounds pass through DeepNorm, which the released deviation suits.
-        fan_in=("vision", "text"),
+        # As in stage 1.
+        fan_in=("vision", "text", "audio"),
     )
     data = dataclasses.replace(
         common.data(None),
@@ -92,5 +92,5 @@ def _model(size: common.Size) -> Stage2Config:
         ),
         embed_dim=own.embed_dim,
         media_width=own.embed_dim,
-        match_heads=("video", "audio_video"),
+        match_heads=("video",),
     )
