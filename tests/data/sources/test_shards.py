@@ -63,7 +63,7 @@ def test_clips_come_back_in_order_and_as_they_were(tmp_path, records, num_shards
     assert len(reader) == 6
     assert reader.index == written.index
     for i, expected in enumerate(records):
-        record, content, _ = reader[i]
+        record, content, *_ = reader[i]
         assert record.path == record.id == expected.id
         fields = ("label", "captions", "start", "end", "num_frames", "frame_pattern", "source")
         assert [getattr(record, f) for f in fields] == [getattr(expected, f) for f in fields]
@@ -76,7 +76,7 @@ def test_clips_come_back_in_order_and_as_they_were(tmp_path, records, num_shards
 def test_folders_without_numbers_come_back_too(tmp_path, records):
     record = ClipRecord("images", records[-1].path)
     write_shards([record], tmp_path / "out", num_shards=1)
-    read, content, _ = ShardSource(tmp_path / "out")[0]
+    read, content, *_ = ShardSource(tmp_path / "out")[0]
     assert read.num_frames == 3
     assert np.array_equal(all_frames(read, content), all_frames(record))
 
@@ -89,7 +89,7 @@ def test_sound_comes_back_too(tmp_path):
     records = [ClipRecord(name, str(tmp_path / name)) for name in ("a.wav", "b.wav")]
     written = write_shards(records, tmp_path / "out", num_shards=1, skip_broken=True)
     assert [clip.record.id for clip in written.broken] == ["b.wav"]
-    record, data, _ = ShardSource(tmp_path / "out")[0]
+    record, data, *_ = ShardSource(tmp_path / "out")[0]
     np.testing.assert_array_equal(
         clip_sound(record, 8_000, data=data), clip_sound(records[0], 8_000)
     )
