@@ -79,7 +79,6 @@ def system(count: int, devices: int, *argv: object) -> Iterator[list[subprocess.
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_SHARE_BINARY_BETWEEN_HOSTS": "1",
         "PYTHONPATH": str(ROOT),
     }
     running = [
