@@ -215,36 +215,6 @@ def test_the_large_encoders_fit(size, topology, tmp_path):
 
 @pytest.mark.slow
 @needs_compiler
-def test_stage_2_has_a_step_for_each_kind_of_media(tmp_path):
-    path = tmp_path / "report.json"
-    result = run(
-        "--config=configs/stage2/pretrain.py:1b",
-        *("--config.train.batch_size=512", "--config.stage.match_group=32"),
-        *(f"--config.stage.model.vision.encoder.{field}" for field in ("width=176", "depth=2")),
-        *(
-            "--config.stage.model.vision.clip_layers=(0,1)",
-            "--config.stage.model.text.cross_width=176",
-        ),
-        *("--topology=v5e:4x4", f"--json={path}"),
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    programs = json.loads(path.read_text())["programs"]
-    assert {name: program["clip"] for name, program in programs.items()} == {
-        "video": {"video": [4, 224, 224, 3], "text": [32]},
-        "image": {"image": [1, 224, 224, 3], "text": [32]},
-    }
-    for program in programs.values():
-        assert program["fits"]
-        assert program["memory"]["outputs"] < 2**20
-        kinds = {c["kind"] for c in program["collectives"]}
-        assert {"all-gather", "reduce-scatter"} <= kinds
-    assert (
-        programs["video"]["analytic_flops_per_clip"] > programs["image"]["analytic_flops_per_clip"]
-    )
-
-
-@pytest.mark.slow
-@needs_compiler
 def test_pretraining_of_the_1b_student_fits_with_both_teachers(tmp_path):
     """Some minutes: the step on 256 chips, each with 16 clips of the recipe's global batch."""
     path = tmp_path / "report.json"
