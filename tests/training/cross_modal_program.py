@@ -41,7 +41,7 @@ CONFIG = TrainConfig(
         ),
     ),
     mesh=MeshConfig(),
-    checkpoint=CheckpointConfig(every_steps=10),
+    checkpoint=CheckpointConfig(every_steps=6),
     log_every=1,
 )
 
