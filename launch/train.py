@@ -15,6 +15,7 @@ from internvideo_jax.launch.common.run_messages import (
     name_unreadable,
     say_epoch,
     say_held_out,
+    say_overlap,
     say_rate,
     say_what_next,
 )
@@ -235,6 +236,7 @@ def _try_evaluation_clips(run: Run, config: "TrainConfig") -> None:
         assert run.eval_data is not None
         fields = dict.fromkeys(name for e in evaluators.values() for name in e.fields)
         _try_clips(run.eval_data, tuple(fields), "evaluate on")
+        say_overlap(run)
 
 
 def _try_clips(data: "DataConfig", fields: "Fields", purpose: str) -> None:
@@ -288,6 +290,7 @@ def _evaluations(run: Run, config: "TrainConfig") -> "dict[str, Evaluation]":
     for evaluator in evaluators.values():
         # Not only after hours of training.
         check_readable(data, evaluator.fields)
+    say_overlap(run)
     clips = Clips(data)
     known: set[int] = set()
 

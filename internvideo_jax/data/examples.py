@@ -4,7 +4,7 @@ import bisect
 import functools
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -97,6 +97,12 @@ class Clips:
         """First index of a set, and the one after its last."""
         end = self._ends[number]
         return end - len(self._sources[number]), end
+
+    def paths(self) -> Iterator[str]:
+        """Those of the clips that are files or folders of images; others have none."""
+        for source in self._sources:
+            if isinstance(source, RecordSource):
+                yield from (record.path for record in source.records)
 
     def kinds(self) -> dict[str, list[int]]:
         """Numbers of the sets of clips that share batches, by the name of their media."""

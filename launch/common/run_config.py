@@ -26,6 +26,8 @@ _FOLLOWING = (
     *("root", "format", "separator", "frame_pattern"),
     *("num_frames", "image_size", "num_classes"),
 )
+# Fields that say where clips are.
+_PLACES = ("annotations", "shards", "tfds", "mixture")
 # Classes and their clips that are said one by one.
 _MAX_SAID = 20
 
@@ -178,11 +180,11 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     - `stage.classes` and `stage.model.num_classes`: from the file `data.classes`, or from the
       labels of `data.annotations`: their names in alphabetical order, or the largest number.
     - `stage.vocabulary` and `data.vocabulary`: each other, or that of the model to start from.
-    - `eval_data`: the clips that `data.validation_share` holds out, where it names none, which are
+    - `eval_data`: the clips that `data.validation_share` holds out, where that is set, which are
       then looked at after each epoch; paths, format, frames, size and classes from `data`.
 
     Raises:
-      ValueError: the classes cannot be told.
+      ValueError: the classes cannot be told, or `eval_data` names clips beside those held out.
     """
     completed = copy.deepcopy(dict(config))
     stage, data, eval_data = completed["stage"], completed["data"], completed.get("eval_data")
@@ -195,7 +197,8 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
         _complete_classes(stage, data)
     if stage.get("kind") == "cross_modal":
         _complete_vocabulary(stage, data)
-    if data.get("validation_share") and not (eval_data and _names_clips(eval_data)):
+    if data.get("validation_share") and not (eval_data and _is_held_out(eval_data, data)):
+        _check_names_none(eval_data)
         eval_data = completed["eval_data"] = _held_out(data, eval_data)
         if completed["train"].get("eval_every") is None:
             _set(completed["train"], "eval_epochs", 1.0)
@@ -324,8 +327,25 @@ def _held_out(data: dict[str, Any], eval_data: dict[str, Any] | None) -> dict[st
     return views | clips | {"validation_share": share, "part": "validation"}
 
 
+def _is_held_out(eval_data: Mapping[str, Any], data: Mapping[str, Any]) -> bool:
+    """Whether `eval_data` states what `_held_out` makes, as a printed config does."""
+    same = all(eval_data.get(n) == data.get(n) for n in ("annotations", "validation_share"))
+    return same and eval_data.get("part") == "validation"
+
+
+def _check_names_none(eval_data: Mapping[str, Any] | None) -> None:
+    """Raises ValueError where clips to evaluate on would leave those held out unused."""
+    if eval_data and _names_clips(eval_data):
+        name = next(f"{n}={eval_data[n]}" for n in _PLACES if eval_data.get(n))
+        raise ValueError(
+            "expected either clips of the training list to evaluate on, or others, found both:"
+            f" data.validation_share and eval_data.{name}; the share would be neither trained nor"
+            " evaluated on: unset one of the two"
+        )
+
+
 def _names_clips(data: Mapping[str, Any]) -> bool:
-    return any(data.get(name) for name in ("annotations", "shards", "tfds", "mixture"))
+    return any(data.get(name) for name in _PLACES)
 
 
 def print_config(config: "ConfigDict", recipe: "ConfigDict") -> None:

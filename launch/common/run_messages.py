@@ -17,6 +17,8 @@ _log = logging.getLogger(__name__)
 _SMALL_RATE = 1e-6
 # Classes and clips that are said one by one.
 _MAX_SAID = 20
+# Longer lists take more than seconds to compare.
+_MAX_COMPARED = 1_000_000
 
 
 def say_what_next(run: Run, workdir: Path) -> None:
@@ -65,6 +67,25 @@ def say_held_out(run: Run) -> None:
     )
     if without := [label for label in kept if not held_out[label]]:
         _log.warning("no clip is held out of the classes %s: add clips", named(without))
+
+
+def say_overlap(run: Run) -> None:
+    """Warns of clips to evaluate on that lie in files which are trained on."""
+    from internvideo_jax.data.examples import Clips
+
+    if run.eval_data is None or not run.eval_data.has_clips or run.eval_data.part == "validation":
+        return
+    train, evaluated = Clips(run.data), Clips(run.eval_data)
+    if max(len(train), len(evaluated)) > _MAX_COMPARED:
+        return
+    seen = set(train.paths())
+    if both := sum(path in seen for path in evaluated.paths()):
+        _log.warning(
+            "%d of the %d clips to evaluate on are of files that are trained on, too: they tell"
+            " nothing of unseen ones",
+            both,
+            len(evaluated),
+        )
 
 
 def say_epoch(run: Run, steps_per_epoch: int) -> None:

@@ -149,18 +149,31 @@ def test_evaluation_follows_training_unless_it_is_set(tmp_path):
     assert own["eval_data"]["root"] == "b"
 
 
-def test_a_validation_share_is_evaluated_on_unless_other_clips_are(tmp_path):
+def test_a_validation_share_is_evaluated_on(tmp_path):
     path = folders(tmp_path / "videos", run=10, walk=20)
     options = [f"data.annotations={path}", "data.validation_share=0.2"]
     made = run(*options)
     assert sorted(labels(made.eval_data)) == 2 * ["run"] + 4 * ["walk"]
     assert len(labels(made.data)) == 24
-    val = write(tmp_path / "val.jsonl", "run")
-    made = run(*options, f"eval_data.annotations={val}")
-    assert labels(made.eval_data) == ["run"]
-    assert len(labels(made.data)) == 24
     with pytest.raises(ValueError, match="validation_share: expected annotations"):
         run("data.shards=a", "data.validation_share=0.2", "stage.model.num_classes=2")
+
+
+def test_clips_beside_a_validation_share_are_refused(tmp_path):
+    path = folders(tmp_path / "videos", run=10, walk=20)
+    val = write(tmp_path / "val.jsonl", "run")
+    options = [f"data.annotations={path}", f"eval_data.annotations={val}"]
+    with pytest.raises(ValueError, match=rf"validation_share and eval_data\.annotations={val}"):
+        run(*options, "data.validation_share=0.2")
+    assert len(labels(run(*options).data)) == 30
+
+
+def test_a_printed_validation_share_can_be_pasted(tmp_path, capsys):
+    path = folders(tmp_path / "videos", run=10, walk=20)
+    changed = config(f"data.annotations={path}", "data.validation_share=0.2")
+    print_config(changed, config())
+    options = [option.removeprefix("--config.") for option in options_of(capsys.readouterr().out)]
+    assert parse_run(config(*options)).as_json == parse_run(changed).as_json
 
 
 def test_the_recipes_of_data_sets_get_a_validation_share_too(tmp_path):

@@ -2,7 +2,14 @@
 
 from types import SimpleNamespace
 
-from internvideo_jax.launch.common.run_messages import name_unreadable, say_what_next
+import pytest
+
+from internvideo_jax.data.config import DataConfig
+from internvideo_jax.launch.common.run_messages import (
+    name_unreadable,
+    say_overlap,
+    say_what_next,
+)
 
 
 def test_of_a_stage_without_classes_features_come_next(tmp_path, capsys):
@@ -19,3 +26,18 @@ def test_of_very_many_clips_the_first_are_named(caplog):
     assert lines[0] == "cannot be read: 0.mp4: broken"
     assert len(lines) == 21
     assert lines[20].startswith("cannot be read: 5 more; ")
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "warned"),
+    [("b.mp4,0\nc.mp4,1\nx/../a.mp4,0\n", ["2 of the 3 clips to"]), ("c.mp4,0\nd.mp4,1\n", [])],
+)
+def test_clips_that_are_both_trained_and_evaluated_on_are_counted(
+    tmp_path, caplog, evaluated, warned
+):
+    (tmp_path / "train.csv").write_text("a.mp4,0\nb.mp4,1\n")
+    (tmp_path / "val.csv").write_text(evaluated)
+    data = [DataConfig(annotations=str(tmp_path / name)) for name in ("train.csv", "val.csv")]
+    say_overlap(SimpleNamespace(data=data[0], eval_data=data[1]))
+    found = [record.getMessage() for record in caplog.records]
+    assert [text[: len("2 of the 3 clips to")] for text in found] == warned
