@@ -15,6 +15,7 @@ import numpy as np
 from internvideo_jax.data.annotations.class_counts import Label, class_warnings, count_labels
 from internvideo_jax.data.annotations.folders import (
     has_class_folders,
+    level_warnings,
     named_videos,
     read_class_folders,
 )
@@ -44,7 +45,7 @@ code is 1 if anything is wrong.
 
 A folder whose videos all lie in folders in it is read as `train` would, a folder for each class: an
 empty one is wrong. Of classes, what is hardly meant is warned of: one alone, names that look alike,
-classes of a single clip.
+classes of a single clip, clips without labels among others, folders of classes a level deeper.
 
 examples:
   internvideo-jax scan train.jsonl val.jsonl --num_classes=400
@@ -73,6 +74,7 @@ def main(argv: Sequence[str]) -> int:
     warnings = [
         f"{path}: {text}" for path, known in counts.items() for text in class_warnings(known)
     ]
+    warnings += [text for folder in folders for text in folder.warnings]
     with arguments.without_reader():
         for line in (*map(str, folders), *(f"warning: {text}" for text in warnings)):
             print(line)
@@ -124,6 +126,12 @@ def _parser() -> argparse.ArgumentParser:
         help="every clip needs a label, and one below this number",
     )
     parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="names of the classes, one a line or JSON, of which every label that is a name must"
+        " be one; sets --num_classes",
+    )
+    parser.add_argument(
         "--every_frame", action="store_true", help="decode all of a clip, not three frames of it"
     )
     parser.add_argument(
@@ -151,10 +159,12 @@ def _is_annotation(path: str) -> bool:
 
 
 def _read(path: str, args: argparse.Namespace) -> "Annotations":
+    from internvideo_jax.class_names import read_class_names
     from internvideo_jax.data.annotations.lists import check_annotations
 
     options = arguments.annotation_options(args)
-    return check_annotations(path, num_classes=args.num_classes, **options)
+    classes = read_class_names(args.classes, args.num_classes) if args.classes else None
+    return check_annotations(path, num_classes=args.num_classes, classes=classes, **options)
 
 
 def _holds_classes(path: str) -> bool:
@@ -167,6 +177,7 @@ class _ClassFolders(NamedTuple):
     path: str
     counts: "Counter[Label]"
     problem: str | None
+    warnings: Sequence[str] = ()
 
     def __str__(self) -> str:
         if self.problem is not None:
@@ -178,9 +189,11 @@ class _ClassFolders(NamedTuple):
 
 def _read_folders(path: str) -> _ClassFolders:
     try:
-        return _ClassFolders(path, Counter(clip.label for clip in read_class_folders(path)), None)
+        clips = read_class_folders(path)
     except ValueError as error:
         return _ClassFolders(path, Counter(), str(error))
+    labels: Counter[Label] = Counter(clip.label for clip in clips)
+    return _ClassFolders(path, labels, None, level_warnings(path, [clip.path for clip in clips]))
 
 
 class _Clip(NamedTuple):

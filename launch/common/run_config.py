@@ -3,22 +3,19 @@
 import copy
 import dataclasses
 import json
-import logging
 import os
 import shlex
-from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from internvideo_jax.launch.common.run_classes import complete_classes
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from internvideo_jax.data.annotations.class_counts import Label
     from internvideo_jax.data.config import DataConfig
     from internvideo_jax.training.config import TrainConfig
     from internvideo_jax.training.stage import Batches, Stage
-
-_log = logging.getLogger(__name__)
 
 _PARTS = ("stage", "train", "data")
 # Of clips to evaluate on: what those to train on say, too.
@@ -28,8 +25,6 @@ _FOLLOWING = (
 )
 # Fields that say where clips are.
 _PLACES = ("annotations", "shards", "tfds", "mixture")
-# Classes and their clips that are said one by one.
-_MAX_SAID = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +189,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("num_frames", "image_size"):
         _set(data, name, encoder.get(name))
     if stage.get("kind") == "classify" and model is not None:
-        _complete_classes(stage, data)
+        complete_classes(stage, data, has_clips=_names_clips(data))
     if stage.get("kind") == "cross_modal":
         _complete_vocabulary(stage, data)
     if data.get("validation_share") and not (eval_data and _is_held_out(eval_data, data)):
@@ -226,95 +221,6 @@ def _complete_vocabulary(stage: dict[str, Any], data: dict[str, Any]) -> None:
             f"expected one vocabulary, found stage.vocabulary={stage['vocabulary']} and"
             f" data.vocabulary={data['vocabulary']}; set one of them"
         )
-
-
-def _complete_classes(stage: dict[str, Any], data: dict[str, Any]) -> None:
-    from internvideo_jax.class_names import read_class_names
-
-    model = stage["model"]
-    names: tuple[str, ...] = tuple(stage.get("classes") or ())
-    if isinstance(data.get("classes"), str):
-        in_file = read_class_names(data["classes"])
-        if names and names != in_file:
-            raise ValueError(
-                f"stage.classes: expected the names in {data['classes']}, found others; unset one"
-                " of stage.classes and data.classes"
-            )
-        names = in_file
-    count = len(names) or model.get("num_classes")
-    if not names and _names_clips(data):
-        names, found = _classes_of_clips(data, count)
-        count = count or found
-    _set(model, "num_classes", count)
-    _set(data, "num_classes", model.get("num_classes"))
-    if names:
-        stage["classes"] = names
-
-
-def _classes_of_clips(data: dict[str, Any], count: int | None) -> tuple[tuple[str, ...], int]:
-    """Names and number of the classes that labels name; numbers have no names.
-
-    Args:
-      data: fields of a `DataConfig` with clips.
-      count: how many classes there must be; None for any number.
-    """
-    from internvideo_jax.config import from_dict
-    from internvideo_jax.data.annotations.class_counts import class_warnings, count_labels
-    from internvideo_jax.data.config import DataConfig
-    from internvideo_jax.data.sources.clips import RecordSource, open_source
-
-    if count is not None and not os.path.isdir(data.get("annotations") or ""):
-        # Labels of a list are numbers unless their names are given.
-        return (), count
-    unknown = {"num_classes": None, "multi_label": False}
-    from_labels = from_dict(DataConfig, data | unknown, "config.data")
-    labels: Counter[Label] = Counter()
-    for member in from_labels.members:
-        source = open_source(member)
-        if not isinstance(source, RecordSource):
-            raise ValueError(
-                f"{member.name}: expected a list, whose classes can be counted; name them with"
-                " --config.data.classes=FILE, or set --config.stage.model.num_classes"
-            )
-        labels += count_labels(source.records)
-    where = from_labels.name
-    names = tuple(sorted(label for label in labels if isinstance(label, str)))
-    numbers = [label for label in labels if isinstance(label, int)]
-    if names and numbers:
-        raise ValueError(
-            f"{where}: expected labels that are all names or all numbers, found {names[0]!r} and"
-            f" {numbers[0]}; write them alike"
-        )
-    found = len(names) or max(numbers, default=-1) + 1
-    if not found or labels[None]:
-        raise ValueError(
-            f"{where}: expected a label for every clip, found {labels[None]} clips without; add"
-            " them"
-        )
-    if count is not None and found != count:
-        raise ValueError(
-            f"{where}: expected {count} classes, as the recipe has, found {found}; for classes of"
-            " your own take --config=configs/stage1/finetune.py:SIZE,custom"
-        )
-    if len(labels) == 1:
-        (only,) = labels
-        raise ValueError(
-            f"{where}: expected clips of at least two classes, found {only!r} alone; add clips of"
-            " another, if only of what is not it"
-        )
-    _say_classes(where, names or range(found), labels)
-    for warning in class_warnings(labels):
-        _log.warning("%s: %s", where, warning)
-    return names, found
-
-
-def _say_classes(where: str, classes: Any, labels: "Counter[Label]") -> None:
-    said = ", ".join(f"{name} ({labels[name]})" for name in classes[:_MAX_SAID])
-    more = f", and {len(classes) - _MAX_SAID} more" if len(classes) > _MAX_SAID else ""
-    _log.info("%d classes of %s with their clips: %s%s", len(classes), where, said, more)
-    empty = [str(name) for name in classes if not labels[name]]
-    if empty:
-        _log.warning("no clip of %s has the label %s", where, ", ".join(empty[:_MAX_SAID]))
 
 
 def _held_out(data: dict[str, Any], eval_data: dict[str, Any] | None) -> dict[str, Any]:

@@ -150,3 +150,23 @@ def test_labels_of_lists_are_looked_at(run, world):
     _, out, report = run(world / "notes.txt")
     assert "classes of a single clip cannot be both trained and evaluated on: 0, 1" in out
     assert len(report["warnings"]) == 1
+
+
+def test_a_label_that_is_missing_is_warned_of_and_with_the_classes_refused(run, world, tmp_path):
+    path, classes = tmp_path / "named.csv", tmp_path / "classes.txt"
+    path.write_text("path,label\na.mp4,x\nmore/b.mp4,y\ncut.mp4,\n")
+    classes.write_text("x\ny\n")
+    _, out, _ = run(path, f"--root={world}")
+    assert "1 clip has no label" in out
+    code, out, report = run(path, f"--root={world}", f"--classes={classes}")
+    assert code == 1
+    assert f"{path}:4: expected a label" in out
+    assert report["annotations"][0]["wrong"] == 1
+    _, out, _ = run(path, f"--root={world}", "--num_classes=2")
+    assert "--classes=FILE" in out
+
+
+def test_a_folder_a_level_too_high_is_warned_of(run, tmp_path):
+    make_clips(tmp_path, "a/x/1.mp4", "a/y/1.mp4", "b/x/1.mp4", "b/y/1.mp4")
+    _, out, _ = run(tmp_path)
+    assert f"did you mean {tmp_path}/a?" in out

@@ -28,6 +28,12 @@ def class_warnings(counts: Mapping[Label, int]) -> list[str]:
     """
     known = {label: count for label, count in counts.items() if label is not None and count}
     warnings = []
+    if known and (without := counts.get(None, 0)):
+        clips = "1 clip has" if without == 1 else f"{without} clips have"
+        warnings.append(
+            f"{clips} no label, which training and evaluation refuse: `scan` with --classes=FILE"
+            " or --num_classes=N names the lines"
+        )
     if len(known) == 1:
         warnings.append(f"all clips are of one class, {named(known)}: there is nothing to tell")
     groups = defaultdict(list)

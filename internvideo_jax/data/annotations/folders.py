@@ -1,11 +1,15 @@
 """Clips that no list names: the videos in folders, and folders that are classes."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from internvideo_jax.data.annotations.records import is_class_name
 from internvideo_jax.data.decode.paths import VIDEO_EXTENSIONS, is_hidden
+
+# Folders that are named one by one.
+_MAX_NAMED = 5
 
 
 class ClassClip(NamedTuple):
@@ -107,6 +111,44 @@ def read_class_folders(folder: str | os.PathLike[str]) -> list[ClassClip]:
             raise ValueError(f"{expected}, found none in {entry.name!r}; remove the folder")
         clips += [ClassClip(video, entry.name) for video in videos]
     return clips
+
+
+def level_warnings(folder: str | os.PathLike[str], paths: Iterable[str]) -> list[str]:
+    """A line where the folders of classes seem to lie a level deeper than the folder says.
+
+    That is where several classes hold folders of the same names, or none holds a video itself.
+
+    Args:
+      folder: the one that holds one folder for each class.
+      paths: of the videos in them, absolute.
+    """
+    folder = os.path.abspath(folder)
+    inner: dict[str, set[str]] = {}
+    holders: dict[str, set[str]] = defaultdict(set)
+    is_deep = True
+    for path in paths:
+        name, *below = os.path.relpath(path, folder).split(os.sep)
+        inner.setdefault(name, set())
+        if len(below) > 1:
+            inner[name].add(below[0])
+            holders[below[0]].add(name)
+        else:
+            is_deep = False
+    same = sorted(name for name, classes in holders.items() if len(classes) > 1)
+    if len(same) < 2 and not is_deep:
+        return []
+    likely = os.path.join(folder, max(inner, key=lambda name: len(inner[name])))
+    found = (
+        f"several classes hold folders of the same names ({_some(same)})"
+        if len(same) > 1
+        else "no video lies in the folder of its class itself, all lie in folders in it"
+    )
+    return [f"{folder}: {found}; did you mean {likely}? The classes are now {_some(sorted(inner))}"]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
 
 
 def _walk(folder: str) -> Iterator[str]:

@@ -223,7 +223,8 @@ def _check_label(label: Labels, context: Context) -> None:
         if isinstance(each, str):
             if not context.classes:
                 raise EntryError(
-                    f"a label from 0 to {context.num_classes - 1}, or names of the classes with it",
+                    f"a label from 0 to {context.num_classes - 1}, as the names of the classes are"
+                    " not given (--classes=FILE of `scan`, data.classes of a config)",
                     f"the name {quote(each)}",
                 )
             if each not in context.classes:
@@ -233,6 +234,10 @@ def _check_label(label: Labels, context: Context) -> None:
                     each,
                     context.classes,
                 )
+        elif each is None and context.classes:
+            raise EntryError(
+                f"a label: one of the names of the {context.num_classes} classes", "none"
+            )
         elif each is None or each >= context.num_classes:
             found = "none" if each is None else str(each)
             raise EntryError(f"a label from 0 to {context.num_classes - 1}", found)

@@ -26,7 +26,9 @@ def test_each_label_of_a_clip_counts():
         # The same letter, as two systems write it.
         ({"caf\u00e9": 2, "cafe\u0301": 3}, ["look alike"]),
         ({"a": 1, "b": 2, "c": 1}, ["a single clip.*: 'a', 'c';"]),
-        ({0: 1, 1: 1, None: 1}, ["a single clip.*: 0, 1;"]),
+        ({0: 1, 1: 1}, ["a single clip.*: 0, 1;"]),
+        ({0: 2, 1: 2, None: 1}, ["1 clip has no label"]),
+        ({0: 2, 1: 2, None: 2}, ["2 clips have no label"]),
         ({f"{i:02}": 1 for i in range(25)}, ["'19' and 5 more;"]),
     ],
 )

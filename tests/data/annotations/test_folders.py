@@ -7,6 +7,7 @@ import pytest
 from internvideo_jax.data.annotations.folders import (
     find_videos,
     has_class_folders,
+    level_warnings,
     named_videos,
     read_class_folders,
 )
@@ -126,3 +127,25 @@ def test_folders_stand_for_classes_where_all_videos_lie_in_them(tmp_path):
     make(tmp_path, "a/x/1.mp4", "a/notes.txt", "b/x/1.mp4", "b/2.mp4", "c/notes/1.txt")
     found = {name: has_class_folders(tmp_path / name) for name in "abc"}
     assert found == {"a": True, "b": False, "c": False}
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ["train/x/1.mp4", "train/y/1.mp4", "train/z/1.mp4", "test/x/1.mp4", "test/y/1.mp4"],
+            "x, y",
+        ),
+        (["train/x/1.mp4", "train/y/2.mp4", "test/z/1.mp4"], "no video lies in"),
+        (["x/1.mp4", "y/more/2.mp4"], None),
+        # One name several classes may well share.
+        (["x/1.mp4", "x/more/1.mp4", "y/more/2.mp4"], None),
+        (["train/x/1.mp4", "train/y/1.mp4", "test/x/1.mp4", "test/y/1.mp4", "odd/1.mp4"], "x, y"),
+    ],
+)
+def test_folders_of_classes_a_level_deeper_are_said(tmp_path, names, said):
+    found = level_warnings(tmp_path, [str(tmp_path / name) for name in names])
+    assert len(found) == (said is not None)
+    for text in found:
+        assert said in text
+        assert f"did you mean {tmp_path}/train?" in text

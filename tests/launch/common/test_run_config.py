@@ -89,17 +89,46 @@ def test_a_folder_for_each_class(tmp_path):
         parse_run(config(f"data.annotations={path}", recipe=f"{FILE}:b14,k400"))
 
 
-def test_given_classes_decide_the_order_and_number(tmp_path):
+def test_given_classes_decide_the_order_and_number(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     names = tmp_path / "classes.txt"
     names.write_text("walk\nrun\njump\n")
     path = write(tmp_path / "a.jsonl", "run", "walk")
     made = run(f"data.annotations={path}", f"data.classes={names}")
     assert made.stage.config.classes == made.data.classes == ("walk", "run", "jump")
+    assert "3 classes of " in caplog.text
+    assert "walk (1), run (1), jump (0)" in caplog.text
+    assert f"no clip of {path} has the label jump" in caplog.text
     # Without clips, too.
     assert run(f"data.classes={names}").stage.num_classes == 3
     names.write_text("walk\n")
     with pytest.raises(ValueError, match=r"a\.jsonl:1: .*found 'run'"):
         labels(run(f"data.annotations={path}", f"data.classes={names}").data)
+
+
+def test_given_classes_name_the_numbers(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    names = tmp_path / "classes.txt"
+    names.write_text("walk\nrun\njump\n")
+    path = write(tmp_path / "a.jsonl", 2, 1, 2)
+    run(f"data.annotations={path}", f"data.classes={names}")
+    assert "walk (0), run (1), jump (2)" in caplog.text
+    assert f"no clip of {path} has the label walk" in caplog.text
+
+
+def test_a_folder_a_level_too_high_is_warned_of(tmp_path, caplog):
+    for part in ("train", "test"):
+        folders(tmp_path / "clips" / part, left=2, right=2)
+    run(f"data.annotations={tmp_path}/clips/train")
+    assert "did you mean" not in caplog.text
+    run(f"data.annotations={tmp_path}/clips")
+    assert f"did you mean {tmp_path}/clips/" in caplog.text
+
+
+def test_a_number_of_classes_that_the_clips_do_not_have_is_to_be_left_out(tmp_path):
+    path = folders(tmp_path / "videos", run=1, walk=2)
+    with pytest.raises(ValueError, match="expected 5 classes.*num_classes.*found 2.*leave"):
+        run(f"data.annotations={path}", "stage.model.num_classes=5")
 
 
 def test_a_class_that_training_never_saw_is_named_with_its_line(tmp_path):
@@ -117,7 +146,8 @@ def test_a_class_that_training_never_saw_is_named_with_its_line(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((0, None), "expected a label for every clip, found 1 clips without"),
+        ((0, None, 1), r"a\.jsonl:2: expected a label from 0 to 1, found none"),
+        (("run", "walk", None), r"a\.jsonl:3: expected a label: .* 2 classes, found none"),
         ((None,), "expected a label for every clip"),
         (("walk", "walk"), "at least two classes, found 'walk' alone"),
         ((3, 3), "at least two classes, found 3 alone"),
