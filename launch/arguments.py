@@ -396,13 +396,19 @@ def _load_config_file(path: str) -> "Callable[..., ConfigDict]":
             if f.name != "__init__.py"
         )
         raise UsageError(
-            f"--config={path}: no such Python file{nearest_name(path, known)}"
+            f"--config={path}: no such Python file{_likely_config(path, known)}"
             f" (with the package come: {', '.join(known)})"
         )
     get_config = runpy.run_path(str(file)).get("get_config")
     if not callable(get_config):
         raise UsageError(f"--config={path}: the file defines no function get_config")
     return get_config
+
+
+def _likely_config(path: str, known: Sequence[str]) -> str:
+    """The ending of an error message that suggests files of the same name, or else the nearest."""
+    same = [name for name in known if Path(name).name == Path(path).name]
+    return f"; did you mean {' or '.join(same)}?" if same else nearest_name(path, known)
 
 
 def _field_names(config: "ConfigDict", prefix: str = "") -> list[str]:

@@ -211,6 +211,13 @@ class Lengths:
     warmup: int
 
 
+# What fields stand for that no option sets.
+_MEANINGS = {
+    "clips.number": " (of clips in the training list, which has changed)",
+    "clips.sha256": " (of the training list: its clips, labels or their order have changed)",
+}
+
+
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One line for each field that differs between two run configs and may not.
 
@@ -221,7 +228,8 @@ def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
     flat_old, flat_new = _flat(old), _flat(new)
     names = sorted(flat_old.keys() | flat_new.keys())
     return [
-        f"{name}: {_shown(flat_old, name)} in the checkpoint, {_shown(flat_new, name)} now"
+        f"{name}{_MEANINGS.get(name, '')}: {_shown(flat_old, name)} in the checkpoint,"
+        f" {_shown(flat_new, name)} now"
         for name in names
         if not _is_free(name)
         and (name not in flat_old or name not in flat_new or flat_old[name] != flat_new[name])

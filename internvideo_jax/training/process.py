@@ -29,8 +29,13 @@ def locked(workdir: Path) -> Iterator[None]:
 
     Raises:
       BlockingIOError: another process has it.
+      OSError: it cannot be written.
     """
-    with (workdir / LOCK).open("a+", encoding="utf-8") as file:
+    try:
+        lock = (workdir / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise _cannot_write(workdir, error) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -46,6 +51,13 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
+def _cannot_write(workdir: Path, error: OSError) -> OSError:
+    return OSError(
+        f"{workdir}: expected a folder of the run that can be made and written, found"
+        f" {error.strerror!r}; name another workdir"
+    )
+
+
 @contextlib.contextmanager
 def claimed(workdir: Path, outputs: Sequence[str]) -> Iterator[Callable[[], None]]:
     """Makes a folder, keeps other runs out of it, and removes what no run has begun in.
@@ -55,9 +67,13 @@ def claimed(workdir: Path, outputs: Sequence[str]) -> Iterator[Callable[[], None
 
     Raises:
       BlockingIOError: another process has it.
+      OSError: it cannot be made, or not be written.
     """
     made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(workdir, error) from error
     is_kept = any((workdir / name).exists() for name in outputs)
 
     def keep() -> None:

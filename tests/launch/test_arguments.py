@@ -108,6 +108,11 @@ def test_files_that_are_no_configs(tmp_path, text, argument, message):
         parse(f"--config={tmp_path}/bad.py{argument}")
 
 
+def test_a_config_of_the_package_is_found_by_its_file_name():
+    with pytest.raises(arguments.UsageError, match=r"did you mean .*configs/stage1/finetune\.py"):
+        parse("--config=finetune.py:tiny,custom")
+
+
 def test_configs_come_from_the_package_unless_the_working_directory_has_them(tmp_path, monkeypatch):
     from internvideo_jax import configs
 

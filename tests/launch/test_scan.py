@@ -94,7 +94,7 @@ def test_annotations_with_bad_lines_and_missing_files(run, world, tmp_path):
 def test_an_annotation_file_that_is_missing(run, world, tmp_path):
     code, out, report = run(tmp_path / "none.csv", world / "a.mp4")
     assert code == 1
-    assert "none.csv: expected an annotation file, found No such file" in out
+    assert "none.csv: expected an annotation file, or a folder" in out
     assert (report["clips"], report["readable"]) == (1, 1)
 
 

@@ -169,6 +169,15 @@ def test_another_config_is_refused_with_all_differences(saved):
     assert set(os.listdir(saved)) == {"2", "3", "4"}
 
 
+def test_a_list_of_other_clips_is_called_so(saved):
+    config = CONFIG | {"clips": {"number": 3, "sha256": "0f"}}
+    with (
+        opened(saved, config=config) as checkpoints,
+        pytest.raises(ConfigMismatchError, match=r"sha256 \(of the training list.*'0f' now"),
+    ):
+        checkpoints.restore(abstract(state(0)))
+
+
 def large_state():
     """Does not fit there."""
     return state(5).replace(params={"noise": jax.random.normal(jax.random.key(0), (512, 512))})

@@ -167,6 +167,19 @@ def test_a_head_of_other_classes_starts_afresh(tmp_path, caplog, theirs, ours, i
     assert ("the last layer starts untrained" in caplog.text) is is_new
 
 
+def test_the_same_classes_in_another_order_are_called_so(tmp_path, caplog):
+    model = VideoClassifierConfig(ENCODER, 5)
+    saved_model.write_description(
+        tmp_path, "video_classifier", model, Preprocessing(), classes=tuple("abcde")
+    )
+    config = dataclasses.replace(
+        CONFIG, initial=str(tmp_path), classes=tuple("edcba"), new_head=None
+    )
+    with caplog.at_level("INFO"):
+        ClassifyStage(config).check_weights()
+    assert "same names in another order" in caplog.text
+
+
 def test_names_of_classes_are_saved_and_decide_on_the_head(tmp_path):
     start = ClassifyStage(dataclasses.replace(CONFIG, classes=tuple("abcde")))
     start.save(noise(start.init, 3), tmp_path / "start")

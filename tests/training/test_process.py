@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -121,3 +122,16 @@ def test_outputs_stay_once_a_run_has_begun(tmp_path):
     with claimed(tmp_path / "a" / "b", ("made", "missing")):
         pass
     assert sorted(os.listdir(tmp_path / "a" / "b")) == ["lock", "made"]
+
+
+@pytest.mark.parametrize("method", ["mkdir", "open"])
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, method):
+    def refuse(*args, **kwargs):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, method, refuse)
+    with (
+        pytest.raises(OSError, match=f"{tmp_path}: .*Operation not permitted.*another workdir"),
+        claimed(tmp_path, ("made",)),
+    ):
+        pass

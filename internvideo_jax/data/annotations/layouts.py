@@ -95,9 +95,11 @@ def _find_header(
     mark = max(marks, key=lambda m: sum(map(bool, known(m))))
     names, fields = _columns(lines[0], mark), known(mark)
     is_data = any(is_number(name) or is_media(name) for name in names)
+    expected = f"a header with columns of {', '.join(_FIELDS)}, one of them the path"
+    if fields == ["video"] and len(lines) > 1:
+        raise EntryError(expected, f"{quote(names[0])} alone; add a column label")
     if is_data or len(names) < 2 or not {"video", "label"} & set(fields):
         return None
-    expected = f"a header with columns of {', '.join(_FIELDS)}, one of them the path"
     others = [name for name, field in zip(names, fields, strict=True) if not field]
     read = [field for field in fields if field]
     is_vague = len(read) < 2 or len(names) > _MAX_COLUMNS

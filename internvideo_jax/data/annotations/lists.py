@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, overload
 
 from internvideo_jax import environment
 from internvideo_jax.data.annotations.building import build
+from internvideo_jax.data.annotations.columns import is_media
 from internvideo_jax.data.annotations.entries import (
     FORMATS,
     FRAME_PATTERN,
@@ -316,6 +317,9 @@ def _check_is_file(path: str) -> None:
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
-        raise EntryError(expected, error.strerror or str(error)) from None
+        found = f"{error.strerror or error}; check the path"
+        raise EntryError(f"{expected}, or a folder with one for each class", found) from None
+    if is_media(path):
+        raise EntryError(expected, "a video or sound; name a list of such files, or their folder")
     if not stat.S_ISREG(mode):
         raise EntryError(expected, "a folder" if stat.S_ISDIR(mode) else "a device or pipe")

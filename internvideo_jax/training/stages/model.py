@@ -122,7 +122,7 @@ class ModelStage(Stage):
             "the last layer starts untrained: %s knows %d %s",
             self.initial,
             found,
-            "classes without names" if names is None else "other classes",
+            _difference(names, wanted),
         )
         return True
 
@@ -143,6 +143,15 @@ class ModelStage(Stage):
             tokenizer_files=self.tokenizer_files,
             classes=self.classes,
         )
+
+
+def _difference(saved: Sequence[str] | None, wanted: Sequence[str] | None) -> str:
+    """What a saved model's classes are beside those that are wanted."""
+    if saved is None:
+        return "classes without names"
+    if set(saved) == set(wanted or ()):
+        return "classes of the same names in another order"
+    return "other classes"
 
 
 def fan_in(variables: Variables, module: Tower, towers: Sequence[str] = ("encoder",)) -> Variables:

@@ -228,9 +228,11 @@ def test_the_listing_is_short_and_counts_the_rest(tmp_path):
 
 
 def test_what_is_no_file(tmp_path):
-    assert problems(tmp_path / "none.csv") == [
-        (None, "expected an annotation file, found No such file or directory")
-    ]
+    ((line, missing),) = problems(tmp_path / "none")
+    assert line is None
+    assert "a folder with one for each class, found No such file or directory" in missing
+    (tmp_path / "a.MP4").write_bytes(b"\xa0")
+    assert "found a video" in problems(tmp_path / "a.MP4")[0][1]
     assert problems(tmp_path) == [(None, "expected an annotation file, found a folder")]
     assert problems(Path("/dev/zero"))[0][1].endswith("found a device or pipe")
 

@@ -53,6 +53,7 @@ def test_columns_that_mean_something_else_are_passed_over_aloud(tmp_path, caplog
         ("video dance\na.mp4 sit\n", "found 'dance'; rename or remove"),
         ("path,class,label\na.mp4,1,1\n", "each thing once"),
         ("label,caption\n1,a\n", "each thing once, found 'label,caption'"),
+        ("path\na.mp4\n", "found 'path' alone; add a column label"),
         ("name,action\na.mp4,1\n", "the first line 'name,action'; name the columns so"),
         ("name,action\na.mp4,sit\nb.mp4,run\n", "the first line 'name,action'"),
         ("clip total start end which\na.mp4 9 1 2 3\n", "the first line 'clip total start"),
@@ -86,7 +87,7 @@ def test_labels_may_be_names(tmp_path, text, format_):
     assert labels
     assert found.records.class_names == tuple(sorted(labels))
     assert len(read_annotations(path, classes=[*labels, "dance"])) == 2
-    assert "or names of the classes with it, found the name" in problems(path, num_classes=9)[0][1]
+    assert "--classes=FILE" in problems(path, num_classes=9)[0][1]
     others = problems(path, classes=[*labels[:-1], f"{labels[-1]}s"])
     assert f"found '{labels[-1]}'; did you mean '{labels[-1]}s'?" in others[-1][1]
 
