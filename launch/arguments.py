@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from internvideo_jax.config import nearest_fields, nearest_name
 from internvideo_jax.environment import is_debugging, missing_devices, printable
+from internvideo_jax.launch.common import output
 from internvideo_jax.parallel import aot
 
 if TYPE_CHECKING:
@@ -49,11 +50,13 @@ def command(main: Main) -> Main:
     Expected are UsageError, ValueError, OSError and what JAX raises where the devices are not there
     that JAX_PLATFORMS names; everything else is a bug of ours and keeps its traceback.
     `INTERNVIDEO_DEBUG=1` keeps all of them, and shows more of what is logged. Ctrl-C and SIGTERM
-    unwind the command and become the exit codes 130 and 143.
+    unwind the command and become the exit codes 130 and 143. Nothing ends because nobody reads its
+    messages on stderr any more.
     """
     name = Path(main.__code__.co_filename).stem
 
     @functools.wraps(main)
+    @output.lasting_stderr()
     def run(argv: Sequence[str]) -> int:
         try:
             with _terminable(), _logging():
@@ -61,7 +64,7 @@ def command(main: Main) -> Main:
                 sys.stdout.flush()
                 return code
         except BrokenPipeError:
-            _drop_output()
+            output.drop(sys.stdout)
             return 1
         except KeyboardInterrupt as error:
             is_terminated = isinstance(error, Terminated)
@@ -78,24 +81,6 @@ def command(main: Main) -> Main:
             return _fail(name, "; ".join(lack) + ". `internvideo-jax doctor` shows what there is")
 
     return run
-
-
-@contextlib.contextmanager
-def without_reader() -> Iterator[None]:
-    """Goes on where the reader of the output (`| head`) has left while the block prints something.
-
-    What is printed from then on is dropped. For what is printed before files are written.
-    """
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _drop_output()
-
-
-def _drop_output() -> None:
-    # Without this Python complains of the broken pipe once more at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(name: str, message: str) -> int:

@@ -10,6 +10,7 @@ from internvideo_jax import environment
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.benchmarks.runner import machine, machine_line
+from internvideo_jax.launch.common import output
 
 if TYPE_CHECKING:
     from internvideo_jax.launch.benchmarks.figures import Figures
@@ -68,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     arguments.new_output_file(args.json, "--json")
     # A device would be waited for here and is not used: what is measured runs on the CPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    with arguments.without_reader():
+    with output.without_reader():
         print(f"{machine_line()}\n")
     rows = _measure(args)
     if args.json:

@@ -17,7 +17,7 @@ from internvideo_jax.environment import printable
 from internvideo_jax.evaluation.timeline_figure import format_time
 from internvideo_jax.files import atomic_file, write_json
 from internvideo_jax.launch import arguments
-from internvideo_jax.launch.common import inference
+from internvideo_jax.launch.common import inference, output
 from internvideo_jax.launch.common.progress import Progress
 
 # A clip or window as the JSON file has it.
@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     progress = Progress(len(videos) if windows is None else None, unit)
     # Without any file to write, there is nothing left to do when nobody reads on.
     has_files = any((args.json, args.csv, args.plot))
-    printing = arguments.without_reader if has_files else contextlib.nullcontext
+    printing = output.without_reader if has_files else contextlib.nullcontext
     with progress, inference.memory_errors(args.batch_size, views.num_frames):
         for result in _results(args, videos, loaded.model, views, windows):
             progress.update()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from internvideo_jax.launch import arguments
+from internvideo_jax.launch.common import output
 from internvideo_jax.launch.common.run_config import Run, parse_run, print_config
 from internvideo_jax.launch.common.run_messages import (
     name_unreadable,
@@ -117,7 +118,8 @@ def main(argv: Sequence[str]) -> int:
                 run = parse_run(arguments.parse_config(args, leftover))
             if not train(run, workdir, notice, name=args.config):
                 return arguments.EXIT_PREEMPTED
-            say_what_next(run, workdir)
+            with output.without_reader():
+                say_what_next(run, workdir)
             return 0
         except process.Stopped:
             if notice.signal == signal.SIGINT:
