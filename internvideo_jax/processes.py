@@ -47,12 +47,14 @@ def start_resource_tracker() -> None:
 
 @contextlib.contextmanager
 def signals_left_to_parent() -> Iterator[None]:
-    """Blocks SIGINT and SIGTERM in this thread; what it starts inherits that.
+    """Blocks SIGINT, SIGTERM and SIGHUP in this thread; what it starts inherits that.
 
-    A terminal sends Ctrl-C to all processes of a command, some launchers send SIGTERM alike. In a
-    thread other than the main one this changes nothing else, as Python's handlers run in that.
+    A terminal sends Ctrl-C, and SIGHUP at its end, to all processes of a command; some launchers
+    send SIGTERM alike. In a thread other than the main one this changes nothing else, as Python's
+    handlers run in that.
     """
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    blocked = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
         yield
     finally:

@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 
 Main = Callable[[Sequence[str]], int]
 
-# Of a run that SIGTERM stopped: a launcher starts the same command again on it.
+# Of a run that SIGTERM or SIGHUP stopped: a launcher starts the same command again on it.
 EXIT_PREEMPTED = 42
+
+# Windows has no SIGHUP, which comes when the terminal is closed.
+_ENDINGS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class UsageError(Exception):
@@ -41,7 +44,15 @@ class UsageError(Exception):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which is cleaned up after like Ctrl-C."""
+    """SIGTERM or SIGHUP, which is cleaned up after like Ctrl-C.
+
+    Attributes:
+      signal: which of them.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM):
+        super().__init__()
+        self.signal = number
 
 
 def command(main: Main) -> Main:
@@ -49,9 +60,9 @@ def command(main: Main) -> Main:
 
     Expected are UsageError, ValueError, OSError and what JAX raises where the devices are not there
     that JAX_PLATFORMS names; everything else is a bug of ours and keeps its traceback.
-    `INTERNVIDEO_DEBUG=1` keeps all of them, and shows more of what is logged. Ctrl-C and SIGTERM
-    unwind the command and become the exit codes 130 and 143. Nothing ends because nobody reads its
-    messages on stderr any more.
+    `INTERNVIDEO_DEBUG=1` keeps all of them, and shows more of what is logged. Ctrl-C, SIGTERM
+    and SIGHUP unwind the command and become the exit codes 130, 143 and 129. Nothing ends because
+    nobody reads its messages on stderr any more.
     """
     name = Path(main.__code__.co_filename).stem
 
@@ -67,10 +78,10 @@ def command(main: Main) -> Main:
             output.drop(sys.stdout)
             return 1
         except KeyboardInterrupt as error:
-            is_terminated = isinstance(error, Terminated)
-            how = "terminated" if is_terminated else "interrupted"
+            number = error.signal if isinstance(error, Terminated) else signal.SIGINT
+            how = "interrupted" if number == signal.SIGINT else "terminated"
             print(f"internvideo-jax {name}: {how}", file=sys.stderr)
-            return 128 + (signal.SIGTERM if is_terminated else signal.SIGINT)
+            return 128 + number
         except (UsageError, ValueError, OSError) as error:
             if is_debugging():
                 raise
@@ -94,7 +105,7 @@ def end_process(code: int) -> int:
     All of ours is unwound by then. Threads of native libraries may be at work still, and crash
     where the interpreter is taken down around them, hence not by `sys.exit`.
     """
-    if code in (EXIT_PREEMPTED, 128 + signal.SIGINT, 128 + signal.SIGTERM):
+    if code in (EXIT_PREEMPTED, *(128 + number for number in (signal.SIGINT, *_ENDINGS))):
         try:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -105,23 +116,28 @@ def end_process(code: int) -> int:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Turns SIGTERM into `Terminated`, unless somebody handles it already."""
+    """Turns SIGTERM and SIGHUP into `Terminated`, unless somebody handles or ignores them."""
     # Python allows handlers in the main thread only.
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    ours = [number for number in _ENDINGS if signal.getsignal(number) is signal.SIG_DFL]
+    if not is_main:
         yield
         return
 
+    def handle(handler: "Callable[[int, FrameType | None], None] | signal.Handlers") -> None:
+        for number in ours:
+            signal.signal(number, handler)
+
     def terminate(number: int, frame: FrameType | None) -> None:
         # A second signal must not interrupt the cleaning up.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
+        handle(signal.SIG_IGN)
+        raise Terminated(number)
 
-    signal.signal(signal.SIGTERM, terminate)
+    handle(terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        handle(signal.SIG_DFL)
 
 
 class _LineHandler(logging.Handler):
@@ -340,6 +356,19 @@ def new_output_dir(path: str | os.PathLike[str]) -> Path:
             f"{directory}: cannot make this folder ({error.strerror}); name another"
         ) from error
     return directory
+
+
+@contextlib.contextmanager
+def removed_if_empty(directory: Path) -> Iterator[None]:
+    """Removes an output folder and its parents, as far as the block makes them and leaves them
+    empty, as where it is interrupted."""
+    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def new_output_file(path: str | os.PathLike[str] | None, option: str) -> None:

@@ -87,6 +87,13 @@ def main(argv: Sequence[str]) -> int:
         )
 
     config = None if args.config is None else arguments.parse_config(args, overrides)
+    with arguments.removed_if_empty(args.output):
+        return _evaluate(args, overrides, config)
+
+
+def _evaluate(
+    args: argparse.Namespace, overrides: Sequence[str], config: "ConfigDict | None"
+) -> int:
     if config is not None and "retrieval" in config:
         from internvideo_jax.launch.common.retrieval_evaluation import evaluate_retrieval
 

@@ -1,11 +1,10 @@
 """`internvideo-jax extract`: video files in, one file of features per video out."""
 
 import argparse
-import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from internvideo_jax.data.annotations.folders import named_videos
@@ -50,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     videos = named_videos(args.videos)
     targets = {video: args.output / name for video, name in output_names(videos).items()}
-    with _output_dir(args.output, args.resume):
+    with arguments.removed_if_empty(args.output):
+        _make_output_dir(args.output, args.resume)
         return _extract(args, targets)
 
 
@@ -103,22 +103,13 @@ def _extract(args: argparse.Namespace, targets: dict[str, Path]) -> int:
     return 1 if failed else 0
 
 
-@contextlib.contextmanager
-def _output_dir(output: Path, resume: bool) -> Iterator[None]:
-    """Makes the output folder, with its parents; they go again if the block leaves it empty."""
-    made = [folder for folder in (output, *output.parents) if not folder.exists()]
+def _make_output_dir(output: Path, resume: bool) -> None:
     try:
         if not (resume and output.is_dir()):
             arguments.new_output_dir(output)
     except arguments.UsageError as error:
         advice = ", or add --resume to complete it" if output.is_dir() else ""
         raise arguments.UsageError(f"{error}{advice}") from None
-    try:
-        yield
-    finally:
-        for folder in made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
 
 
 def _parser() -> argparse.ArgumentParser:

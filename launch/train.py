@@ -38,14 +38,16 @@ SUMMARY = "train: stage 1, distillation, fine-tuning, probing, stage 2"
 
 _EXIT_CODES: dict[int, int] = {
     signal.SIGTERM: arguments.EXIT_PREEMPTED,
+    signal.SIGHUP: arguments.EXIT_PREEMPTED,
     signal.SIGINT: 128 + signal.SIGINT,
 }
 
 EPILOG = """\
 WORKDIR gets checkpoints/, metrics.jsonl, tensorboard/ and loss.png, and at the end model/, which
 all other commands take (with averaged weights also model_ema/). Started again with the same config,
-a run goes on from its newest checkpoint. SIGTERM and Ctrl-C end in a checkpoint, with the exit
-codes 42 and 130; a second Ctrl-C ends at once.
+a run goes on from its newest checkpoint. SIGTERM, a closed terminal (SIGHUP) and Ctrl-C end in a
+checkpoint, with the exit codes 42, 42 and 130; a second Ctrl-C ends at once. Under nohup, a run
+goes on when the terminal is closed; so it does when only the reader of its messages (| head) ends.
 What a config holds: docs/training.md; classes of your own: docs/your_classes.md.
 
 examples:
@@ -61,7 +63,7 @@ In Python: internvideo_jax.training.loop.train.
 
 @arguments.command
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns 0, or 42 if SIGTERM stopped it. Ctrl-C raises KeyboardInterrupt."""
+    """Runs the command; returns 0, or 42 after SIGTERM or SIGHUP. Ctrl-C is a KeyboardInterrupt."""
     parser = arguments.make_parser("train", SUMMARY, EPILOG)
     arguments.add_config_argument(parser)
     parser.add_argument("--workdir", help="folder of the run; made if need be")
@@ -124,17 +126,18 @@ def main(argv: Sequence[str]) -> int:
         except process.Stopped:
             if notice.signal == signal.SIGINT:
                 raise
-            print("stopped by SIGTERM before the first step; start again to go on", file=sys.stderr)
+            told = f"stopped by {notice.name} before the first step; start again to go on"
+            print(told, file=sys.stderr)
             return arguments.EXIT_PREEMPTED
 
 
 def train(run: Run, workdir: Path, notice: process.Notice | None = None, *, name: str = "") -> bool:
-    """Trains; returns False if SIGTERM stopped it. Errors are those of `training.loop.train`.
+    """Trains; returns False if a signal stopped it. Errors are those of `training.loop.train`.
 
     Args:
       run: what to train.
       workdir: folder of the run.
-      notice: of SIGTERM and Ctrl-C.
+      notice: of SIGTERM, SIGHUP and Ctrl-C.
       name: of the config, which the trained model is saved with.
 
     Raises:

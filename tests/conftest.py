@@ -1,6 +1,7 @@
 """Settings that hold for every test."""
 
 import os
+import signal
 
 import hypothesis
 import jax
@@ -12,6 +13,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A shared two-core machine pauses at will: the same examples every time, and no time limit on each.
 hypothesis.settings.register_profile("internvideo", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("internvideo")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hangups():
+    """SIGHUP is not ignored, even where the tests run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -113,13 +113,13 @@ def train(
         variables, and a function that takes how far they are.
       devices: the devices to use; all by default.
       rules: logical to mesh axes.
-      notice: of SIGTERM and Ctrl-C; by default of those that come during the call.
+      notice: of SIGTERM, SIGHUP and Ctrl-C; by default of those that come during the call.
       origin: JSON-ready entries of what saved models tell of their training, besides steps, last
         metrics, date and version.
 
     Returns:
-      True when the run is complete, False when it stopped because of SIGTERM. What was done by then
-      is in a checkpoint.
+      True when the run is complete, False when it stopped because of SIGTERM or SIGHUP. What was
+      done by then is in a checkpoint.
 
     Raises:
       KeyboardInterrupt: it stopped alike because of Ctrl-C; a second one counts at once.

@@ -1,4 +1,4 @@
-"""A run among other processes: one per workdir, and stopped politely by SIGTERM and Ctrl-C."""
+"""A run among other processes: one per workdir, and stopped politely by signals."""
 
 import contextlib
 import fcntl
@@ -16,7 +16,8 @@ from types import FrameType
 
 LOCK = "lock"
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP comes when the terminal or the connection is closed.
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 # Seconds after which a program ends although its main thread does not answer.
 _PATIENCE = 5.0
 _POLL = 0.5
@@ -104,7 +105,7 @@ class Notice:
     """Whether a run was asked to stop.
 
     Attributes:
-      signal: how, SIGTERM or SIGINT (Ctrl-C); None as long as it was not.
+      signal: how, SIGTERM, SIGHUP or SIGINT (Ctrl-C); None as long as it was not.
       is_unsaved: whether the run has steps that no checkpoint holds; the loop says so.
     """
 
@@ -147,7 +148,8 @@ class Notice:
     @property
     def name(self) -> str:
         """The signal as users know it."""
-        return "Ctrl-C" if self.signal == signal.SIGINT else "SIGTERM"
+        assert self.signal is not None
+        return "Ctrl-C" if self.signal == signal.SIGINT else self.signal.name
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
@@ -170,15 +172,18 @@ class Notice:
 
 @contextlib.contextmanager
 def preemption() -> Iterator[Notice]:
-    """Notes SIGTERM and the first SIGINT instead of dying of them; a second SIGINT counts at once.
+    """Notes signals instead of dying of them; a second SIGINT counts at once.
 
-    Of several processes JAX's own handler takes SIGTERM, and SIGINT interrupts as ever.
+    SIGHUP stays ignored where it is already, as under `nohup`. Of several processes JAX's own
+    handler takes SIGTERM, and the others end the process as ever.
     """
     notice = Notice()
     if not _handles_signals():
         yield notice
         return
-    previous = {number: signal.signal(number, notice._note) for number in _SIGNALS}
+    is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [number for number in _SIGNALS if number != signal.SIGHUP or not is_nohup]
+    previous = {number: signal.signal(number, notice._note) for number in numbers}
     try:
         yield notice
     finally:

@@ -64,7 +64,8 @@ class Jsonl:
 class TensorBoard:
     """Writes scalars to an event file of its own in `WORKDIR/tensorboard`.
 
-    TensorBoard drops what earlier files have of the steps that are done again. Finite values only.
+    TensorBoard drops what earlier files have of the steps that are done again; a run that starts at
+    step 0 removes them. Finite values only.
     """
 
     def __init__(self, workdir: Path, start_step: int) -> None:
@@ -72,6 +73,9 @@ class TensorBoard:
         self._directory = workdir / TENSORBOARD
         with _named(self._directory):
             self._directory.mkdir(exist_ok=True)
+            if not start_step:
+                for earlier in self._directory.glob("events.out.tfevents.*"):
+                    earlier.unlink()
             # Besides the second and the host, which the library puts there: names must be new.
             self._writer = EventsWriter(
                 str(self._directory / "events"), filename_suffix=f".{os.getpid()}.{start_step}"
@@ -98,18 +102,18 @@ class TensorBoard:
 
 
 class Wandb:
-    """Logs to a run of Weights & Biases, the same one when the run resumes.
+    """Logs to a run of Weights & Biases, the same one when the run resumes after its first step.
 
     Its identity is kept in `WORKDIR/wandb_id`, its files in `WORKDIR/wandb`. wandb's own variables
     set all else: WANDB_PROJECT ("internvideo-jax" by default), WANDB_ENTITY, WANDB_MODE=offline.
     """
 
-    def __init__(self, workdir: Path, run_config: Mapping[str, Any]) -> None:
-        """Starts or resumes the run; `run_config` is shown with it."""
+    def __init__(self, workdir: Path, start_step: int, run_config: Mapping[str, Any]) -> None:
+        """Starts or, if it has done some steps, resumes the run; `run_config` is shown with it."""
         import wandb
 
         identity = workdir / WANDB_ID
-        if not identity.exists():
+        if not start_step or not identity.exists():
             write_text(identity, secrets.token_hex(4) + "\n")
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "internvideo-jax"),
@@ -160,7 +164,7 @@ def trackers(
             elif name == "tensorboard":
                 tracker = TensorBoard(workdir, start_step)
             else:
-                tracker = Wandb(workdir, run_config)
+                tracker = Wandb(workdir, start_step, run_config)
             opened.append(stack.enter_context(contextlib.closing(tracker)))
         yield opened
 

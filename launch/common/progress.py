@@ -36,6 +36,8 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         self._done = 0
         self._notes = ""
         self._started = self._shown = time.monotonic()
+        # When the first line was shown, and what was done by then.
+        self._first: tuple[float, int] | None = None
 
     def update(self, count: int = 1) -> None:
         """Counts what has been done."""
@@ -44,7 +46,7 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         now = time.monotonic()
         if self._bar.disable and now - self._shown >= INTERVAL:
             self._shown = now
-            print(self._line(now - self._started), file=sys.stderr, flush=True)
+            print(self._line(now), file=sys.stderr, flush=True)
 
     def set_postfix(self, **values: Any) -> None:
         """Shows values beside the count from now on."""
@@ -58,17 +60,24 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
     def __exit__(self, *error: object) -> None:
         self._bar.close()
 
-    def _line(self, seconds: float) -> str:
+    def _line(self, now: float) -> str:
         title = f"{self._title}: " if self._title else ""
         counted = self._counted(self._done)
         if self._total:
             counted = f"{counted} of {self._counted(self._total)}"
         unit = "" if self._unit == "B" else f" {self._unit}s"
-        left = ""
-        if self._total and 0 < self._done < self._total:
-            remaining = seconds * (self._total - self._done) / self._done
-            left = f", {tqdm.format_interval(remaining)} left"
-        return f"{title}{counted}{unit}{self._notes} in {tqdm.format_interval(seconds)}{left}"
+        spent = tqdm.format_interval(now - self._started)
+        return f"{title}{counted}{unit}{self._notes} in {spent}{self._left(now)}"
+
+    def _left(self, now: float) -> str:
+        """The remaining time at the rate since the first line, before which things start up."""
+        if self._first is None:
+            self._first = now, self._done
+        since, done_by_then = self._first
+        if not self._total or not done_by_then < self._done < self._total:
+            return ""
+        rate = (self._done - done_by_then) / (now - since)
+        return f", {tqdm.format_interval((self._total - self._done) / rate)} left"
 
     def _counted(self, number: int) -> str:
         return f"{tqdm.format_sizeof(number)}B" if self._unit == "B" else f"{number:,}"

@@ -151,24 +151,26 @@ def test_expected_errors_are_one_line(error, code, message, capsys, monkeypatch)
     assert captured.err == f"internvideo-jax test_arguments: {message}\n"
 
 
-def test_a_command_cleans_up_after_sigterm():
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_command_cleans_up_after_a_signal(number, code):
     cleaned = []
 
     @arguments.command
     def main(argv=None):
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             time.sleep(60)
         finally:
             # Whoever is impatient does not disturb it.
-            os.kill(os.getpid(), signal.SIGTERM)
+            for again in (signal.SIGTERM, signal.SIGHUP):
+                os.kill(os.getpid(), again)
             time.sleep(0.01)
             cleaned.append(True)
         return 0
 
-    assert main([]) == 143
+    assert main([]) == code
     assert cleaned
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(number) is signal.SIG_DFL
 
 
 @pytest.mark.parametrize(("error", "code"), [("KeyboardInterrupt", 130), ("Terminated", 143)])

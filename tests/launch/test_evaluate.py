@@ -9,6 +9,7 @@ import pytest
 
 from internvideo_jax import saved_model
 from internvideo_jax.data.synthetic import scenes as synthetic
+from internvideo_jax.evaluation import runner
 from internvideo_jax.launch import evaluate
 from internvideo_jax.launch.common import inference
 from internvideo_jax.models import VideoClassifierConfig
@@ -46,6 +47,14 @@ def run(model_dir, videos, tmp_path):
 
     call.output = output
     return call
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    def collect(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "collect", collect)
 
 
 CLIPS = [
@@ -239,3 +248,12 @@ def test_the_evaluation_of_a_training_config(run, model_dir, videos, tmp_path, c
     assert evaluate.main([*argv, *overrides]) == 2
     assert "expected a model of 4 classes, found 3" in capsys.readouterr().err
     assert not (tmp_path / "third").exists()
+
+
+def test_an_interruption_leaves_no_folder_that_it_made(run, interrupted):
+    assert run(CLIPS) == 130
+    assert not run.output.exists()
+    # One that was there stays.
+    run.output.mkdir()
+    assert run(CLIPS) == 130
+    assert run.output.is_dir()

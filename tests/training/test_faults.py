@@ -58,8 +58,11 @@ class Run:
 
     def end(self, number):
         self.process.send_signal(number)
-        code = self.process.wait(30)
-        return code, self.process.stderr.read()
+        code = self.process.wait(60)
+        return code, self.process.stderr and self.process.stderr.read()
+
+    def logged_steps(self):
+        return [line["step"] for line in read_metrics(self.workdir / "metrics.jsonl")]
 
 
 @pytest.fixture
@@ -118,3 +121,15 @@ def test_a_signal_while_loading_ends_a_run_that_leaves_nothing(run, phase, numbe
     assert "Traceback" not in error
     assert not run.workdir.exists()
     wait_until(lambda: not any(map(is_running, children)), "children ended")
+
+
+def test_a_run_goes_on_without_a_reader_and_ends_with_its_terminal_in_a_checkpoint(run):
+    run.read_until("step 2/")
+    run.process.stderr.close()
+    run.process.stderr = None
+    step = run.logged_steps()[-1]
+    wait_until(lambda: run.logged_steps()[-1] > step + 20, "steps go on", 60)
+    code, _ = run.end(signal.SIGHUP)
+    assert code == 42
+    [last] = (run.workdir / "checkpoints").glob("[0-9]*")
+    assert int(last.name) >= run.logged_steps()[-1] > step + 20

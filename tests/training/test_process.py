@@ -24,7 +24,7 @@ def wait_for(notice, number):
         time.sleep(60)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_notice_is_noted_and_raised_where_it_may(number):
     before = signal.getsignal(number)
     with preemption() as notice:
@@ -40,6 +40,18 @@ def test_a_notice_is_noted_and_raised_where_it_may(number):
         with pytest.raises(Stopped):
             wait_for(notice, number)
     assert signal.getsignal(number) is before
+
+
+def test_a_run_under_nohup_outlives_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with preemption() as notice:
+            send(signal.SIGHUP)
+            notice.check(3)
+        assert notice.signal is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_ctrl_c_interrupts_wherever_it_comes():

@@ -67,6 +67,22 @@ def test_tensorboard_gets_the_same_and_is_told_where_a_resumed_run_goes_on(tmp_p
     assert starts == [6]
 
 
+def test_a_start_from_the_beginning_removes_what_an_earlier_one_left(tmp_path):
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "notes.txt").touch()
+    for loss in (0.5, 0.25):
+        with trackers(("jsonl", "tensorboard"), tmp_path, 0, {}) as opened:
+            for tracker in opened:
+                tracker.write(1, {"loss": loss})
+    [lines] = read_metrics(tmp_path / "metrics.jsonl")
+    assert lines == {"step": 1, "loss": 0.25}
+    # The user's own files stay.
+    notes, written = sorted((tmp_path / "tensorboard").iterdir(), reverse=True)
+    assert notes.name == "notes.txt"
+    [value] = [value for event in events(written) for value in event.summary.value]
+    assert (value.tag, value.simple_value) == ("loss", 0.25)
+
+
 def write_two_runs(workdir):
     """Two starts in one folder, of which the second does a step again."""
     for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):
@@ -105,6 +121,9 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
     assert [step for step, _ in first.logged + second.logged] == [1, 2, 3, 3, 4]
     assert first.is_finished
     assert second.is_finished
+    # From the start again it is another one: wandb ignores steps that it has.
+    with trackers(("wandb",), tmp_path / "run", 0, {}):
+        assert runs[2].options["id"] != first.options["id"]
 
 
 @pytest.mark.slow
