@@ -124,7 +124,7 @@ def _terminable() -> Iterator[None]:
         yield
         return
 
-    def handle(handler: "Callable[[int, FrameType | None], None] | signal.Handlers") -> None:
+    def handle(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
         for number in ours:
             signal.signal(number, handler)
 
