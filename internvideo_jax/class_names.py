@@ -1,11 +1,14 @@
 """Names of a classifier's classes, from the files in which they are usually kept."""
 
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from internvideo_jax.files import parse_json, read_bytes
+
+_log = logging.getLogger(__name__)
 
 # Names of a million classes.
 _MAX_BYTES = 64 * 2**20
@@ -27,16 +30,54 @@ def read_class_names(
       ValueError: another form, an empty name, one that occurs twice, numbers that are not 0, 1,
         2, ..., or another number of names; says where.
     """
-    content = read_bytes(path, _MAX_BYTES)
+    try:
+        content = read_bytes(path, _MAX_BYTES)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path}: expected a file with the names of the classes, one on each line or as .json,"
+            " found no such file; correct its path"
+        ) from None
     if PurePath(path).suffix.lower() == ".json":
         names = names_in_json(parse_json(content, str(path)), str(path))
     else:
         names = _names_in_lines(content, str(path))
-    if num_classes is not None and len(names) != num_classes:
-        raise ValueError(
-            f"{path}: expected names of the model's {num_classes} classes, found {len(names)}"
-        )
+    if num_classes is not None:
+        _check_count(names, num_classes, str(path))
     return names
+
+
+def check_order(names: Sequence[str], own: Sequence[str], where: str) -> None:
+    """Compares other names of a model's classes with the model's own.
+
+    Other words, as a translation has, are taken and warned of once; a name of the model's at the
+    number of another class is an error, since it would be said of what it does not mean.
+
+    Args:
+      names: what its classes are to be called.
+      own: the model's, in the order of its logits.
+      where: what to call the names in errors, as the path of their file.
+
+    Raises:
+      ValueError: another number of names, or their order is not the model's.
+    """
+    _check_count(names, len(own), where)
+    numbers = {name: number for number, name in enumerate(own)}
+    for number, (name, expected) in enumerate(zip(names, own, strict=True)):
+        if numbers.get(name, number) != number:
+            raise ValueError(
+                f"{where}: expected the classes in the model's order, {expected!r} as number"
+                f" {number}, found {name!r}, which is its number {numbers[name]}; leave the file"
+                " out, the model names its classes"
+            )
+    differing = [pair for pair in zip(own, names, strict=True) if pair[0] != pair[1]]
+    if differing:
+        _log.warning(
+            "%s: %d of %d names are not the model's own, the first %r for %r",
+            where,
+            len(differing),
+            len(own),
+            *reversed(differing[0]),
+        )
 
 
 def names_in_json(value: Any, where: str) -> tuple[str, ...]:
@@ -60,6 +101,13 @@ def names_in_json(value: Any, where: str) -> tuple[str, ...]:
         )
     # Some lists have names in quotation marks of their own: {"\"riding a bike\"": 200}.
     return _checked((f"{where}: class {n}", name.strip('"')) for n, name in sorted(numbered))
+
+
+def _check_count(names: Sequence[str], num_classes: int, where: str) -> None:
+    if len(names) != num_classes:
+        raise ValueError(
+            f"{where}: expected names of the model's {num_classes} classes, found {len(names)}"
+        )
 
 
 def _numbered(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[int, str]] | None:

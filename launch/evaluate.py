@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from internvideo_jax.class_names import read_class_names
+from internvideo_jax.class_names import check_order
 from internvideo_jax.environment import printable
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.common import inference
@@ -48,7 +48,7 @@ OUTPUT holds
 examples:
   internvideo-jax evaluate --model=MODEL --annotations=val.csv --root=videos --output=result
   internvideo-jax evaluate --model=MODEL --annotations=test.jsonl --segments=1 --crops=1 \\
-    --class_names=classes.txt --output=result
+    --classes=classes.txt --output=result
   internvideo-jax evaluate --model=MODEL --config=configs/stage1/finetune.py:b14,k400 \\
     --config.eval_data.annotations=val.csv --config.eval_data.root=videos --output=result
 
@@ -103,7 +103,7 @@ def _evaluate(
 
     from internvideo_jax.convert.files.checksums import Checksums
     from internvideo_jax.data.examples import Clips
-    from internvideo_jax.evaluation import result_card
+    from internvideo_jax.evaluation import prediction, result_card
 
     loaded = inference.load_model(args)
     model, directory = loaded.model, Path(loaded.directory)
@@ -114,8 +114,8 @@ def _evaluate(
     clips = Clips(data, source=source)
     num_classes = data.num_classes or 0
     names: Sequence[str] = model.classes or [str(number) for number in range(num_classes)]
-    if args.class_names is not None:
-        names = read_class_names(args.class_names, num_classes)
+    if args.classes is not None:
+        names = prediction.class_names(model, args.classes)
     arguments.new_output_dir(args.output)
     print(
         f"{len(clips)} clips, {data.segments} segments x {data.crops} crops of"
@@ -221,6 +221,10 @@ def _config_clips(config: "ConfigDict", model: "SavedModel") -> "_Task":
             "expected the config of a stage that is evaluated, with eval_data, found none; see"
             " configs/stage1/finetune.py and probe.py"
         )
+    # Labels that are names become numbers by these.
+    named = run.eval_data.class_names()
+    if model.classes is not None and named is not None:
+        check_order(named, model.classes, "eval_data.classes")
     return evaluators, run.eval_data, None
 
 
@@ -282,11 +286,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a new folder")
     arguments.add_annotation_arguments(parser)
     parser.add_argument(
+        "--classes",
         "--class_names",
         type=Path,
         metavar="FILE",
-        help="one name per line, or JSON: a list, {name: number}, a config with id2label (default:"
-        " as the model names them)",
+        help="names of the classes, in the model's order: one per line, or JSON (a list, {name:"
+        " number}, a config with id2label; default: as the model names them)",
     )
     for name, number, text in (
         ("segments", 4, ""),

@@ -39,7 +39,8 @@ and --crops, each is shown several times as in `evaluate`, and the probabilities
 
 Names of the classes come from the model, which has them from its training or conversion, or from
 --classes: one name per line, or JSON (a list, {name: number}, {number: name}, or a Hugging Face
-config with id2label). Without names, classes are their numbers.
+config with id2label). Where both name them, the file's words are shown, which must stand in the
+model's order. Without names, classes are their numbers.
 
 --json=FILE holds
   model, model_digest        what predicted: as it was named, and of its description, which holds
@@ -191,13 +192,10 @@ def _check_outputs(args: argparse.Namespace, videos: Sequence[str]) -> None:
 
 
 def _class_names(args: argparse.Namespace, model: "Model") -> tuple[str, ...]:
-    from internvideo_jax.class_names import read_class_names
     from internvideo_jax.evaluation import prediction
 
-    names = prediction.class_names(model)
-    if args.classes is not None:
-        return read_class_names(args.classes, len(names))
-    if model.classes is None:
+    names = prediction.class_names(model, args.classes)
+    if args.classes is None and model.classes is None:
         print(
             "the model does not name its classes: they are shown by their numbers; --classes=FILE"
             " names them",

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from internvideo_jax.class_names import read_class_names
+from internvideo_jax.class_names import check_order, read_class_names
 
 NAMES = ("riding a bike", "猫", "put [something] on a table")
 
@@ -70,3 +70,30 @@ def test_other_encodings_and_pipes_are_refused(tmp_path):
     os.mkfifo(tmp_path / "b.txt")
     with pytest.raises(ValueError, match="b.txt: expected a regular file, found a pipe"):
         read_class_names(tmp_path / "b.txt")
+
+
+def test_a_missing_file_is_told_what_was_expected(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nope.txt: expected .* one on each line") as error:
+        read_class_names(tmp_path / "nope.txt")
+    assert "no such file" in str(error.value)
+
+
+def test_the_models_names_in_another_order_are_refused():
+    own = ("left", "right", "down")
+    for names in (("right", "left", "down"), ("right", "links", "down")):
+        with pytest.raises(
+            ValueError, match="a.txt: expected .* 'left' as number 0, found 'right'"
+        ):
+            check_order(names, own, "a.txt")
+    with pytest.raises(ValueError, match="the model's 3 classes, found 2"):
+        check_order(own[:2], own, "a.txt")
+
+
+def test_other_names_for_the_models_are_warned_of_once(caplog):
+    own = ("left", "right", "down")
+    check_order(own, own, "a.txt")
+    assert not caplog.records
+    check_order(("left", "rechts", "unten"), own, "a.txt")
+    (record,) = caplog.records
+    assert "'rechts' for 'right'" in record.getMessage()
+    assert "unten" not in record.getMessage()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from internvideo_jax.class_names import check_order, read_class_names
 from internvideo_jax.config import check_counts
 from internvideo_jax.data import pipeline
 from internvideo_jax.data.config import DataConfig
@@ -95,13 +96,23 @@ def view_config(
     )
 
 
-def class_names(model: "SavedModel") -> tuple[str, ...]:
+def class_names(model: "SavedModel", path: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
     """Names of a classifier's classes, or their numbers where nobody has named them.
 
+    Args:
+      model: a classifier.
+      path: a file of names to show in place of the model's own, in the same order.
+
     Raises:
-      ValueError: the model is no classifier.
+      FileNotFoundError: there is no such file.
+      ValueError: the model is no classifier, or the file is not of its classes in its order
+        (`class_names.read_class_names`, `class_names.check_order`).
     """
     _classifier(model)
+    if path is not None:
+        names = read_class_names(path, model.config.num_classes)
+        check_order(names, model.classes or names, str(path))
+        return names
     return model.classes or tuple(map(str, range(model.config.num_classes)))
 
 

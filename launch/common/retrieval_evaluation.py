@@ -45,9 +45,9 @@ def evaluate_retrieval(
     from internvideo_jax.evaluation.retrieval_options import RetrievalData, RetrievalOptions
     from internvideo_jax.evaluation.retrieval_store import RetrievalStore
 
-    if set(config) != {"retrieval", "eval_data"} or args.class_names is not None:
+    if set(config) != {"retrieval", "eval_data"} or args.classes is not None:
         raise arguments.UsageError(
-            f"expected a config of retrieval and eval_data, without --class_names, found"
+            f"expected a config of retrieval and eval_data, without --classes, found"
             f" {', '.join(config)}; start from configs/eval/retrieval.py"
         )
     options = from_dict(RetrievalOptions, config.retrieval.to_dict(), "config.retrieval")

@@ -150,7 +150,7 @@ def test_multi_label_clips_of_which_some_may_fail(run):
 @pytest.mark.filterwarnings("error")
 def test_classes_have_names_in_any_script(run, tmp_path, capsys):
     (tmp_path / "names.json").write_text('["猫狗", "dog", "牛"]')
-    assert run(CLIPS, f"--class_names={tmp_path / 'names.json'}") == 0
+    assert run(CLIPS, f"--classes={tmp_path / 'names.json'}") == 0
     captured = capsys.readouterr()
     assert "\ndog  " in captured.out
     assert "猫狗" in (run.output / "per_class.csv").read_text()
@@ -159,16 +159,50 @@ def test_classes_have_names_in_any_script(run, tmp_path, capsys):
     ]
 
 
-def test_classes_that_the_model_names_need_no_file(run, model_dir, tmp_path, capsys):
+@pytest.fixture
+def named(model_dir, tmp_path):
+    """The model, with names of its classes."""
     description = json.loads((model_dir / "model.json").read_text())
-    named = tmp_path / "named"
-    shutil.copytree(model_dir, named)
+    path = shutil.copytree(model_dir, tmp_path / "named")
     classes = {"classes": ["walking", "sitting", "lying"]}
     del description["sha256"]
-    (named / "model.json").write_text(json.dumps(description | classes))
+    (path / "model.json").write_text(json.dumps(description | classes))
+    return path
+
+
+def test_classes_that_the_model_names_need_no_file(run, named, capsys):
     assert run(CLIPS, f"--model={named}") == 0
     assert "\nwalking  " in capsys.readouterr().out
     assert "sitting" in (run.output / "per_class.csv").read_text()
+
+
+@pytest.mark.parametrize("option", ["--classes", "--class_names"])
+def test_names_in_a_file_keep_the_order_of_the_models_own(run, named, tmp_path, capsys, option):
+    names = tmp_path / "names.txt"
+    names.write_text("sitting\nwalking\nlying\n")
+    assert run(CLIPS, f"--model={named}", f"{option}={names}") == 2
+    assert "'walking' as number 0, found 'sitting'" in capsys.readouterr().err
+    assert not run.output.exists()
+
+
+def test_names_of_a_model_in_other_words_are_taken(run, named, tmp_path, capsys):
+    names = tmp_path / "names.txt"
+    names.write_text("gehen\nsitzen\nliegen\n")
+    clips = [{"video": "a.mp4", "label": "walking"}, {"video": "b.mp4", "label": "sitting"}]
+    assert run(clips, f"--model={named}", f"--classes={names}") == 0
+    assert "'gehen' for 'walking'" in capsys.readouterr().err
+    with (run.output / "per_class.csv").open() as file:
+        assert [(row["name"], row["clips"]) for row in csv.DictReader(file)] == [
+            *(("gehen", "1"), ("sitzen", "1"), ("liegen", "0"))
+        ]
+
+
+def test_labels_of_a_config_keep_the_order_of_the_models_names(named, tmp_path, capsys):
+    classes = 'classes=("lying", "sitting", "walking"), num_classes'
+    (tmp_path / "tiny.py").write_text(CONFIG.replace(" num_classes", f" {classes}", 1))
+    argv = [f"--model={named}", f"--config={tmp_path / 'tiny.py'}", f"--output={tmp_path / 'new'}"]
+    assert evaluate.main(argv) == 2
+    assert "eval_data.classes: expected the classes in the model's" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -178,7 +212,7 @@ def test_classes_that_the_model_names_need_no_file(run, model_dir, tmp_path, cap
 def test_wrong_class_names(run, tmp_path, capsys, text, message):
     file = tmp_path / ("names.json" if text.startswith("{") else "names.txt")
     file.write_text(text)
-    assert run(CLIPS, f"--class_names={file}") == 2
+    assert run(CLIPS, f"--classes={file}") == 2
     assert message in capsys.readouterr().err
     assert not run.output.exists()
 

@@ -166,7 +166,7 @@ def test_one_of_several_processes_is_refused(run, items, tmp_path, monkeypatch, 
         (["--config.retrieval.medium=audio"], "audio tower"),
         (["--config.retrieval.max_text_length=2"], "at least 3 tokens"),
         (["--config.eval_data.frames=4"], "did you mean"),
-        (["--class_names=names.txt"], "class_names"),
+        (["--class_names=names.txt"], "--classes"),
     ],
 )
 def test_what_does_not_fit_is_refused(options, message, run, items, capsys):

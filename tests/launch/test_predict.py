@@ -160,6 +160,22 @@ def test_names_are_given_or_numbers(run, videos, tmp_path, capsys):
     assert "names of the model's 3 classes, found 2" in capsys.readouterr().err
 
 
+def test_names_in_a_file_keep_the_order_of_the_models_own(run, videos, tmp_path, capsys):
+    clip, names = videos / "short" / "left.mp4", tmp_path / "names.json"
+    names.write_text(json.dumps([CLASSES[1], CLASSES[0], CLASSES[2]]))
+    assert run(clip, f"--classes={names}") == 2
+    assert f"'{CLASSES[0]}' as number 0, found '{CLASSES[1]}'" in capsys.readouterr().err
+    names.write_text(json.dumps(["nach links", "nach rechts", "anders"]))
+    assert run(clip, f"--classes={names}") == 0
+    captured = capsys.readouterr()
+    assert "'nach links' for 'going left'" in captured.err
+    assert {line.split("%  ")[-1] for line in captured.out.splitlines()[1:]} == {
+        *("nach links", "nach rechts", "anders")
+    }
+    assert run(clip, f"--classes={tmp_path / 'nope.txt'}") == 2
+    assert "nope.txt: expected a file with the names" in capsys.readouterr().err
+
+
 def test_terminals_get_no_control_characters(run, videos, capsys):
     assert run(videos / "short") == 0
     out = capsys.readouterr().out
