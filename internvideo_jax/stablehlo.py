@@ -37,6 +37,9 @@ _MAX_BYTES_INSIDE = 256 * 2**20
 # What separates two compilers' float32 sums of the same model.
 _TOLERANCE = 1e-6
 
+# How `evaluation.prediction.view_config` shows a clip in one view, docs/export.md in code.
+_VIEW = {"sampling": "sparse", "segments": 1, "crops": 1}
+
 # A tower's output `[B, D]`, as a function of its weights and inputs.
 _Run = Callable[..., jax.Array]
 
@@ -145,6 +148,7 @@ def write_program(program: Program, model: "SavedModel", path: Path) -> float:
         "platforms": program.exported.platforms,
         "weights": beside.name if program.weights else None,
         "preprocessing": to_dict(model.preprocessing),
+        "views": _VIEW if "video" in program.inputs else None,
         "classes": model.classes if program.output == "logits" else None,
     }
     serialized = program.exported.serialize()

@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 
 from internvideo_jax import models, stablehlo
+from internvideo_jax.data.pipeline import eval_batches
+from internvideo_jax.data.sources.given import GivenSource
+from internvideo_jax.evaluation import prediction
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing, normalize
 from internvideo_jax.saved_model import SavedModel
 from tests.small_models import CONFIGS, TOWERS, noise_like
@@ -62,9 +65,14 @@ def description(path):
     return json.loads(path.with_name(f"{path.name}.json").read_text())
 
 
+def documented():
+    """The docs' code: what loads a program, and what chooses a clip's frames."""
+    return re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+
+
 def check_documented_loader(path, classifier, tmp_path):
     """Runs the snippet of the docs in a process that has neither this package nor Flax."""
-    (snippet,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    snippet, _ = documented()
     snippet = snippet.replace('"b14.stablehlo"', repr(str(path)))
     program = f"""
 import sys
@@ -109,6 +117,23 @@ def test_files_say_what_a_loader_must_know(written):
         "inside.stablehlo",
         "inside.stablehlo.json",
     ]
+
+
+@pytest.mark.parametrize("shape", [(30, 23, 40), (9, 40, 17), (1, 8, 8), (2, 64, 48)])
+def test_a_loader_is_told_which_frames_the_model_is_shown(written, classifier, shape):
+    views = prediction.view_config(classifier)
+    told = description(written)
+    assert told["views"] == {
+        name: getattr(views, name) for name in ("sampling", "segments", "crops")
+    }
+    video = told["preprocessing"]["video"]
+    assert video["resize"] == "bilinear_short_side"
+    code = {}
+    exec(documented()[1], code)
+    clip = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    found = code["frames_of"](clip, video["num_frames"], video["image_size"])
+    (batch,) = eval_batches(views, ("video",), batch_size=1, source=GivenSource([clip]))
+    np.testing.assert_array_equal(found[None], batch["video"])
 
 
 @pytest.mark.slow
