@@ -16,14 +16,13 @@ from argparse import (
     Namespace,
     RawDescriptionHelpFormatter,
 )
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from internvideo_jax.config import nearest_fields, nearest_name
 from internvideo_jax.environment import is_debugging, missing_devices, printable
-from internvideo_jax.launch.common import output
 from internvideo_jax.parallel import aot
 
 if TYPE_CHECKING:
@@ -61,22 +60,17 @@ def command(main: Main) -> Main:
     Expected are UsageError, ValueError, OSError and what JAX raises where the devices are not there
     that JAX_PLATFORMS names; everything else is a bug of ours and keeps its traceback.
     `INTERNVIDEO_DEBUG=1` keeps all of them, and shows more of what is logged. Ctrl-C, SIGTERM
-    and SIGHUP unwind the command and become the exit codes 130, 143 and 129. Nothing ends because
-    nobody reads its messages on stderr any more.
+    and SIGHUP unwind the command and become the exit codes 130, 143 and 129.
     """
     name = Path(main.__code__.co_filename).stem
 
     @functools.wraps(main)
-    @output.lasting_stderr()
     def run(argv: Sequence[str]) -> int:
         try:
             with _terminable(), _logging():
                 code = main(argv)
                 sys.stdout.flush()
                 return code
-        except BrokenPipeError:
-            output.drop(sys.stdout)
-            return 1
         except KeyboardInterrupt as error:
             number = error.signal if isinstance(error, Terminated) else signal.SIGINT
             how = "interrupted" if number == signal.SIGINT else "terminated"
@@ -393,6 +387,30 @@ def new_output_file(path: str | os.PathLike[str] | None, option: str) -> None:
         raise UsageError(f"{option}={path}: {existing} is not a folder; name another file")
     if not os.access(existing, os.W_OK):
         raise UsageError(f"{option}={path}: {existing} cannot be written; name another file")
+
+
+def new_output_files(outputs: Mapping[str, str | os.PathLike[str] | None]) -> None:
+    """Finds out before long work which of its outputs cannot be written after it.
+
+    Args:
+      outputs: as `new_output_file` takes them, by option.
+
+    Raises:
+      UsageError: as of `new_output_file`, or one would take another's place; names the options.
+    """
+    places: dict[Path, str] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        new_output_file(path, option)
+        place = Path(path).resolve()
+        for other, taken in places.items():
+            if place == other or place in other.parents or other in place.parents:
+                raise UsageError(
+                    f"{option}={path}: expected another file than {taken} makes, found the same or"
+                    " one inside it; name another"
+                )
+        places[place] = option
 
 
 def _load_config_file(path: str) -> "Callable[..., ConfigDict]":

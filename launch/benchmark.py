@@ -10,7 +10,6 @@ from internvideo_jax import environment
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.benchmarks.runner import machine, machine_line
-from internvideo_jax.launch.common import output
 
 if TYPE_CHECKING:
     from internvideo_jax.launch.benchmarks.figures import Figures
@@ -69,8 +68,7 @@ def main(argv: Sequence[str]) -> int:
     arguments.new_output_file(args.json, "--json")
     # A device would be waited for here and is not used: what is measured runs on the CPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    with output.without_reader():
-        print(f"{machine_line()}\n")
+    print(f"{machine_line()}\n")
     rows = _measure(args)
     if args.json:
         write_json(args.json, [row.to_json() | {"machine": machine()} for row in rows])

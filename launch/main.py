@@ -11,6 +11,7 @@ from pathlib import Path
 from internvideo_jax import __version__
 from internvideo_jax.config import nearest_name
 from internvideo_jax.launch import arguments
+from internvideo_jax.launch.common.output import unread_output_dropped
 
 _SUMMARY = re.compile(r"^SUMMARY = (.+)$", re.MULTILINE)
 
@@ -27,6 +28,11 @@ def commands() -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `internvideo-jax COMMAND ...`; returns the exit code."""
+    with unread_output_dropped():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     known = commands()
     width = max(map(len, known)) + 2
     parser = argparse.ArgumentParser(

@@ -1,7 +1,6 @@
 """`internvideo-jax predict`: a classifier and unlabelled clips in, names of classes out."""
 
 import argparse
-import contextlib
 import csv
 import dataclasses
 import os
@@ -95,9 +94,7 @@ def main(argv: Sequence[str]) -> int:
     width = min(max(map(len, names)), _MAX_COLUMN)
     unit = "video" if windows is None else "window"
     progress = Progress(len(videos) if windows is None else None, unit)
-    # Without any file to write, there is nothing left to do when nobody reads on.
     has_files = any((args.json, args.csv, args.plot))
-    printing = output.without_reader if has_files else contextlib.nullcontext
     with progress, inference.memory_errors(args.batch_size, views.num_frames):
         for result in _results(args, videos, loaded.model, views, windows):
             progress.update()
@@ -107,11 +104,13 @@ def main(argv: Sequence[str]) -> int:
                 failed.append(result)
                 continue
             entries.append(_entry(result, names, args.top))
-            with printing():
-                if result.source != source:
-                    source = result.source
-                    progress.write(_shown_path(source), file=sys.stdout)
-                progress.write(_text(entries[-1], width), file=sys.stdout)
+            if result.source != source:
+                source = result.source
+                progress.write(_shown_path(source), file=sys.stdout)
+            progress.write(_text(entries[-1], width), file=sys.stdout)
+            # Without any file to write, there is nothing left to do when nobody reads on.
+            if not has_files and not output.has_reader():
+                break
     seconds = time.perf_counter() - started
     if args.json:
         settings = {
@@ -176,8 +175,9 @@ def _check_outputs(args: argparse.Namespace, videos: Sequence[str]) -> None:
     """Finds out before the work what cannot be written after it."""
     from internvideo_jax.evaluation.figure_file import PICTURES
 
-    for option in ("json", "csv", "plot"):
-        arguments.new_output_file(getattr(args, option), f"--{option}")
+    arguments.new_output_files(
+        {f"--{option}": getattr(args, option) for option in ("json", "csv", "plot")}
+    )
     if args.plot is None:
         return
     if not args.plot.name.lower().endswith(PICTURES):

@@ -23,7 +23,6 @@ from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.environment import usable_cpus
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
-from internvideo_jax.launch.common import output
 from internvideo_jax.launch.common.progress import Progress
 
 if TYPE_CHECKING:
@@ -66,8 +65,7 @@ def main(argv: Sequence[str]) -> int:
     annotations = {path: _read(path, args) for path in args.inputs if _is_annotation(path)}
     for path, found in annotations.items():
         read = f"{path}: {len(found.records)} clips, format {found.format}"
-        with output.without_reader():
-            print(found.error or read)
+        print(found.error or read)
     videos = [path for path in args.inputs if not _is_annotation(path)]
     folders = [_read_folders(path) for path in videos if _holds_classes(path)]
     counts = {path: count_labels(found.records) for path, found in annotations.items()}
@@ -76,9 +74,8 @@ def main(argv: Sequence[str]) -> int:
         f"{path}: {text}" for path, known in counts.items() for text in class_warnings(known)
     ]
     warnings += [text for folder in folders for text in folder.warnings]
-    with output.without_reader():
-        for line in (*map(str, folders), *(f"warning: {text}" for text in warnings)):
-            print(line)
+    for line in (*map(str, folders), *(f"warning: {text}" for text in warnings)):
+        print(line)
     clips = _Clips(annotations, named_videos(videos) if videos else [])
     number, broken, seconds_readable = _scan(clips, args)
     seconds = time.perf_counter() - started

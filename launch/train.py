@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from internvideo_jax.launch import arguments
-from internvideo_jax.launch.common import output
 from internvideo_jax.launch.common.run_config import Run, parse_run, print_config
 from internvideo_jax.launch.common.run_messages import (
     name_unreadable,
@@ -120,8 +119,7 @@ def main(argv: Sequence[str]) -> int:
                 run = parse_run(arguments.parse_config(args, leftover))
             if not train(run, workdir, notice, name=args.config):
                 return arguments.EXIT_PREEMPTED
-            with output.without_reader():
-                say_what_next(run, workdir)
+            say_what_next(run, workdir)
             return 0
         except process.Stopped:
             if notice.signal == signal.SIGINT:

@@ -1,8 +1,9 @@
-"""Printing where the reader may leave: `| head` ends, a terminal is closed."""
+"""Standard output and error whose reader may leave (`| head`, a closed terminal)."""
 
 import contextlib
 import errno
 import os
+import select
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
@@ -12,46 +13,50 @@ _READER_LEFT = (errno.EPIPE, errno.EIO)
 
 
 @contextlib.contextmanager
-def without_reader() -> Iterator[None]:
-    """Goes on where the reader of the output (`| head`) has left while the block prints something.
+def unread_output_dropped() -> Iterator[None]:
+    """Lets the block go on to its own end where nobody reads its output or messages any more.
 
-    What is printed from then on is dropped. For what is printed before files are written.
+    What it prints from then on is dropped. Other errors of writing, as of a full disk, stay.
     """
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        # Python has no stream where its descriptor was closed at the start (`>&-`).
+        contextlib.redirect_stdout(cast(TextIO, _Output(sys.stdout or nowhere))),
+        contextlib.redirect_stderr(cast(TextIO, _Output(sys.stderr or nowhere))),
+    ):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+
+
+def has_reader() -> bool:
+    """Whether standard output is not a pipe that nobody reads any more."""
+    if isinstance(sys.stdout, _Output) and sys.stdout.is_dropped:
+        return False
+    poll = select.poll()
     try:
-        yield
-        sys.stdout.flush()
-    except OSError as error:
-        if error.errno not in _READER_LEFT:
-            raise
-        drop(sys.stdout)
+        poll.register(sys.stdout.fileno(), 0)
+    except OSError:
+        # Of a notebook or a test.
+        return True
+    return not poll.poll(0)
 
 
-@contextlib.contextmanager
-def lasting_stderr() -> Iterator[None]:
-    """Lets messages, bars and logs of the block go nowhere once the reader of stderr has left."""
-    # Python has none where file descriptor 2 was closed at the start.
-    if sys.stderr is None:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere:
-            with contextlib.redirect_stderr(nowhere):
-                yield
-        return
-    with contextlib.redirect_stderr(cast(TextIO, _Lasting(sys.stderr))):
-        yield
+class _Output:
+    """A text stream, without an error where nobody reads it.
 
+    Attributes:
+      is_dropped: whether its reader has left.
+    """
 
-def drop(stream: TextIO) -> None:
-    """Sends what is written from now on, and what waits to be, to the null device."""
-    # Without this Python complains of the broken pipe once more at exit.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
-
-
-class _Lasting:
-    """A text stream whose reader may leave."""
-
-    def __init__(self, stream: TextIO):
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.is_dropped = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
         """Writes the text, or drops it; returns its length."""
@@ -64,9 +69,6 @@ class _Lasting:
         with self._dropping():
             self._stream.flush()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
     @contextlib.contextmanager
     def _dropping(self) -> Iterator[None]:
         try:
@@ -74,4 +76,8 @@ class _Lasting:
         except OSError as error:
             if error.errno not in _READER_LEFT:
                 raise
-            drop(self._stream)
+            self.is_dropped = True
+            # What is buffered still has to go somewhere, and Python complains once more at exit.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)

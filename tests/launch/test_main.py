@@ -7,6 +7,7 @@ import pytest
 
 from internvideo_jax import __version__
 from internvideo_jax.launch import main as program
+from tests.processes import run_without_reader
 
 
 def test_every_command_has_a_summary_and_help(capsys):
@@ -69,3 +70,20 @@ def test_the_list_of_commands_comes_without_heavy_imports():
     )
     modules = set(json.loads(run.stdout.splitlines()[-1]))
     assert not modules & {"jax", "flax", "av", "cv2", "tensorstore", "matplotlib"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["--help"], 0),
+        (["predict", "--help"], 0),
+        (["convert", "--list"], 0),
+        (["scan", "missing.csv"], 1),
+        (["predict"], 2),
+    ],
+    ids=str,
+)
+def test_a_reader_that_leaves_does_not_change_the_exit_code(argv, code):
+    result = run_without_reader(*argv)
+    assert result.returncode == code, result.stderr
+    assert "Broken pipe" not in result.stderr

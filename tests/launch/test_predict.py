@@ -101,6 +101,12 @@ def test_files_are_written_although_nobody_reads_the_table(models, videos, tmp_p
     assert files["csv"].read_text().count("left.mp4") == 3
 
 
+def test_without_files_it_stops_where_nobody_reads_on(run, videos, monkeypatch, capsys):
+    monkeypatch.setattr(predict.standard_output, "has_reader", lambda: False)
+    assert run(videos / "short") == 0
+    assert "1 of 1 videos" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--json", "--csv"])
 def test_no_file_is_overwritten(run, videos, tmp_path, capsys, option):
     kept = tmp_path / "kept"
@@ -193,6 +199,17 @@ def test_several_views_are_averaged(run, models, videos, tmp_path):
     assert found == pytest.approx(expected[0].probability, abs=1e-6)
 
 
+def test_frames_must_be_whole_tubelets(run, models, videos, capsys):
+    clip = videos / "short" / "left.mp4"
+    assert run(clip, "--frames=7") == 2
+    assert "--frames" in (error := capsys.readouterr().err)
+    assert "multiples of 2, the model's tubelet size, found 7; take 6 or 8" in error
+    model = ivj.load(models / "named")
+    for method in (model.predict, model.encode, model.preprocess):
+        with pytest.raises(ValueError, match="num_frames.* multiples of 2.*found 1; take 2"):
+            method(clip, num_frames=1)
+
+
 def test_an_encoder_is_refused_and_extract_named(run, videos, capsys):
     assert run(videos / "short", model="encoder") == 2
     assert "internvideo-jax extract" in capsys.readouterr().err
@@ -209,6 +226,12 @@ def test_an_encoder_is_refused_and_extract_named(run, videos, capsys):
         (["--window=1", "--plot=x.xyz"], "ends in one of .png"),
         (["--window=1", "--plot=x.png"], "expected one video"),
         (["--json=/dev/null/x.json"], "/dev/null is not a folder"),
+        (
+            ["--json=new/x", "--csv=new/y/../x"],
+            "--csv=new/y/../x: expected another file than --json",
+        ),
+        (["--json=new/x", "--csv=new/x/y"], "--csv=new/x/y: expected another file than --json"),
+        (["--window=1", "--json=x.png", "--plot=x.png"], "another file than --json"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_the_work(

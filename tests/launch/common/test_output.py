@@ -1,11 +1,12 @@
-"""Messages that nobody reads any more are no reason to end."""
+"""What nobody reads any more is no reason to end."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-from internvideo_jax.launch.common.output import lasting_stderr
+from internvideo_jax.launch.common.output import has_reader, unread_output_dropped
 from tests.processes import ROOT
 
 # Prints in all ways that commands do, before and after its reader has left.
@@ -13,6 +14,7 @@ TALKER = """
 import logging, sys
 from tqdm import tqdm
 from internvideo_jax.launch import arguments
+from internvideo_jax.launch.common.output import unread_output_dropped
 
 @arguments.command
 def main(argv):
@@ -29,7 +31,8 @@ def main(argv):
     print("done")
     return arguments._fail("test", "expected 1, found 2")
 
-sys.exit(arguments.end_process(main([])))
+with unread_output_dropped():
+    sys.exit(arguments.end_process(main([])))
 """
 
 
@@ -66,7 +69,7 @@ def test_a_full_disk_is_still_an_error():
         with open("/dev/full", "w", buffering=1) as full, pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "stderr", full)
             try:
-                with lasting_stderr():
+                with unread_output_dropped():
                     print("more", file=sys.stderr)
             finally:
                 # So that closing it does not fail as well.
@@ -74,3 +77,28 @@ def test_a_full_disk_is_still_an_error():
 
     with pytest.raises(OSError, match="No space left"):
         print_much()
+
+
+def test_what_is_done_after_printing_is_done_without_a_reader():
+    read, write = os.pipe()
+    done = []
+    with open(write, "w") as stream, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        with unread_output_dropped():
+            print("read", flush=True)
+            assert has_reader()
+            os.close(read)
+            assert not has_reader()
+            print("unread " * 10_000, flush=True)
+            assert not has_reader()
+            done.append(True)
+        assert sys.stdout is stream
+    assert done
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_closed_output_is_no_error(monkeypatch, name):
+    monkeypatch.setattr(sys, name, None)
+    with unread_output_dropped():
+        print("unread", flush=True, file=getattr(sys, name))
+    assert getattr(sys, name) is None
