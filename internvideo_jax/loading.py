@@ -53,7 +53,8 @@ class Model(SavedModel):
 
         Raises:
           ValueError: no clips, one that cannot be read, frames of another layout, dtype or range,
-            or a model that takes neither videos nor sound.
+            frames that the model's tubelets do not divide, or a model that takes neither videos nor
+            sound.
         """
         given, _ = split_clips(clips)
         if not given:
@@ -98,8 +99,8 @@ class Model(SavedModel):
 
         Raises:
           ValueError: the model is no classifier, an argument that counts is not a whole number of
-            at least 1, frames are of another layout, dtype or range, or the one clip cannot be
-            read.
+            at least 1, the model's tubelets do not divide the frames, frames are of another layout,
+            dtype or range, or the one clip cannot be read.
         """
         check_counts(top=top, batch_size=batch_size)
         names = prediction.class_names(self)

@@ -26,6 +26,8 @@ _CLASSES = "classes"
 _CHECKSUMS = "checksums"
 _FILES = "files"
 _SHA256 = "sha256"
+# The folder of a training run's checkpoints, each by its step.
+_RUN_CHECKPOINTS = "checkpoints"
 _ALL_KEYS = (*_OWN_KEYS, _CLASSES, _CHECKSUMS, _FILES, _SHA256)
 
 
@@ -87,14 +89,9 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
     """
     path = epath.Path(directory) / DESCRIPTION
     if not path.is_file():
-        advice = (
-            "A PyTorch checkpoint becomes one with: internvideo-jax convert SOURCE --output=DIR"
-        )
-        # What `train` leaves in its workdir.
-        if (trained := epath.Path(directory) / "model" / DESCRIPTION).is_file():
-            advice = f"Did you mean {trained.parent}?"
         raise SavedModelError(
-            f"{directory} is not a saved model: it has no {DESCRIPTION}. {advice}"
+            f"{directory} is not a saved model: it has no {DESCRIPTION}."
+            f" {_advice(epath.Path(directory))}"
         )
     try:
         description = read_json(path)
@@ -124,6 +121,23 @@ def read_description(directory: epath.PathLike) -> dict[str, Any]:
         raise SavedModelError(f"{path} lacks {', '.join(missing)}")
     architecture_named(description["architecture"])
     return description
+
+
+def _advice(folder: epath.Path) -> str:
+    """What to do about a folder that is no model: `train` leaves `model/` in its workdir, and
+    `checkpoints/STEP` beside it."""
+    is_step = folder.parent.name == _RUN_CHECKPOINTS and folder.name.isdecimal()
+    run = folder
+    if is_step:
+        run = folder.parent.parent
+    elif folder.name == _RUN_CHECKPOINTS:
+        run = folder.parent
+    trained = run / "model"
+    if (trained / DESCRIPTION).is_file():
+        return f"Did you mean {trained}?"
+    if is_step:
+        return f"It is a training checkpoint: `train` writes {trained} when it ends"
+    return "A PyTorch checkpoint becomes one with: internvideo-jax convert SOURCE --output=DIR"
 
 
 def read_config(path: epath.PathLike) -> tuple[Any, Preprocessing]:

@@ -185,8 +185,11 @@ def _annotated_clips(args: argparse.Namespace, model: "SavedModel") -> "_Task":
     from internvideo_jax.data.config import ClipSet, DataConfig
     from internvideo_jax.data.sources.clips import RecordSource, open_source
     from internvideo_jax.evaluation.classification import ClassificationEvaluator
+    from internvideo_jax.models.video_vit import check_num_frames
 
     preprocessing = model.preprocessing.require_video()
+    num_frames = args.frames or preprocessing.num_frames
+    check_num_frames(model.module, num_frames)
     evaluator = ClassificationEvaluator(model.module, preprocessing)
     options = arguments.annotation_options(args)
     num_classes = model.config.num_classes
@@ -201,7 +204,7 @@ def _annotated_clips(args: argparse.Namespace, model: "SavedModel") -> "_Task":
         multi_label=any(isinstance(record.label, tuple) for record in records),
         sampling=args.sampling,
         sampling_rate=args.sampling_rate,
-        num_frames=args.frames or preprocessing.num_frames,
+        num_frames=num_frames,
         image_size=preprocessing.image_size,
         resize=preprocessing.resize,
         segments=args.segments,

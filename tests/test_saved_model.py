@@ -25,6 +25,7 @@ from internvideo_jax.models import ARCHITECTURES, abstract_variables
 from internvideo_jax.models.video_classifier import VideoClassifierConfig
 from internvideo_jax.preprocessing import Preprocessing, TextPreprocessing, VideoPreprocessing
 from internvideo_jax.saved_model import SavedModelError
+from internvideo_jax.training.loop import CHECKPOINTS
 from tests.processes import outputs, system
 from tests.small_models import ENCODER, noise_like
 
@@ -543,10 +544,15 @@ def test_loading_onto_a_mesh_and_saving_from_it(tmp_path, count, devices):
 
 
 def test_the_folder_of_a_run_is_told_from_its_model(tmp_path):
+    with pytest.raises(SavedModelError, match=rf"`train` writes {tmp_path}/model when it ends"):
+        saved_model.load(tmp_path / CHECKPOINTS / "100")
+    with pytest.raises(SavedModelError, match="internvideo-jax convert"):
+        saved_model.load(tmp_path / CHECKPOINTS / "downloaded")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.json").write_text("{}")
-    with pytest.raises(SavedModelError, match="Did you mean .*/model?"):
-        saved_model.load(tmp_path)
+    for place in (".", CHECKPOINTS, f"{CHECKPOINTS}/100"):
+        with pytest.raises(SavedModelError, match=rf"Did you mean {tmp_path}/model\?"):
+            saved_model.load(tmp_path / place)
 
 
 def test_models_of_the_first_format_take_videos(model_dir):

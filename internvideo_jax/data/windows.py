@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import math
+import numbers
 import os
 import queue
 from collections.abc import Iterator, Sequence
@@ -29,13 +30,16 @@ class Windows:
       stride: seconds from the start of one to the start of the next.
 
     Raises:
-      ValueError: no such lengths, or windows with gaps between them.
+      ValueError: no numbers, no such lengths, or windows with gaps between them.
     """
 
     length: float
     stride: float
 
     def __post_init__(self) -> None:
+        for name, seconds in (("length", self.length), ("stride", self.stride)):
+            if not isinstance(seconds, numbers.Real) or isinstance(seconds, bool):
+                raise ValueError(f"{name}: expected a number of seconds, found {seconds!r}")
         if not 0 < self.length < math.inf:
             raise ValueError(f"expected a window of some seconds, found {self.length:g}")
         if not 0 < self.stride <= self.length:

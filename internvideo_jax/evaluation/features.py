@@ -15,7 +15,7 @@ from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.sources.given import Clip, GivenSource
 from internvideo_jax.evaluation import runner
 from internvideo_jax.models import video_encoder
-from internvideo_jax.models.video_vit import token_grid
+from internvideo_jax.models.video_vit import check_num_frames, token_grid
 from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def extract_features(
     encoder, _ = video_encoder(model.module, model.variables)
     preprocessing = model.preprocessing.require_video()
     num_frames, size = num_frames or preprocessing.num_frames, preprocessing.image_size
+    check_num_frames(encoder, num_frames)
     grid = token_grid(
         (num_frames, size, size), encoder.config.tubelet_size, encoder.config.patch_size
     )

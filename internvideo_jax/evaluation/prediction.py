@@ -19,6 +19,7 @@ from internvideo_jax.evaluation import runner
 from internvideo_jax.evaluation.classification import ClassificationEvaluator, merge_views
 from internvideo_jax.evaluation.features import NOT_FINITE, FailedClip
 from internvideo_jax.models import VideoClassifier
+from internvideo_jax.models.video_vit import check_num_frames
 
 if TYPE_CHECKING:
     from internvideo_jax.saved_model import SavedModel
@@ -82,11 +83,12 @@ def view_config(
       crops: squares along the longer side.
 
     Raises:
-      ValueError: the model takes no videos, or so many or so few frames, segments or crops are
-        impossible.
+      ValueError: the model takes no videos, its tubelets do not divide the frames, or so many or so
+        few frames, segments or crops are impossible.
     """
     video = model.preprocessing.require_video()
     check_counts(num_frames=num_frames, segments=segments, crops=crops)
+    check_num_frames(model.module, num_frames or video.num_frames)
     return DataConfig(
         num_frames=num_frames or video.num_frames,
         image_size=video.image_size,

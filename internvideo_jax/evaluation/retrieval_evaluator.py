@@ -30,6 +30,7 @@ from internvideo_jax.evaluation.retrieval import (
 from internvideo_jax.evaluation.retrieval_options import RetrievalData, RetrievalOptions
 from internvideo_jax.evaluation.runner import Evaluator, Forward, HostBatch, PyTree, Rows, collect
 from internvideo_jax.models.stage2 import MediaOutput, Medium, Stage2
+from internvideo_jax.models.video_vit import check_num_frames
 from internvideo_jax.preprocessing import AudioPreprocessing, VideoPreprocessing, normalize
 
 if TYPE_CHECKING:
@@ -333,9 +334,10 @@ def view_config(model: "SavedModel", data: RetrievalData) -> DataConfig:
     """How a model wants the clips of a measurement.
 
     Raises:
-      ValueError: it takes no videos.
+      ValueError: it takes no videos, or not so many frames.
     """
     video = model.preprocessing.require_video()
+    check_num_frames(model.module, data.num_frames or video.num_frames)
     return DataConfig(
         sampling="intervals",
         num_frames=data.num_frames or video.num_frames,

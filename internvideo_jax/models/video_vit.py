@@ -392,13 +392,35 @@ def video_encoder(module: nn.Module, variables: dict[str, Any]) -> tuple[VideoVi
     """
     if isinstance(module, VideoViT):
         return module, {"params": variables["params"]}
-    encoder = module.detached_encoder() if isinstance(module, EncoderModel) else None
-    if not isinstance(encoder, VideoViT):
+    encoder = _encoder(module)
+    if encoder is None:
         raise ValueError(
             f"expected a model with an InternVideo2 video encoder, found {type(module).__name__};"
             " pass an encoder, a classifier, a student or an InternVideo2 teacher"
         )
     return encoder, {"params": variables["params"]["encoder"]}
+
+
+def check_num_frames(module: nn.Module, num_frames: int) -> None:
+    """Finds out before clips are read whether a model takes so many frames of each.
+
+    Raises:
+      ValueError: the tubelets of its video ViT, if it has one, do not divide them.
+    """
+    encoder = module if isinstance(module, VideoViT) else _encoder(module)
+    size = 1 if encoder is None else encoder.config.tubelet_size
+    if num_frames % size:
+        below = num_frames // size * size
+        nearest = f"{below} or {below + size}" if below else f"{size}"
+        raise ValueError(
+            f"expected frames per clip (--frames, num_frames) in multiples of {size}, the model's"
+            f" tubelet size, found {num_frames}; take {nearest}"
+        )
+
+
+def _encoder(module: nn.Module) -> VideoViT | None:
+    encoder = module.detached_encoder() if isinstance(module, EncoderModel) else None
+    return encoder if isinstance(encoder, VideoViT) else None
 
 
 def encode(

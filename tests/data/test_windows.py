@@ -59,6 +59,8 @@ def test_rounding_makes_no_further_window():
         (2, 3, r"at most the window's 2 s, so that nothing is left out, found 3"),
         (2, 0, "stride above 0"),
         (2, float("nan"), "stride above 0"),
+        ("2", 1.0, "length: expected a number of seconds, found '2'"),
+        (2.0, None, "stride: expected a number of seconds, found None"),
     ],
 )
 def test_lengths_that_are_no_windows(length, stride, message):

@@ -102,7 +102,7 @@ def test_short_videos_repeat_frames_or_fail(encoder, tmp_path):
 
 
 def test_tubelets_and_patches_must_cover_the_clip(encoder, videos):
-    with pytest.raises(ValueError, match=r"tubelet size 2.*clip of 5 frames"):
+    with pytest.raises(ValueError, match=r"--frames.* multiples of 2.*found 5; take 4 or 6"):
         extract_features(videos, encoder, num_frames=5)
     size = Preprocessing(VideoPreprocessing(image_size=36, num_frames=4))
     with pytest.raises(ValueError, match=r"patch size 8.*36x36"):

@@ -223,6 +223,12 @@ def test_wrong_annotations_are_refused_before_anything_is_done(run, capsys):
     assert not run.output.exists()
 
 
+def test_frames_must_be_whole_tubelets(run, capsys):
+    assert run(CLIPS, "--frames=7") == 2
+    assert "multiples of 2, the model's tubelet size, found 7" in capsys.readouterr().err
+    assert not run.output.exists()
+
+
 def test_an_existing_result_is_left_alone(run, capsys):
     run.output.mkdir()
     (run.output / "result.json").write_text("precious")

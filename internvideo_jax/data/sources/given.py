@@ -51,6 +51,11 @@ def split_clips(clips: Any) -> tuple[Sequence[Clip], bool]:
     """
     if is_path(clips):
         return [clips], True
+    if isinstance(clips, bytes | bytearray | memoryview):
+        raise ValueError(
+            f"expected paths of clips or {_EXPECTED}, found {type(clips).__name__}; of a path,"
+            " pass os.fsdecode(path); a video in memory has to be written to a file"
+        )
     if hasattr(clips, "__array__"):
         array = np.asarray(clips)
         return (list(array), False) if array.ndim > 4 else ([array], True)
@@ -81,7 +86,9 @@ def check_frames(frames: Any, name: str) -> np.ndarray:
       ValueError: another layout, dtype or range; says what to do about it.
     """
     array = np.asarray(frames)
-    if array.dtype.kind not in "biuf":
+    if array.ndim == 0:
+        found, remedy = type(frames).__name__, "pass an array, or a path as str or os.PathLike"
+    elif array.dtype.kind not in "biuf":
         found, remedy = f"{type(frames).__name__} of {array.dtype}", "pass an array, or a path"
     elif not array.size:
         found, remedy = f"shape {array.shape}", "leave the empty clip out"

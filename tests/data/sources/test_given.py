@@ -34,10 +34,18 @@ def test_several_clips(clips):
     assert (len(found), is_one) == (2, False)
 
 
-@pytest.mark.parametrize("clips", [5, None, {"a.mp4": 1}])
+@pytest.mark.parametrize("clips", [5, None, {"a.mp4": 1}, b"a.mp4", bytearray(b"a.mp4")])
 def test_what_is_no_clip(clips):
     with pytest.raises(ValueError, match=rf"expected paths .* found {type(clips).__name__}"):
         split_clips(clips)
+
+
+@pytest.mark.parametrize("clip", [5, None, b"a.mp4"])
+def test_what_is_no_clip_in_a_list(clip):
+    with pytest.raises(
+        ValueError, match=rf"clip 0: .* found {type(clip).__name__}; .* a path as str"
+    ):
+        GivenSource([clip])
 
 
 def test_arrays_of_other_libraries_serve():
