@@ -11,7 +11,6 @@ from operator import itemgetter
 import av
 import numpy as np
 from av.audio.frame import AudioFrame
-from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition
@@ -26,11 +25,14 @@ from internvideo_jax.data.decode.video_file import (
     decoding_errors,
     open_container,
 )
+from internvideo_jax.data.transforms.resampling import resampled
 
 # Containers round timestamps to milliseconds or to the video's ticks: only longer gaps are meant.
 GAP_TOLERANCE = 0.05
 # Decoders need what precedes: AAC the frame before, MP3 up to nine (a third of a second at 16 kHz).
 _LEAD = 1.0
+# The highest rate of sound cards; resampling takes memory by the rate.
+_MAX_RATE = 768_000
 
 
 class SoundError(VideoError):
@@ -112,8 +114,10 @@ def read_audio(
             "correct the annotation, convert the file or leave it out",
         )
     length = None if end is None else max(round((end - start) * sample_rate), 1)
+    samples = np.concatenate(pieces)[:length]
     # Floating-point files may hold anything.
-    return np.clip(np.nan_to_num(np.concatenate(pieces)[:length], nan=0.0), -1, 1)
+    np.nan_to_num(samples, copy=False, nan=0.0)
+    return np.clip(samples, -1, 1, out=samples)
 
 
 class _Source:
@@ -144,10 +148,8 @@ class _Source:
     def resampled(self, container: InputContainer) -> Iterator[np.ndarray]:
         """The waveform in pieces, float32, at the rate that is asked for."""
         for rate, pieces in itertools.groupby(self._aligned(container), key=itemgetter(0)):
-            resampler = AudioResampler("fltp", "mono", self._sample_rate)
-            for samples in _joined((samples for _, samples in pieces), rate):
-                yield from _push(resampler, rate, samples)
-            yield from _push(resampler, rate, None)
+            joined = _joined((samples for _, samples in pieces), rate)
+            yield from resampled(joined, rate, self._sample_rate)
 
     def _aligned(self, container: InputContainer) -> Iterator[tuple[int, np.ndarray]]:
         """Sample rates and mono samples of all frames, gaps filled, from `start` on."""
@@ -161,6 +163,13 @@ class _Source:
             if self.position >= self._length:
                 return
             rate, samples = frame.sample_rate, _mono(frame)
+            if not 1 <= rate <= _MAX_RATE:
+                raise VideoError(
+                    self._path,
+                    f"sound of 1 to {_MAX_RATE:,} samples per second",
+                    f"{rate:,}",
+                    "check the file, or convert it",
+                )
             if frame.pts is not None and frame.time_base is not None:
                 seconds = float(frame.pts * frame.time_base)
                 zero = seconds if zero is None else zero
@@ -250,13 +259,3 @@ def _joined(pieces: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
             waiting.clear()
     if waiting:
         yield np.concatenate(waiting)
-
-
-def _push(resampler: AudioResampler, rate: int, samples: np.ndarray | None) -> Iterator[np.ndarray]:
-    """What comes out of a resampler for more samples, or at their end (None)."""
-    frame = None
-    if samples is not None:
-        frame = AudioFrame.from_ndarray(samples[None], "fltp", "mono")
-        frame.sample_rate = rate
-    for resampled in resampler.resample(frame):
-        yield resampled.to_ndarray()[0]

@@ -32,6 +32,8 @@ from internvideo_jax.files import atomic_directory, read_json
 from internvideo_jax.preprocessing import Resize
 
 MAX_CLIP_BYTES = 2**30
+# Raised whenever the same file gives other samples than before: 2 since another filter resamples.
+_SOUND_VERSION = 2
 # Of millions of clips.
 _MAX_LIST_BYTES = 2**31
 
@@ -86,7 +88,7 @@ class CachedSource:
         self._records = source.records if isinstance(source, RecordSource) else None
         kind = "-square" if resize == "bicubic_square" else ""
         scaled = f"-{size}{kind}" if size else ""
-        heard = f"-{sample_rate}hz" if sample_rate else ""
+        heard = f"-{sample_rate}hz-{_SOUND_VERSION}" if sample_rate else ""
         folder = Path(cache_dir).absolute() / f"{self._digest[:16]}{scaled}{heard}"
         if not folder.is_dir():
             _write(source, folder, resizer(resize, size) if size else None, sample_rate)

@@ -1,5 +1,7 @@
 """Waveforms of audio and video files."""
 
+import struct
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -100,6 +102,15 @@ def shifted(source: Path, target: Path, seconds: float, after: float = -1e9) -> 
     return target
 
 
+def wav_of_rate(rate: int) -> bytes:
+    """1,000 samples, of a rate that the header states."""
+    data = bytes(2_000)
+    form = struct.pack("<HHIIHH", 1, 1, rate, 2 * rate % 2**32, 2, 16)
+    chunks = b"fmt " + struct.pack("<I", len(form)) + form
+    chunks += b"data" + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_every_container_gives_the_same_waveform_at_the_same_place(tmp_path, name):
     codec, rate, layout, pictures, error = FILES[name]
@@ -198,6 +209,26 @@ def test_damaged_packets_cost_their_own_sound(tmp_path, overwritten):
     # Frames of 1,024 samples overlap; one before the first is priming.
     np.testing.assert_allclose(samples[: 6 * 1024], whole[: 6 * 1024], atol=1e-3)
     np.testing.assert_allclose(samples[11 * 1024 :], whole[11 * 1024 :], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("rate", "accepted"), [(8_000, True), (768_000, True), (768_001, False), (2**31 - 1, False)]
+)
+def test_rates_beyond_those_of_sound_cards_are_refused(rate, accepted):
+    data = wav_of_rate(rate)
+    if accepted:
+        assert len(read_audio("a.wav", data=data)) == -(-1_000 * 16_000 // rate)
+    else:
+        with pytest.raises(VideoError, match=rf"768,000 samples per second, found {rate:,}"):
+            read_audio("a.wav", data=data)
+
+
+@pytest.mark.parametrize("rate", [0, 2**31, 2**32 - 1])
+def test_rates_that_are_no_rates_are_refused(rate):
+    started = time.monotonic()
+    with pytest.raises(VideoError, match=r"^a\.wav: "):
+        read_audio("a.wav", data=wav_of_rate(rate))
+    assert time.monotonic() - started < 1
 
 
 def test_limits(tmp_path):

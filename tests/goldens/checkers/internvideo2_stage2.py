@@ -21,6 +21,7 @@ from internvideo_jax.data.transforms.filterbank import (
     mel_bank,
     povey_window,
 )
+from internvideo_jax.data.transforms.resampling import resampled
 from internvideo_jax.models import build
 from internvideo_jax.preprocessing import AudioPreprocessing
 
@@ -97,3 +98,27 @@ def check_filterbank(golden: Golden) -> None:
     outputs = golden.group("out/")
     assert_tensor_close("povey400", povey_window(400), outputs.pop("povey400"))
     assert_tensors_close(values | banks, outputs, tolerance=rounding)
+
+
+@checker("internvideo2_stage2.audio")
+def check_audio(golden: Golden) -> None:
+    c, outputs = golden.config, golden.group("out/")
+    sample_rate = AudioPreprocessing().sample_rate
+
+    def resample(waveform: np.ndarray, rate: int) -> np.ndarray:
+        return np.concatenate(list(resampled([waveform], rate, sample_rate)))
+
+    values = {}
+    for rate in c.get("rates", []):
+        values[f"from_{rate}"] = resample(golden[f"in/wave_{rate}"][0], rate)[None]
+    if "rate" in c:
+        # Upstream takes ten seconds of a longer sound.
+        longest, start = 10 * sample_rate, c["start"]
+        waveform = resample(golden["in/stereo"].mean(axis=0), c["rate"])
+        values["mono16k_head"] = waveform[None, : outputs["mono16k_head"].shape[1]]
+        if len(waveform) > longest:
+            waveform = waveform[start : start + longest]
+        num_frames, num_mels = outputs["fbank"].shape
+        preprocessing = AudioPreprocessing(num_mels=num_mels, num_frames=num_frames)
+        values["fbank"] = audio_input(waveform, preprocessing)
+    assert_tensors_close(values, outputs)
