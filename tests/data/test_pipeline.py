@@ -403,6 +403,13 @@ def test_the_cache_holds_sound_where_it_is_used(tmp_path, monkeypatch):
     # Those who want the frames alone do not wait for sound.
     monkeypatch.setattr("internvideo_jax.data.sources.source.clip_sound", refuse)
     np.testing.assert_array_equal(batch(cached, ("video",))["video"], plain["video"])
+    monkeypatch.undo()
+    # Sound that was decoded in another way is not used.
+    folders = set((tmp_path / "cache").iterdir())
+    version = "internvideo_jax.data.sources.frame_cache._SOUND_VERSION"
+    monkeypatch.setattr(version, 1)
+    np.testing.assert_array_equal(batch(cached)["audio"], plain["audio"])
+    assert len(set((tmp_path / "cache").iterdir()) - folders) == 1
 
 
 def test_clips_too_large_for_a_cache_are_refused(tmp_path, world, monkeypatch):
