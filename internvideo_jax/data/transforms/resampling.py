@@ -79,7 +79,7 @@ def _width(old: int, new: int) -> int:
 def _weights(old: int, new: int) -> np.ndarray:
     """Weights of the samples around each of `new` points in time, float32 `[new, 2 * width + 2]`.
 
-    There are 12 times as many as the greater number, whatever the two are.
+    At most 16 times as many as the greater of the two numbers.
     """
     width = _width(old, new)
     taps = np.arange(-width, width + 2)
