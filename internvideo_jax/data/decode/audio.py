@@ -31,8 +31,9 @@ from internvideo_jax.data.transforms.resampling import resampled
 GAP_TOLERANCE = 0.05
 # Decoders need what precedes: AAC the frame before, MP3 up to nine (a third of a second at 16 kHz).
 _LEAD = 1.0
-# The highest rate of sound cards; resampling takes memory by the rate.
-_MAX_RATE = 768_000
+# From below telephones to the highest of sound cards: at low rates resampling makes many samples of
+# few, at high ones it takes memory.
+_MIN_RATE, _MAX_RATE = 1_000, 768_000
 
 
 class SoundError(VideoError):
@@ -163,10 +164,10 @@ class _Source:
             if self.position >= self._length:
                 return
             rate, samples = frame.sample_rate, _mono(frame)
-            if not 1 <= rate <= _MAX_RATE:
+            if not _MIN_RATE <= rate <= _MAX_RATE:
                 raise VideoError(
                     self._path,
-                    f"sound of 1 to {_MAX_RATE:,} samples per second",
+                    f"sound of {_MIN_RATE:,} to {_MAX_RATE:,} samples per second",
                     f"{rate:,}",
                     "check the file, or convert it",
                 )
