@@ -102,7 +102,7 @@ def test_files_are_written_although_nobody_reads_the_table(models, videos, tmp_p
 
 
 def test_without_files_it_stops_where_nobody_reads_on(run, videos, monkeypatch, capsys):
-    monkeypatch.setattr(predict.standard_output, "has_reader", lambda: False)
+    monkeypatch.setattr(predict.output, "has_reader", lambda: False)
     assert run(videos / "short") == 0
     assert "1 of 1 videos" in capsys.readouterr().err
 
