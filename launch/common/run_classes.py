@@ -159,14 +159,12 @@ def _warn_of_level(member: "MixtureMember", source: "RecordSource") -> None:
 
 
 def _say_classes(where: str, classes: Sequence[Any], labels: "Counter[Label]") -> None:
-    from internvideo_jax.data.annotations.class_counts import class_warnings
+    from internvideo_jax.data.annotations.class_counts import class_warnings, named
 
     said = ", ".join(f"{name} ({labels[name]})" for name in classes[:_MAX_SAID])
     more = f", and {len(classes) - _MAX_SAID} more" if len(classes) > _MAX_SAID else ""
     _log.info("%d classes of %s with their clips: %s%s", len(classes), where, said, more)
-    empty = [str(name) for name in classes if not labels[name]]
-    if empty:
-        rest = f" and {len(empty) - _MAX_SAID} more" if len(empty) > _MAX_SAID else ""
-        _log.warning("no clip of %s has the label %s%s", where, ", ".join(empty[:_MAX_SAID]), rest)
+    if empty := [name for name in classes if not labels[name]]:
+        _log.warning("no clip of %s has the label %s", where, named(empty))
     for warning in class_warnings(labels):
         _log.warning("%s: %s", where, warning)

@@ -98,7 +98,7 @@ def test_given_classes_decide_the_order_and_number(tmp_path, caplog):
     assert made.stage.config.classes == made.data.classes == ("walk", "run", "jump")
     assert "3 classes of " in caplog.text
     assert "walk (1), run (1), jump (0)" in caplog.text
-    assert f"no clip of {path} has the label jump" in caplog.text
+    assert f"no clip of {path} has the label 'jump'" in caplog.text
     # Without clips, too.
     assert run(f"data.classes={names}").stage.num_classes == 3
     names.write_text("walk\n")
@@ -113,7 +113,7 @@ def test_given_classes_name_the_numbers(tmp_path, caplog):
     path = write(tmp_path / "a.jsonl", 2, 1, 2)
     run(f"data.annotations={path}", f"data.classes={names}")
     assert "walk (0), run (1), jump (2)" in caplog.text
-    assert f"no clip of {path} has the label walk" in caplog.text
+    assert f"no clip of {path} has the label 'walk'" in caplog.text
 
 
 def test_a_folder_a_level_too_high_is_warned_of(tmp_path, caplog):
