@@ -91,9 +91,11 @@ def build(path: str, layout: Layout, context: Context, folder: Path, fingerprint
 
 def _hash_id(entry: Entry) -> int:
     """The same for the same `entry_id`; times are not written out, which takes longest."""
-    if entry.id is None and not (entry.start is None and entry.end is None):
-        return hash((entry.path, entry.start, entry.end))
-    name = entry_id(entry)
+    name = entry.id
+    if name is None:
+        if not (entry.start is None and entry.end is None):
+            return hash((entry.path, entry.start, entry.end))
+        name = entry.path
     if "@" in name and (timed := _TIMED.fullmatch(name)):
         path, start, end = timed.groups()
         return hash((path, start and float(start), end and float(end)))

@@ -138,10 +138,12 @@ class EntryWriter:
         for row, entry in enumerate(entries, len(self._lengths)):
             label = entry.label
             # What most entries are needs no call: there may be millions.
-            if isinstance(label, tuple | str) or entry.path[0] in "/.":
+            if entry.path[0] in "/.":
                 known.add(row, entry)
             elif label is None:
                 known.has_unlabelled = True
+            elif not isinstance(label, int):
+                known.add(row, entry)
             elif label > known.max_label:
                 known.max_label = label
         self._lengths.extend(map(len, data))

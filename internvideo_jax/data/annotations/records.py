@@ -153,10 +153,11 @@ def check_entry(entry: Entry, context: Context, has_names: bool) -> None:
         _check_times(entry)
     if entry.num_frames is not None:
         _check_images(entry)
-    if has_names or isinstance(entry.label, str | tuple):
-        _check_kind(entry.label, has_names)
+    label = entry.label
+    if has_names or not (label is None or isinstance(label, int)):
+        _check_kind(label, has_names)
     if context.num_classes is not None:
-        _check_label(entry.label, context)
+        _check_label(label, context)
     if context.check_files:
         _check_exists(os.path.join(context.root, entry.path), entry)
 
