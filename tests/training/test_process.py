@@ -65,6 +65,8 @@ def test_a_second_ctrl_c_interrupts_wherever_it_comes():
         assert notice.signal == signal.SIGTERM
 
 
+# What is raised there, Python ignores and pytest warns of.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_notice_during_garbage_collection_is_not_lost():
     """Python drops what a callback of the collector raises."""
     sent = []

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from internvideo_jax import __version__
-from internvideo_jax.class_names import read_class_names
+from internvideo_jax.class_names import check_order, read_class_names
 from internvideo_jax.convert.engine import registry
 from internvideo_jax.convert.engine.adaptations import Inflation
 from internvideo_jax.convert.engine.family import Family
@@ -326,7 +326,8 @@ def _labels(
     """Names of the classes: those that are asked for, or of the folder or repository given.
 
     Raises:
-      ValueError: names are asked for, and the model has no classes or others.
+      ValueError: names are asked for, and the model has no classes, or has them in another order by
+        what the folder or repository says.
     """
     num_classes = getattr(config, "num_classes", 0)
     if request.classes is not None and not num_classes:
@@ -334,15 +335,20 @@ def _labels(
             f"expected a classifier, whose classes have names, found a"
             f" {type(config).__name__.removesuffix('Config')}; leave --classes out"
         )
+    found = Labels(None)
+    if num_classes and not request.new_head:
+        # Beside a file, what lies there need not belong to it.
+        whole = [c for s, c in zip(sources, checkpoints, strict=True) if not Path(s).is_file()]
+        found = labels_beside([_folder(checkpoint) for checkpoint in whole], num_classes)
+    if request.classes is None:
+        return found
     if isinstance(request.classes, Path):
-        return Labels(read_class_names(request.classes, num_classes))
-    if request.classes is not None:
-        return Labels(tuple(request.classes))
-    if not num_classes or request.new_head:
-        return Labels(None)
-    # Beside a file, what lies there need not belong to it.
-    whole = [c for s, c in zip(sources, checkpoints, strict=True) if not Path(s).is_file()]
-    return labels_beside([_folder(checkpoint) for checkpoint in whole], num_classes)
+        where, names = str(request.classes), read_class_names(request.classes, num_classes)
+    else:
+        where, names = "the names of the classes", tuple(request.classes)
+    if found.names is not None:
+        check_order(names, found.names, where)
+    return Labels(names)
 
 
 def _folder(checkpoint: Checkpoint) -> Path:

@@ -186,6 +186,9 @@ def test_label_files_that_do_not_fit_are_passed_over(checkpoint, options, tmp_pa
         names_of(classes=tmp_path / "kinetics_labels.txt")
     (tmp_path / "class_names.txt").write_text("\n".join("abcdefg"))
     assert names_of().classes == tuple("abcdefg")
+    with pytest.raises(ValueError, match="'a' as number 0, found 'b'"):
+        names_of(classes=tuple("bacdefg"))
+    assert names_of(classes=tuple("abcdefz")).classes == tuple("abcdefz")
     # Of a new head, of a file by itself, of a model without classes.
     assert names_of(new_head=True, changes={"num_classes": 7}).classes is None
     assert names_of(file).classes is None
