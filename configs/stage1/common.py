@@ -229,6 +229,8 @@ def run_config(
 
 def _placeholder(hint: Any) -> Any:
     """An empty field of the one simple type of a union with None."""
-    options: Iterable[Any] = typing.get_args(hint) if isinstance(hint, types.UnionType) else ()
+    # Of annotated types, `|` makes the older kind of union.
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    options: Iterable[Any] = typing.get_args(hint) if is_union else ()
     simple = [option for option in options if option in (bool, int, float, str)]
     return config_dict.placeholder(simple[0]) if len(simple) == 1 else None

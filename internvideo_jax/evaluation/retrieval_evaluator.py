@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from internvideo_jax.data.annotations.entries import quote
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.transforms.captions import clean_caption
 from internvideo_jax.data.wordpiece import WordPiece
@@ -30,7 +31,7 @@ from internvideo_jax.evaluation.retrieval import (
 from internvideo_jax.evaluation.retrieval_options import RetrievalData, RetrievalOptions
 from internvideo_jax.evaluation.runner import Evaluator, Forward, HostBatch, PyTree, Rows, collect
 from internvideo_jax.models.stage2 import MediaOutput, Medium, Stage2
-from internvideo_jax.models.video_vit import check_num_frames
+from internvideo_jax.models.video_vit import VideoViT, check_num_frames
 from internvideo_jax.preprocessing import AudioPreprocessing, VideoPreprocessing, normalize
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ INPUTS: dict[Medium, tuple[str, ...]] = {
     "audio": ("audio",),
     "audio_video": ("video", "audio"),
 }
+# Captions without words that an error lists.
+_MAX_LISTED = 5
 # Texts that are encoded together.
 _TEXT_ROWS = 64
 # What is known already of the scores of a clip with some texts, by its place and theirs.
@@ -164,6 +167,12 @@ class RetrievalEvaluator(Evaluator):
                 f"expected a model with a matching head for {medium!r}, found heads for"
                 f" {', '.join(config.match_heads) or 'nothing'}; set rerank to 0"
             )
+        limit, found = config.text.max_length, self.tokenizer.max_length
+        if found > limit:
+            raise ValueError(
+                f"retrieval.max_text_length: expected at most {limit} tokens, for which the model"
+                f" has positions, found {found}; set --config.retrieval.max_text_length={limit}"
+            )
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -279,32 +288,42 @@ class RetrievalEvaluator(Evaluator):
         return write_report(directory, rows.output, clips, self.metrics(rows))
 
 
-def texts_of_clips(captions: Sequence[Sequence[str]], options: RetrievalOptions) -> Texts:
+def texts_of_clips(
+    captions: Sequence[Sequence[str]],
+    options: RetrievalOptions,
+    clips: Sequence[str] | None = None,
+) -> Texts:
     """The texts of clips as a model reads them.
 
     Args:
       captions: of each clip.
       options: whether they are joined, cleaned and shared.
+      clips: what errors call them; by default they are counted from 1.
 
     Raises:
-      ValueError: a caption is empty, or becomes so; says which.
+      ValueError: captions are empty, or become so; lists the first.
     """
     texts: list[str] = []
     numbers: dict[str, int] = {}
     pairs = []
+    wordless = []
     for clip, own in enumerate(captions):
         for caption in [" ".join(own)] if options.paragraphs else own:
             text = clean_caption(caption) if options.clean_captions else caption
             if not text.strip():
-                raise ValueError(
-                    f"expected captions with words, found {caption!r} of clip {clip + 1}; remove it"
-                )
+                wordless.append(f"{quote(caption)} of clip {clips[clip] if clips else clip + 1}")
+                continue
             number = len(texts)
             if options.shared_captions:
                 number = numbers.setdefault(text, number)
             if number == len(texts):
                 texts.append(text)
             pairs.append((clip, number))
+    if wordless:
+        raise ValueError(
+            f"expected captions with words, found {len(wordless)} without:"
+            f" {', '.join(wordless[:_MAX_LISTED])}; correct or remove them"
+        )
     return Texts(tuple(texts), np.array(pairs, np.int64).reshape(-1, 2))
 
 
@@ -331,16 +350,18 @@ def retrieval_evaluator(model: "SavedModel", options: RetrievalOptions) -> Retri
 
 
 def view_config(model: "SavedModel", data: RetrievalData) -> DataConfig:
-    """How a model wants the clips of a measurement.
+    """How a stage-2 model wants the clips of a measurement.
 
     Raises:
       ValueError: it takes no videos, or not so many frames.
     """
     video = model.preprocessing.require_video()
-    check_num_frames(model.module, data.num_frames or video.num_frames)
+    num_frames = data.num_frames or video.num_frames
+    encoder = VideoViT(model.config.vision.encoder)
+    check_num_frames(encoder, num_frames, "--config.eval_data.num_frames")
     return DataConfig(
         sampling="intervals",
-        num_frames=data.num_frames or video.num_frames,
+        num_frames=num_frames,
         image_size=video.image_size,
         resize=video.resize,
         segments=data.segments,

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from internvideo_jax.config import CheckedConfig, Range
+from internvideo_jax.config import CheckedConfig, Frames, Range
 from internvideo_jax.models.stage2 import Medium
 
 
@@ -25,17 +25,10 @@ class RetrievalOptions(CheckedConfig):
     medium: Medium = "video"
     rerank: Annotated[int, Range(0, 2**20)] = 128
     rerank_by: Literal["similarity", "dsl"] = "similarity"
-    max_text_length: int | None = None
+    max_text_length: Annotated[int, Range(3, 2**16)] | None = None
     clean_captions: bool = True
     paragraphs: bool = False
     shared_captions: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_text_length is not None and self.max_text_length < 3:
-            raise ValueError(
-                f"max_text_length: expected at least 3 tokens, found {self.max_text_length}"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +49,6 @@ class RetrievalData(CheckedConfig):
     root: str | None = None
     videos: str | None = None
     max_seconds: float | None = None
-    num_frames: int | None = None
+    num_frames: Frames | None = None
     segments: Annotated[int, Range(1, 1000)] = 1
     missing_audio: Literal["error", "zeros"] = "error"

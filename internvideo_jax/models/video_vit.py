@@ -401,8 +401,15 @@ def video_encoder(module: nn.Module, variables: dict[str, Any]) -> tuple[VideoVi
     return encoder, {"params": variables["params"]["encoder"]}
 
 
-def check_num_frames(module: nn.Module, num_frames: int) -> None:
+def check_num_frames(
+    module: nn.Module, num_frames: int, option: str = "--frames, num_frames"
+) -> None:
     """Finds out before clips are read whether a model takes so many frames of each.
+
+    Args:
+      module: the model.
+      num_frames: of a clip.
+      option: what errors call it.
 
     Raises:
       ValueError: the tubelets of its video ViT, if it has one, do not divide them.
@@ -413,7 +420,7 @@ def check_num_frames(module: nn.Module, num_frames: int) -> None:
         below = num_frames // size * size
         nearest = f"{below} or {below + size}" if below else f"{size}"
         raise ValueError(
-            f"expected frames per clip (--frames, num_frames) in multiples of {size}, the model's"
+            f"expected frames per clip ({option}) in multiples of {size}, the model's"
             f" tubelet size, found {num_frames}; take {nearest}"
         )
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from internvideo_jax.data.annotations.retrieval import RetrievalClips
     from internvideo_jax.data.config import DataConfig
     from internvideo_jax.evaluation.retrieval_evaluator import RetrievalEvaluator
+    from internvideo_jax.evaluation.retrieval_options import RetrievalOptions
     from internvideo_jax.evaluation.retrieval_store import RetrievalStore
     from internvideo_jax.evaluation.runner import Rows
     from internvideo_jax.saved_model import SavedModel
@@ -61,6 +62,7 @@ def evaluate_retrieval(
         data.annotations, root=data.root, videos=data.videos, max_seconds=data.max_seconds
     )
     records = _present(clips, args.allow_missing)
+    _check_captions(records, options, data.annotations)
     loaded = inference.load_model(args, spread=True)
     model, directory = loaded.model, Path(loaded.directory)
     evaluator = retrieval_evaluator(model, options)
@@ -166,6 +168,23 @@ def _present(clips: "RetrievalClips", allow_missing: bool) -> "list[ClipRecord]"
             )
         print(printable(found), file=sys.stderr)
     return [record for record in clips.records if record.id not in missing]
+
+
+def _check_captions(
+    records: "Sequence[ClipRecord]", options: "RetrievalOptions", annotations: str
+) -> None:
+    """Finds out before clips are encoded whether all captions have words.
+
+    Raises:
+      UsageError: some have none; names the list, the captions and their clips.
+    """
+    from internvideo_jax.evaluation.retrieval_evaluator import texts_of_clips
+
+    captions = [record.captions for record in records]
+    try:
+        texts_of_clips(captions, options, [record.id for record in records])
+    except ValueError as error:
+        raise arguments.UsageError(f"{annotations}: {error}") from None
 
 
 def _measure(

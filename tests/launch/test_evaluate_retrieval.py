@@ -1,5 +1,6 @@
 """The command `evaluate` with configs of retrieval."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,12 +10,15 @@ import pytest
 from internvideo_jax.data.synthetic import scenes
 from internvideo_jax.evaluation.retrieval_store import RetrievalStore
 from internvideo_jax.launch import evaluate
-from tests.small_models import save_stage2
+from tests import small_models
+from tests.small_models import clip_stage2, save_stage2
 
 CLIPS = [
     ("ring", "blue", "left"), ("square", "red", "right"), ("cross", "green", "up"),
     ("circle", "cyan", "down"), ("ring", "red", "up"),
 ]  # fmt: skip
+
+MAX_TEXT_LENGTH = clip_stage2("visual").text.max_length
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +157,53 @@ def test_clips_that_cannot_be_read_are_left_out_with_their_texts(run, items, vid
     assert (card["clips"], card["texts"]) == (5, 10)
 
 
+@pytest.mark.parametrize(
+    ("option", "remedy"),
+    [
+        (f"max_text_length={MAX_TEXT_LENGTH + 1}", f"max_text_length={MAX_TEXT_LENGTH}"),
+        ("max_text_length=2", "expected int from 3"),
+    ],
+)
+def test_texts_longer_than_the_model_takes_are_refused_before_anything_is_made(
+    option, remedy, run, items, tmp_path, capsys
+):
+    assert run(items, f"--config.retrieval.{option}") == 2
+    message = capsys.readouterr().err
+    assert remedy in message
+    assert "config.retrieval.max_text_length" in message
+    assert not (tmp_path / "result").exists()
+
+
+def test_captions_without_words_are_refused_before_anything_is_made(run, items, tmp_path, capsys):
+    items[1]["caption"].append("!!! ...")
+    assert run(items) == 2
+    message = capsys.readouterr().err
+    for part in (str(tmp_path / "list.json"), "'!!! ...'", items[1]["video"]):
+        assert part in message
+    assert not (tmp_path / "result").exists()
+    # As the text of a paragraph they add nothing.
+    options = ["--config.retrieval.paragraphs=True", "--config.retrieval.rerank=0"]
+    assert run(items, *options) == 0
+
+
+def test_frames_that_the_model_cannot_take_are_refused_before_anything_is_made(
+    run, items, tmp_path, monkeypatch, capsys
+):
+    config = clip_stage2("visual")
+    encoder = dataclasses.replace(config.vision.encoder, tubelet_size=2)
+    by_tubes = dataclasses.replace(
+        config, vision=dataclasses.replace(config.vision, encoder=encoder)
+    )
+    monkeypatch.setattr(small_models, "clip_stage2", lambda medium: by_tubes)
+    model = save_stage2(tmp_path)
+    for count, expected in ((3, "take 2 or 4"), (0, "expected int from 1")):
+        assert run(items, f"--model={model}", f"--config.eval_data.num_frames={count}") == 2
+        message = capsys.readouterr().err
+        assert "config.eval_data.num_frames" in message
+        assert expected in message
+        assert not (tmp_path / "result").exists()
+
+
 def test_one_of_several_processes_is_refused(run, items, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     assert run(items) == 2
@@ -164,7 +215,6 @@ def test_one_of_several_processes_is_refused(run, items, tmp_path, monkeypatch, 
     ("options", "message"),
     [
         (["--config.retrieval.medium=audio"], "audio tower"),
-        (["--config.retrieval.max_text_length=2"], "at least 3 tokens"),
         (["--config.eval_data.frames=4"], "did you mean"),
         (["--class_names=names.txt"], "--classes"),
     ],
