@@ -1,11 +1,15 @@
 """What is done of a measurement of retrieval: encoded clips and their scores, on disk.
 
 Each clip has a file of its own, and another for its scores, so that a measurement that was
-interrupted goes on where it was. Tokens are never in memory all at once.
+interrupted goes on where it was; files that are damaged are made again. Tokens are never in memory
+all at once.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,11 @@ from internvideo_jax.evaluation.retrieval_evaluator import Encoded, RetrievalEva
 from internvideo_jax.evaluation.runner import PyTree, Rows
 from internvideo_jax.files import atomic_file, read_json, write_json
 
+_log = logging.getLogger(__name__)
+
 _DESCRIPTION = "made_with.json"
+# What NumPy and zipfile raise for files that end early or hold something else.
+_DAMAGES = (zipfile.BadZipFile, EOFError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 class RetrievalStore:
@@ -32,29 +40,40 @@ class RetrievalStore:
       dtype: of tokens.
 
     Raises:
-      ValueError: what lies there was made with something else; says with what.
+      ValueError: what lies there was made with something else, says with what; or its description
+        cannot be read.
     """
 
     def __init__(self, folder: Path, made_with: Mapping[str, Any], dtype: Any):
         self._folder, self._dtype = folder, np.dtype(dtype)
         wanted = json.loads(json.dumps(made_with))
         description = folder / _DESCRIPTION
+        remedy = f"name another output, or remove {folder}"
         if not description.exists():
+            if any(folder.glob("*.npz")):
+                raise ValueError(
+                    f"{description}: expected what the clips beside it were made with, found no"
+                    f" such file; {remedy}"
+                )
             write_json(description, wanted)
             return
-        known = read_json(description)
-        differing = sorted(
-            name for name in {*known, *wanted} if known.get(name) != wanted.get(name)
-        )
+        try:
+            known = read_json(description)
+        except ValueError as error:
+            raise ValueError(f"{error}; {remedy}") from None
+        differing = _differences(known, wanted)
         if differing:
             raise ValueError(
-                f"{folder}: expected what is left of the same measurement, found one of another"
-                f" {', '.join(differing)}; name another output, or remove this folder"
+                f"{folder}: expected what is left of the same measurement, found that of another"
+                f" ({'; '.join(differing)}); take the same options again, {remedy}"
             )
 
     def has_clip(self, number: int) -> bool:
-        """Whether the clip has been looked at."""
-        return self._file("clip", number).exists()
+        """Whether the clip has been looked at, and what became of it can be read.
+
+        A file that is damaged is removed, with a warning.
+        """
+        return self._is_whole(self._file("clip", number))
 
     def put_clip(self, number: int, tokens: np.ndarray | None, embedding: np.ndarray) -> None:
         """Keeps tokens `[M, E]`, if there are any, and an embedding `[C]`."""
@@ -67,17 +86,17 @@ class RetrievalStore:
 
     def error(self, number: int) -> str | None:
         """Why a clip cannot be read; None if it was."""
-        with np.load(self._file("clip", number)) as file:
+        with _arrays(self._file("clip", number)) as file:
             return str(file["error"]) if "error" in file else None
 
     def embedding(self, number: int) -> np.ndarray:
         """The embedding of a clip."""
-        with np.load(self._file("clip", number)) as file:
+        with _arrays(self._file("clip", number)) as file:
             return np.asarray(file["embedding"])
 
     def tokens(self, number: int) -> np.ndarray:
         """The tokens of a clip."""
-        with np.load(self._file("clip", number)) as file:
+        with _arrays(self._file("clip", number)) as file:
             # NumPy does not know bfloat16 by name, but keeps its bytes.
             return np.asarray(file["tokens"]).view(self._dtype)
 
@@ -86,19 +105,67 @@ class RetrievalStore:
         self._save("scores", number, {"texts": texts, "scores": scores})
 
     def scores(self, number: int, texts: np.ndarray) -> np.ndarray | None:
-        """The scores of a clip with just these texts, if they are known."""
+        """The scores of a clip with just these texts, if they are known.
+
+        A file that is damaged is removed, with a warning.
+        """
         path = self._file("scores", number)
-        if not path.exists():
+        if not self._is_whole(path):
             return None
-        with np.load(path) as file:
+        with _arrays(path) as file:
             return np.asarray(file["scores"]) if np.array_equal(file["texts"], texts) else None
 
     def _file(self, kind: str, number: int) -> Path:
         return self._folder / f"{kind}-{number:07d}.npz"
 
+    def _is_whole(self, path: Path) -> bool:
+        if not path.exists():
+            return False
+        try:
+            with zipfile.ZipFile(path) as file:
+                is_whole = file.testzip() is None
+        except _DAMAGES:
+            is_whole = False
+        if not is_whole:
+            _log.warning("%s is damaged: it is removed, and made again", path)
+            path.unlink()
+        return is_whole
+
     def _save(self, kind: str, number: int, arrays: dict[str, Any]) -> None:
         with atomic_file(self._file(kind, number)) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
+
+
+@contextlib.contextmanager
+def _arrays(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """The arrays of a file, each of which is read when it is asked for.
+
+    Raises:
+      ValueError: it cannot be read, or has no array that is asked for.
+    """
+    try:
+        with np.load(path) as file:
+            yield file
+    except _DAMAGES as error:
+        raise ValueError(
+            f"{path}: expected arrays of a clip, found a damaged file ({error}); remove it and"
+            " start the same command again, which makes it anew"
+        ) from None
+
+
+def _differences(known: Any, wanted: Mapping[str, Any], where: str = "") -> list[str]:
+    """What of a description differs from the one that is wanted, option by option."""
+    known = known if isinstance(known, dict) else {}
+    differing = []
+    for name in sorted({*known, *wanted}):
+        found, expected = known.get(name), wanted.get(name)
+        if isinstance(expected, dict):
+            differing += _differences(found, expected, f"{where}{name}.")
+        elif found != expected:
+            differing.append(
+                f"{where}{name}: expected {json.dumps(expected)}, found {json.dumps(found)}"
+            )
+    return differing
 
 
 class StoredTokens(Sequence[np.ndarray]):

@@ -116,9 +116,12 @@ def test_an_interrupted_measurement_goes_on(run, items, tmp_path, monkeypatch, c
     monkeypatch.setattr(RetrievalStore, "put_scores", until_the_third)
     assert run(items, output="again") == 130
     assert not (tmp_path / "again" / "result.json").exists()
-    # Of what was encoded and scored before, nothing is asked for again.
-    monkeypatch.setattr(RetrievalStore, "put_scores", put)
-    scored = []
+    # Of what was encoded and scored before, only what is damaged is asked for again.
+    partial = tmp_path / "again" / "partial"
+    clip, scores = partial / "clip-0000001.npz", partial / f"scores-{done[0]:07d}.npz"
+    clip.write_bytes(clip.read_bytes()[:-20])
+    scores.write_bytes(b"")
+    put_clip, encoded, scored = RetrievalStore.put_clip, [], []
     monkeypatch.setattr(
         RetrievalStore,
         "put_scores",
@@ -126,11 +129,20 @@ def test_an_interrupted_measurement_goes_on(run, items, tmp_path, monkeypatch, c
             scored.append(number) or put(self, number, texts, scores)
         ),
     )
-    monkeypatch.setattr(RetrievalStore, "put_clip", lambda *args: pytest.fail("encoded again"))
+    monkeypatch.setattr(
+        RetrievalStore,
+        "put_clip",
+        lambda self, number, *arrays: encoded.append(number) or put_clip(self, number, *arrays),
+    )
     assert run(items, "--config.retrieval.rerank_by=dsl", output="again") == 2
-    assert "retrieval" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert 'retrieval.rerank_by: expected "dsl", found "similarity"' in message
     assert run(items, output="again") == 0
-    assert not set(scored) & set(done)
+    message = capsys.readouterr().err
+    assert f"{clip} is damaged" in message
+    assert f"{scores} is damaged" in message
+    assert encoded == [1]
+    assert set(scored) & set(done) == {done[0]}
     assert card_of(tmp_path / "again")["metrics"] == expected
     assert not (tmp_path / "again" / "partial").exists()
 
