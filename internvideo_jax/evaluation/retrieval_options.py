@@ -48,7 +48,7 @@ class RetrievalData(CheckedConfig):
     annotations: str | None = None
     root: str | None = None
     videos: str | None = None
-    max_seconds: float | None = None
+    max_seconds: Annotated[float, Range(0.001, 1e6)] | None = None
     num_frames: Frames | None = None
     segments: Annotated[int, Range(1, 1000)] = 1
     missing_audio: Literal["error", "zeros"] = "error"

@@ -228,6 +228,8 @@ def test_one_of_several_processes_is_refused(run, items, tmp_path, monkeypatch, 
     [
         (["--config.retrieval.medium=audio"], "audio tower"),
         (["--config.eval_data.frames=4"], "did you mean"),
+        (["--config.eval_data.max_seconds=-3.0"], "config.eval_data.max_seconds"),
+        (["--config.eval_data.max_seconds=0.0"], "expected float from 0.001"),
         (["--class_names=names.txt"], "--classes"),
     ],
 )
