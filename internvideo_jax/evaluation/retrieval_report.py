@@ -26,6 +26,10 @@ def write_report(
 ) -> str:
     """Writes texts.jsonl and contact_sheet.png.
 
+    The best clips of both are those of the last kind of scores: of reranking if there was any, else
+    of dual softmax. The list has at most as many as were candidates, the picture goes on with the
+    next by similarity.
+
     Args:
       directory: where to.
       retrieved: what was compared.

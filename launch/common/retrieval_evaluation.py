@@ -138,7 +138,8 @@ def evaluate_retrieval(
     result_card.write_card(args.output, card)
     shutil.rmtree(args.output / PARTIAL)
     print(printable(report))
-    print(f"{len(records)} clips in {card['seconds']:.1f} s -> {args.output}")
+    share = f" of {len(records)}" if unread else ""
+    print(f"{rows.num_clips}{share} clips in {card['seconds']:.1f} s -> {args.output}")
     inference.print_failures([(clip.path, why) for clip, why in unread])
     return 1 if unread and not args.allow_failed else 0
 

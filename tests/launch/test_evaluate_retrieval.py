@@ -61,6 +61,20 @@ def card_of(folder):
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "texts.jsonl").read_text().splitlines()]
+
+
+def check_best(lines, kind):
+    """The best clips of each text are in the order of these scores."""
+    for line in lines:
+        names, scores = zip(*line["best"], strict=True)
+        assert list(scores) == sorted(scores, reverse=True)
+        (own,) = line["clips"]
+        if own in names:
+            assert names.index(own) + 1 == line["ranks"][kind]
+
+
 def test_a_result_and_all_it_depends_on(run, items, tmp_path, capsys):
     assert run(items, "--config.retrieval.rerank=3") == 0
     output = tmp_path / "result"
@@ -78,11 +92,12 @@ def test_a_result_and_all_it_depends_on(run, items, tmp_path, capsys):
     assert card["views"]["sampling"] == "intervals"
     assert len(card["model"]["sha256"]) == len(card["annotations"]["sha256"]) == 64
     assert "internvideo_jax" in card["versions"]
-    lines = [json.loads(x) for x in (output / "texts.jsonl").read_text().splitlines()]
+    lines = lines_of(output)
     assert [line["text"] for line in lines][:2] == ["a blue ring", "it moves left"]
     ranks = np.array([line["ranks"]["rerank"] for line in lines])
     np.testing.assert_allclose(card["metrics"]["rerank/t2v_r1"], 100 * (ranks == 1).mean())
     assert [len(line["best"]) for line in lines] == [3] * 10
+    check_best(lines, "rerank")
     text = (output / "result.md").read_text(encoding="utf-8")
     assert "| metric " in text
     assert "| model.sha256 |" in text
@@ -95,6 +110,7 @@ def test_segments_are_averaged_and_paragraphs_joined(run, items, tmp_path, capsy
     card = card_of(tmp_path / "result")
     assert (card["texts"], card["pairs_reranked"], card["views"]["segments"]) == (5, 0, 2)
     assert "rerank/r_mean" not in card["metrics"]
+    check_best(lines_of(tmp_path / "result"), "dsl")
     # Twelve words, the longest with letters of their own.
     assert card["texts_cut"] == 0
     assert run(items, *options, "--config.retrieval.max_text_length=4", output="cut") == 0
@@ -159,13 +175,16 @@ def test_missing_videos_are_listed_and_refused_unless_they_may_be(run, items, tm
     assert card["listed_several_times"] == [items[0]["video"]]
 
 
-def test_clips_that_cannot_be_read_are_left_out_with_their_texts(run, items, videos, tmp_path):
+def test_clips_that_cannot_be_read_are_left_out_with_their_texts(
+    run, items, videos, tmp_path, capsys
+):
     (videos / "broken.mp4").write_bytes(b"no video" * 100)
     items.append({"video": "broken.mp4", "caption": "a broken ring"})
     options = ["--config.retrieval.rerank=0"]
     assert run(items, *options) == 1
     card = card_of(tmp_path / "result")
     assert [clip["id"] for clip in card["failed"]] == ["broken.mp4"]
+    assert "5 of 6 clips in" in capsys.readouterr().out
     assert (card["clips"], card["texts"]) == (5, 10)
 
 
