@@ -318,23 +318,32 @@ def _id(video: str) -> str:
     return name
 
 
+def _is_id(video: str) -> bool:
+    """Whether a name may stand for a file anywhere; with a folder, it stands for its path alone."""
+    return not os.path.dirname(video)
+
+
+def _by_id(paths: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        found.setdefault(_id(path), []).append(path)
+    return found
+
+
 def _find(path: str, videos: Iterable[str], folder: str) -> tuple[dict[str, str], tuple[str, ...]]:
     """Where the videos lie, and which of them are missing."""
     paths = {video: join_inside(folder, video) or "" for video in videos}
     absent = [video for video, where in paths.items() if not os.path.isfile(where)]
-    if not absent or not os.path.isdir(folder):
+    ids = {video: _id(video) for video in absent if _is_id(video)}
+    if not ids or not os.path.isdir(folder):
         return paths, tuple(absent)
-    wanted = {_id(video) for video in absent}
-    found: dict[str, list[str]] = {}
-    for file in find_videos(folder):
-        if _id(file) in wanted:
-            found.setdefault(_id(file), []).append(file)
+    found = _by_id(find_videos(folder))
     several = [
-        Problem(None, f"one file for the video {name}", " and ".join(files))
-        for name, files in found.items()
-        if len(files) > 1
+        Problem(None, f"one file for the video {video}", " and ".join(found[name]))
+        for video, name in ids.items()
+        if len(found.get(name, ())) > 1
     ]
     if several:
         raise AnnotationError(path, several, len(several), len(paths))
-    paths |= {video: found[_id(video)][0] for video in absent if _id(video) in found}
-    return paths, tuple(video for video in absent if _id(video) not in found)
+    paths |= {video: found[name][0] for video, name in ids.items() if name in found}
+    return paths, tuple(video for video in absent if ids.get(video) not in found)

@@ -111,6 +111,15 @@ def test_an_id_stands_for_the_file_of_that_name_anywhere_below_the_root(tmp_path
     assert {clip.end for clip in clips.records} == {30}
 
 
+@pytest.mark.parametrize("name", ["b/000.mp4", "./000.mp4", "b/000"])
+def test_a_name_with_a_folder_stands_for_no_other_file(name, tmp_path):
+    make(tmp_path, "a/000.mp4")
+    (tmp_path / "b").mkdir()
+    captions = {"a/000.mp4": ["one"], name: ["two"]}
+    clips = read_retrieval(write(tmp_path / "list.json", captions))
+    assert clips.missing == (name,)
+
+
 def test_an_id_of_several_files_is_refused(tmp_path):
     make(tmp_path, "a/x.mp4", "b/x.avi")
     with pytest.raises(AnnotationError, match=r"a/x\.mp4 and .*b/x\.avi"):
