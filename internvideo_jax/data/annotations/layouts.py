@@ -2,7 +2,6 @@
 
 import difflib
 import functools
-import itertools
 import logging
 import re
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from internvideo_jax.data.annotations.entries import (
     quote,
 )
 from internvideo_jax.data.annotations.formats import Layout, line_parser, parsed
-from internvideo_jax.data.annotations.lines import check_encoding, read_blocks, split_lines
+from internvideo_jax.data.annotations.lines import check_encoding, read_lines
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +51,7 @@ def tell_layout(
       EntryError: no format fits, or several do, or the first line is a header of other columns.
     """
     check_encoding(path)
-    texts = itertools.chain.from_iterable(itertools.starmap(split_lines, read_blocks(path)))
-    numbered = list(islice(texts, NUM_SAMPLED_LINES))
+    numbered = list(islice(read_lines(path), NUM_SAMPLED_LINES))
     lines = [line for _, line in numbered if isinstance(line, str)]
     header = _find_header(lines, separator) if format in (None, "csv") else None
     if header is None:

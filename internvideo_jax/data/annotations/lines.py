@@ -84,6 +84,12 @@ def read_blocks(path: str) -> Iterator[tuple[int, bytes]]:
             number += data.count(b"\n")
 
 
+def read_lines(path: str) -> Iterator[tuple[int, str | EntryError]]:
+    """The lines of a file with their numbers, as `split_lines` has them."""
+    for number, block in read_blocks(path):
+        yield from split_lines(number, block)
+
+
 def split_lines(number: int, block: bytes) -> Iterator[tuple[int, str | EntryError]]:
     """The lines of a block of UTF-8 text that are not blank, with their numbers."""
     for line, data in enumerate(block.split(b"\n"), number):

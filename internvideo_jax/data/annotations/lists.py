@@ -23,7 +23,6 @@ from internvideo_jax.data.annotations.columns import is_media
 from internvideo_jax.data.annotations.entries import (
     FORMATS,
     FRAME_PATTERN,
-    Entry,
     EntryError,
     Format,
     check_frame_pattern,
@@ -41,9 +40,8 @@ from internvideo_jax.data.annotations.records import (
     ClipRecord,
     Context,
     Problem,
-    entry_id,
+    clip_record,
 )
-from internvideo_jax.data.decode.paths import join_inside
 from internvideo_jax.files import write_text
 
 # Changes with what files of entries hold, and with what entries mean.
@@ -95,10 +93,10 @@ class ClipList(Sequence[ClipRecord]):
             some = ClipList.__new__(ClipList)
             some.__dict__.update(self.__dict__, _rows=rows)
             return some
-        return self._record(self._entries[rows])
+        return clip_record(self._entries[rows], self._root)
 
     def __iter__(self) -> Iterator[ClipRecord]:
-        return (self._record(self._entries[row]) for row in self._rows)
+        return (clip_record(self._entries[row], self._root) for row in self._rows)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -121,22 +119,6 @@ class ClipList(Sequence[ClipRecord]):
             not known.has_unlabelled
             and known.max_label < context.num_classes
             and known.names <= context.classes
-        )
-
-    def _record(self, entry: Entry) -> ClipRecord:
-        path = join_inside(self._root, entry.path)
-        assert path is not None
-        return ClipRecord(
-            entry_id(entry),
-            path,
-            entry.start,
-            entry.end,
-            entry.label,
-            entry.captions,
-            entry.num_frames,
-            entry.frame_pattern,
-            entry.source,
-            entry.caption_names,
         )
 
 

@@ -173,6 +173,24 @@ def entry_id(entry: Entry) -> str:
     return f"{entry.path}@{'' if start is None else repr(start)}-{'' if end is None else repr(end)}"
 
 
+def clip_record(entry: Entry, root: str) -> ClipRecord:
+    """The clip of an entry that `check_entry` found right, for the same root."""
+    path = join_inside(root, entry.path)
+    assert path is not None
+    return ClipRecord(
+        entry_id(entry),
+        path,
+        entry.start,
+        entry.end,
+        entry.label,
+        entry.captions,
+        entry.num_frames,
+        entry.frame_pattern,
+        entry.source,
+        entry.caption_names,
+    )
+
+
 def _order_path(entry: Entry, root: str) -> None:
     written = entry.path
     if not written or "\x00" in written or "://" in written:

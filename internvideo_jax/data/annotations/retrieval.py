@@ -1,26 +1,39 @@
 """Lists of videos with captions, as the benchmarks of retrieval publish them.
 
-What a file is shows in its content (docs/retrieval.md); `_FORMS` below has the forms. A video is
-named by its path below a root, or by an id, which stands for the file of that name anywhere below
-the root. A video that is listed several times is one video with all of its captions.
+What a file is shows in its content (docs/retrieval.md); `_FORMS` below has the forms. Which files
+the names of videos stand for says `retrieval_clips`. A video that is listed several times, under
+whatever names, is one video with all of its captions.
 """
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from internvideo_jax.data.annotations.folders import find_videos
-from internvideo_jax.data.annotations.formats import splitter
-from internvideo_jax.data.annotations.lines import EntryError, quote, read_blocks, split_lines
-from internvideo_jax.data.annotations.lists import read_annotations
-from internvideo_jax.data.annotations.records import AnnotationError, ClipRecord, Problem
-from internvideo_jax.data.decode.paths import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, join_inside
+from internvideo_jax.data.annotations.entries import FRAME_PATTERN, Entry, EntryError, quote
+from internvideo_jax.data.annotations.formats import read_entries, splitter
+from internvideo_jax.data.annotations.layouts import tell_layout
+from internvideo_jax.data.annotations.lines import read_lines
+from internvideo_jax.data.annotations.records import (
+    AnnotationError,
+    ClipRecord,
+    Context,
+    Problem,
+    check_entry,
+    clip_record,
+)
+from internvideo_jax.data.annotations.retrieval_clips import (
+    MAX_JSON_BYTES,
+    choose,
+    clip_key,
+    find_files,
+    merged,
+    same_clips,
+)
+from internvideo_jax.data.decode.paths import join_inside
 from internvideo_jax.files import check_regular, read_json
 
-# MSR-VTT's 200,000 sentences take a tenth of it.
-_MAX_JSON_BYTES = 2**28
-_MEDIA = (*VIDEO_EXTENSIONS, *AUDIO_EXTENSIONS)
 _PICKLES = (".pkl", ".pickle")
 # Columns of LSMDC's lists; the last is the sentence.
 _LSMDC_COLUMNS = 6
@@ -74,14 +87,21 @@ def read_retrieval(
     Raises:
       AnnotationError: no such form, entries without a video or with empty captions (all are
         listed), or ids that stand for several files.
-      ValueError: JSON that cannot be read.
+      ValueError: JSON that cannot be read, or `videos` or `max_seconds` of jsonl.
       OSError: no such file.
     """
     path = os.fspath(path)
     folder = os.path.abspath(os.path.dirname(path) if root is None else root)
     check_regular(path)
     if path.lower().endswith((".jsonl", ".ndjson")):
-        return _own_records(path, folder, videos, max_seconds)
+        for name, value in (("videos", videos), ("max_seconds", max_seconds)):
+            if value is not None:
+                raise ValueError(
+                    f"{path}: expected no {name} with jsonl, whose lines say which clips there are,"
+                    f" from where to where, found {value}; set --config.eval_data.{name}=None, or"
+                    " write another list"
+                )
+        return _own_clips(path, folder)
     captions: dict[str, list[str]] = {}
     counts: dict[str, int] = {}
     problems = []
@@ -95,37 +115,81 @@ def read_retrieval(
         else:
             captions.setdefault(stated.video, []).extend(texts)
             counts[stated.video] = counts.get(stated.video, 0) + 1
-    if not captions and not problems:
-        problems = [Problem(None, "at least one video with a caption", "none")]
-    if problems:
-        raise AnnotationError(path, problems, len(problems), len(problems) + len(captions))
-    if videos is not None:
-        captions = _chosen(captions, os.fspath(videos), path)
-    paths, missing = _find(path, captions, folder)
-    records = tuple(
-        ClipRecord(video, paths[video], end=max_seconds, captions=tuple(texts))
+    _refuse(path, problems, len(captions))
+    files = find_files(captions, folder)
+    clips = same_clips(
+        ClipRecord(
+            *(video, files[video][0] if files[video] else join_inside(folder, video) or ""),
+            end=max_seconds,
+            captions=tuple(texts),
+        )
         for video, texts in captions.items()
     )
-    repeated = tuple(video for video in captions if counts[video] > 1)
-    return RetrievalClips(records, missing, repeated)
+    if videos is not None:
+        clips = choose(clips, os.fspath(videos), path, folder)
+    several = [
+        Problem(None, f"one file for the video {clip.id}", " and ".join(files[clip.id]))
+        for clip in itertools.chain.from_iterable(clips)
+        if len(files[clip.id]) > 1
+    ]
+    if several:
+        raise AnnotationError(path, several, len(several), len(captions))
+    repeated = tuple(same[0].id for same in clips if sum(counts[clip.id] for clip in same) > 1)
+    missing = tuple(same[0].id for same in clips if not files[same[0].id])
+    return RetrievalClips(tuple(map(merged, clips)), missing, repeated)
 
 
-def _own_records(
-    path: str, folder: str, videos: str | os.PathLike[str] | None, max_seconds: float | None
-) -> RetrievalClips:
+def _own_clips(path: str, folder: str) -> RetrievalClips:
     """The clips of a list in our own format, which states times by itself."""
-    if videos is not None or max_seconds is not None:
-        raise ValueError(
-            f"{path}: expected neither videos nor max_seconds with jsonl, whose lines say which"
-            " clips there are, from where to where; write another list"
-        )
-    records = tuple(read_annotations(path, root=folder))
-    silent = [record.id for record in records if not any(map(str.strip, record.captions))]
-    if silent:
-        problem = Problem(None, "a caption of every clip", f"{len(silent)} without: {silent[0]}")
-        raise AnnotationError(path, [problem], len(silent), len(records))
-    missing = tuple(record.id for record in records if not os.path.exists(record.path))
-    return RetrievalClips(records, missing, ())
+    first: dict[str, tuple[int, ClipRecord]] = {}
+    records: list[ClipRecord] = []
+    problems: list[Problem] = []
+    for line, entry in _own_entries(path, folder):
+        try:
+            if isinstance(entry, EntryError):
+                raise entry
+            if not entry.captions:
+                raise EntryError("a caption of every clip", f"none of {quote(entry.path)}")
+            _check_words(entry.captions)
+            record = clip_record(entry, folder)
+            known, other = first.setdefault(record.id, (line, record))
+            if other is not record and clip_key(other) != clip_key(record):
+                found = f"{quote(record.id)} again, first of another clip on line {known}"
+                raise EntryError('an "id" of this clip alone', found)
+        except EntryError as error:
+            problems.append(Problem(line, error.expected, error.found))
+        else:
+            records.append(record)
+    _refuse(path, problems, len(records))
+    clips = same_clips(records)
+    repeated = tuple(same[0].id for same in clips if len(same) > 1)
+    missing = tuple(same[0].id for same in clips if not os.path.exists(same[0].path))
+    return RetrievalClips(tuple(map(merged, clips)), missing, repeated)
+
+
+def _own_entries(path: str, folder: str) -> Iterator[tuple[int, Entry | EntryError]]:
+    """The entries of a list in our own format, with their lines."""
+    context = Context(folder)
+    try:
+        layout = tell_layout(path, "jsonl", None, FRAME_PATTERN)
+    except EntryError as error:
+        raise AnnotationError(path, [Problem(None, error.expected, error.found)], 1, 0) from None
+    for line, entry in itertools.chain.from_iterable(read_entries(path, layout)):
+        try:
+            if isinstance(entry, Entry):
+                check_entry(entry, context, layout.has_names)
+        except EntryError as error:
+            yield line, error
+        else:
+            yield line, entry
+
+
+def _refuse(path: str, problems: Sequence[Problem], num_good: int) -> None:
+    """Raises what is wrong with a list, if anything is."""
+    if not problems and not num_good:
+        problems = [Problem(None, "at least one video with a caption", "none")]
+    if problems:
+        raise AnnotationError(path, problems, len(problems), len(problems) + num_good)
 
 
 def _checked(stated: Stated, folder: str) -> list[str]:
@@ -147,9 +211,14 @@ def _checked(stated: Stated, folder: str) -> list[str]:
     except UnicodeEncodeError as error:
         # Escapes may name half a character.
         raise EntryError("strings of Unicode text", quote(error.object)) from None
-    if blank := [text for text in texts if not text.strip()]:
-        raise EntryError("captions with words", quote(blank[0]))
+    _check_words(texts)
     return texts
+
+
+def _check_words(captions: Sequence[str]) -> None:
+    blank = next((text for text in captions if not text.strip()), None)
+    if blank is not None:
+        raise EntryError("captions with words", quote(blank))
 
 
 def _read(path: str) -> Iterator[Stated]:
@@ -164,7 +233,7 @@ def _read(path: str) -> Iterator[Stated]:
         )
         raise AnnotationError(path, [problem], 1, 0)
     if name.endswith(".json"):
-        value = read_json(path, _MAX_JSON_BYTES)
+        value = read_json(path, MAX_JSON_BYTES)
         form = next((read for fits, read in _FORMS if fits(value)), None)
         if form is None:
             raise AnnotationError(path, [Problem(None, _EXPECTED, quote(value))], 1, 0)
@@ -177,7 +246,7 @@ def _read_text(path: str) -> Iterator[Stated]:
     """Lines: MSR-VTT's CSV with a header, LSMDC's columns between tabs, or "video caption"."""
     header: list[str] | None = None
     split = splitter(",")
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         if isinstance(line, EntryError):
             yield Stated(number, line, None)
             continue
@@ -202,11 +271,6 @@ def _read_text(path: str) -> Iterator[Stated]:
         else:
             video, _, caption = line.partition(" ")
             yield Stated(number, video, caption.strip())
-
-
-def _lines(path: str) -> Iterator[tuple[int, str | EntryError]]:
-    for first, block in read_blocks(path):
-        yield from split_lines(first, block)
 
 
 def _listed(value: Any, *keys: str) -> bool:
@@ -275,75 +339,3 @@ _FORMS: tuple[tuple[Callable[[Any], bool], Callable[[Any], Iterator[Stated]]], .
     (lambda v: isinstance(_first(v), dict), _from_timed),
     (lambda v: isinstance(_first(v), list | str), _from_lists),
 )
-
-
-def _chosen(captions: dict[str, list[str]], videos: str, path: str) -> dict[str, list[str]]:
-    """The captions of the videos that another list names, in its order."""
-    by_id = {_id(video): video for video in captions}
-    names = _names(videos)
-    unknown = [name for name in names if _id(name) not in by_id]
-    if unknown:
-        problem = Problem(
-            None,
-            f"videos of {path}",
-            f"{len(unknown)} others: {', '.join(unknown[:5])}; name a list of the same benchmark",
-        )
-        raise AnnotationError(videos, [problem], 1, 0)
-    chosen = (by_id[_id(name)] for name in names)
-    return {video: captions[video] for video in chosen}
-
-
-def _names(videos: str) -> list[str]:
-    """Names of videos: one a line, or a JSON list, or the keys of a JSON object."""
-    check_regular(videos)
-    names: list[str] = []
-    if videos.lower().endswith(".json"):
-        names = [str(name) for name in read_json(videos, _MAX_JSON_BYTES)]
-    else:
-        for number, line in _lines(videos):
-            if isinstance(line, EntryError):
-                raise AnnotationError(videos, [Problem(number, line.expected, line.found)], 1, 1)
-            names.append(line.strip())
-    if not names:
-        problem = Problem(None, "names of videos, one a line or as a JSON list", "none")
-        raise AnnotationError(videos, [problem], 1, 0)
-    return names
-
-
-def _id(video: str) -> str:
-    """A video's file name without endings that tell its kind ("x.avi.mp4" is "x")."""
-    name = os.path.basename(video)
-    while name.lower().endswith(_MEDIA):
-        name = name[: name.rindex(".")]
-    return name
-
-
-def _is_id(video: str) -> bool:
-    """Whether a name may stand for a file anywhere; with a folder, it stands for its path alone."""
-    return not os.path.dirname(video)
-
-
-def _by_id(paths: Iterable[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for path in paths:
-        found.setdefault(_id(path), []).append(path)
-    return found
-
-
-def _find(path: str, videos: Iterable[str], folder: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Where the videos lie, and which of them are missing."""
-    paths = {video: join_inside(folder, video) or "" for video in videos}
-    absent = [video for video, where in paths.items() if not os.path.isfile(where)]
-    ids = {video: _id(video) for video in absent if _is_id(video)}
-    if not ids or not os.path.isdir(folder):
-        return paths, tuple(absent)
-    found = _by_id(find_videos(folder))
-    several = [
-        Problem(None, f"one file for the video {video}", " and ".join(found[name]))
-        for video, name in ids.items()
-        if len(found.get(name, ())) > 1
-    ]
-    if several:
-        raise AnnotationError(path, several, len(several), len(paths))
-    paths |= {video: found[name][0] for video, name in ids.items() if name in found}
-    return paths, tuple(video for video in absent if ids.get(video) not in found)

@@ -134,6 +134,20 @@ def test_a_video_that_is_listed_twice_is_one_with_all_captions(tmp_path):
     assert clips.repeated == ("a.mp4",)
 
 
+@pytest.mark.parametrize("name", ["./v.mp4", "../videos/v.mp4", "v", "v.avi", "link.mp4"])
+def test_a_video_that_is_named_differently_is_the_same(name, tmp_path):
+    videos = tmp_path / "videos"
+    make(videos, "v.mp4", "w.mp4")
+    (videos / "link.mp4").symlink_to("v.mp4")
+    items = [{"video": n, "caption": n} for n in ("v.mp4", "w.mp4", name)]
+    path = write(tmp_path / "list.json", items)
+    for split in (None, write(tmp_path / "split.txt", f"v.mp4\nw.mp4\n{name}\n")):
+        clips = read_retrieval(path, root=videos, videos=split)
+        assert [clip.captions for clip in clips.records] == [("v.mp4", name), ("w.mp4",)]
+        assert [clip.id for clip in clips.records] == ["v.mp4", "w.mp4"]
+        assert clips.repeated == ("v.mp4",)
+
+
 @pytest.mark.parametrize("name", ["test_list.txt", "val_ids.json"])
 def test_another_list_says_which_videos_there_are(name, tmp_path):
     path = write(tmp_path / "captions.json", {v: [v] for v in ("a", "b", "c")})
@@ -142,6 +156,32 @@ def test_another_list_says_which_videos_there_are(name, tmp_path):
     assert [clip.id for clip in read_retrieval(path, videos=videos).records] == chosen
     with pytest.raises(AnnotationError, match="1 others: d"):
         read_retrieval(path, videos=write(tmp_path / "others.txt", "d\n"))
+
+
+@pytest.mark.parametrize("chosen", ["b/0.mp4", "./b/0.mp4", "v/../b/0.mp4"])
+def test_a_chosen_name_with_a_folder_is_that_of_one_video(chosen, tmp_path):
+    path = write(tmp_path / "list.json", {v: [v] for v in ("a/0.mp4", "b/0.mp4", "c/0.mp4")})
+    clips = read_retrieval(path, videos=write(tmp_path / "split.txt", f"{chosen}\n"))
+    assert [clip.captions for clip in clips.records] == [("b/0.mp4",)]
+    with pytest.raises(AnnotationError, match=r"1 others: d/0\.mp4"):
+        read_retrieval(path, videos=write(tmp_path / "split.txt", "d/0.mp4\n"))
+
+
+def test_a_chosen_id_of_several_videos_is_refused(tmp_path):
+    path = write(tmp_path / "list.json", {v: [v] for v in ("a/0.mp4", "b/0.mp4", "c/1.mp4")})
+    clips = read_retrieval(path, videos=write(tmp_path / "split.txt", "1\n"))
+    assert [clip.id for clip in clips.records] == ["c/1.mp4"]
+    with pytest.raises(AnnotationError, match=r"0, which may be a/0\.mp4 and b/0\.mp4"):
+        read_retrieval(path, videos=write(tmp_path / "split.txt", "1\n0\n"))
+
+
+def test_ids_of_several_files_matter_only_where_they_are_chosen(tmp_path):
+    make(tmp_path, "a/x.mp4", "b/x.mp4", "a/y.mp4")
+    path = write(tmp_path / "list.json", {v: [v] for v in ("x", "y")})
+    clips = read_retrieval(path, videos=write(tmp_path / "split.txt", "a/y.mp4"))
+    assert [(clip.id, clip.path) for clip in clips.records] == [("y", str(tmp_path / "a/y.mp4"))]
+    with pytest.raises(AnnotationError, match=r"a/x\.mp4 and .*b/x\.mp4"):
+        read_retrieval(path, videos=write(tmp_path / "split.txt", "x"))
 
 
 def test_our_own_lists_say_from_where_to_where_a_clip_is(tmp_path):
@@ -157,10 +197,60 @@ def test_our_own_lists_say_from_where_to_where_a_clip_is(tmp_path):
         (None, None, ("two", "three")),
     ]
     assert clips.missing == ("b.mp4",)
-    with pytest.raises(ValueError, match="max_seconds"):
-        read_retrieval(path, max_seconds=30)
-    path.write_text('{"video": "a.mp4"}\n')
-    with pytest.raises(AnnotationError, match=r"caption of every clip.*a\.mp4"):
+    for option in ({"max_seconds": 30}, {"videos": path}):
+        with pytest.raises(ValueError, match=f"eval_data.{next(iter(option))}=None"):
+            read_retrieval(path, **option)
+
+
+def test_clips_without_captions_are_named_with_their_lines(tmp_path):
+    lines = [{"video": f"{n}.mp4", "caption": "one"} for n in range(2)]
+    lines[1:1] = [{"video": "a.mp4"}, {"video": "b.mp4", "caption": ["one", " "]}]
+    lines.append({"video": "c.mp4", "caption": []})
+    path = write(tmp_path / "list.jsonl", "\n".join(map(json.dumps, lines)))
+    with pytest.raises(AnnotationError) as error:
+        read_retrieval(path)
+    assert [problem.line for problem in error.value.problems] == [2, 3, 5]
+    assert all(name in str(error.value) for name in ("3 of 5", "a.mp4", "c.mp4"))
+
+
+@pytest.mark.parametrize("name", ["v.mp4", "./v.mp4", "../videos/v.mp4", "link.mp4"])
+def test_a_clip_that_jsonl_has_twice_is_one_with_all_captions(name, tmp_path):
+    videos = tmp_path / "videos"
+    make(videos, "v.mp4")
+    (videos / "link.mp4").symlink_to("v.mp4")
+    first = {"video": "v.mp4", "caption": "one"}
+    again = {"video": name, "caption": ["two", "three"]}
+    for ids in (({}, {}), ({"id": "x"}, {}), ({"id": "x"}, {"id": "y"}), ({"start": 0}, {})):
+        lines = [json.dumps(line | own) for line, own in zip((first, again), ids, strict=True)]
+        path = write(tmp_path / "list.jsonl", "\n".join([*lines, '{"video": "w", "caption": "w"}']))
+        clips = read_retrieval(path, root=videos)
+        assert [clip.captions for clip in clips.records] == [("one", "two", "three"), ("w",)]
+        assert clips.repeated == (clips.records[0].id,)
+        assert clips.missing == ("w",)
+
+
+def test_parts_of_a_video_are_different_clips(tmp_path):
+    times = [{"start": 0, "end": 1}, {"start": 1, "end": 2}, {"end": 2}, {"end": 1}]
+    lines = [json.dumps({"video": "v.mp4", "caption": str(n)} | t) for n, t in enumerate(times)]
+    clips = read_retrieval(write(tmp_path / "list.jsonl", "\n".join(lines)))
+    assert [clip.captions for clip in clips.records] == [("0", "3"), ("1",), ("2",)]
+
+
+def test_names_of_captions_stay_beside_them(tmp_path):
+    lines = [
+        {"video": "v.mp4", "caption": "one"},
+        {"video": "v.mp4", "caption": {"audio": ["two", "three"]}},
+    ]
+    path = write(tmp_path / "list.jsonl", "\n".join(map(json.dumps, lines)))
+    (clip,) = read_retrieval(path).records
+    assert clip.captions == ("one", "two", "three")
+    assert clip.caption_names == ("", "audio", "audio")
+
+
+def test_an_id_of_several_clips_is_refused(tmp_path):
+    lines = [json.dumps({"video": v, "caption": v, "id": "x"}) for v in ("a.mp4", "b.mp4")]
+    path = write(tmp_path / "list.jsonl", "\n".join(lines))
+    with pytest.raises(AnnotationError, match=r"list\.jsonl:2.*'x'.*line 1"):
         read_retrieval(path)
 
 
@@ -185,6 +275,9 @@ def test_our_own_lists_say_from_where_to_where_a_clip_is(tmp_path):
         ("a.csv", LSMDC + "name\tsentence\n", r"a\.csv:3"),
         ("a.txt", "mv8\n", r"a\.txt:1.*captions with words"),
         ("a.txt", "", "at least one video"),
+        ("a.jsonl", "", "at least one video"),
+        ("a.jsonl", '{"video": "../a.mp4", "caption": "x"}', "inside the root"),
+        ("a.jsonl", '{"caption": "x"}', r"a\.jsonl:1.*video"),
     ],
 )
 def test_what_is_wrong_is_named(name, content, message, tmp_path):
