@@ -162,10 +162,13 @@ def _present(clips: "RetrievalClips", allow_missing: bool) -> "list[ClipRecord]"
         more = len(missing) - _MAX_LISTED
         named += f"\n  and {more} more" if more > 0 else ""
         found = f"{len(missing)} of {len(clips.records)} videos are missing:{named}"
-        if not allow_missing or len(missing) == len(clips.records):
+        advice = "set --config.eval_data.root=DIR"
+        if len(missing) == len(clips.records):
+            raise arguments.UsageError(f"{found}\n{advice}")
+        if not allow_missing:
             raise arguments.UsageError(
-                f"{found}\nset --config.eval_data.root=DIR; --allow_missing measures the others,"
-                " among which less has to be told apart, and says so in the card"
+                f"{found}\n{advice}; --allow_missing measures the others, among which less has to"
+                " be told apart, and says so in the card"
             )
         print(printable(found), file=sys.stderr)
     return [record for record in clips.records if record.id not in missing]

@@ -175,6 +175,15 @@ def test_missing_videos_are_listed_and_refused_unless_they_may_be(run, items, tm
     assert card["listed_several_times"] == [items[0]["video"]]
 
 
+def test_where_all_videos_are_missing_the_root_is_asked_for(run, items, tmp_path, capsys):
+    items[:] = [{"video": "gone.mp4", "caption": "a gone ring"}]
+    assert run(items, "--allow_missing") == 2
+    error = capsys.readouterr().err
+    assert "1 of 1" in error
+    assert "--config.eval_data.root" in error
+    assert "--allow_missing" not in error
+
+
 def test_clips_that_cannot_be_read_are_left_out_with_their_texts(
     run, items, videos, tmp_path, capsys
 ):
