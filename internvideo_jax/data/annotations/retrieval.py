@@ -8,6 +8,7 @@ whatever names, is one video with all of its captions.
 import dataclasses
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from internvideo_jax.data.annotations.formats import read_entries, splitter
 from internvideo_jax.data.annotations.layouts import tell_layout
 from internvideo_jax.data.annotations.lines import read_lines
 from internvideo_jax.data.annotations.records import (
+    MAX_SHOWN_PROBLEMS,
     AnnotationError,
     ClipRecord,
     Context,
@@ -37,6 +39,12 @@ from internvideo_jax.files import check_regular, read_json
 _PICKLES = (".pkl", ".pickle")
 # Columns of LSMDC's lists; the last is the sentence.
 _LSMDC_COLUMNS = 6
+# Those that are read of MSR-VTT's.
+_MSRVTT_COLUMNS = {"video_id", "sentence"}
+_EXPECTED_LINE = (
+    f'"video caption" (MSVD), or {_LSMDC_COLUMNS} columns between tabs (LSMDC), or a first line'
+    " that names columns between commas, video_id and sentence among them (MSR-VTT)"
+)
 
 
 class Stated(NamedTuple):
@@ -98,8 +106,8 @@ def read_retrieval(
             if value is not None:
                 raise ValueError(
                     f"{path}: expected no {name} with jsonl, whose lines say which clips there are,"
-                    f" from where to where, found {value}; set --config.eval_data.{name}=None, or"
-                    " write another list"
+                    f" from where to where, found {value}; leave --config.eval_data.{name} out"
+                    " (configs/eval/retrieval.py:custom sets none), or write another list"
                 )
         return _own_clips(path, folder)
     captions: dict[str, list[str]] = {}
@@ -117,12 +125,12 @@ def read_retrieval(
             counts[stated.video] = counts.get(stated.video, 0) + 1
     _refuse(path, problems, len(captions))
     files = find_files(captions, folder)
+    paths = {
+        video: found[0] if found else join_inside(folder, video) or ""
+        for video, found in files.items()
+    }
     clips = same_clips(
-        ClipRecord(
-            *(video, files[video][0] if files[video] else join_inside(folder, video) or ""),
-            end=max_seconds,
-            captions=tuple(texts),
-        )
+        ClipRecord(video, paths[video], end=max_seconds, captions=tuple(texts))
         for video, texts in captions.items()
     )
     if videos is not None:
@@ -157,7 +165,8 @@ def _own_clips(path: str, folder: str) -> RetrievalClips:
                 found = f"{quote(record.id)} again, first of another clip on line {known}"
                 raise EntryError('an "id" of this clip alone', found)
         except EntryError as error:
-            problems.append(Problem(line, error.expected, error.found))
+            likely = error.suggestion() if len(problems) < MAX_SHOWN_PROBLEMS else ""
+            problems.append(Problem(line, error.expected, error.found + likely))
         else:
             records.append(record)
     _refuse(path, problems, len(records))
@@ -251,9 +260,12 @@ def _read_text(path: str) -> Iterator[Stated]:
             yield Stated(number, line, None)
             continue
         if header is None:
-            header = [name.strip().lower() for name in line.split(",")]
-            if not {"video_id", "sentence"} <= set(header):
+            header = [name.strip(' "').lower() for name in line.split(",")]
+            if not _MSRVTT_COLUMNS.issubset(header):
                 header = []
+                if _MSRVTT_COLUMNS.issubset(re.findall(r"\w+", line.lower())):
+                    expected = "columns between commas, video_id and sentence among them"
+                    raise AnnotationError(path, [Problem(number, expected, quote(line))], 1, 1)
         elif header:
             try:
                 row = dict(zip(header, split(line), strict=True))
@@ -265,12 +277,16 @@ def _read_text(path: str) -> Iterator[Stated]:
         if header:
             continue
         if "\t" in line:
-            columns = line.split("\t")
-            known = len(columns) == _LSMDC_COLUMNS
-            yield Stated(number, columns[0] if known else None, columns[-1])
+            video, *columns = line.split("\t")
+            is_known = len(columns) == _LSMDC_COLUMNS - 1
+            caption = columns[-1]
         else:
             video, _, caption = line.partition(" ")
+            is_known = bool(caption.strip())
+        if is_known:
             yield Stated(number, video, caption.strip())
+        else:
+            yield Stated(number, EntryError(_EXPECTED_LINE, quote(line)), None)
 
 
 def _listed(value: Any, *keys: str) -> bool:

@@ -84,7 +84,8 @@ def choose(
     number_of = {record.path: n for n, same in enumerate(clips) for record in same}
     paths_of = _by_id(number_of)
     chosen: dict[int, None] = {}
-    problems, unknown = [], []
+    problems: list[Problem] = []
+    unknown: list[str] = []
     for name in _names(videos):
         file = join_inside(folder, name)
         paths = paths_of.get(_id(name), []) if _is_id(name) else []

@@ -35,6 +35,10 @@ FORMS = {
             "video9771": ("a little girl, who does gymnastics",),
         },
     ),
+    "quoted.csv": (
+        '"video_id", "sentence"\n"video1","one, two"\n',
+        {"video1": ("one, two",)},
+    ),
     "MSRVTT_data.json": (
         {
             "videos": [{"video_id": "video1", "split": "test"}],
@@ -198,7 +202,7 @@ def test_our_own_lists_say_from_where_to_where_a_clip_is(tmp_path):
     ]
     assert clips.missing == ("b.mp4",)
     for option in ({"max_seconds": 30}, {"videos": path}):
-        with pytest.raises(ValueError, match=f"eval_data.{next(iter(option))}=None"):
+        with pytest.raises(ValueError, match=f"--config.eval_data.{next(iter(option))} out"):
             read_retrieval(path, **option)
 
 
@@ -273,11 +277,14 @@ def test_an_id_of_several_clips_is_refused(tmp_path):
         ("a.csv", CSV + "ret2,msr1,video1\n", r"a\.csv:4.*4 columns"),
         ("a.csv", "key,video_id,sentence\nret0,video1,\n", r"a\.csv:2.*captions with words"),
         ("a.csv", LSMDC + "name\tsentence\n", r"a\.csv:3"),
-        ("a.txt", "mv8\n", r"a\.txt:1.*captions with words"),
+        ("a.csv", CSV.replace(",", ";"), r"a\.csv:1.*between commas.*key;vid_key"),
+        ("a.csv", CSV.replace(",", "\t"), r"a\.csv:1.*between commas.*key.*vid_key"),
+        ("a.txt", "mv8\n", r"a\.txt:1.*video caption.*between commas.*'mv8'"),
         ("a.txt", "", "at least one video"),
         ("a.jsonl", "", "at least one video"),
         ("a.jsonl", '{"video": "../a.mp4", "caption": "x"}', "inside the root"),
         ("a.jsonl", '{"caption": "x"}', r"a\.jsonl:1.*video"),
+        ("a.jsonl", '{"video": "v", "captoin": "x"}', r"a\.jsonl:1.*captoin.*caption"),
     ],
 )
 def test_what_is_wrong_is_named(name, content, message, tmp_path):
