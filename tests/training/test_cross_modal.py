@@ -272,6 +272,36 @@ def test_a_model_with_sound_starts_from_one_without_and_a_beats(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params[name], start["params"][name])
 
 
+@pytest.mark.parametrize("tubelet_size", [1, 2])
+def test_a_model_with_sound_starts_from_itself(tmp_path, tubelet_size):
+    small = STAGE2["audiovisual"]
+    encoder = dataclasses.replace(small.vision.encoder, tubelet_size=tubelet_size)
+    model = dataclasses.replace(small, vision=dataclasses.replace(small.vision, encoder=encoder))
+    whole = save(tmp_path / "model", "stage2", model, 0.3)
+    stage = CrossModalStage(
+        dataclasses.replace(CONFIG, model=model, initial=str(tmp_path / "model"))
+    )
+    stage.check_weights()
+    jax.tree.map(
+        np.testing.assert_array_equal, stage.load_initial(noise(stage.init, 1))["params"], whole
+    )
+
+
+def test_the_clips_of_a_model_with_sound_may_change_and_its_sounds_not(tmp_path):
+    small = STAGE2["audiovisual"]
+    whole = save(tmp_path / "model", "stage2", small, 0.3)
+    by_tubes = dataclasses.replace(small.vision.encoder, tubelet_size=2, num_frames=4)
+    model = dataclasses.replace(small, vision=dataclasses.replace(small.vision, encoder=by_tubes))
+    stage = CrossModalStage(
+        dataclasses.replace(CONFIG, model=model, initial=str(tmp_path / "model"))
+    )
+    params = stage.load_initial(noise(stage.init, 1))["params"]
+    kernel = whole["vision"]["encoder"]["patch_embed"]["kernel"]
+    found = params["vision"]["encoder"]["patch_embed"]["kernel"]
+    np.testing.assert_allclose(found, np.repeat(kernel / 2, 2, axis=0), rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, params["audio"], whole["audio"])
+
+
 def test_a_text_tower_of_another_vocabulary_is_refused(tmp_path):
     save(tmp_path / "text", "bert", dataclasses.replace(BERT, vocab_size=21), 0.1)
     stage = CrossModalStage(dataclasses.replace(VISUAL, initial_text=str(tmp_path / "text")))

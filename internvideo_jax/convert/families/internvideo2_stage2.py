@@ -20,6 +20,8 @@ from internvideo_jax.models.stage2 import Medium, Stage2Config
 from internvideo_jax.preprocessing import Preprocessing
 
 _VISION, _TEXT, _AUDIO = "vision_encoder.", "text_encoder.", "audio_encoder."
+# Where the video tower's parameters lie.
+_VISION_PARAMETERS = "params/vision/"
 
 _HEADS: dict[Medium, str] = {"video": "itm_head", "audio": "atm_head", "audio_video": "avtm_head"}
 
@@ -191,6 +193,9 @@ def _retarget(config: Stage2Config, changes: Mapping[str, int]) -> Stage2Config:
 def _fit(
     path: str, shape: Any, source: Stage2Config, target: Stage2Config, *rest: Any
 ) -> Adaptation | None:
+    """Only the video tower is made for other clips; the audio tower has a patch kernel, too."""
+    if not path.startswith(_VISION_PARAMETERS):
+        return None
     return video_vit.fit(path, shape, source.vision, target.vision, *rest)
 
 

@@ -101,3 +101,12 @@ def test_longer_clips_get_longer_tables_and_images_keep_theirs(shapes_of):
             *("clip_pos_embed", "clip_img_pos_embed"),
         )
     }
+
+
+def test_where_clips_change_sounds_stay(shapes_of):
+    config = CONFIGS["audiovisual"]
+    found = recognize(shapes_of(config))
+    target = found.family.retarget(config, {"num_frames": 4, "image_size": 12})
+    made = plan(found, config, target=target)
+    assert made.adaptations
+    assert all(path.startswith("params/vision/") for path in made.adaptations)
