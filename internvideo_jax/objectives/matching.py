@@ -169,6 +169,25 @@ def negative_log_weights(
     return jax.lax.stop_gradient(run(*units, ids, temperature))
 
 
+def check_groups(size: int, group: int, devices: int) -> None:
+    """Checks that the groups of negatives suit a batch.
+
+    Args:
+      size: examples of the batch.
+      group: those of a group.
+      devices: that share the batch.
+
+    Raises:
+      ValueError: groups and devices do not divide.
+    """
+    rows = size // devices
+    if group < 1 or size % group or (rows % group and group % rows):
+        raise ValueError(
+            f"expected a match_group that divides the batch of {size} examples and, of the"
+            f" {rows} on each of {devices} devices, is a part or a multiple; found {group}"
+        )
+
+
 def take_of_group(
     x: Float[Array, "B ..."], rows: Int[Array, " B"], group: int | None
 ) -> Float[Array, "B ..."]:
@@ -231,12 +250,7 @@ def _first_rows(size: int, group: int) -> Int[Array, " B"]:
 def _batch_split(size: int, group: int) -> Split:
     """How the batch is cut, if that suits its groups."""
     (batch,) = splits(("batch",))
-    rows = size // batch.parts
-    if group < 1 or size % group or (rows % group and group % rows):
-        raise ValueError(
-            f"expected a match_group that divides the batch of {size} examples and, of the"
-            f" {rows} on each of {batch.parts} devices, is a part or a multiple; found {group}"
-        )
+    check_groups(size, group, batch.parts)
     return batch
 
 

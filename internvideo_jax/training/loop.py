@@ -136,7 +136,7 @@ def train(
     mesh = make_mesh(config.mesh, devices)
     kinds = kinds or {"": Batches(stage, config.rows)}
     for kind in kinds.values():
-        check_batch_fits(config, mesh, kind.rows)
+        check_batch_fits(config, mesh, kind)
     check_trackers(config.trackers)
     is_main = jax.process_index() == 0
     workdir = Path(workdir).absolute()
@@ -364,20 +364,21 @@ def _is_evaluation_missing(
     return not names >= evaluations.keys()
 
 
-def check_batch_fits(config: TrainConfig, mesh: Mesh, rows: int) -> None:
-    """Checks that every device gets the same number of rows of every micro-batch.
+def check_batch_fits(config: TrainConfig, mesh: Mesh, kind: Batches) -> None:
+    """Checks that every device gets the same number of rows of every micro-batch, and that these
+    are what the stage takes.
 
     Args:
       config: says how many copies of a clip and how many micro-batches there are.
       mesh: the devices.
-      rows: of the global batch.
+      kind: the batches.
 
     Raises:
       ValueError: it does not.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    of_micro_batch, left = divmod(rows, config.accumulation)
-    batch_size = rows // config.num_sample
+    of_micro_batch, left = divmod(kind.rows, config.accumulation)
+    batch_size = kind.rows // config.num_sample
     if left or of_micro_batch % ways or batch_size % jax.process_count():
         raise ValueError(
             f"expected micro-batches that the {ways} devices of data*fsdp and the"
@@ -385,6 +386,7 @@ def check_batch_fits(config: TrainConfig, mesh: Mesh, rows: int) -> None:
             f" (batch_size={batch_size} * num_sample={config.num_sample} / accumulation="
             f"{config.accumulation}); change the batch or the mesh"
         )
+    kind.stage.check_batch(of_micro_batch, ways)
 
 
 def _kind(host_batch: HostBatch, kinds: Mapping[str, Batches]) -> str:

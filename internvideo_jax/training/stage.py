@@ -184,6 +184,18 @@ class Stage(abc.ABC):
         """
         return None
 
+    def check_batch(self, rows: int, devices: int) -> None:
+        """Checks, before anything is compiled, that a step can take (micro-)batches of a size.
+
+        Args:
+          rows: of the global (micro-)batch, all augmented copies counted.
+          devices: that share it.
+
+        Raises:
+          ValueError: it cannot; names the field of the config to change.
+        """
+        return None
+
     def flops(self) -> dict[str, int]:
         """Analytic FLOPs of a step per row of the batch, by part: teachers, model with gradients.
 

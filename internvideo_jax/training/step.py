@@ -21,6 +21,26 @@ Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, PyTree, PyTree, Batch], tuple[TrainState, Metrics]]
 
 
+def check_step(stage: Stage, config: TrainConfig) -> None:
+    """Checks that a config has what a stage's steps need.
+
+    Raises:
+      ValueError: the stage needs averaged weights or one loss over the batch, which the config has
+        not.
+    """
+    if config.accumulation > 1 and not stage.loss_is_mean_over_rows:
+        raise ValueError(
+            f"train.accumulation: expected 1, as the loss of {type(stage).__name__} is over the"
+            " whole batch and no mean of its micro-batches' losses, found"
+            f" {config.accumulation}; use more devices or a smaller batch"
+        )
+    if config.ema_decay is None and stage.targets_see_averages:
+        raise ValueError(
+            f"train.ema_decay: expected a decay, as the targets of {type(stage).__name__} come from"
+            " averaged weights, found none"
+        )
+
+
 def make_train_step(
     stage: Stage,
     config: TrainConfig,
@@ -58,18 +78,8 @@ def make_train_step(
       ValueError: the stage needs averaged weights or one loss over the batch, which the config has
         not.
     """
+    check_step(stage, config)
     accumulation, ema_decay = config.accumulation, config.ema_decay
-    if accumulation > 1 and not stage.loss_is_mean_over_rows:
-        raise ValueError(
-            f"train.accumulation: expected 1, as the loss of {type(stage).__name__} is over the"
-            f" whole batch and no mean of its micro-batches' losses, found {accumulation}; use more"
-            " devices or a smaller batch"
-        )
-    if ema_decay is None and stage.targets_see_averages:
-        raise ValueError(
-            f"train.ema_decay: expected a decay, as the targets of {type(stage).__name__} come from"
-            " averaged weights, found none"
-        )
     optimizer, trainable = config.unit_optimizer(stage), config.trainable(stage)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
 

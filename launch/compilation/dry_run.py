@@ -17,7 +17,7 @@ from internvideo_jax.training.config import Lengths, TrainConfig
 from internvideo_jax.training.loop import check_batch_fits
 from internvideo_jax.training.stage import Batches, Stage
 from internvideo_jax.training.state import abstract_frozen, abstract_state, merge, unsplit
-from internvideo_jax.training.step import abstract_batch
+from internvideo_jax.training.step import abstract_batch, check_step
 
 PyTree = Any
 
@@ -67,11 +67,12 @@ def describe(
       memory_limit: bytes of a device, to compare with; None if unknown.
 
     Raises:
-      ValueError: the batch does not fit the mesh, or the schedule is impossible.
+      ValueError: the batch does not fit the mesh or the stage, or the schedule is impossible.
     """
     kinds = kinds or {"": Batches(stage, config.rows)}
+    check_step(stage, config)
     for kind in kinds.values():
-        check_batch_fits(config, mesh, kind.rows)
+        check_batch_fits(config, mesh, kind)
     with jax.set_mesh(mesh), nn.logical_axis_rules(DEFAULT_RULES):
         state, fixed = abstract_state(stage, config, mesh, DEFAULT_RULES)
         frozen = abstract_frozen(stage, mesh, DEFAULT_RULES)

@@ -52,7 +52,7 @@ def test_the_released_recipes_are_upstreams(name, batch_size, epochs, length):
     assert (o.lr, o.min_lr, o.betas, o.eps) == (5e-5, 0.01 * 5e-5, (0.9, 0.98), 1e-8)
     assert (o.weight_decay, o.max_grad_norm, o.schedule) == (0.05, 3.0, "floored_cosine")
     for kind in run.kinds().values():
-        check_batch_fits(train, MESH, kind.rows)
+        check_batch_fits(train, MESH, kind)
     encoder = stage.model.vision.encoder
     assert (encoder.num_frames, encoder.image_size) == (4, 224)
 

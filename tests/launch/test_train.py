@@ -275,6 +275,21 @@ def test_a_dry_run_refuses_what_training_would(config_file, clips, capsys, optio
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("recipe", "options", "field"),
+    [
+        ("stage2/finetune.py:1b", ["train.batch_size=12"], "--config.stage.match_group"),
+        ("stage2/finetune.py:1b", ["train.accumulation=2"], "train.accumulation: expected 1"),
+        ("stage1/pretrain.py:1b", ["stage.teacher_batch=3"], "--config.stage.teacher_batch"),
+        ("stage1/finetune.py:b14,k400", ["stage.mix_group=6"], "--config.stage.mix_group"),
+    ],
+)
+def test_a_dry_run_refuses_batches_that_a_step_would(capsys, recipe, options, field):
+    options = [f"--config.{option}" for option in options]
+    assert train.main([f"--config=configs/{recipe}", "--dry_run", *options]) == 2
+    assert field in capsys.readouterr().err
+
+
 def test_what_cannot_fit_into_memory_is_refused_after_the_summary(config_file, capsys):
     options = [f"--config={config_file}", "--dry_run", "--config.train.batch_size=40000000"]
     assert train.main(options) == 2

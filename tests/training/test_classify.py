@@ -74,6 +74,8 @@ def test_groups_must_divide_the_rows_unless_they_are_larger():
     stage = ClassifyStage(dataclasses.replace(CONFIG, mix_group=4))
     with pytest.raises(ValueError, match="divides the 6 rows .* found 4"):
         jax.eval_shape(stage.targets, {}, example(stage, 6), jax.random.key(0))
+    with pytest.raises(ValueError, match=r"found 4; change --config\.stage\.mix_group"):
+        stage.check_batch(6, devices=1)
     shapes = jax.eval_shape(stage.targets, {}, example(stage, 2), jax.random.key(0))
     assert shapes["label"].shape == (2, 5)
     with pytest.raises(ValueError, match="mix_group: expected an even number"):

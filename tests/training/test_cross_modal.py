@@ -195,6 +195,24 @@ def test_the_last_blocks_may_be_trained_alone():
     assert CrossModalStage(CONFIG).trainable("vision/encoder/cls_token")
 
 
+def test_groups_of_negatives_must_suit_batches_that_are_matched():
+    stage = CrossModalStage(dataclasses.replace(CONFIG, match_group=4))
+    stage.check_batch(8, devices=4)
+    for rows, devices in ((6, 1), (24, 4)):
+        with pytest.raises(ValueError, match=r"found 4; set --config\.stage\.match_group"):
+            stage.check_batch(rows, devices)
+    CrossModalStage(dataclasses.replace(CONFIG, match_group=0)).check_batch(6, devices=1)
+    unmatched = LossWeights(vtc=1.0, vtm=0.0)
+    CrossModalStage(dataclasses.replace(VISUAL, weights=unmatched)).check_batch(3, devices=1)
+
+
+def test_passes_of_the_teacher_must_divide_batches_with_pixels():
+    stage = CrossModalStage(dataclasses.replace(CONFIG, teacher_batch=4, match_group=0))
+    with pytest.raises(ValueError, match=r"6 clips .* found 4; .*--config\.stage\.teacher_batch"):
+        stage.check_batch(6, devices=1)
+    stage.of_media("audio").check_batch(6, devices=1)
+
+
 def test_retrieval_is_what_is_evaluated(config):
     evaluator = CrossModalStage(config).evaluators()["eval"]
     assert evaluator.fields == ("video", "captions")

@@ -84,8 +84,13 @@ def test_clips_in_several_passes_give_what_they_give_at_once():
 def test_passes_must_divide_the_batch(parts):
     _, _, frozen, batch = parts
     stage = AlignmentStage(dataclasses.replace(CONFIG, teacher_batch=3))
-    with pytest.raises(ValueError, match="divides the 4 clips .* found 3; change `teacher_batch`"):
+    with pytest.raises(ValueError, match=r"divides the 4 clips .* found 3; .*stage\.teacher_batch"):
         jax.eval_shape(stage.targets, frozen, batch, jax.random.key(0))
+    with pytest.raises(ValueError, match="divides the 4 clips"):
+        stage.check_batch(4, devices=1)
+    # Where no teacher runs there are no passes.
+    cached = dataclasses.replace(CONFIG, teacher_batch=3, teachers="cached")
+    AlignmentStage(cached).check_batch(4, devices=1)
 
 
 def test_cached_features_stand_for_the_teachers(parts, targets, features):

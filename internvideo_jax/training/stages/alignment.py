@@ -16,7 +16,7 @@ from internvideo_jax.objectives.distillation import distillation_loss
 from internvideo_jax.parallel.rules import Rules
 from internvideo_jax.training.masking import MaskConfig
 from internvideo_jax.training.stage import Batch, PyTree
-from internvideo_jax.training.stages.clips import normalized
+from internvideo_jax.training.stages.clips import check_pass, normalized
 from internvideo_jax.training.stages.model import ModelStage
 from internvideo_jax.training.stages.teachers import (
     CACHE,
@@ -150,6 +150,10 @@ class AlignmentStage(ModelStage):
     def check_weights(self) -> None:
         check_teachers(self._running())
         super().check_weights()
+
+    def check_batch(self, rows: int, devices: int) -> None:
+        if not self.is_cached:
+            check_pass(rows, self.teacher_batch)
 
     def load_frozen(self, mesh: Mesh, rules: Rules) -> PyTree:
         return load_teachers(self._running(), mesh, rules)

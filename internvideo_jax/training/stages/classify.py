@@ -130,16 +130,20 @@ class ClassifyStage(ModelStage):
             return probe.open_clip_projector
         return not names[1].startswith(_INPUT)
 
-    def targets(self, frozen: PyTree, batch: Batch, key: jax.Array) -> PyTree:
-        """Mixed clips `video` `[B, T, S, S, 3]` and soft labels `label` `[B, C]`."""
-        video = normalized(batch["video"])
-        rows = video.shape[0]
+    def check_batch(self, rows: int, devices: int) -> None:
         group = min(self.config.mix_group or rows, rows)
         if rows % group:
             raise ValueError(
                 f"expected a mix_group that divides the {rows} rows of a (micro-)batch, found"
-                f" {group}; change stage.mix_group, the batch size or the accumulation"
+                f" {group}; change --config.stage.mix_group, the batch size or the accumulation"
             )
+
+    def targets(self, frozen: PyTree, batch: Batch, key: jax.Array) -> PyTree:
+        """Mixed clips `video` `[B, T, S, S, 3]` and soft labels `label` `[B, C]`."""
+        video = normalized(batch["video"])
+        rows = video.shape[0]
+        self.check_batch(rows, 1)
+        group = min(self.config.mix_group or rows, rows)
 
         def mix(video: Array, label: Array, key: Array) -> tuple[Array, Array]:
             height, width = video.shape[2:4]

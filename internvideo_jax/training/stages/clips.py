@@ -56,13 +56,28 @@ def map_clips(fn: Callable[[PyTree], PyTree], batch: PyTree, clips: int | None) 
     size = jax.tree.leaves(batch)[0].shape[0]
     if clips is None or clips >= size:
         return fn(batch)
+    check_pass(size, clips)
+    parts = jax.tree.map(lambda x: _split(x, clips), batch)
+    return jax.tree.map(_join, jax.lax.map(lambda part: fn(_on_batch_axis(part)), parts))
+
+
+def check_pass(size: int, clips: int | None) -> None:
+    """Checks that parts of a batch are of one size.
+
+    Args:
+      size: rows of the batch.
+      clips: rows in each part; None or at least `size`: all at once.
+
+    Raises:
+      ValueError: `clips` does not divide `size`.
+    """
+    if clips is None or clips >= size:
+        return
     if clips < 1 or size % clips:
         raise ValueError(
             f"expected a number of clips per teacher pass that divides the {size} clips of a"
-            f" (micro-)batch, found {clips}; change `teacher_batch`"
+            f" (micro-)batch, found {clips}; change --config.stage.teacher_batch"
         )
-    parts = jax.tree.map(lambda x: _split(x, clips), batch)
-    return jax.tree.map(_join, jax.lax.map(lambda part: fn(_on_batch_axis(part)), parts))
 
 
 def _split(x: jax.Array, clips: int) -> jax.Array:

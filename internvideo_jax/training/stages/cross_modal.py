@@ -26,11 +26,12 @@ from internvideo_jax.objectives.cross_modal import (
     cross_modal_losses,
 )
 from internvideo_jax.objectives.masked_lm import BERT_VOCABULARY, Vocabulary
+from internvideo_jax.objectives.matching import check_groups
 from internvideo_jax.parallel.rules import Rules
 from internvideo_jax.preprocessing import AudioPreprocessing, Preprocessing, TextPreprocessing
 from internvideo_jax.training.stage import Batch, PyTree, Variables
 from internvideo_jax.training.stages.alignment import align
-from internvideo_jax.training.stages.clips import normalized
+from internvideo_jax.training.stages.clips import check_pass, normalized
 from internvideo_jax.training.stages.cross_modal_config import SHOWN, CrossModalConfig
 from internvideo_jax.training.stages.model import ModelStage, clips_of
 from internvideo_jax.training.stages.teachers import (
@@ -196,6 +197,20 @@ class CrossModalStage(ModelStage):
         for path, config in self._initial_towers().values():
             shapes = abstract_variables(build(config))
             check_weights(path, config, shapes, may_start_afresh=_is_new_in_stage2)
+
+    def check_batch(self, rows: int, devices: int) -> None:
+        if self._pixels is not None:
+            check_pass(rows, self.config.teacher_batch)
+        group = self.config.match_group
+        if not group or not any(term.endswith("tm") for term in self.losses):
+            return
+        try:
+            check_groups(rows, group, devices)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; set --config.stage.match_group (0: the whole batch) or"
+                " --config.train.batch_size"
+            ) from None
 
     def _initial_towers(self) -> dict[str, tuple[str, Any]]:
         """Saved models of single towers to start from, with the towers' configs."""
