@@ -274,6 +274,7 @@ def parse_config(args: Namespace, leftover: Sequence[str]) -> "ConfigDict":
     Returns:
       The ConfigDict of the file's `get_config`, locked, with overrides parsed to the type of the
       field that they replace (a field that is None by default must be a `config_dict.placeholder`).
+      What has fields of its own inside another part may become None, what is None may stay so.
 
     Raises:
       UsageError: no such file, function or field, a value of another type, any other argument.
@@ -296,18 +297,24 @@ def parse_config(args: Namespace, leftover: Sequence[str]) -> "ConfigDict":
             f"--config={args.config}: expected get_config to return an ml_collections.ConfigDict,"
             f" found {type(config).__name__}"
         )
-    names = _field_names(config)
     for argument in leftover:
+        fields = _fields(config)
         name, equals, value = argument.partition("=")
         field = name.removeprefix("--config.")
         if field == name:
             raise UsageError(f"unknown argument {argument!r}; --help lists the known ones")
-        if field not in names:
-            likely = " or ".join(f"--config.{other}" for other in nearest_fields(field, names))
+        if field not in fields:
+            likely = " or ".join(f"--config.{other}" for other in nearest_fields(field, fields))
             suggestion = f"; did you mean {likely}?" if likely else ""
             raise UsageError(f"{name}: {path} has no such field{suggestion}")
         if not equals:
             raise UsageError(f"{name}: expected {name}=VALUE")
+        is_part = "." in field and isinstance(fields[field], ConfigDict)
+        if value == "None" and (is_part or fields[field] is None):
+            # Whether a part may be missing is known where the config is checked.
+            with config.ignore_type():
+                config_path.set_value(field, config, None)
+            continue
         values, argv = flags.FlagValues(), ["internvideo-jax", argument]
         # absl and ml_collections report a value of the wrong type in these ways.
         try:
@@ -446,12 +453,12 @@ def _likely_config(path: str, known: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(same)}?" if same else nearest_name(path, known)
 
 
-def _field_names(config: "ConfigDict", prefix: str = "") -> list[str]:
-    """Dotted names of all fields, inner ConfigDicts included."""
-    names: list[str] = []
+def _fields(config: "ConfigDict", prefix: str = "") -> dict[str, Any]:
+    """All fields by their dotted names, inner ConfigDicts and their fields included."""
+    fields: dict[str, Any] = {}
     for key in config:
-        names.append(prefix + key)
         # An unset placeholder reads as None.
-        if hasattr(value := config[key], "keys"):
-            names += _field_names(value, f"{prefix}{key}.")
-    return names
+        fields[prefix + key] = value = config[key]
+        if hasattr(value, "keys"):
+            fields |= _fields(value, f"{prefix}{key}.")
+    return fields

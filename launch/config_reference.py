@@ -13,7 +13,8 @@ from typing import Any
 _HEAD = """\
 # Every field of a config
 
-Any of them is set on the command line, `--config.train.batch_size=8`; `internvideo-jax train
+Any of them is set on the command line, `--config.train.batch_size=8`; what has "fields of its own
+or None" is left out with `=None`, as in `--config.stage.model.audio=None`. `internvideo-jax train
 --config=FILE.py:NAME --print_config` prints all that a recipe holds, as options to paste. This page
 is made of the docstrings in the code (`launch/config_reference.py`); a test keeps it complete.
 """

@@ -185,7 +185,8 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     stage, data, eval_data = completed["stage"], completed["data"], completed.get("eval_data")
     _set(data, "num_sample", completed["train"].get("num_sample", 1))
     model = stage.get("model")
-    encoder = (model or {}).get("encoder") or (model or {}).get("vision", {}).get("encoder") or {}
+    towers = model or {}
+    encoder = towers.get("encoder") or (towers.get("vision") or {}).get("encoder") or {}
     for name in ("num_frames", "image_size"):
         _set(data, name, encoder.get(name))
     if stage.get("kind") == "classify" and model is not None:
@@ -263,6 +264,9 @@ def print_config(config: "ConfigDict", recipe: "ConfigDict") -> None:
     """
     before = _flat(recipe.to_dict())
     for name, value in _flat(completed(config.to_dict())).items():
+        if value is None and any(other.startswith(f"{name}.") for other in before):
+            print(f"--config.{name}=None  # recipe: fields of its own")
+            continue
         old = before.get(name)
         note = "" if value == old else f"  # recipe: {'unset' if old is None else old}"
         option = f"--config.{name} is unset" if value is None else f"--config.{name}={value}"

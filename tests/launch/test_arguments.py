@@ -68,6 +68,24 @@ def test_overrides_take_the_type_of_their_field(config_file):
     assert config.is_locked
 
 
+def test_what_is_unset_may_be_left_so(config_file):
+    config = parse(f"--config={config_file}", "--config.scale=None", "--config.unset=None")
+    assert (config.scale, config.unset) == (None, None)
+    assert parse(f"--config={config_file}", "--config.scale=None", "--config.scale=2").scale == 2.0
+
+
+def test_a_part_of_another_may_be_left_out(tmp_path):
+    path = tmp_path / "nested.py"
+    path.write_text(CONFIG.replace('{"depth": 2}', '{"depth": 2, "audio": {"depth": 3}}'))
+    config = parse(f"--config={path}", "--config.model.audio=None", "--config.model.depth=4")
+    assert config.model.to_dict() == {"depth": 4, "audio": None}
+    assert config.is_locked
+    with pytest.raises(arguments.UsageError, match=r"model\.audio\.depth: .* has no such field"):
+        parse(f"--config={path}", "--config.model.audio=None", "--config.model.audio.depth=4")
+    with pytest.raises(TypeError):
+        config.model.depth = "4"
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -83,6 +101,7 @@ def test_overrides_take_the_type_of_their_field(config_file):
         (["--config.rate=1", "--config.scale=a=b"], "--config.scale: expected float, found 'a=b'"),
         (["--config.is_causal=maybe"], "--config.is_causal: expected bool, found 'maybe'"),
         (["--config.model=3"], "is not a dict"),
+        (["--config.model=None"], "is not a dict"),
         (["--config.unset=9"], "config.unset"),
         (["--confg.width=9"], "unknown argument '--confg.width=9'"),
         (["file.mp4"], "unknown argument 'file.mp4'"),

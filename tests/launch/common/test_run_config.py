@@ -268,6 +268,36 @@ def test_a_printed_config_can_be_pasted(tmp_path, capsys):
     assert parse_run(config(*options)).as_json == parse_run(changed).as_json
 
 
+STAGE2 = "configs/stage2/pretrain.py:6b_audio"
+SILENT = ("stage.model.audio=None", "stage.model.match_heads=('video',)")
+SILENT += tuple(f"stage.weights.{term}=0" for term in ("avtc", "avtm", "avmlm"))
+
+
+def test_a_model_may_be_trained_without_its_audio_tower():
+    assert parse_run(config(recipe=STAGE2)).stage.config.model.audio is not None
+    made = parse_run(config(*SILENT, recipe=STAGE2))
+    assert made.stage.config.model.audio is None
+    assert made.stage.media == ("video", "image")
+
+
+def test_a_printed_part_that_is_left_out_can_be_pasted(capsys):
+    recipe = "configs/stage1/probe.py:tiny,custom"
+    whole = config("stage.probe=None", "stage.model.num_classes=3", recipe=recipe)
+    print_config(whole, config(recipe=recipe))
+    printed = capsys.readouterr().out
+    assert "--config.stage.probe=None  # recipe: " in printed
+    options = [option.removeprefix("--config.") for option in options_of(printed)]
+    made = parse_run(config(*options, recipe=recipe))
+    assert made.stage.config.probe is None
+    assert made.as_json == parse_run(whole).as_json
+
+
+@pytest.mark.parametrize("part", ["stage.model", "stage.model.vision", "train.optimizer"])
+def test_parts_that_a_run_needs_cannot_be_left_out(part):
+    with pytest.raises(ValueError, match=rf"config\.{part}: expected the fields .* found None"):
+        parse_run(config(f"{part}=None", recipe=STAGE2))
+
+
 def test_a_config_is_printed_without_clips(capsys):
     print_config(config(recipe=f"{FILE}:1b,k400"), config(recipe=f"{FILE}:1b,k400"))
     printed = capsys.readouterr().out
