@@ -44,7 +44,13 @@ from internvideo_jax.training.stage import (
     PyTree,
     Stage,
 )
-from internvideo_jax.training.state import TrainState, abstract_state, create_state, load_frozen
+from internvideo_jax.training.state import (
+    TrainState,
+    abstract_state,
+    count_trained,
+    create_state,
+    load_frozen,
+)
 from internvideo_jax.training.step import abstract_batch, compile_step, make_train_step
 from internvideo_jax.training.trackers import (
     TENSORBOARD,
@@ -185,7 +191,7 @@ def train(
                     fixed = _kept_fixed(fixed, directory, run_config, is_new=restored is None)
                 start = done = saved = int(state.step)
                 progress.go_on_from(start)
-                progress.say(_headline(state, fixed, mesh, config, lengths.total))
+                progress.say(_headline(stage, state, fixed, mesh, config, lengths.total))
                 save_every = config.checkpoint_every(lengths)
                 if save_every < config.checkpoint.every_steps:
                     progress.say(
@@ -486,11 +492,15 @@ def _evaluate(
     return results
 
 
-def _headline(state: TrainState, fixed: PyTree, mesh: Mesh, config: TrainConfig, total: int) -> str:
+def _headline(
+    stage: Stage, state: TrainState, fixed: PyTree, mesh: Mesh, config: TrainConfig, total: int
+) -> str:
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((state.params, fixed)))
+    trained = count_trained(state.params, config.trainable(stage))
+    counted = f"{count:,}" if trained == count else f"{trained:,} of {count:,}"
     axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     place = "from the start" if int(state.step) == 0 else f"from step {int(state.step)}"
     return (
-        f"training {count:,} parameters on {mesh.size} {mesh.devices.flat[0].platform} device(s)"
+        f"training {counted} parameters on {mesh.size} {mesh.devices.flat[0].platform} device(s)"
         f" ({axes}), {config.rows} rows per step, {total} steps, {place}"
     )

@@ -1,6 +1,7 @@
 """The state of a training run, created in its sharding."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +72,20 @@ def split_trained(params: PyTree, trainable: Callable[[str], Any]) -> tuple[PyTr
     fixed = {path: leaf for path, leaf in flat.items() if path not in trained}
     unflatten = functools.partial(traverse_util.unflatten_dict, sep="/")
     return unflatten(trained), unflatten(fixed)
+
+
+def count_trained(params: PyTree, trainable: Callable[[str], Any]) -> int:
+    """How many numbers of parameters are trained; of stacked ones, those of the trained layers.
+
+    Args:
+      params: arrays or their shapes.
+      trainable: as `TrainConfig.trainable` gives it.
+    """
+    count = 0
+    for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
+        is_trained = np.asarray(trainable(path))
+        count += math.prod(leaf.shape) * np.count_nonzero(is_trained) // is_trained.size
+    return count
 
 
 def merge(fixed: PyTree, trained: PyTree) -> PyTree:

@@ -16,7 +16,13 @@ from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.training.config import Lengths, TrainConfig
 from internvideo_jax.training.loop import check_batch_fits
 from internvideo_jax.training.stage import Batches, Stage
-from internvideo_jax.training.state import abstract_frozen, abstract_state, merge, unsplit
+from internvideo_jax.training.state import (
+    abstract_frozen,
+    abstract_state,
+    count_trained,
+    merge,
+    unsplit,
+)
 from internvideo_jax.training.step import abstract_batch, check_step
 
 PyTree = Any
@@ -94,9 +100,10 @@ def describe(
     axes = " x ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     overview = parameter_overview.get_parameter_overview
     rows = ["parameters:", overview(params, include_stats="sharding")]
+    trained = count_trained(state.params, config.trainable(stage))
     lines = [
         f"mesh: {axes}, {mesh.size} devices",
-        f"parameters: {_count(params):,}, of which {_count(state.params):,} are trained",
+        f"parameters: {_count(params):,}, of which {trained:,} are trained",
     ]
     if jax.tree.leaves(frozen):
         rows += ["", "frozen models:", overview(frozen, include_stats="sharding")]

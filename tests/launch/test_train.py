@@ -290,6 +290,18 @@ def test_a_dry_run_refuses_batches_that_a_step_would(capsys, recipe, options, fi
     assert field in capsys.readouterr().err
 
 
+def test_a_dry_run_counts_the_layers_that_are_trained(capsys):
+    options = ["--config=configs/stage1/probe.py:tiny,custom", "--config.stage.model.num_classes=3"]
+    counts = []
+    for blocks in (1, 2):
+        more = f"--config.stage.probe.open_block_num={blocks}"
+        assert train.main([*options, more, "--dry_run"]) == 0
+        found = re.search(r"parameters: ([\d,]+), of which ([\d,]+) are", capsys.readouterr().out)
+        counts.append([int(number.replace(",", "")) for number in found.groups()])
+    assert counts[0][0] == counts[1][0]
+    assert counts[0][1] < counts[1][1] < counts[1][0]
+
+
 def test_what_cannot_fit_into_memory_is_refused_after_the_summary(config_file, capsys):
     options = [f"--config={config_file}", "--dry_run", "--config.train.batch_size=40000000"]
     assert train.main(options) == 2

@@ -303,6 +303,21 @@ def test_what_is_not_trained_is_kept_once_and_needed(tmp_path):
         run(tmp_path, config)
 
 
+def test_parameters_that_are_trained_are_counted_apart(tmp_path, capsys):
+    config = toy.make_config()
+    with pytest.raises(Stop):
+        run(
+            tmp_path,
+            config,
+            stage=toy.ToyStage(frozen_layers=(0,)),
+            data=broken_off(toy.batches(config), 1),
+        )
+    # One of two layers, and the head with its bias.
+    trained = 2 * toy.WIDTH**2 + toy.WIDTH
+    total = trained + 2 * toy.WIDTH**2
+    assert f"training {trained} of {total:,} parameters" in capsys.readouterr().err
+
+
 def test_too_many_bad_steps_in_a_row_stop_the_run(tmp_path):
     config = toy.make_config(max_bad_steps=2, log_every=100)
     data = toy.batches(config, bad=(3, 6, 7, 8))
