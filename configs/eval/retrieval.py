@@ -58,7 +58,8 @@ def get_config(name: str = "custom") -> ConfigDict:
     kind, _, measurement = name.partition(",")
     if kind == "demo":
         return demo.get_config(measurement or "clips_1")
-    benchmark: Benchmark = common.choose(BENCHMARKS, name, "eval/retrieval.py")
+    known = BENCHMARKS | {"demo": None}
+    benchmark: Benchmark = common.choose(known, name, "eval/retrieval.py")
     config = ConfigDict()
     config.retrieval = common.as_config(
         RetrievalOptions(max_text_length=benchmark.max_text_length, paragraphs=benchmark.paragraphs)

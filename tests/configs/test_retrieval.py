@@ -37,6 +37,7 @@ def test_benchmarks_are_measured_as_upstream_does(
     ("name", "message"),
     [
         ("msrvt", "did you mean 'msrvtt'"),
+        ("msrvtd", r"\(recipes: msrvtt, .*custom, demo\)"),
         ("demo,cros", "did you mean 'crossed'"),
         ("demo,clips_1,small", "recipes: full, fast"),
         ("demo,clips_1,full,more", "recipes: full, fast"),
