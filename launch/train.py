@@ -230,7 +230,9 @@ def dry_run(run: Run, topology_name: str | None = None) -> "Report":
             try:
                 check()
             except (ValueError, OSError) as error:
-                report.problems.append(str(error))
+                # What several checks find is said once.
+                if (problem := str(error)) not in report.problems:
+                    report.problems.append(problem)
     return report
 
 

@@ -364,6 +364,35 @@ def test_clips_that_an_epoch_leaves_to_the_next_are_said(clips, capsys):
     assert "an epoch" not in capsys.readouterr().err
 
 
+CAPTIONED = """
+from internvideo_jax.configs.stage1.common import run_config
+from internvideo_jax.configs.stage2 import common
+from internvideo_jax.training.config import TrainConfig
+from internvideo_jax.training.stages.cross_modal_config import CrossModalConfig
+from tests.small_models import clip_stage2
+
+
+def get_config():
+    stage = CrossModalConfig(
+        clip_stage2("visual"), max_text_length=16, match_group=2, starts_from="a released model"
+    )
+    train = TrainConfig(batch_size=4, steps=2, optimizer=common.adamw(1e-4))
+    return run_config("cross_modal", stage, train, common.data(stage), None)
+"""
+
+
+def test_what_follows_from_a_missing_vocabulary_is_not_said_beside_it(clips, tmp_path, capsys):
+    path = tmp_path / "captioned.py"
+    path.write_text(CAPTIONED)
+    options = [f"--config.data.annotations={clips}", "--config.data.validation_share=0.25"]
+    assert train.main([f"--config={path}", "--dry_run", *options]) == 2
+    error = capsys.readouterr().err
+    problems = error[error.index("internvideo-jax train: ") :].splitlines()
+    assert len(problems) == 2
+    assert "starts from a released model" in problems[0]
+    assert "set --config.data.vocabulary" in problems[1]
+
+
 @pytest.fixture
 def damaged(clips, tmp_path):
     """The clips, one of which is broken and one of which is not there."""

@@ -11,6 +11,20 @@ from internvideo_jax.data.wordpiece import WordPiece
 NAMED = "text/"
 
 
+def given_vocabulary(path: str | None) -> str:
+    """The file of the words that captions are cut into.
+
+    Raises:
+      ValueError: none is given.
+    """
+    if path is None:
+        raise ValueError(
+            "vocabulary: expected the file of the words that captions are cut into, found none;"
+            " set --config.data.vocabulary=vocab.txt"
+        )
+    return path
+
+
 class TextField(Field):
     """`text`, int32 `[b, L]`: ids of one of the clip's captions, without case and punctuation.
 
@@ -24,12 +38,7 @@ class TextField(Field):
     def __init__(self, config: DataConfig, name: str = "text"):
         self.name = name  # type: ignore[misc]  # captions of each name are a field of their own
         self._caption = name.removeprefix(NAMED) if name.startswith(NAMED) else ""
-        if config.vocabulary is None:
-            raise ValueError(
-                "vocabulary: expected the file of the words that captions are cut into, found none;"
-                " set --config.data.vocabulary=vocab.txt"
-            )
-        self._tokenize = WordPiece(config.vocabulary, config.max_text_length)
+        self._tokenize = WordPiece(given_vocabulary(config.vocabulary), config.max_text_length)
 
     def train(self, clip: LazyClip, draws: Draws) -> Columns:
         return self._columns(drawn_caption(clip, draws, self._caption))

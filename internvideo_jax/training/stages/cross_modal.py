@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from internvideo_jax.data.fields.text import given_vocabulary
 from internvideo_jax.data.wordpiece import WordPiece
 from internvideo_jax.evaluation.retrieval_evaluator import RetrievalEvaluator
 from internvideo_jax.evaluation.runner import Evaluator
@@ -168,12 +169,14 @@ class CrossModalStage(ModelStage):
         return not is_before
 
     def evaluators(self) -> dict[str, Evaluator]:
-        """Retrieval; nothing without a vocabulary."""
+        """Retrieval.
+
+        Raises:
+          ValueError: there is no vocabulary.
+        """
         c = self.config
-        if c.vocabulary is None:
-            return {}
         length = c.retrieval.max_text_length or c.max_text_length
-        words, video = WordPiece(c.vocabulary, length), self.preprocessing.video
+        words, video = WordPiece(given_vocabulary(c.vocabulary), length), self.preprocessing.video
         return {"eval": RetrievalEvaluator(self.module, video, words, c.retrieval)}
 
     def load_initial(self, variables: Variables) -> Variables:
