@@ -39,6 +39,10 @@ def say_what_next(run: Run, workdir: Path) -> None:
     quoted = shlex.quote(str(model))
     if run.stage.num_classes is None:
         print(f"  internvideo-jax extract FILE_OR_FOLDER --model={quoted} --output=DIR")
+        if run.as_json["stage"]["kind"] == "cross_modal":
+            recipe = "--config=configs/eval/retrieval.py:custom"
+            clips = "--config.eval_data.annotations=LIST --config.eval_data.root=DIR"
+            print(f"  internvideo-jax evaluate --model={quoted} {recipe} {clips} --output=DIR")
         return
     print(f"  internvideo-jax predict FILE_OR_FOLDER --model={quoted}")
     lists = "--annotations=LIST_OR_FOLDER"
@@ -56,16 +60,14 @@ def say_held_out(run: Run) -> None:
         count_labels(clips[index].record for index in range(len(clips)))
         for clips in (Clips(run.eval_data), Clips(run.data))
     )
-    each = [f"{label} {held_out[label]} of {held_out[label] + kept[label]}" for label in kept]
+    # Clips with captions need no labels.
+    classes = [label for label in kept if label is not None]
+    each = [f"{label} {held_out[label]} of {held_out[label] + kept[label]}" for label in classes]
     more = f", and {len(each) - _MAX_SAID} more classes" if len(each) > _MAX_SAID else ""
-    _log.info(
-        "held out to evaluate on: %d of %d clips (%s%s)",
-        held_out.total(),
-        held_out.total() + kept.total(),
-        ", ".join(sorted(each)[:_MAX_SAID]),
-        more,
-    )
-    if without := [label for label in kept if not held_out[label]]:
+    of_each = f" ({', '.join(sorted(each)[:_MAX_SAID])}{more})" if each else ""
+    total = held_out.total() + kept.total()
+    _log.info("held out to evaluate on: %d of %d clips%s", held_out.total(), total, of_each)
+    if without := [label for label in classes if not held_out[label]]:
         _log.warning("no clip is held out of the classes %s: add clips", named(without))
 
 

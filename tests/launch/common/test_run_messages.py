@@ -1,5 +1,8 @@
 """What is said of runs."""
 
+import dataclasses
+import json
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -7,17 +10,42 @@ import pytest
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.launch.common.run_messages import (
     name_unreadable,
+    say_held_out,
     say_overlap,
     say_what_next,
 )
 
 
-def test_of_a_stage_without_classes_features_come_next(tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["pretrain", "cross_modal"])
+def test_of_a_stage_without_classes_features_come_next(tmp_path, capsys, kind):
     stage = SimpleNamespace(num_classes=None)
-    say_what_next(SimpleNamespace(stage=stage), tmp_path)
+    run = SimpleNamespace(stage=stage, as_json={"stage": {"kind": kind}})
+    say_what_next(run, tmp_path)
     out = capsys.readouterr().out
     assert f"  internvideo-jax extract FILE_OR_FOLDER --model={tmp_path}/model --output=DIR" in out
     assert "predict" not in out
+    # Texts are looked for by stage-2 models alone.
+    assert ("evaluate" in out) == ("configs/eval/retrieval.py:custom" in out)
+    assert ("evaluate" in out) == (kind == "cross_modal")
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([None] * 20, "held out to evaluate on: 4 of 20 clips"),
+        (["a", "b"] * 10, "held out to evaluate on: 4 of 20 clips (a 2 of 10, b 2 of 10)"),
+    ],
+)
+def test_clips_that_are_held_out_are_counted_by_class_where_they_have_one(
+    tmp_path, caplog, labels, said
+):
+    lines = [json.dumps({"video": f"{i}.mp4", "label": x}) for i, x in enumerate(labels)]
+    (tmp_path / "clips.jsonl").write_text("\n".join(lines))
+    clips = DataConfig(annotations=str(tmp_path / "clips.jsonl"), validation_share=0.2)
+    held_out = dataclasses.replace(clips, part="validation")
+    with caplog.at_level(logging.INFO):
+        say_held_out(SimpleNamespace(data=clips, eval_data=held_out))
+    assert [record.getMessage() for record in caplog.records] == [said]
 
 
 def test_of_very_many_clips_the_first_are_named(caplog):
