@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from internvideo_jax.config import CheckedConfig, PositiveFactor, Width
-from internvideo_jax.models.architecture import Architecture, Tower
+from internvideo_jax.models.architecture import Architecture
 from internvideo_jax.models.beats import Beats, BeatsConfig, beats_iter3_plus
 from internvideo_jax.models.bert import Bert, BertConfig, bert_large_fusion
+from internvideo_jax.models.dual_encoder import DualEncoder
 from internvideo_jax.models.stage1 import DistillStudent, DistillStudentConfig, aligned_layers
 from internvideo_jax.models.video_vit import (
     ImagePositions,
@@ -175,7 +176,7 @@ def _torch_uniform(inputs: int) -> Initializer:
     return init
 
 
-class Stage2(Tower):
+class Stage2(DualEncoder):
     """The towers, their projections, and the heads; each method below is one step of its use.
 
     `module.apply(variables, clips, method="encode_video")` and so on. Decoders and heads whose
@@ -323,6 +324,9 @@ class Stage2(Tower):
         """
         value, stop = self.temperature, jax.lax.stop_gradient
         return stop(jnp.clip(value, *TEMPERATURES)) + (value - stop(value))
+
+    def cosine_scale(self) -> jax.Array:
+        return 1 / self.bounded_temperature()
 
     def _expect_audio(self) -> None:
         if self.config.audio is None:

@@ -1,0 +1,54 @@
+"""The tokenizers of texts, by the kind that a model's preprocessing names."""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Int
+
+from internvideo_jax.preprocessing import TextPreprocessing
+
+# Class of each kind, called with the paths of its files, in the order in which the preprocessing
+# names them, and the tokens of a text.
+_CLASSES = {"wordpiece": "internvideo_jax.data.wordpiece:WordPiece"}
+
+
+class Tokenizer(Protocol):
+    """Turns texts into ids.
+
+    Attributes:
+      max_length: L, the tokens of a text: longer ones are cut, shorter ones padded.
+    """
+
+    max_length: int
+
+    def __call__(
+        self, texts: Sequence[str]
+    ) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B L"]]:
+        """Ids of texts and masks, 0 at padding, both int32."""
+
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """How many of the texts are longer than the model takes."""
+
+
+def tokenizer_of(
+    preprocessing: TextPreprocessing,
+    files: Mapping[str, str | Path],
+    max_length: int | None = None,
+) -> Tokenizer:
+    """The tokenizer of a model.
+
+    Args:
+      preprocessing: how the model wants its texts.
+      files: where the files lie, by the names of `preprocessing.files`.
+      max_length: of a text, if not the model's.
+
+    Raises:
+      ValueError: a file is no vocabulary of that kind.
+    """
+    module, _, name = _CLASSES[preprocessing.tokenizer].partition(":")
+    make: Callable[..., Tokenizer] = getattr(import_module(module), name)
+    paths = [Path(files[name]) for name in preprocessing.files]
+    return make(*paths, max_length or preprocessing.max_length)
