@@ -1,6 +1,5 @@
 """The one training loop."""
 
-import collections
 import contextlib
 import math
 import shutil
@@ -14,12 +13,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from internvideo_jax.files import write_json
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES, Rules
+from internvideo_jax.training.bad_steps import BadSteps
+from internvideo_jax.training.batches import abstract_batch, check_batch_fits, to_devices
 from internvideo_jax.training.checkpoints import Checkpoints, RunCheckpointError
 from internvideo_jax.training.config import Lengths, TrainConfig
 from internvideo_jax.training.metrics import (
@@ -37,7 +36,6 @@ from internvideo_jax.training.outputs import (
 )
 from internvideo_jax.training.process import Notice, Stopped, claimed, preemption
 from internvideo_jax.training.stage import (
-    Batch,
     Batches,
     Evaluation,
     HostBatch,
@@ -51,7 +49,7 @@ from internvideo_jax.training.state import (
     create_state,
     load_frozen,
 )
-from internvideo_jax.training.step import abstract_batch, compile_step, make_train_step
+from internvideo_jax.training.step import compile_step, make_train_step
 from internvideo_jax.training.trackers import (
     TENSORBOARD,
     WANDB,
@@ -64,18 +62,7 @@ from internvideo_jax.training.trackers import (
 CHECKPOINTS = "checkpoints"
 # Among them, written once: the parameters that are not trained.
 FIXED = "fixed"
-BAD_EXAMPLES = "bad_examples.json"
 _OUTPUTS = (CHECKPOINTS, METRICS, TENSORBOARD, WANDB, WANDB_ID, LOSS_CURVE, MODEL, MODEL_EMA)
-
-# Clips travel as bytes or normalised already.
-_CLIP_DTYPES = {np.dtype(np.uint8), np.dtype(np.float32)}
-
-# Steps that may be under way at once: one on the device, one waiting for it.
-_IN_FLIGHT = 2
-
-
-class NonFiniteError(ValueError):
-    """Too many steps in a row with a loss or gradient that is not finite."""
 
 
 def train(
@@ -224,7 +211,7 @@ def train(
                             train_steps[name], state, fixed, frozen, inputs[name]
                         )
                     progress.begin("waiting for the first clips", aloud=True)
-            bad_steps = _BadSteps(config, workdir)
+            bad_steps = BadSteps(config, workdir)
             window: list[dict[str, jax.Array]] = []
             replaced = 0
 
@@ -240,7 +227,7 @@ def train(
                 progress.begin(task, aloud=compiles)
                 name = _kind(host_batch, kinds)
                 with jax.transfer_guard("disallow"):
-                    batch = _to_devices(host_batch, inputs[name])
+                    batch = to_devices(host_batch, inputs[name])
                     state, metrics = train_steps[name](state, fixed, frozen, batch)
                 if is_first:
                     jax.block_until_ready(metrics)
@@ -370,105 +357,9 @@ def _is_evaluation_missing(
     return not names >= evaluations.keys()
 
 
-def check_batch_fits(config: TrainConfig, mesh: Mesh, kind: Batches) -> None:
-    """Checks that every device gets the same number of rows of every micro-batch, and that these
-    are what the stage takes.
-
-    Args:
-      config: says how many copies of a clip and how many micro-batches there are.
-      mesh: the devices.
-      kind: the batches.
-
-    Raises:
-      ValueError: it does not.
-    """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    of_micro_batch, left = divmod(kind.rows, config.accumulation)
-    batch_size = kind.rows // config.num_sample
-    if left or of_micro_batch % ways or batch_size % jax.process_count():
-        raise ValueError(
-            f"expected micro-batches that the {ways} devices of data*fsdp and the"
-            f" {jax.process_count()} processes divide, found {of_micro_batch} rows"
-            f" (batch_size={batch_size} * num_sample={config.num_sample} / accumulation="
-            f"{config.accumulation}); change the batch or the mesh"
-        )
-    kind.stage.check_batch(of_micro_batch, ways)
-
-
 def _kind(host_batch: HostBatch, kinds: Mapping[str, Batches]) -> str:
     """Which kind a batch is of."""
     return str(host_batch["media"][0]) if len(kinds) > 1 else next(iter(kinds))
-
-
-class _BadSteps:
-    """Counts non-finite steps a little behind the device, so that it need not wait for the host."""
-
-    def __init__(self, config: TrainConfig, workdir: Path) -> None:
-        self._config = config
-        self._target = workdir / BAD_EXAMPLES
-        self._pending: collections.deque[tuple[int, Any, Any]] = collections.deque()
-        self._streak: list[tuple[int, Any]] = []
-
-    def add(self, step: int, metrics: dict[str, jax.Array], batch: HostBatch) -> None:
-        """Notes a step that has been started; looks at those that should be done."""
-        self._pending.append((step, metrics["bad_steps"], batch.get("index")))
-        self.check(_IN_FLIGHT)
-
-    def check(self, in_flight: int = 0) -> None:
-        """Looks at all noted steps but the last few.
-
-        Raises:
-          NonFiniteError: too many bad ones in a row.
-        """
-        while len(self._pending) > in_flight:
-            step, count, index = self._pending.popleft()
-            num_bad = int(jax.device_get(count))
-            self._streak = [*self._streak, (step, index)] if num_bad else []
-            if num_bad >= self._config.max_bad_steps:
-                self._stop(num_bad)
-
-    def _stop(self, num_bad: int) -> None:
-        rows = []
-        for step, index in self._streak:
-            if index is not None and jax.process_count() > 1:
-                index = multihost_utils.process_allgather(index, tiled=True)
-            rows.append(
-                {
-                    "step": step,
-                    "first_example": (step - 1) * self._config.batch_size,
-                    "index": None if index is None else np.asarray(index).tolist(),
-                }
-            )
-        if jax.process_index() == 0:
-            write_json(self._target, rows)
-        raise NonFiniteError(
-            f"the loss or its gradients were not finite in {num_bad} steps in a row, the last of"
-            f" them step {self._streak[-1][0]}; {self._target} lists the dataset indices of their"
-            " rows. Check these clips, or lower the learning rate"
-        )
-
-
-def _to_devices(host_batch: HostBatch, inputs: Mapping[str, jax.ShapeDtypeStruct]) -> Batch:
-    """The stage's fields of a batch, each process giving its rows."""
-    if any(name not in host_batch for name in inputs):
-        raise ValueError(
-            f"expected batches with the fields {', '.join(inputs)}, found"
-            f" {', '.join(host_batch)}; the data config does not fit the stage"
-        )
-    batch = {}
-    for name, like in inputs.items():
-        array = host_batch[name]
-        shape = (like.shape[0] // jax.process_count(), *like.shape[1:])
-        kinds = {np.dtype(like.dtype), array.dtype}
-        if array.shape != shape or (len(kinds) > 1 and kinds != _CLIP_DTYPES):
-            raise ValueError(
-                f"expected batches with {name} {np.dtype(like.dtype).name}{list(shape)}, found"
-                f" {array.dtype.name}{list(array.shape)}; the data config does not fit the stage"
-            )
-        # Of several processes, JAX takes this for an implicit transfer.
-        with jax.transfer_guard_host_to_device("allow"):
-            batch[name] = jax.make_array_from_process_local_data(like.sharding, array, like.shape)
-    return batch
 
 
 def _evaluate(

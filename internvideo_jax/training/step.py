@@ -177,18 +177,6 @@ def compile_step(
     return compiled
 
 
-def abstract_batch(
-    stage: Stage, rows: int, mesh: Mesh, rules: Rules
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of a batch: every array is split by rows."""
-
-    def split(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        spec = partition_spec(("batch",) + (None,) * (x.ndim - 1), rules)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-
-    return {name: split(x) for name, x in stage.example_batch(rows).items()}
-
-
 def _split_rows(x: jax.Array, parts: int, mesh: Mesh, rules: Rules) -> jax.Array:
     """`[B, ...]` to `[parts, B / parts, ...]`: part i has the rows i, i + parts, ..."""
     x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)

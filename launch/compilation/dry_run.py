@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 
 from internvideo_jax.environment import usable_memory
 from internvideo_jax.parallel.rules import DEFAULT_RULES
+from internvideo_jax.training.batches import abstract_batch, check_batch_fits
 from internvideo_jax.training.config import Lengths, TrainConfig
-from internvideo_jax.training.loop import check_batch_fits
 from internvideo_jax.training.stage import Batches, Stage
 from internvideo_jax.training.state import (
     abstract_frozen,
@@ -23,7 +23,7 @@ from internvideo_jax.training.state import (
     merge,
     unsplit,
 )
-from internvideo_jax.training.step import abstract_batch, check_step
+from internvideo_jax.training.step import check_step
 
 PyTree = Any
 

@@ -14,10 +14,11 @@ from internvideo_jax.models.stage1 import StudentOutput
 from internvideo_jax.objectives.distillation import distillation_loss
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import abstract_params, partition_spec
+from internvideo_jax.training.batches import abstract_batch
 from internvideo_jax.training.config import TrainConfig
 from internvideo_jax.training.stage import Stage
 from internvideo_jax.training.state import abstract_frozen, abstract_state
-from internvideo_jax.training.step import abstract_batch, make_train_step
+from internvideo_jax.training.step import make_train_step
 
 # A jitted function and its abstract arguments.
 Task = tuple[Any, tuple[Any, ...]]

@@ -9,7 +9,7 @@ from internvideo_jax.convert.engine import registry
 from internvideo_jax.launch.common.run_config import parse_run
 from internvideo_jax.parallel.mesh import AXES
 from internvideo_jax.parallel.rules import DEFAULT_RULES
-from internvideo_jax.training.loop import check_batch_fits
+from internvideo_jax.training.batches import check_batch_fits
 from internvideo_jax.training.state import abstract_frozen, abstract_state
 
 # data x fsdp of v5e:16x16.

@@ -14,6 +14,7 @@ from internvideo_jax.evaluation import runner
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import variable_shardings
+from internvideo_jax.training.batches import abstract_batch
 from internvideo_jax.training.config import CheckpointConfig
 from internvideo_jax.training.loop import train
 from internvideo_jax.training.masking import MaskConfig
@@ -22,7 +23,6 @@ from internvideo_jax.training.stages.alignment import AlignmentStage
 from internvideo_jax.training.stages.classify import ClassifyConfig, ClassifyStage
 from internvideo_jax.training.stages.pretrain import PretrainConfig
 from internvideo_jax.training.state import abstract_state
-from internvideo_jax.training.step import abstract_batch
 from tests.small_models import ENCODER, VIDEOMAE, noise
 from tests.training import toy_stage as toy
 

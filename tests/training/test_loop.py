@@ -14,9 +14,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from internvideo_jax.training.bad_steps import NonFiniteError
 from internvideo_jax.training.checkpoints import RunCheckpointError
 from internvideo_jax.training.config import CheckpointConfig
-from internvideo_jax.training.loop import NonFiniteError, train
+from internvideo_jax.training.loop import train
 from internvideo_jax.training.metrics import read_metrics
 from internvideo_jax.training.outputs import RunOutputError
 from internvideo_jax.training.stage import Batches

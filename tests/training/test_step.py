@@ -11,9 +11,10 @@ from flax.traverse_util import flatten_dict
 
 from internvideo_jax.parallel.mesh import make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
+from internvideo_jax.training.batches import abstract_batch
 from internvideo_jax.training.optimizer import PartConfig
 from internvideo_jax.training.state import abstract_state, create_state, load_frozen
-from internvideo_jax.training.step import abstract_batch, make_train_step
+from internvideo_jax.training.step import make_train_step
 from tests.training import toy_stage as toy
 
 
