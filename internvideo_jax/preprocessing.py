@@ -91,7 +91,7 @@ class TextPreprocessing(CheckedConfig):
       max_length: tokens of a text; shorter ones are padded, longer ones cut.
     """
 
-    tokenizer: Literal["wordpiece", "sentencepiece", "clip_bpe"]
+    tokenizer: Literal["wordpiece", "sentencepiece", "clip_bpe", "open_clip_bpe"]
     files: tuple[str, ...]
     max_length: Size
 

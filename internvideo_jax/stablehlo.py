@@ -19,6 +19,7 @@ from internvideo_jax.kernels.attention import prefer
 from internvideo_jax.models import video_encoder
 from internvideo_jax.models.beats import Beats
 from internvideo_jax.models.bert import Bert
+from internvideo_jax.models.clip_text import ClipText
 from internvideo_jax.models.llama_text import LlamaText
 from internvideo_jax.models.video_classifier import VideoClassifier
 from internvideo_jax.preprocessing import normalize
@@ -226,7 +227,7 @@ def _tower(
             return _float32(encoded.tokens[:, 0])
 
         return text, variables, dict(zip(names, module.example_inputs(), strict=False))
-    if isinstance(module, Beats | LlamaText):
+    if isinstance(module, Beats | ClipText | LlamaText):
         name = "filterbank" if isinstance(module, Beats) else "ids"
 
         def pooled(variables: Any, array: jax.Array) -> jax.Array:

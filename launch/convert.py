@@ -86,6 +86,12 @@ def _parser() -> argparse.ArgumentParser:
         help="400, 600 or 700: a K710 head's rows for them",
     )
     target.add_argument(
+        "--max_text_length",
+        type=arguments.positive_int,
+        metavar="N",
+        help="tokens of a text, of CLIP models (their positions are cut or interpolated)",
+    )
+    target.add_argument(
         "--new_head", action="store_true", help="start an untrained head of --num_classes"
     )
 
@@ -200,6 +206,7 @@ def _convert(args: argparse.Namespace) -> int:
             "image_size": args.image_size,
             "tubelet_size": args.tubelet_size,
             "num_classes": args.num_classes,
+            "max_text_length": args.max_text_length,
         }
         request = Request(
             release=args.model,

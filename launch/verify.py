@@ -22,8 +22,9 @@ examples:
   internvideo-jax verify models/b14-k400 --reference=b14-k400-activations.safetensors
   internvideo-jax verify models/stage2-1b --known_answer=example1.mp4
 
---known_answer ranks the ten texts of stage 2's published demo for its clip, which lies in the
-original's repository (InternVideo2/multi_modality/demo/example1.mp4 of OpenGVLab/InternVideo).
+--known_answer ranks the ten texts of the published demos of stage 2 and ViCLIP for their clip,
+which lies in the original's repository (InternVideo2/multi_modality/demo/example1.mp4 of
+OpenGVLab/InternVideo).
 
 The first reads all of the model and compares it with the checksums that were written with it: of
 model.json, of every array, and of every file of at most 1 MiB. The second compares them, too, and
@@ -35,6 +36,7 @@ with inputs in/* and the original model's outputs out/*, which `internvideo-jax 
   BERT           in/input_ids [B, N], in/attention_mask, in/encoder_hidden_states;
                  out/text_last, ...
   LLaMA towers   in/input_ids [B, N], padded on the right; out/text_embed, ...
+  CLIP towers    in/input_ids [B, N]; out/text_embed, ...; of videos in/video; out/embed
   BEATs          in/fbank [B, T, M], normalised; out/features, ...
 Exit code 1: an output differs by more than the tolerance, or is not finite; or there are no
 checksums of the arrays to compare with. 2: the model is damaged or cannot be used.
@@ -57,8 +59,8 @@ def main(argv: Sequence[str]) -> int:
         "--known_answer",
         type=Path,
         metavar="CLIP.mp4",
-        help="the clip of stage 2's published demo, whose probabilities InternVideo2-Stage2 1B must"
-        " reproduce",
+        help="the clip of the published demos, whose probabilities InternVideo2-Stage2 1B and"
+        " ViCLIP-B/16 must reproduce",
     )
     parser.add_argument(
         "--tolerance",
@@ -140,7 +142,7 @@ def _compare(args: argparse.Namespace, directory: str) -> int:
 
 
 def _known_answer(args: argparse.Namespace, directory: str) -> int:
-    """Runs the published demo of stage 2; returns the exit code."""
+    """Runs the published demo of a model; returns the exit code."""
     from internvideo_jax.evaluation.known_answer import TOLERANCE, check_known_answer
     from internvideo_jax.saved_model import load
 

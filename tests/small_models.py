@@ -1,6 +1,7 @@
 """Small models of each architecture, and weights for them, for tests of what lies around them."""
 
 import dataclasses
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import numpy as np
 from internvideo_jax import models, saved_model
 from internvideo_jax.models.beats import BeatsConfig
 from internvideo_jax.models.bert import BertConfig
+from internvideo_jax.models.clip_text import ClipTextConfig
+from internvideo_jax.models.clip_vision import ClipVisionConfig
 from internvideo_jax.models.decoder_lm import DecoderLMConfig
 from internvideo_jax.models.llama_text import LlamaTextConfig
 from internvideo_jax.models.stage2 import Stage2Config
+from internvideo_jax.models.viclip import ViClipConfig
 from internvideo_jax.nn.lora import LoRAConfig
 from internvideo_jax.preprocessing import (
     AudioPreprocessing,
@@ -87,13 +91,29 @@ DECODER_LM = DecoderLMConfig(
 LLAMA_TEXT = LlamaTextConfig(
     dataclasses.replace(DECODER_LM, head="none"), projection_dim=6, max_length=8
 )
-# Towers of text and sound.
+CLIP_TEXT = ClipTextConfig(
+    width=16, depth=2, num_heads=2, mlp_dim=64, vocab_size=30, max_length=8, projection_dim=6
+)
+CLIP_VISION = ClipVisionConfig(
+    width=32,
+    depth=2,
+    num_heads=2,
+    mlp_dim=128,
+    patch_size=4,
+    image_size=8,
+    num_frames=2,
+    projection_dim=6,
+)
+# Towers of text and sound, and CLIP's of clips.
 TOWERS: dict[str, Any] = {
     "bert": BERT,
     "beats": BEATS,
     "decoder_lm": DECODER_LM,
     "llama_text": LLAMA_TEXT,
+    "clip_text": CLIP_TEXT,
+    "clip_vision": CLIP_VISION,
 }
+VICLIP = ViClipConfig(CLIP_VISION, CLIP_TEXT)
 
 # The two layouts of stage 2.
 STAGE2 = {
@@ -223,3 +243,34 @@ def fold_lora(params: Any, config: LoRAConfig) -> Any:
         product = np.matmul(np.asarray(a), np.asarray(b)).reshape(kernel.shape)
         folded["kernel"] = kernel + config.scale * product
     return folded
+
+
+# Pairs of letters of words about rendered clips, as CLIP joins them.
+MERGES = ("i n", "in g</w>", "r ing</w>", "b l", "bl u", "blu e</w>", "r e", "re d</w>", "t h")
+
+
+def write_merges(folder: Path) -> Path:
+    """Writes a vocabulary of `MERGES` to a folder; returns its path."""
+    path = folder / "bpe_simple_vocab_16e6.txt.gz"
+    path.write_bytes(gzip.compress("\n".join(("version", *MERGES, "")).encode(), mtime=0))
+    return path
+
+
+def clip_viclip() -> ViClipConfig:
+    """A ViCLIP for clips in files, and for texts of `MERGES`."""
+    vision = dataclasses.replace(CLIP_VISION, patch_size=8, image_size=32, num_frames=4)
+    text = dataclasses.replace(CLIP_TEXT, vocab_size=514 + len(MERGES), max_length=32)
+    return ViClipConfig(vision, text)
+
+
+def save_viclip(directory: Path) -> Path:
+    """Writes the model of `clip_viclip` with its vocabulary to an empty folder; returns its own."""
+    config, model, vocabulary = clip_viclip(), directory / "model", write_merges(directory)
+    preprocessing = Preprocessing(
+        VideoPreprocessing(image_size=32, num_frames=4, resize="bicubic_square"),
+        text=TextPreprocessing("clip_bpe", (vocabulary.name,), max_length=32),
+    )
+    variables = noise_like(models.abstract_variables(models.build(config)), 0, 0.3)
+    files = {vocabulary.name: vocabulary}
+    saved_model.save(model, "viclip", config, preprocessing, variables, tokenizer_files=files)
+    return model

@@ -13,7 +13,15 @@ from internvideo_jax.data.synthetic import scenes
 from internvideo_jax.launch.main import main
 from internvideo_jax.models import VideoClassifierConfig, abstract_variables, build
 from internvideo_jax.preprocessing import AudioPreprocessing, Preprocessing, VideoPreprocessing
-from tests.small_models import CLIP_ENCODER, STAGE2, TOWERS, clip_model, noise_like, save_stage2
+from tests.small_models import (
+    CLIP_ENCODER,
+    STAGE2,
+    TOWERS,
+    clip_model,
+    noise_like,
+    save_stage2,
+    save_viclip,
+)
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -85,6 +93,7 @@ def test_the_page_on_towers(folder):
         variables = noise_like(abstract_variables(build(configs[name])), 0)
         path = folder / "models" / name.removesuffix("_text")
         saved_model.save(path, name, configs[name], preprocessing, variables)
+    save_viclip(folder).rename(folder / "models" / "viclip")
     scene = scenes.Scene("ring", "blue", "left")
     sound = scenes.soundtrack(scene, 0.1)
     scenes.write_video(folder / "clip.mp4", scenes.render(scene, 5, size=48), sound=sound)
@@ -92,6 +101,8 @@ def test_the_page_on_towers(folder):
     assert names["words"].shape == (1, 5, 20)
     assert names["cosines"].shape == (2, 2)
     assert names["match"].shape == (2,)
+    assert names["scores"].shape == (1, 2)
+    assert names["masked"].shape == (1, 6)
     np.testing.assert_allclose(names["feature"], names["sound"].pooled[0], atol=1e-5)
 
 

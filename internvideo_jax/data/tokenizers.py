@@ -12,7 +12,11 @@ from internvideo_jax.preprocessing import TextPreprocessing
 
 # Class of each kind, called with the paths of its files, in the order in which the preprocessing
 # names them, and the tokens of a text.
-_CLASSES = {"wordpiece": "internvideo_jax.data.wordpiece:WordPiece"}
+_CLASSES = {
+    "wordpiece": "internvideo_jax.data.wordpiece:WordPiece",
+    "clip_bpe": "internvideo_jax.data.clip_bpe:ClipBpe",
+    "open_clip_bpe": "internvideo_jax.data.clip_bpe:OpenClipBpe",
+}
 
 
 class Tokenizer(Protocol):

@@ -42,6 +42,16 @@ class Tower(nn.Module, abc.ABC):
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of the positional inputs of a call."""
 
+    def video_tower(self) -> tuple["Tower", tuple[str, ...]] | None:
+        """The encoder of clips inside the model.
+
+        Returns:
+          A module of its own, whose config is a `video_vit.PatchedVideoConfig` and whose outputs
+          have `tokens`, `pooled` and `hidden_states`, and the names on the way to its parameters
+          among the model's; None where there is none.
+        """
+        return None
+
     def flops(self, *inputs: jax.ShapeDtypeStruct) -> dict[str, int]:
         """FLOPs of the forward pass, by submodule; an encoder's are listed in its place.
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from internvideo_jax.config import CheckedConfig, PositiveFactor, Width
-from internvideo_jax.models.architecture import Architecture
+from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.models.beats import Beats, BeatsConfig, beats_iter3_plus
 from internvideo_jax.models.bert import Bert, BertConfig, bert_large_fusion
 from internvideo_jax.models.dual_encoder import DualEncoder
@@ -24,6 +24,7 @@ from internvideo_jax.models.stage1 import DistillStudent, DistillStudentConfig, 
 from internvideo_jax.models.video_vit import (
     ImagePositions,
     VideoViTConfig,
+    inside,
     internvideo2_1b,
     internvideo2_6b,
 )
@@ -331,6 +332,9 @@ class Stage2(DualEncoder):
     def _expect_audio(self) -> None:
         if self.config.audio is None:
             raise ValueError("expected a model with an audio tower, found none in its config")
+
+    def video_tower(self) -> tuple[Tower, tuple[str, ...]] | None:
+        return inside("vision", DistillStudent(self.config.vision, parent=None))
 
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of clips, ids, masks and, with an audio tower, filterbanks."""

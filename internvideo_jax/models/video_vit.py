@@ -5,7 +5,9 @@ this forward; also the InternVL image tower (`internvl_clip_vision.py`) with one
 """
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -194,6 +196,7 @@ class PatchEmbed(nn.Module):
     tubelet_size: int
     patch_size: int
     dtype: jnp.dtype = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, video: jax.Array) -> jax.Array:
@@ -210,10 +213,12 @@ class PatchEmbed(nn.Module):
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
         kernel = self.param("kernel", with_axes(uniform, kernel_axes), kernel_shape, jnp.float32)
-        bias = self.param("bias", with_axes(uniform, ("norm",)), (self.width,), jnp.float32)
         patches = video.astype(self.dtype).reshape(batch, t, tubelet, h, patch, w, patch, channels)
         patches = patches.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, t * h * w, fan_in)
         tokens = patches @ kernel.astype(self.dtype).reshape(fan_in, self.width)
+        if not self.use_bias:
+            return tokens
+        bias = self.param("bias", with_axes(uniform, ("norm",)), (self.width,), jnp.float32)
         return tokens + bias.astype(self.dtype)
 
 
@@ -351,6 +356,9 @@ class VideoViT(Tower):
         pooled, attention = pooler(x, return_weights=return_pooler_attention)
         return VideoViTOutput(x, pooled, hidden_states, attention)
 
+    def video_tower(self) -> tuple[Tower, tuple[str, ...]]:
+        return self, ()
+
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         return (example_video(self.config, batch_size),)
 
@@ -367,6 +375,9 @@ class EncoderModel(Tower):
         """The encoder as a module of its own."""
         return self.encoder_cls(self.config.encoder, parent=None)
 
+    def video_tower(self) -> tuple[Tower, tuple[str, ...]] | None:
+        return inside("encoder", self.detached_encoder())
+
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         return self.detached_encoder().example_inputs(batch_size)
 
@@ -378,27 +389,33 @@ class EncoderModel(Tower):
         return self.detached_encoder().layer_of(path.removeprefix("encoder/"))
 
 
+def inside(name: str, module: Tower) -> tuple[Tower, tuple[str, ...]] | None:
+    """The `video_tower` of a model, told from one that holds it as its submodule `name`."""
+    found = module.video_tower()
+    return found and (found[0], (name, *found[1]))
+
+
 def example_video(config: Any, batch_size: int) -> jax.ShapeDtypeStruct:
     """Shape of a batch of normalised clips of the size that an encoder's config names."""
     side = config.image_size
     return jax.ShapeDtypeStruct((batch_size, config.num_frames, side, side, 3), jnp.float32)
 
 
-def video_encoder(module: nn.Module, variables: dict[str, Any]) -> tuple[VideoViT, dict[str, Any]]:
-    """The video ViT inside a model, with its variables.
+def video_encoder(module: nn.Module, variables: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The encoder of clips inside a model, with its variables.
 
     Raises:
       ValueError: the model has none.
     """
-    if isinstance(module, VideoViT):
-        return module, {"params": variables["params"]}
-    encoder = _encoder(module)
-    if encoder is None:
+    found = module.video_tower() if isinstance(module, Tower) else None
+    if found is None:
         raise ValueError(
-            f"expected a model with an InternVideo2 video encoder, found {type(module).__name__};"
-            " pass an encoder, a classifier, a student or an InternVideo2 teacher"
+            f"expected a model with a video encoder, found {type(module).__name__}; pass an"
+            " encoder, a classifier, a student, an InternVideo2 teacher, or a model that compares"
+            " clips with texts"
         )
-    return encoder, {"params": variables["params"]["encoder"]}
+    encoder, path = found
+    return encoder, {"params": functools.reduce(operator.getitem, path, variables["params"])}
 
 
 def check_num_frames(
@@ -412,10 +429,10 @@ def check_num_frames(
       option: what errors call it.
 
     Raises:
-      ValueError: the tubelets of its video ViT, if it has one, do not divide them.
+      ValueError: the tubelets of its video encoder, if it has one, do not divide them.
     """
-    encoder = module if isinstance(module, VideoViT) else _encoder(module)
-    size = 1 if encoder is None else encoder.config.tubelet_size
+    found = module.video_tower() if isinstance(module, Tower) else None
+    size = found[0].config.tubelet_size if found else 1
     if num_frames % size:
         below = num_frames // size * size
         nearest = f"{below} or {below + size}" if below else f"{size}"
@@ -425,30 +442,28 @@ def check_num_frames(
         )
 
 
-def _encoder(module: nn.Module) -> VideoViT | None:
-    encoder = module.detached_encoder() if isinstance(module, EncoderModel) else None
-    return encoder if isinstance(encoder, VideoViT) else None
-
-
 def encode(
     module: nn.Module,
     variables: dict[str, Any],
     video: jax.Array,
     kept: jax.Array | None = None,
     **options: Any,
-) -> VideoViTOutput:
+) -> Any:
     """Runs the video encoder inside any model, without drop path, `row_by_row`.
 
     Args:
       module: a model with a video encoder.
       variables: its variables.
       video: normalised clips `[B, T, H, W, 3]`.
-      kept: tokens to keep `[B, K]`, or None for all, as in `VideoViT.__call__`.
-      options: the others of `VideoViT.__call__`.
+      kept: tokens to keep `[B, K]`, or None for all, as in the encoder's `__call__`.
+      options: the others of the encoder's `__call__`.
+
+    Returns:
+      What the encoder does, `VideoViTOutput` or its like.
     """
     encoder, encoder_variables = video_encoder(module, variables)
 
-    def forward(clips: Any) -> VideoViTOutput:
+    def forward(clips: Any) -> Any:
         output: Any = encoder.apply(encoder_variables, *clips, **options)
         return output.replace(hidden_states=output.hidden_states.swapaxes(0, 1))
 

@@ -177,6 +177,13 @@ class SelfAttention(nn.Module):
         return attend(q, k, v)
 
 
+class CausalSelfAttention(SelfAttention):
+    """Self-attention in which a token sees itself and what comes before it."""
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return attend(q, k, v, is_causal=True)
+
+
 class AttentionPooler(nn.Module):
     """Pools tokens `[B, N, D]` to `[B, out_dim]` with their mean as the query.
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from internvideo_jax.nn.attention import SelfAttention
+from internvideo_jax.nn.attention import CausalSelfAttention, SelfAttention
 from internvideo_jax.nn.linear import default_kernel_init
 from internvideo_jax.nn.mlp import Mlp
 from internvideo_jax.nn.normalization import layer_norm, rms_norm
@@ -86,3 +86,9 @@ class PreNormBlock(nn.Module):
         mlp = Mlp(c.mlp_dim, x.shape[-1], c.activation, dtype, out_kernel_init, name="mlp")
         x = add_branch(x, attn(norm(c.norm_epsilon, dtype, "norm1")(x)), "ls1")
         return add_branch(x, mlp(norm(c.norm_epsilon, dtype, "norm2")(x)), "ls2")
+
+
+class CausalPreNormBlock(PreNormBlock):
+    """The same layer of texts that are read from left to right."""
+
+    attention_cls = CausalSelfAttention

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from internvideo_jax.nn.linear import default_kernel_init, dense
 from internvideo_jax.nn.partitioning import Initializer
 
-Activation = Literal["gelu_tanh", "gelu_erf", "silu", "relu"]
+Activation = Literal["gelu_tanh", "gelu_erf", "gelu_quick", "silu", "relu"]
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "gelu_erf": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_quick": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
 }
@@ -23,7 +24,8 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=1)
 def activate(x: jax.Array, activation: Activation) -> jax.Array:
-    """An activation; GELU is exact (`gelu_erf`) or by tanh, as upstream's fused MLP computes it.
+    """An activation; GELU is exact (`gelu_erf`), by tanh, as upstream's fused MLP computes it, or
+    by a sigmoid (`gelu_quick`), as CLIP does.
 
     The backward pass keeps its input alone, not the five arrays that its formula goes through.
     """

@@ -183,6 +183,24 @@ def resize_position_table(
     return xp.concatenate([table[:, :num_extra], rows_of_grid], axis=1)
 
 
+def fit_positions(table: Array, length: int) -> Array:
+    """Positions of a sequence of another length, as ViCLIP's loader fits them.
+
+    Of more than the table has, they are interpolated; of fewer, they are the first ones.
+
+    Args:
+      table: `[1, N, D]`.
+      length: N'.
+
+    Returns:
+      `[1, N', D]` in the table's dtype.
+    """
+    stored = table.shape[1]
+    if length < stored:
+        return table[:, :length]
+    return resize_position_table(table, (stored, 1, 1), (length, 1, 1), num_extra=0)
+
+
 def _namespace(x: Any) -> Any:
     return jnp if isinstance(x, jax.Array) else np
 

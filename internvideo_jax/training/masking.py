@@ -158,9 +158,21 @@ def tube_kept(
     Returns:
       Kept indices `[B, 1 + frames * num_kept(places, mask_ratio)]`, ascending.
     """
-    order = jnp.argsort(jax.random.uniform(key, (batch_size, 1, places)))
-    first = order[..., : num_kept(places, mask_ratio)]
+    first = _smallest(jax.random.uniform(key, (batch_size, 1, places)), mask_ratio)
     return _as_kept(jnp.repeat(first, frames, axis=1), places)
+
+
+def least_kept(draws: Float[Array, "B N"], mask_ratio: float) -> Int[Array, "B K"]:
+    """Keeps the tokens of the smallest draws, anywhere in a clip.
+
+    Args:
+      draws: of each patch token.
+      mask_ratio: share of the tokens to mask.
+
+    Returns:
+      Kept indices `[B, 1 + num_kept(N, mask_ratio)]`, ascending.
+    """
+    return _as_kept(_smallest(draws[:, None], mask_ratio), draws.shape[1])
 
 
 def kept_to_mask(kept: Int[Array, "B K"], num_tokens: int) -> Bool[Array, "B N"]:
@@ -191,6 +203,11 @@ def mask_to_kept(mask: Bool[np.ndarray, "B N"]) -> Int[np.ndarray, "B K"]:
             f" {counts.tolist()}"
         )
     return np.nonzero(~mask)[1].reshape(len(mask), -1).astype(np.int32)
+
+
+def _smallest(draws: Float[Array, "*G P"], mask_ratio: float) -> Int[Array, "*G n"]:
+    """Places of the smallest draws of each row."""
+    return jnp.argsort(draws)[..., : num_kept(draws.shape[-1], mask_ratio)]
 
 
 def _as_kept(tokens: Int[Array, "B G n"], group_size: int) -> Int[Array, "B K"]:

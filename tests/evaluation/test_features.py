@@ -11,6 +11,7 @@ from internvideo_jax.data.decode.video import VideoReader
 from internvideo_jax.data.synthetic import scenes as synthetic
 from internvideo_jax.evaluation.features import FailedClip, extract_features
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing, normalize
+from tests.small_models import clip_model, clip_viclip
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +130,13 @@ def test_decoding_stays_a_bounded_number_of_files_ahead(monkeypatch, encoder, vi
 
 def test_no_files_give_no_features(encoder):
     assert list(extract_features([], encoder)) == []
+
+
+def test_a_viclip_serves_through_its_video_tower(videos):
+    model = clip_model(clip_viclip())
+    (result,) = extract_features(videos[:1], model)
+    assert result.grid == (4, 4, 4)
+    video = normalize(result.clip.frames[None], model.preprocessing.video)
+    encode = jax.jit(lambda v, x: model.module.apply(v, x, method="encode_video"))
+    expected = encode(model.variables, video).embedding[0]
+    np.testing.assert_allclose(result.features, expected, atol=1e-5)

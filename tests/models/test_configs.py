@@ -10,10 +10,12 @@ from internvideo_jax import models
 from internvideo_jax.config import CheckedConfig, from_dict, to_dict
 from internvideo_jax.models.beats import beats_iter3_plus
 from internvideo_jax.models.bert import bert_large_fusion
+from internvideo_jax.models.clip_text import mobileclip_b_text
 from internvideo_jax.models.llama_text import internvl_c_text
 from internvideo_jax.models.stage1 import distill_student, stage1_student
 from internvideo_jax.models.stage2 import Stage2Config
 from internvideo_jax.models.teacher import internvideo2_teacher, internvl_teacher, videomae_teacher
+from internvideo_jax.models.viclip import viclip_b16, viclip_l14
 from internvideo_jax.models.video_vit import internvideo2_1b, internvideo2_6b, internvideo2_s14
 from internvideo_jax.nn.lora import LoRAConfig
 from internvideo_jax.preprocessing import (
@@ -22,7 +24,7 @@ from internvideo_jax.preprocessing import (
     TextPreprocessing,
     VideoPreprocessing,
 )
-from tests.small_models import CONFIGS, DECODER_LM, TOWERS
+from tests.small_models import CONFIGS, DECODER_LM, TOWERS, VICLIP
 
 PREPROCESSING = Preprocessing(
     VideoPreprocessing(),
@@ -36,6 +38,7 @@ EVERY = {
     "stage2": Stage2Config(
         CONFIGS["distill_student"], dataclasses.replace(TOWERS["bert"], cross_width=32)
     ),
+    "viclip": VICLIP,
     "preprocessing": PREPROCESSING,
 }
 # None of them is a value of any field.
@@ -60,7 +63,7 @@ def cases(config):
                 yield (field.name, *path), inner
         elif isinstance(value, tuple):
             # Any text may be a name.
-            for wrong in WRONG[type(value[0])]:
+            for wrong in WRONG[type(value[0])] if value else ():
                 if not (isinstance(value[0], str) and isinstance(wrong, str)):
                     yield (field.name,), (*value[1:], wrong)
         else:
@@ -125,6 +128,9 @@ def test_values_out_of_range_or_of_another_type_are_refused_by_name(name):
         ("bert", {"fusion_layer": 4}, "fusion_layer"),
         ("decoder_lm", {"num_kv_heads": 3}, "num_kv_heads"),
         ("decoder_lm", {"head_dim": 3}, "even head_dim"),
+        ("clip_text", {"heads_by_layer": (2,)}, "none or all of the 2 layers"),
+        ("clip_text", {"heads_by_layer": (2, 3)}, "change `heads_by_layer`"),
+        ("viclip", {"text": dataclasses.replace(TOWERS["clip_text"], projection_dim=5)}, "6 .* 5"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(name, changes, reason):
@@ -157,6 +163,9 @@ def test_the_deviation_of_pixels_is_not_zero():
         beats_iter3_plus,
         bert_large_fusion,
         internvl_c_text,
+        mobileclip_b_text,
+        viclip_b16,
+        viclip_l14,
     ],
 )
 def test_models_as_they_are_released_are_in_range(make):

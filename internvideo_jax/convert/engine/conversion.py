@@ -40,8 +40,8 @@ class Request:
       release: name of one of the `registry.releases`, which the checkpoint must then fit.
       architecture: what to make of it, e.g. the encoder of a classifier alone.
       options: constructor options of the original model that its tensors do not show.
-      changes: clips and classes that the model is to take: num_frames, image_size, tubelet_size,
-        num_classes.
+      changes: clips, texts and classes that the model is to take: num_frames, image_size,
+        tubelet_size, max_text_length, num_classes.
       inflation: how a patch kernel is spread over a longer tubelet.
       new_head: whether to start an untrained head of as many classes.
       to_int8: whether kernels of linear layers become int8 values with scales.

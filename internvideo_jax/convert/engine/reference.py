@@ -32,7 +32,8 @@ def make_inputs(
     Args:
       config: of the model.
       preprocessing: likewise.
-      seed: of what is drawn: clips are normal, ids any but the padding's.
+      seed: of what is drawn: clips are normal, ids any but the padding's (the
+        largest, where that is a word, too).
       video: normalised clips `[B, T, H, W, 3]` in place of drawn ones.
 
     Returns:
@@ -53,10 +54,11 @@ def make_inputs(
         elif name == "mask":
             inputs[name] = _mask(rng, module, len(inputs["video"]))
         elif name == "input_ids":
-            shape = module.example_inputs(BATCH)[0].shape
-            vocabulary = getattr(config, "lm", config).vocab_size
+            text = getattr(config, "text", config)
+            shape = build(text).example_inputs(BATCH)[0].shape
+            vocabulary = getattr(text, "lm", text).vocab_size
             ids = rng.integers(0, vocabulary - 1, shape)
-            inputs[name] = ids + (ids >= config.pad_id)
+            inputs[name] = ids + (ids >= getattr(text, "pad_id", vocabulary - 1))
         else:
             inputs[name] = _normal(rng, module.example_inputs(BATCH)[0].shape)
     return inputs

@@ -18,7 +18,7 @@ from internvideo_jax.convert import families
 from internvideo_jax.convert.engine.family import all_families
 from internvideo_jax.models import ARCHITECTURES
 
-Status = Literal["released", "broken link", "gated", "never released"]
+Status = Literal["released", "elsewhere", "broken link", "gated", "never released"]
 
 LICENCE = "code Apache-2.0, weights: see the model card"
 
@@ -33,7 +33,7 @@ class Released:
       sizes: what its config must hold, by field ("encoder.width").
       repo: Hugging Face repository, or "" where there is none.
       file: file in it, or "" where upstream links the repository alone.
-      status: whether everyone can fetch it.
+      status: whether everyone can fetch it, and from the hub.
       result: as published, of classifiers top-1 in per cent over 3 crops x 4 clips.
       note: what to know before using it.
     """

@@ -70,6 +70,17 @@ def _linear(name: str, inputs: int) -> Transform:
 
 IDENTITY = _move("identity", lambda s: s, lambda a, s: a, lambda x: x)
 
+# A tensor whose first two axes have size one, which the parameter does without.
+UNSQUEEZED = _move(
+    "leading axes dropped",
+    lambda s: (1, 1, *s),
+    lambda a, s: a.reshape(s),
+    lambda x: x[None, None],
+)
+
+# A table without the axis of its batch.
+BATCHED = _move("leading axis added", lambda s: s[1:], lambda a, s: a.reshape(s), lambda x: x[0])
+
 # A vector split into heads, or a tensor with axes of size one that parameters do without.
 RESHAPE = _move(
     "reshaped", lambda s: (math.prod(s),), lambda a, s: a.reshape(s), lambda x: x.reshape(-1)

@@ -50,6 +50,7 @@ class Recipe:
       prepare: from a reference's inputs to what `run` gets, outside of what is traced.
       hooks: (pattern of a submodule's path in the original, name of its output in references).
       outputs: names of what the original returns, in its order.
+      other_names: names that some references have for the inputs, and those meant.
     """
 
     inputs: tuple[str, ...]
@@ -57,6 +58,7 @@ class Recipe:
     prepare: Callable[[Arrays], Arrays] = lambda inputs: inputs
     hooks: tuple[tuple[str, str], ...] = ()
     outputs: tuple[str, ...] = ()
+    other_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,12 +148,13 @@ def run_reference(model: Any, reference: Reference) -> dict[str, np.ndarray]:
     """
     architecture = architecture_of(model.module.config)
     recipe = find_recipe(architecture)
-    if not set(recipe.inputs) <= reference.inputs.keys():
+    given = {recipe.other_names.get(name, name): x for name, x in reference.inputs.items()}
+    if not set(recipe.inputs) <= given.keys():
         raise ValueError(
             f"expected inputs {', '.join(recipe.inputs)} for {architecture}, found"
             f" {', '.join(reference.inputs)}; this reference belongs to another model"
         )
-    inputs = recipe.prepare(dict(reference.inputs))
+    inputs = recipe.prepare(given)
 
     def run(variables: Arrays, inputs: Arrays) -> Arrays:
         values = recipe.run(model.module, variables, inputs, reference)

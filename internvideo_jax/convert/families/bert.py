@@ -37,6 +37,7 @@ _WORDS = "bert.embeddings.word_embeddings.weight"
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu_erf",
     "gelu_new": "gelu_tanh",
+    "quick_gelu": "gelu_quick",
     "relu": "relu",
     "silu": "silu",
 }

@@ -48,6 +48,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "gelu": "gelu_erf",
     "gelu_new": "gelu_tanh",
+    "quick_gelu": "gelu_quick",
     "relu": "relu",
 }
 

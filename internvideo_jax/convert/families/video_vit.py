@@ -111,8 +111,14 @@ def retarget(config: Any, changes: Mapping[str, int]) -> Any:
     """The same model for clips of another length or size, or for other classes.
 
     Raises:
-      ValueError: tubelets do not divide the clips, or classes are asked of a model that has none.
+      ValueError: tubelets do not divide the clips, or classes or texts are asked of a model that
+        has none.
     """
+    if "max_text_length" in changes:
+        raise ValueError(
+            "expected a model of texts whose length can change, found another; leave"
+            " --max_text_length out"
+        )
     num_classes = changes.get("num_classes")
     of_clips = {name: value for name, value in changes.items() if name != "num_classes"}
     old = encoder_config(config)

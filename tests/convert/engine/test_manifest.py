@@ -88,6 +88,9 @@ TOWERS = (
     "BEATs_iter3_plus_AS2M",
     "InternVideo2-Stage2-6B-Audio_audio_6b",
     "internvl_c_13b_224px.text",
+    "mobileclip_blt.text",
+    "ViCLIP-B-16",
+    "ViCLIP-L-14",
 )
 STAGE2 = (
     "InternVideo2-stage2_1b-224p-f4",
@@ -118,7 +121,7 @@ def test_full_size_manifests_are_total(part):
 
 @needs_shared
 @pytest.mark.parametrize("name", TOWERS)
-def test_manifests_of_text_and_audio_are_total(name):
+def test_manifests_of_text_and_audio_and_viclip_are_total(name):
     (path,) = _shared(f"{name}.json")
     _check_total(path)
 

@@ -19,7 +19,7 @@ from internvideo_jax.convert.files.sources import open_checkpoint
 from internvideo_jax.files import parse_json
 from tests.convert.conftest import TorchFile, pickled
 from tests.fuzz.harness import Target
-from tests.small_models import BEATS, BERT, LLAMA_TEXT, STAGE2
+from tests.small_models import BEATS, BERT, LLAMA_TEXT, STAGE2, VICLIP
 
 _ENCODER = models.VideoViTConfig(
     width=48, depth=2, num_heads=3, mlp_dim=80, patch_size=2, image_size=8, num_frames=4,
@@ -32,7 +32,7 @@ _MODELS: tuple[Any, ...] = (
         width=32, depth=2, num_heads=2, mlp_dim=48, patch_size=2, image_size=8, num_frames=4,
         learned_position=True,
     ),
-    *(BERT, BEATS, LLAMA_TEXT, STAGE2["visual"]),
+    *(BERT, BEATS, LLAMA_TEXT, STAGE2["visual"], VICLIP),
 )  # fmt: skip
 
 
