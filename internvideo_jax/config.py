@@ -222,15 +222,27 @@ def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
             return _convert(option, value, where)
         except ValueError as error:
             errors.append(error)
+    meant = _dataclass_meant(options, value)
     detailed = [
         error
         for option, error in zip(options, errors, strict=True)
-        if dataclasses.is_dataclass(option) or get_origin(option) in (Literal, tuple, Annotated)
+        if option is meant or get_origin(option) in (Literal, tuple, Annotated)
     ]
     if value is not None and len(detailed) == 1:
         raise detailed[0]
     expected = " or ".join(map(_describe, options))
     raise ValueError(f"{where}: expected {expected}, found {_kind(value)}")
+
+
+def _dataclass_meant(options: tuple[Any, ...], value: Any) -> Any:
+    """The dataclass whose fields a value has; of one alone, whatever the value. Else None."""
+    classes = [option for option in options if dataclasses.is_dataclass(option)]
+    if len(classes) < 2:
+        return classes[0] if classes else None
+    if not isinstance(value, Mapping) and not _is_config_dict(value):
+        return None
+    names = set(value.keys())
+    return max(classes, key=lambda cls: len(names & {f.name for f in dataclasses.fields(cls)}))
 
 
 def _convert_tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:

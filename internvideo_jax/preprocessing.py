@@ -89,11 +89,13 @@ class TextPreprocessing(CheckedConfig):
       tokenizer: kind of the tokenizer.
       files: its files, by name, which lie beside the model.
       max_length: tokens of a text; shorter ones are padded, longer ones cut.
+      prompt: what is put before every text.
     """
 
     tokenizer: Literal["wordpiece", "sentencepiece", "clip_bpe", "open_clip_bpe"]
     files: tuple[str, ...]
     max_length: Size
+    prompt: Literal["", "summarize:"] = ""
 
 
 @dataclasses.dataclass(frozen=True)

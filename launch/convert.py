@@ -31,7 +31,10 @@ examples:
 Conversion is total: it fails, listing every key, unless all of the checkpoint is used or left out
 by a named rule and all of the model is filled. SOURCE is a .safetensors, .pt, .pth or .bin file, a
 folder of shards, or a Hugging Face repository (owner/name, hf://owner/name/file). Of several
-sources, later ones replace tensors of earlier ones; the parts of a composite are put together.
+sources, later ones replace tensors of earlier ones; the parts of a composite are put together:
+
+  internvideo-jax convert InternVideo2-stage2_1b-224p-f4.pt internvl_c_13b_224px.pth 1B_clip.pth \\
+    --model=InternVideo2-CLIP-1B-224p-f8 --output=models/clip-1b
 """
 
 # What to do instead of converting, and the other arguments that it uses.
@@ -55,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check_manifest",
         metavar="FILE[,FILE...]",
-        help="prove conversions from keys and shapes, of every SOURCE, too",
+        help="prove conversions from keys and shapes, of every SOURCE, too; A+B are files of one"
+        " model",
     )
     parser.add_argument("--list", action="store_true", help="list the released checkpoints")
 
@@ -180,10 +184,8 @@ def _check_manifests(paths: Sequence[str]) -> int:
     failed = 0
     for path in paths:
         try:
-            content = manifest.read_manifest(path)
-            print(
-                printable(manifest.describe(content, manifest.plan_manifest(content))), flush=True
-            )
+            read = manifest.read_manifests(path)
+            print(printable(manifest.describe(read, manifest.plan_manifest(*read))), flush=True)
         except (ValueError, OSError) as error:
             failed += 1
             print(printable(f"{Path(path).stem}: NOT total: {error}"), flush=True)

@@ -1,7 +1,9 @@
 """Small models of each architecture, and weights for them, for tests of what lies around them."""
 
 import dataclasses
+import functools
 import gzip
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import sentencepiece
 
 from internvideo_jax import models, saved_model
 from internvideo_jax.models.beats import BeatsConfig
@@ -17,6 +20,7 @@ from internvideo_jax.models.bert import BertConfig
 from internvideo_jax.models.clip_text import ClipTextConfig
 from internvideo_jax.models.clip_vision import ClipVisionConfig
 from internvideo_jax.models.decoder_lm import DecoderLMConfig
+from internvideo_jax.models.internvideo2_clip import InternVideo2ClipConfig
 from internvideo_jax.models.llama_text import LlamaTextConfig
 from internvideo_jax.models.stage2 import Stage2Config
 from internvideo_jax.models.viclip import ViClipConfig
@@ -136,6 +140,34 @@ STAGE2 = {
     ),
 }
 
+# InternVideo2-CLIP with its two text towers.
+_STILL = dataclasses.replace(ENCODER, layer_scale_init=0.1, image_positions="mean")
+INTERNVIDEO2_CLIP = {
+    "llama": InternVideo2ClipConfig(
+        _STILL,
+        LlamaTextConfig(
+            dataclasses.replace(LLAMA_TEXT.lm, qkv_bias=False, proj_bias=False),
+            projection_dim=8,
+            max_length=8,
+        ),
+    ),
+    "mobileclip": InternVideo2ClipConfig(
+        _STILL,
+        ClipTextConfig(
+            width=16,
+            depth=2,
+            num_heads=2,
+            mlp_dim=32,
+            vocab_size=30,
+            max_length=8,
+            projection_dim=6,
+            activation="gelu_erf",
+            other_lengths="resized",
+        ),
+        align_dim=6,
+    ),
+}
+
 # Words of texts about rendered clips, one-letter pieces of all others.
 WORDS = (
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "ring", "circle", "square", "cross"),
@@ -200,6 +232,31 @@ def clip_stage2(medium: str) -> Stage2Config:
     return dataclasses.replace(small, vision=vision, text=text)
 
 
+@functools.cache
+def sentence_pieces() -> bytes:
+    """A sentencepiece model of a LLaMA's kind: byte pairs of texts about rendered clips, bytes."""
+    texts = [
+        f"the {color} {shape} moves {way}"
+        for color in ("red", "green", "blue")
+        for shape in ("ring", "circle", "square", "cross")
+        for way in ("left", "right", "up", "down")
+    ]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*texts, "summarize: 0123456789"]),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=330,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["[PAD]"],
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
 def write_words(folder: Path) -> Path:
     """Writes the vocabulary of `WORDS` to a folder; returns its path."""
     path = folder / "vocab.txt"
@@ -227,6 +284,34 @@ def save_stage2(directory: Path, medium: str = "visual") -> Path:
     variables = noise_like(models.abstract_variables(models.build(config)), 0, 0.3)
     files = {"vocab.txt": write_words(directory)}
     saved_model.save(model, "stage2", config, preprocessing, variables, tokenizer_files=files)
+    return model
+
+
+def save_clip(directory: Path) -> Path:
+    """Writes a small InternVideo2-CLIP with a LLaMA for clips in files; returns its folder.
+
+    Args:
+      directory: an empty folder, which gets the model and its vocabulary.
+    """
+    small, model = INTERNVIDEO2_CLIP["llama"], directory / "model"
+    pieces = directory / "tokenizer.model"
+    pieces.write_bytes(sentence_pieces())
+    vocab_size = sentencepiece.SentencePieceProcessor(model_file=str(pieces)).get_piece_size()
+    config = InternVideo2ClipConfig(
+        dataclasses.replace(CLIP_ENCODER, tubelet_size=1, image_positions="mean"),
+        LlamaTextConfig(
+            dataclasses.replace(small.text.lm, vocab_size=vocab_size), projection_dim=16
+        ),
+    )
+    preprocessing = Preprocessing(
+        VideoPreprocessing(image_size=32, num_frames=4, resize="bicubic_square"),
+        text=TextPreprocessing("sentencepiece", ("tokenizer.model",), 16, "summarize:"),
+    )
+    variables = noise_like(models.abstract_variables(models.build(config)), 0, 0.3)
+    files = {pieces.name: pieces}
+    saved_model.save(
+        model, "internvideo2_clip", config, preprocessing, variables, tokenizer_files=files
+    )
     return model
 
 

@@ -19,6 +19,7 @@ from tests.small_models import (
     TOWERS,
     clip_model,
     noise_like,
+    save_clip,
     save_stage2,
     save_viclip,
 )
@@ -104,6 +105,17 @@ def test_the_page_on_towers(folder):
     assert names["scores"].shape == (1, 2)
     assert names["masked"].shape == (1, 6)
     np.testing.assert_allclose(names["feature"], names["sound"].pooled[0], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_page_on_clip(folder):
+    scene = scenes.Scene("ring", "blue", "left")
+    scenes.write_video(folder / "clip.mp4", scenes.render(scene, 5, size=48))
+    (folder / "models").mkdir()
+    save_clip(folder).rename(folder / "models" / "clip")
+    names = run("clip.md")
+    assert names["ids"].shape == (2, 16)
+    assert names["cosines"].shape == names["probabilities"].shape == (1, 2)
 
 
 @pytest.mark.slow

@@ -80,29 +80,29 @@ def _make(
     say: Say,
 ) -> None:
     if release is not None:
-        if release.source is None:
+        if not release.sources:
             raise ValueError(
                 f"expected a model that can be fetched, found {name}, which cannot"
                 f" ({release.status}{': ' + release.note if release.note else ''}); convert a file"
                 f" of your own: internvideo-jax convert FILE --model={name} --output={target}"
             )
-        source = release.source
-        address = hub.parse_address(source)
+        sources = release.sources
     else:
-        source = str(address)
-    assert address is not None
+        sources = (str(address),)
+    addresses = [found for source in sources if (found := hub.parse_address(source))]
     try:
-        size = hub.download_size(address, choose_file, shards_of)
+        size = sum(hub.download_size(a, choose_file, shards_of) for a in addresses)
     except CheckpointError:
         # It may lie in the hub's cache; if it does not, what follows says why it cannot be had.
         size = 0
     if size:
+        places = ", ".join(map(str, addresses))
         say(
-            f"{name}: downloads {size / 1e9:.2f} GB from {address}, once; the model made of it"
+            f"{name}: downloads {size / 1e9:.2f} GB from {places}, once; the model made of it"
             f" takes up to as much disk in {target}, and as much memory in the same dtype"
         )
     request = conversion.Request(release=release.name if release is not None else None)
-    prepared = conversion.prepare([source], request)
+    prepared = conversion.prepare(sources, request)
     say(
         f"{name}: converts {prepared.nbytes / 1e9:.2f} GB of weights to {target}, once; loaded,"
         " they take as much memory in the same dtype"

@@ -11,9 +11,10 @@ from jaxtyping import Int
 from internvideo_jax.preprocessing import TextPreprocessing
 
 # Class of each kind, called with the paths of its files, in the order in which the preprocessing
-# names them, and the tokens of a text.
+# names them, the tokens of a text and, where there is one, the prompt.
 _CLASSES = {
     "wordpiece": "internvideo_jax.data.wordpiece:WordPiece",
+    "sentencepiece": "internvideo_jax.data.llama_tokenizer:LlamaTokenizer",
     "clip_bpe": "internvideo_jax.data.clip_bpe:ClipBpe",
     "open_clip_bpe": "internvideo_jax.data.clip_bpe:OpenClipBpe",
 }
@@ -55,4 +56,5 @@ def tokenizer_of(
     module, _, name = _CLASSES[preprocessing.tokenizer].partition(":")
     make: Callable[..., Tokenizer] = getattr(import_module(module), name)
     paths = [Path(files[name]) for name in preprocessing.files]
-    return make(*paths, max_length or preprocessing.max_length)
+    options = {"prompt": preprocessing.prompt} if preprocessing.prompt else {}
+    return make(*paths, max_length or preprocessing.max_length, **options)

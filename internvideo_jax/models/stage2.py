@@ -28,9 +28,10 @@ from internvideo_jax.models.video_vit import (
     internvideo2_1b,
     internvideo2_6b,
 )
-from internvideo_jax.nn.linear import Dense, dense
+from internvideo_jax.nn.clipping import clip_passing_gradient
+from internvideo_jax.nn.linear import Dense, dense, torch_uniform
 from internvideo_jax.nn.normalization import l2_normalize, layer_norm
-from internvideo_jax.nn.partitioning import Initializer, with_axes
+from internvideo_jax.nn.partitioning import with_axes
 
 # What texts are compared and fused with; an image is a clip of one frame.
 Medium = Literal["video", "audio", "audio_video"]
@@ -165,16 +166,7 @@ class MediaTokens(nn.Module):
 
 def _joining(features: int, name: str | None, dtype: jnp.dtype, inputs: int) -> Dense:
     """A linear map between towers, whose kernel starts as torch's do."""
-    return dense(features, ("embed", "pooled"), dtype, name, kernel_init=_torch_uniform(inputs))
-
-
-def _torch_uniform(inputs: int) -> Initializer:
-    bound = inputs**-0.5
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
+    return dense(features, ("embed", "pooled"), dtype, name, kernel_init=torch_uniform(inputs))
 
 
 class Stage2(DualEncoder):
@@ -323,8 +315,7 @@ class Stage2(DualEncoder):
 
         The gradient passes as if it were within, so that it comes back.
         """
-        value, stop = self.temperature, jax.lax.stop_gradient
-        return stop(jnp.clip(value, *TEMPERATURES)) + (value - stop(value))
+        return clip_passing_gradient(self.temperature, *TEMPERATURES)
 
     def cosine_scale(self) -> jax.Array:
         return 1 / self.bounded_temperature()

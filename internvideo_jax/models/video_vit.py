@@ -33,7 +33,9 @@ from internvideo_jax.nn.position_embedding import (
 )
 from internvideo_jax.nn.stack import StackConfig, stack
 
-ImagePositions = Literal["resized", "mean", "own"]
+ImagePositions = Literal["resized", "mean", "own", "spatial"]
+# Of which position tables images can have such positions, if not of any.
+_TABLES = {"mean": "joint", "own": "joint", "spatial": "separable"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +86,8 @@ class VideoViTConfig(PatchedVideoConfig):
       pooler_heads: attention heads of the pooler; must divide `width`.
       position_embedding: one table over all tokens, or the sum of a spatial and a temporal one.
       image_positions: positions of a clip of one step, an image, where the table has more: resized
-        in time as all clips' are, the mean over time, or a table of their own; the latter two need
-        a joint table.
+        in time as all clips' are, the mean over time or a table of their own (of joint tables), or
+        the spatial ones alone (of separable tables).
       activation: GELU variant of the blocks; the released weights were trained with tanh.
       qk_norm: RMS-normalise q and k over the full width.
       qkv_bias: bias in the qkv projection.
@@ -107,10 +109,11 @@ class VideoViTConfig(PatchedVideoConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         head_size(self.width, self.pooler_heads, "pooler_heads")
-        if self.image_positions != "resized" and self.position_embedding != "joint":
+        wanted = _TABLES.get(self.image_positions, self.position_embedding)
+        if self.position_embedding != wanted:
             raise ValueError(
-                "expected a joint table for image_positions other than 'resized', found"
-                f" {self.position_embedding!r} and {self.image_positions!r}"
+                f"expected a {wanted} table for image_positions {self.image_positions!r}, found a"
+                f" {self.position_embedding} one"
             )
 
     @property
@@ -282,7 +285,10 @@ def position_table(
     temporal = param("pos_embed_temporal", lambda: sincos_1d(sines(2), np.arange(t)))
     spatial = resize_position_table(spatial, (1, h, w), (1, *grid[1:]), num_extra=0)
     temporal = resize_position_table(temporal, (t, 1, 1), (grid[0], 1, 1), num_extra=0)
-    table = (temporal[:, :, None] + spatial[:, None]).reshape(1, -1, width)
+    if config.image_positions == "spatial" and grid[0] == 1:
+        table = spatial
+    else:
+        table = (temporal[:, :, None] + spatial[:, None]).reshape(1, -1, width)
     if cls_token:
         cls = param("pos_embed_cls", lambda: np.zeros((1, width), np.float32))
         table = jnp.concatenate([cls, table], axis=1)

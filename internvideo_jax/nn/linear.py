@@ -17,6 +17,16 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 default_kernel_init = nn.initializers.normal(0.02)
 
 
+def torch_uniform(inputs: int) -> Initializer:
+    """How torch starts the kernel of a linear layer of so many inputs, unless told otherwise."""
+    bound = inputs**-0.5
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
 class Dense(nn.DenseGeneral):
     """A linear map whose kernel may be stored as int8 values beside a `kernel_scale`."""
 

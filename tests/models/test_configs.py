@@ -24,7 +24,7 @@ from internvideo_jax.preprocessing import (
     TextPreprocessing,
     VideoPreprocessing,
 )
-from tests.small_models import CONFIGS, DECODER_LM, TOWERS, VICLIP
+from tests.small_models import CONFIGS, DECODER_LM, INTERNVIDEO2_CLIP, TOWERS, VICLIP
 
 PREPROCESSING = Preprocessing(
     VideoPreprocessing(),
@@ -39,6 +39,7 @@ EVERY = {
         CONFIGS["distill_student"], dataclasses.replace(TOWERS["bert"], cross_width=32)
     ),
     "viclip": VICLIP,
+    **{f"clip with {name}": config for name, config in INTERNVIDEO2_CLIP.items()},
     "preprocessing": PREPROCESSING,
 }
 # None of them is a value of any field.

@@ -19,6 +19,7 @@ from internvideo_jax.convert.engine.family import Family
 from internvideo_jax.convert.engine.plan import Plan, plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import parameters, target_dtypes
+from internvideo_jax.convert.engine.tokenizer_files import find_tokenizer_files
 from internvideo_jax.convert.engine.upstream import infer
 from internvideo_jax.convert.engine.writer import Declared, write_arrays
 from internvideo_jax.convert.files.checkpoint import Checkpoint, LazyTensor
@@ -138,7 +139,7 @@ def prepare(sources: Sequence[str | Path], request: Request) -> Conversion:
     """
     release = registry.find(request.release) if request.release else None
     if not sources:
-        sources = [_source_of(release)]
+        sources = _sources_of(release)
     checkpoints = tuple(open_checkpoint(source, request.key) for source in sources)
     files = [{name: t.shape for name, t in checkpoint.items()} for checkpoint in checkpoints]
     stored: dict[str, Any] = {}
@@ -154,6 +155,7 @@ def prepare(sources: Sequence[str | Path], request: Request) -> Conversion:
         if architecture is None and found.family.new_head is not None:
             found = recognize(*files, architecture=found.family.new_head)
     source, notes = infer(found, given, stored)
+    changes = {**(release.changes if release else {}), **request.changes}
     if release is not None and (wrong := release.mismatches(source)):
         raise ValueError(
             f"expected {release.name} to have {'; '.join(wrong)} in {checkpoints[0].path}: this is"
@@ -162,7 +164,7 @@ def prepare(sources: Sequence[str | Path], request: Request) -> Conversion:
     made = plan(
         found,
         source,
-        target=found.family.retarget(source, request.changes),
+        target=found.family.retarget(source, changes),
         inflation=request.inflation,
         new_head=request.new_head,
         to_int8=request.to_int8,
@@ -171,7 +173,9 @@ def prepare(sources: Sequence[str | Path], request: Request) -> Conversion:
         made.names[key]: checkpoints[number][name] for key, (number, name) in made.sources.items()
     }
     dtypes = target_dtypes(made, {name: tensor.dtype for name, tensor in tensors.items()})
-    tokenizer = _tokenizer_files(found.family.preprocessing(made.config), checkpoints, request)
+    preprocessing = found.family.preprocessing(made.config)
+    folders = [_folder(checkpoint) for checkpoint in checkpoints]
+    tokenizer = find_tokenizer_files(preprocessing, folders, request.tokenizer, release)
     labels = _labels(made.config, sources, checkpoints, request)
     return Conversion(
         plan=made,
@@ -306,18 +310,18 @@ def convert(
     return conversion
 
 
-def _source_of(release: registry.Released | None) -> str:
+def _sources_of(release: registry.Released | None) -> Sequence[str]:
     if release is None:
         raise ValueError(
             "expected a checkpoint: a file, a folder, a Hugging Face repository, or --model=NAME of"
             " a released one"
         )
-    if release.source is None:
+    if not release.sources:
         raise ValueError(
             f"expected a checkpoint file for {release.name}, which cannot be fetched"
             f" ({release.status}{': ' + release.note if release.note else ''}); pass your own file"
         )
-    return release.source
+    return release.sources
 
 
 def _labels(
@@ -355,25 +359,6 @@ def _folder(checkpoint: Checkpoint) -> Path:
     return checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
 
 
-def _tokenizer_files(
-    preprocessing: Preprocessing, checkpoints: Sequence[Checkpoint], request: Request
-) -> dict[str, Path]:
-    """The files that a model of texts keeps beside its arrays, by name.
-
-    Raises:
-      ValueError: one of them is not found.
-    """
-    names = preprocessing.text.files if preprocessing.text is not None else ()
-    folders = [request.tokenizer or _folder(checkpoint) for checkpoint in checkpoints]
-    files = {n: d / n for n in names for d in reversed(folders) if (d / n).is_file()}
-    if absent := [name for name in names if name not in files]:
-        raise ValueError(
-            f"expected the tokenizer's files {', '.join(absent)} in {folders[0]}, found none; pass"
-            " --tokenizer=FOLDER"
-        )
-    return files
-
-
 def _stored_options(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor options among what a file stores beside its tensors."""
     found: dict[str, Any] = {}
@@ -396,7 +381,10 @@ def _describe_source(conversion: Conversion, sha256: Mapping[Path, str]) -> dict
     ]
     description: dict[str, Any] = {"files": files}
     if conversion.request.release:
-        description["release"] = {"name": conversion.request.release, "licence": registry.LICENCE}
+        release = registry.find(conversion.request.release)
+        description["release"] = {"name": release.name, "licence": registry.LICENCE}
+        if len(release.licences) > 1:
+            description["release"]["licences"] = release.licences
     keys = [checkpoint.key for checkpoint in conversion.checkpoints if checkpoint.key]
     return description | ({"keys": keys} if keys else {})
 

@@ -41,7 +41,7 @@ Shapes = Mapping[str, Shape]
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A tower of a composite model that comes from a file of its own.
+    """A tower of a composite model that comes from a file of its own; one prefix may have several.
 
     Attributes:
       prefix: what precedes its canonical keys in those of the composite.

@@ -9,10 +9,10 @@ a model as `model`, in front.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from internvideo_jax.config import nearest_name
-from internvideo_jax.convert.engine.family import Family, Shapes, all_families
+from internvideo_jax.convert.engine.family import Family, Part, Shapes, all_families
 from internvideo_jax.convert.engine.transforms import Shape
 from internvideo_jax.models import ARCHITECTURES
 
@@ -52,7 +52,7 @@ def recognize(*files: Shapes, architecture: str | None = None) -> Recognized:
 
     Of several files of one family, later ones add to and replace the tensors of earlier ones; one
     that has none of the family's anchors (a head alone) is taken as it is. Files of the parts of a
-    composite are put in their places.
+    composite are put in their places, whatever their order, before those that add to them.
 
     Args:
       files: shape of every tensor, by its key, of each file.
@@ -127,18 +127,22 @@ def canonical_names(family: Family, keys: Iterable[str], prefix: str) -> dict[st
 def _read_as(
     family: Family, files: Sequence[Shapes], architecture: str | None
 ) -> Recognized | None:
-    keys: dict[str, tuple[int, str]] = {}
+    of_parts: dict[str, tuple[int, str]] = {}
+    own: dict[str, tuple[int, str]] = {}
     # An add-on may hold nothing that a composite could be told by.
     is_found = bool(family.parts) and architecture is not None
+    may_be_part = is_found or len(files) > 1
     for number, file in enumerate(files):
         prefix = find_prefix(family, file)
         is_found |= prefix is not None
-        names = canonical_names(family, file, prefix or "")
-        if prefix is None and family.parts:
-            names = _in_places(family, file) or names
+        placed = _in_places(family, file) if prefix is None and may_be_part else {}
+        names = placed or canonical_names(family, file, prefix or "")
+        keys = of_parts if placed else own
         keys |= {key: (number, name) for key, name in names.items()}
+    is_found |= bool(of_parts) and not _absent_parts(family, of_parts)
     if not is_found:
         return None
+    keys = of_parts | own
     shapes = {key: tuple(files[number][name]) for key, (number, name) in keys.items()}
     kind = family.recognize(shapes, architecture)
     if kind is None:
@@ -175,16 +179,26 @@ def _in_places(composite: Family, file: Shapes) -> dict[str, str]:
 
 
 def _expect_parts(family: Family, shapes: Shapes) -> None:
-    absent = [
-        f"{part.prefix}* ({part.source})"
-        for part in family.parts
-        if not any(part.prefix + anchor in shapes for anchor in _named(part.family).anchors)
-    ]
+    absent = _absent_parts(family, shapes)
     if absent:
         raise ValueError(
             f"expected the files of all parts of {family.name}, found none for"
             f" {' and '.join(absent)}; pass every file as a SOURCE"
         )
+
+
+def _absent_parts(family: Family, keys: Collection[str]) -> list[str]:
+    """What of a composite no key shows, and which files would."""
+    wanted: dict[str, list[Part]] = {}
+    for part in family.parts:
+        wanted.setdefault(part.prefix, []).append(part)
+    return [
+        f"{prefix}* ({' or '.join(part.source for part in parts)})"
+        for prefix, parts in wanted.items()
+        if not any(
+            prefix + anchor in keys for part in parts for anchor in _named(part.family).anchors
+        )
+    ]
 
 
 def _named(name: str) -> Family:

@@ -203,7 +203,9 @@ def encoder(options: Options, *, num_frames: int = 8, layer_scale: float = 1e-5)
     """The video encoder of upstream's constructor options."""
     width = options.size("embed_dim")
     options.require("in_chans", 3)
-    options.require("layerscale_no_force_fp32", False)
+    options.require("drop_cls_token", False)
+    # True scales branches in the working dtype: of half precision, only the rounding differs.
+    options.require("layerscale_no_force_fp32", False, True)
     has_image_table = options.take("sep_image_video_pos_embed", None)
     fused = options.take("use_fused_mlp", True)
     return VideoViTConfig(
@@ -297,7 +299,7 @@ def to_options(config: Any) -> dict[str, Any]:
         "mlp_activation": vit.activation,
         "drop_path_rate": vit.drop_path_rate,
     }
-    if vit.image_positions != "resized":
+    if vit.image_positions in ("mean", "own"):
         options["sep_image_video_pos_embed"] = vit.image_positions == "own"
     match config:
         case VideoClassifierConfig():

@@ -14,7 +14,7 @@ from internvideo_jax.convert.engine.family import Family, Shapes
 from internvideo_jax.convert.engine.options import Options
 from internvideo_jax.convert.engine.rules import Ignore, Rule, Table, layer, norm, rule, under
 from internvideo_jax.convert.engine.shapes import sized
-from internvideo_jax.convert.families import beats, bert, internvideo2, video_vit
+from internvideo_jax.convert.families import beats, bert, internvideo2, towers, video_vit
 from internvideo_jax.models.beats import BeatsConfig
 from internvideo_jax.models.stage2 import Medium, Stage2Config
 from internvideo_jax.preprocessing import Preprocessing
@@ -22,6 +22,9 @@ from internvideo_jax.preprocessing import Preprocessing
 _VISION, _TEXT, _AUDIO = "vision_encoder.", "text_encoder.", "audio_encoder."
 # Where the video tower's parameters lie.
 _VISION_PARAMETERS = "params/vision/"
+
+_VIDEO = towers.Place("vision", _VISION, internvideo2.FAMILY, "distill")
+_BEATS = towers.Place("beats", _AUDIO, beats.FAMILY, "beats")
 
 _HEADS: dict[Medium, str] = {"video": "itm_head", "audio": "atm_head", "audio_video": "avtm_head"}
 
@@ -48,19 +51,19 @@ _JOINING = (
 
 
 def _table(config: Stage2Config) -> Table:
-    towers = [
+    parts = [
         under(internvideo2.TABLES["distill_student"], _VISION, "vision"),
         under(bert.FAMILY.table("bert", config.text), _TEXT, "text"),
     ]
     if config.audio is not None:
-        towers.append(under(beats.TABLE, _AUDIO, "audio"))
+        parts.append(under(beats.TABLE, _AUDIO, "audio"))
     return Table(
-        (*_JOINING, *(r for table in towers for r in table.rules)),
+        (*_JOINING, *(r for table in parts for r in table.rules)),
         (
             *(() if config.audio else (_OF_AUDIO,)),
-            *(ignored for table in towers for ignored in table.ignored),
+            *(ignored for table in parts for ignored in table.ignored),
         ),
-        tuple(tie for table in towers for tie in table.tied),
+        tuple(tie for table in parts for tie in table.tied),
     )
 
 
@@ -73,29 +76,9 @@ def _recognize(shapes: Shapes, architecture: str | None) -> str | None:
     return "audiovisual" if has(_AUDIO) else "visual"
 
 
-def _of_tower(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A tower's options: those in the option `name` itself, and others called `name.*`."""
-    prefix = f"{name}."
-    own = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
-    inner = values.get(name, {})
-    if not isinstance(inner, Mapping):
-        raise ValueError(f"{name}: expected options by name, found {inner!r}")
-    return {**own, **inner}
-
-
-def _tower(options: Options, name: str, family: Family, kind: str, **fallback: Any) -> Any:
-    """The config of a tower of some family; `fallback` says what its class takes for granted."""
-    own = Options(
-        f"{options.kind}, {name}",
-        _of_tower(options.options, name),
-        fallback | _of_tower(options.fallback, name),
-    )
-    options.take(name, {})
-    for option in own.options:
-        options.take(f"{name}.{option}", None)
-    config = family.kinds[kind](own)
-    own.finish(family.neutral)
-    return config
+def _bert(has_mlm_head: bool) -> towers.Place:
+    kind = "bert_mlm" if has_mlm_head else "bert"
+    return towers.Place("bert", _TEXT, bert.FAMILY, kind)
 
 
 def _visual(options: Options) -> Stage2Config:
@@ -105,28 +88,22 @@ def _visual(options: Options) -> Stage2Config:
 
 
 def _audiovisual(options: Options) -> Stage2Config:
-    audio: BeatsConfig = _tower(options, "beats", beats.FAMILY, "beats")
+    audio: BeatsConfig = towers.config_of(_BEATS, options)
     return _config(options, audio, ("video", "audio_video"))
 
 
 def _config(
     options: Options, audio: BeatsConfig | None, match_heads: tuple[Medium, ...]
 ) -> Stage2Config:
-    text = "bert_mlm" if options.take("mlm_head", True) else "bert"
+    has_mlm_head = options.take("mlm_head", True)
     # Two names of one number, of the two classes.
     embed_dim = options.take("embed_dim", None)
     matched = options.take("match_heads", match_heads)
     if not isinstance(matched, list | tuple):
         raise ValueError(f"match_heads: expected a list, found {matched!r}")
     return Stage2Config(
-        vision=_tower(
-            options,
-            "vision",
-            internvideo2.FAMILY,
-            "distill",
-            clip_student_decoder="Linear_Decoder",
-        ),
-        text=_tower(options, "bert", bert.FAMILY, text),
+        vision=towers.config_of(_VIDEO, options, clip_student_decoder="Linear_Decoder"),
+        text=towers.config_of(_bert(has_mlm_head), options),
         audio=audio,
         embed_dim=options.size("contra_dim", embed_dim),
         media_width=options.take("av_concat_dim", None),
@@ -154,36 +131,18 @@ def _infer(
     }
     # A file without tables of their own is of a model that takes means for images.
     assumed: dict[str, Any] = {"vision.sep_image_video_pos_embed": False}
-    towers = [
-        ("vision", _VISION, internvideo2.FAMILY, "distill"),
-        ("bert", _TEXT, bert.FAMILY, "bert_mlm" if has_mlm_head else "bert"),
-        *([("beats", _AUDIO, beats.FAMILY, "beats")] if has_audio else []),
-    ]
-    problems = []
-    for name, prefix, family, of_kind in towers:
-        own = {k.removeprefix(prefix): s for k, s in shapes.items() if k.startswith(prefix)}
-        try:
-            recorded = family.recorded(_of_tower(stored, name))
-            found = family.infer(of_kind, own, _of_tower(given, name), recorded)
-        except ValueError as error:
-            problems.append(f"{name}.*: {error}")
-            continue
-        for options, values in zip((shown, assumed), found, strict=True):
-            options.update({f"{name}.{option}": value for option, value in values.items()})
-    if problems:
-        raise ValueError("\n".join(problems))
-    return shown, assumed
+    places = _VIDEO, _bert(has_mlm_head), *([_BEATS] if has_audio else [])
+    of_towers, of_released = towers.infer(places, shapes, given, stored)
+    return shown | of_towers, assumed | of_released
 
 
 def _to_options(config: Stage2Config) -> dict[str, Any]:
-    towers = {
+    options = {
         "vision": internvideo2.to_options(config.vision),
         "bert": bert.FAMILY.to_options(config.text),
         "beats": beats.FAMILY.to_options(config.audio) if config.audio else {},
     }
-    return {"temp": config.initial_temperature} | {
-        f"{name}.{option}": value for name, own in towers.items() for option, value in own.items()
-    }
+    return {"temp": config.initial_temperature, **towers.dotted(options)}
 
 
 def _retarget(config: Stage2Config, changes: Mapping[str, int]) -> Stage2Config:
@@ -209,13 +168,13 @@ def _preprocessing(config: Stage2Config) -> Preprocessing:
 
 
 def _describe(config: Stage2Config) -> str:
-    towers = [
+    texts = [
         f"video tower of {video_vit.describe(config.vision)}",
         f"text tower of {bert.FAMILY.describe(config.text)}",
     ]
     if config.audio is not None:
-        towers.append(f"audio tower of {beats.FAMILY.describe(config.audio)}")
-    return "; ".join(towers)
+        texts.append(f"audio tower of {beats.FAMILY.describe(config.audio)}")
+    return "; ".join(texts)
 
 
 FAMILY = Family(

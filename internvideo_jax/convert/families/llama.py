@@ -4,6 +4,7 @@ Key names are those of upstream `internvideo2_clip_text.py`, options those of Hu
 `LlamaConfig` and peft's `LoraConfig` (`lora_r`, `lora_alpha`, ...).
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -249,8 +250,10 @@ def _describe(config: LlamaTextConfig | DecoderLMConfig) -> str:
 
 
 def _preprocessing(config: LlamaTextConfig | DecoderLMConfig) -> Preprocessing:
-    length = config.max_length if isinstance(config, LlamaTextConfig) else 2048
-    return Preprocessing(text=TextPreprocessing("sentencepiece", ("tokenizer.model",), length))
+    text = TextPreprocessing("sentencepiece", ("tokenizer.model",), max_length=2048)
+    if isinstance(config, LlamaTextConfig):
+        text = dataclasses.replace(text, max_length=config.max_length, prompt="summarize:")
+    return Preprocessing(text=text)
 
 
 _HOOKS = (

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from internvideo_jax.convert.engine.manifest import Manifest, describe, plan_manifest, read_manifest
+from internvideo_jax.convert.engine.manifest import (
+    Manifest,
+    describe,
+    plan_manifest,
+    read_manifest,
+    read_manifests,
+)
 from internvideo_jax.convert.engine.misfit import CheckpointMisfit
 from internvideo_jax.convert.engine.plan import plan
 from internvideo_jax.convert.engine.recognition import recognize
@@ -98,6 +104,22 @@ STAGE2 = (
     "internvideo2-s2_1b-audiovisual-unreleased",
     "internvideo2-s2_6b-224p-f4",
 )
+CLIP_WHOLE = tuple(
+    f"InternVideo2-CLIP-{size}.full-model"
+    for size in ("1B-224p-f8", "6B-224p-f8", "S14", "B14", "L14")
+)
+CLIP_FILES = (
+    ("InternVideo2-stage2_1b-224p-f4", "internvl_c_13b_224px.text", "InternVideo2-CLIP-1B-224p-f8"),
+    ("internvideo2-s2_6b-224p-f4", "internvl_c_13b_224px.text", "InternVideo2-CLIP-6B-224p-f8"),
+    *(
+        (
+            f"internvideo2_stage1_{size}_distill",
+            "mobileclip_blt.text",
+            f"InternVideo2_distillation_models__clip__{size}",
+        )
+        for size in ("S14", "B14", "L14")
+    ),
+)
 needs_shared = pytest.mark.skipif(
     not STAGE1, reason="the reference data is found through INTERNVIDEO_SHARED, which is not set"
 )
@@ -144,6 +166,42 @@ def test_without_its_audio_tower_a_stage_2_file_loses_what_joins_it():
 
 
 @needs_shared
+@pytest.mark.parametrize("name", CLIP_WHOLE)
+def test_manifests_of_whole_models_of_clips_and_texts_are_total(name):
+    (path,) = _shared(f"{name}.json")
+    assert _check_total(path) == []
+
+
+@needs_shared
+@pytest.mark.parametrize("names", CLIP_FILES)
+def test_manifests_of_three_files_make_the_whole_model(names):
+    paths = [path for name in names for path in _shared(f"{name}.json")]
+    manifests = read_manifests("+".join(map(str, paths)))
+    made = plan_manifest(*manifests)
+    size = names[-1].removeprefix("InternVideo2-CLIP-").rpartition("__")[2]
+    (whole,) = _shared(f"InternVideo2-CLIP-{size}.full-model.json")
+    expected = plan_manifest(read_manifest(whole))
+    assert made.config == expected.config
+    assert made.targets == expected.targets
+    assert set(made.loaded_keys) == set(expected.loaded_keys)
+    # All of the add-on is used, but for what older files repeat.
+    numbers = [number for number, _ in (made.sources[key] for key in made.loaded_keys)]
+    left = [key for key in manifests[-1].shapes if not key.endswith("inv_freq")]
+    assert numbers.count(2) == len(left)
+    is_resized = {key: "positions resized" in text for key, text in made.changes.items()}
+    assert is_resized == ({"vision_encoder.pos_embed": True} if "B-" in size else {})
+    assert f"{' + '.join(m.name for m in manifests)}: total as" in describe(manifests, made)
+
+
+@needs_shared
+def test_files_of_other_sizes_do_not_make_a_model():
+    paths = [str(path) for name in CLIP_FILES[0] for path in _shared(f"{name}.json")]
+    other = str(_shared("internvideo2-s2_6b-224p-f4.json")[0])
+    with pytest.raises(ValueError, match="expected files of the model that .*width 1408"):
+        plan_manifest(*read_manifests("+".join([other, *paths[1:]])))
+
+
+@needs_shared
 @pytest.mark.slow
 def test_every_stage_1_manifest_is_total():
     assert len(STAGE1) == 22
@@ -178,7 +236,8 @@ def test_a_stage_2_file_holds_a_teacher_of_distillation(name):
 
 @needs_shared
 def test_manifests_of_other_models_are_refused():
-    others = {path for path in _shared("*.json") if path.stem not in (*TOWERS, *STAGE2)}
+    known = (*TOWERS, *STAGE2, *CLIP_WHOLE)
+    others = {path for path in _shared("*.json") if path.stem not in known}
     others -= set(STAGE1)
     assert len(others) > 60
     for path in sorted(others):

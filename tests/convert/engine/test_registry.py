@@ -30,6 +30,23 @@ def test_where_files_are():
     assert registry.find("internvideo2-1b-mit").source == repository
 
 
+def test_what_a_release_adds_to_is_fetched_with_it_and_listed_with_its_licence():
+    release = registry.find("InternVideo2-CLIP-B14")
+    assert release.sources == (
+        "hf://OpenGVLab/InternVideo2_distillation_models/stage1/B14/B14_dist_1B_stage2/"
+        "pytorch_model.bin",
+        "hf://apple/MobileCLIP-B-LT/mobileclip_blt.pt",
+        "hf://OpenGVLab/InternVideo2_distillation_models/clip/B14/pytorch_model.bin",
+    )
+    assert registry.find("InternVideo2-CLIP-1B-224p-f8").sources == ()
+    listed = registry.table([release])
+    for place, licence in release.licences.items():
+        assert place in listed
+        assert licence in listed
+    # Where the file itself shows other clips, the release says which.
+    assert registry.find("InternVideo2-CLIP-6B-224p-f8").changes == {"num_frames": 8}
+
+
 def test_configs_are_compared_with_the_release():
     release = registry.find("internvideo2-b14-k400")
     right = models.VideoClassifierConfig(internvideo2_b14(), 400)

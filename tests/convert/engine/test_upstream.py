@@ -83,7 +83,7 @@ def test_fallback_options_fill_gaps_only():
         ("encoder", BASE | {"cls_token_num": 4, "predictor": 1}, "cls_token_num, predictor"),
         ("encoder", {"embed_dim": 768}, "expected option"),
         ("encoder", BASE | {"in_chans": 1}, "'in_chans'.* to be 3, found 1"),
-        ("encoder", BASE | {"layerscale_no_force_fp32": True}, "not supported"),
+        ("encoder", BASE | {"drop_cls_token": True}, "not supported"),
         ("encoder", BASE | {"num_heads": "12"}, "num_heads: expected int"),
         ("pretrain", BASE | {"clip_return_layer": 6}, "'mae_return_layer'"),
         ("distill", BASE | {"clip_return_layer": 1, "clip_student_decoder": "X"}, "MLP_Decoder"),

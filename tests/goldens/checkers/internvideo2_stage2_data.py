@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -86,21 +87,37 @@ def check_frame_indices(golden: Golden) -> None:
     assert_tensors_close(values, {n: x for n, x in outputs.items() if n not in at_a_rate})
 
 
-@checker("internvideo2_stage2.data_transforms")
-def check_transforms(golden: Golden) -> None:
-    c = golden.config
-    frames, size = np.moveaxis(golden["in/frames_u8"], 1, -1), c["res"]
-    top, left, height, width = Box(*c["crop"])
+def square_transforms(
+    frames: np.ndarray, size: int, crop: Sequence[int], *, flip: bool
+) -> dict[str, np.ndarray]:
+    """Frames `[T, H, W, 3]` as tests and training read them: "NAME_bytes", and "NAME" normalised.
+
+    Channels are the second axis.
+    """
+    top, left, height, width = Box(*crop)
     cut = frames[:, top : top + height, left : left + width]
     values = {}
     for name, clip in (("test", frames), ("train", cut)):
         resized = np.stack([resize_square(x, size) for x in clip])
-        if name == "train" and c["flip"]:
+        if name == "train" and flip:
             resized = resized[:, :, ::-1]
-        stored = "test_resized_u8_aa0" if name == "test" else "train_u8_aa0"
-        values[stored] = np.moveaxis(resized, -1, 1)
+        values[f"{name}_bytes"] = np.moveaxis(resized, -1, 1)
         normalised = normalize(np.ascontiguousarray(resized), VideoPreprocessing())
-        values[f"{name}_out_aa0"] = np.moveaxis(normalised, -1, 1)
+        values[name] = np.moveaxis(normalised, -1, 1)
+    return values
+
+
+@checker("internvideo2_stage2.data_transforms")
+def check_transforms(golden: Golden) -> None:
+    c = golden.config
+    frames = np.moveaxis(golden["in/frames_u8"], 1, -1)
+    values = square_transforms(frames, c["res"], c["crop"], flip=c["flip"])
+    named = {
+        "test_resized_u8_aa0": values["test_bytes"],
+        "train_u8_aa0": values["train_bytes"],
+        "test_out_aa0": values["test"],
+        "train_out_aa0": values["train"],
+    }
     outputs = golden.group("out/")
     # With antialiasing, as later versions of torchvision have it and the released models have not.
-    assert_tensors_close(values, {n: x for n, x in outputs.items() if not n.endswith("_aa1")})
+    assert_tensors_close(named, {n: x for n, x in outputs.items() if not n.endswith("_aa1")})
