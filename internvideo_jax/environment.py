@@ -4,6 +4,10 @@ import contextlib
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jax
 
 
 def usable_cpus() -> int:
@@ -38,6 +42,22 @@ def home() -> Path:
     else:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "internvideo_jax"
+
+
+def default_dtype(device: "jax.Device") -> str:
+    """The dtype that a model computes in on a device unless told otherwise.
+
+    bfloat16 where the hardware multiplies it (TPUs, NVIDIA GPUs since Ampere), float16 on older
+    GPUs, float32 on CPUs.
+    """
+    if device.platform == "tpu":
+        return "bfloat16"
+    if device.platform == "gpu":
+        # NVIDIA's are "7.5" (T4), "8.0" (A100) ...; AMD's are names such as "gfx942".
+        capability = str(device.compute_capability)
+        is_old = capability[:1].isdigit() and int(capability.partition(".")[0]) < 8
+        return "float16" if is_old else "bfloat16"
+    return "float32"
 
 
 def missing_devices(error: Exception) -> tuple[str, str] | None:

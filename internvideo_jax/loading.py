@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,7 +15,9 @@ from internvideo_jax.convert.library import model_directory
 from internvideo_jax.data import pipeline
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.sources.given import GivenSource, is_path, split_clips
+from internvideo_jax.environment import default_dtype
 from internvideo_jax.evaluation import prediction
+from internvideo_jax.evaluation.comparison import ClipTextModel
 from internvideo_jax.evaluation.features import (
     FailedClip,
     Kind,
@@ -22,22 +25,29 @@ from internvideo_jax.evaluation.features import (
     extract_sound_features,
 )
 from internvideo_jax.evaluation.prediction import Score
+from internvideo_jax.evaluation.progress import watched
+from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.preprocessing import AudioPreprocessing, normalize
-from internvideo_jax.saved_model import SavedModel
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Model(SavedModel):
-    """A saved model that takes files and frames.
+class Model(ClipTextModel):
+    """A saved model that takes files, frames and texts.
 
-    Its methods take one clip, and give one result; or a list of clips, and give a list. A clip is
-    the path of a video, an image or a folder of images, or the frames of one as they are decoded:
-    uint8 `[T, H, W, 3]`, RGB, of any size and number, of which the model's are sampled evenly,
-    resized and cropped. An array `[B, T, H, W, 3]` is B clips. Towers of sound take paths of files
-    with sound. Clips are decoded ahead in threads; a clip of a list that cannot be read has a
-    `FailedClip` in its place, one alone raises.
+    Classifiers have `predict`, encoders `encode`; models that compare clips with texts have
+    `encode_video`, `encode_text` and `similarity`, those of stage 2 also `rerank`.
+
+    A clip is the path of a video, an image or a folder of images, or the frames of one as they are
+    decoded: uint8 `[T, H, W, 3]`, RGB, of any size and number, of which the model's are sampled
+    evenly, resized and cropped. Methods take one clip, or a list of clips; an array
+    `[B, T, H, W, 3]` is B clips. Towers of sound take paths of files with sound. Clips are decoded
+    ahead in threads, and lists that take long show their progress.
+
+    `predict` and `encode` give one result of one clip, and a list of a list, in which a clip that
+    cannot be read has a `FailedClip` in its place; one alone raises. `encode_video` and `rerank`
+    give arrays, and raise `FailedClips` with the rows of all others.
     """
 
     def preprocess(self, clips: Any, *, num_frames: int | None = None) -> np.ndarray:
@@ -107,7 +117,10 @@ class Model(SavedModel):
         views = prediction.view_config(self, num_frames=num_frames, segments=segments, crops=crops)
         given, is_one = split_clips(clips)
         results = prediction.predict_clips(given, self, views, batch_size=batch_size)
-        best = [r if isinstance(r, FailedClip) else r.best(names, top) for r in results]
+        best = [
+            r if isinstance(r, FailedClip) else r.best(names, top)
+            for r in watched(results, len(given), "clip")
+        ]
         return _only(best) if is_one else best
 
     def encode(
@@ -140,12 +153,16 @@ class Model(SavedModel):
         features: list[np.ndarray | FailedClip]
         if self._sound() is not None:
             paths = _sounds(given)
-            features = list(extract_sound_features(paths, self, kind=kind, batch_size=batch_size))
+            sounds = extract_sound_features(paths, self, kind=kind, batch_size=batch_size)
+            features = list(watched(sounds, len(given), "clip"))
         else:
             results = extract_features(
                 given, self, num_frames=num_frames, kind=kind, batch_size=batch_size
             )
-            features = [r if isinstance(r, FailedClip) else r.features for r in results]
+            features = [
+                r if isinstance(r, FailedClip) else r.features
+                for r in watched(results, len(given), "clip")
+            ]
         return _only(features) if is_one else features
 
     def _sound(self) -> AudioPreprocessing | None:
@@ -178,12 +195,16 @@ def load(
 
     Args:
       name: a folder that `train` or `convert` wrote (`gs://` paths work too), the name of a
-        release (`internvideo-jax convert --list`), or a Hugging Face repository, "owner/name" or
-        "owner/name:file".
+        release (`internvideo-jax convert --list`), a Hugging Face repository, "owner/name" or
+        "owner/name:file", or "demo": the stage-2 model that `make demo` has trained.
       dtype: "float32", "bfloat16" or "float16": what the model computes in, and keeps its kernels
-        in; None keeps everything as saved.
+        in. None takes what suits the device: bfloat16 on TPUs and on GPUs of compute capability 8
+        or more, float16 on older GPUs, float32 on CPUs, whatever was saved; `saved_model.load`
+        keeps everything as saved. Norms and softmax are computed in float32 all the same, and
+        attention is chosen by the device, too.
       storage: one of these or "int8": what kernels are kept in.
-      mesh: spread the variables over this mesh; None puts them on the first local device.
+      mesh: spread the variables over this mesh. None puts them on the device; of several, each gets
+        a copy, and they share the clips of a list.
       check: whether to compare files and weights with the checksums that were saved.
 
     Raises:
@@ -200,11 +221,20 @@ def load(
         if not isinstance(value, kinds):
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise TypeError(f"{argument}: expected {wanted}, found {type(value).__name__}")
-    saved = saved_model.load(
-        model_directory(name), dtype=dtype, storage=storage, mesh=mesh, check=check
-    )
+    directory = model_directory(name)
+    if mesh is None and jax.process_count() == 1 and jax.device_count() > 1:
+        mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
+    if dtype is None:
+        dtype = default_dtype(_device(mesh))
+    saved = saved_model.load(directory, dtype=dtype, storage=storage, mesh=mesh, check=check)
     fields = {field.name: getattr(saved, field.name) for field in dataclasses.fields(saved)}
     return Model(**fields)
+
+
+def _device(mesh: Mesh | None) -> jax.Device:
+    """One of those that the model will be on."""
+    device: jax.Device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+    return device
 
 
 def _sounds(clips: Sequence[Any]) -> list[Any]:

@@ -27,7 +27,6 @@ from internvideo_jax.environment import is_debugging, missing_devices, printable
 from internvideo_jax.parallel import aot
 
 if TYPE_CHECKING:
-    import jax
     from ml_collections import ConfigDict
 
 Main = Callable[[Sequence[str]], int]
@@ -326,22 +325,6 @@ def parse_config(args: Namespace, leftover: Sequence[str]) -> "ConfigDict":
                 raise UsageError(f"{name}: expected {kind.__name__}, found {value!r}") from None
             raise UsageError(str(error)) from None
     return config.lock()
-
-
-def default_dtype(device: "jax.Device") -> str:
-    """The dtype that a model computes in on a device unless told otherwise.
-
-    bfloat16 where the hardware multiplies it (TPUs, NVIDIA GPUs since Ampere), float16 on older
-    GPUs, float32 on CPUs.
-    """
-    if device.platform == "tpu":
-        return "bfloat16"
-    if device.platform == "gpu":
-        # NVIDIA's are "7.5" (T4), "8.0" (A100) ...; AMD's are names such as "gfx942".
-        capability = str(device.compute_capability)
-        is_old = capability[:1].isdigit() and int(capability.partition(".")[0]) < 8
-        return "float16" if is_old else "bfloat16"
-    return "float32"
 
 
 def new_output_dir(path: str | os.PathLike[str]) -> Path:

@@ -41,6 +41,9 @@ does nothing else. GB are 10^9 bytes. The table goes to the standard output, pro
 
 Figures have bounds beside them; the exit code is 1 where one is not kept.
 
+  encode_video/b14      embeddings of 8 clips in files by a warm `encode_video` with a B14, beside
+                        its compiled encoder on frames that are decoded already; and the start of a
+                        program that loads the model and embeds one clip, its programs being cached
   contrastive/8192x512  memory that each of 8 virtual devices needs for the contrastive loss and its
                         gradients, by XLA's analysis of the program, beside that of comparing all
                         pairs on every device; and how far the gradients of both are apart
@@ -53,6 +56,7 @@ examples:
   internvideo-jax benchmark encoder --threads=8 --repeats=9 --json=encoder.json
   internvideo-jax benchmark text_encoder --size=base
   internvideo-jax benchmark extract --repeats=1
+  internvideo-jax benchmark encode_video
   internvideo-jax benchmark convert --workdir=/scratch --json=convert.json
   internvideo-jax benchmark contrastive
   internvideo-jax benchmark lists --lines=1000000
@@ -89,6 +93,10 @@ def _measure(args: argparse.Namespace) -> "Sequence[Row | Figures | StartRow]":
         from internvideo_jax.launch.benchmarks.extract import benchmark_extract
 
         return benchmark_extract(repeats=args.repeats)
+    if args.subject == "encode_video":
+        from internvideo_jax.launch.benchmarks.encode_video import benchmark_encode_video
+
+        return [benchmark_encode_video(repeats=args.repeats)]
     if args.subject == "convert":
         from internvideo_jax.launch.benchmarks.convert import benchmark_convert
 
@@ -127,12 +135,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = arguments.make_parser("benchmark", SUMMARY, EPILOG)
     subjects = parser.add_subparsers(
         dest="subject",
-        metavar="encoder|text_encoder|extract|convert|rerank|contrastive|lists|decode|start",
+        metavar="encoder|text_encoder|extract|encode_video|convert|rerank|contrastive|lists|decode"
+        "|start",
         required=True,
     )
     encoder = subjects.add_parser("encoder", help="forward of the video encoder, beside PyTorch")
     text_encoder = subjects.add_parser("text_encoder", help="forward of BERT, beside transformers")
     extract = subjects.add_parser("extract", help="features of one clip, beside a bare forward")
+    encode_video = subjects.add_parser(
+        "encode_video", help="embeddings of clips in files, beside a bare forward"
+    )
     convert = subjects.add_parser("convert", help="conversion of a checkpoint, beside a copy")
     rerank = subjects.add_parser("rerank", help="match scores, beside encoding for every pair")
     contrastive = subjects.add_parser("contrastive", help="memory of the loss, beside all pairs")
@@ -143,7 +155,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     for subject in subjects.choices.values():
         subject.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
-    timed = {encoder: 5, text_encoder: 5, extract: 3, convert: 3, rerank: 3, decode: 5, start: 3}
+    timed = {encoder: 5, text_encoder: 5, extract: 3, encode_video: 3, convert: 3, rerank: 3}
+    timed |= {decode: 5, start: 3}
     for subject, repeats in timed.items():
         subject.add_argument(
             "--repeats",

@@ -223,6 +223,7 @@ def _convert(args: argparse.Namespace) -> int:
             classes=args.classes,
             allow_nonfinite=args.allow_nonfinite,
         )
+        _say_download(args)
         prepared = prepare(args.source, request)
         print(printable("\n".join(prepared.summary())), flush=True)
         with _progress("converting", prepared.nbytes) as progress:
@@ -236,6 +237,17 @@ def _convert(args: argparse.Namespace) -> int:
         for file in metadata["source"]["files"]:
             print(printable(f"sha256 {file['sha256']}  {file['name']}"))
     return 0
+
+
+def _say_download(args: argparse.Namespace) -> None:
+    """Says what is to be downloaded, and what the model will take."""
+    from internvideo_jax.convert.engine import registry
+    from internvideo_jax.convert.library import say_download
+
+    sources: list[str] = args.source
+    if not sources and args.model and (source := registry.find(args.model).source):
+        sources = [source]
+    say_download(args.model or args.output.name, sources, args.output)
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -52,7 +52,7 @@ examples:
   internvideo-jax evaluate --model=MODEL --config=configs/stage1/finetune.py:b14,k400 \\
     --config.eval_data.annotations=val.csv --config.eval_data.root=videos --output=result
 
-Retrieval by a stage-2 model has configs of its own (docs/retrieval.md). OUTPUT then holds
+Retrieval of clips and texts has configs of its own (docs/retrieval.md). OUTPUT then holds
   texts.jsonl        per text: its clips, their ranks, the ten best clips
   contact_sheet.png  some texts, and the five best clips of each
 beside the card, and `partial` until that is written: the same command goes on where it was.

@@ -27,12 +27,11 @@ from tests.small_models import (
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def run(page, changes=()):
+def run(page, changes=(), **names):
     """The names that the snippets of a page leave, where some texts are replaced by others."""
     text = (DOCS / page).read_text()
     for old, new in changes:
         text = text.replace(old, new)
-    names = {}
     for snippet in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         exec(compile(snippet, page, "exec"), names)
     return names
@@ -58,6 +57,9 @@ def folder(tmp_path, monkeypatch):
         made.variables,
         classes=[f"action {number}" for number in range(400)],
     )
+    demo = tmp_path / "home" / "demo" / "training" / "full-0" / "stage_2"
+    demo.mkdir(parents=True)
+    save_stage2(demo)
     for name, length in (("clip", 20), ("other", 12), ("long", 100)):
         frames = scenes.render(scenes.Scene("ring", "blue", "left"), length, size=48)
         scenes.write_video(tmp_path / f"{name}.mp4", frames)
@@ -75,8 +77,21 @@ def test_the_api_page(folder, capsys):
     assert "(1, 400) (1, 16)" in printed
     assert "if the channels come first" in printed
     assert re.findall(r"^(\d\.\d) \d\.\d \[Score", printed, re.MULTILINE) == ["0.0", "1.0", "2.0"]
+    assert "1 of 2 clips failed:\n  broken.mp4: expected a video file" in printed
     assert names["feature"].shape == (16,)
+    assert names["video"].shape[0] == 2
+    assert names["best"].shape == (2,)
+    assert np.isfinite(names["logits"]).sum(axis=0).tolist() == [1, 1]
     np.testing.assert_array_equal(names["features"][0], names["feature"])
+
+
+@pytest.mark.slow
+def test_the_readme(folder, capsys):
+    frames = np.zeros((30, 48, 64, 3), np.uint8)
+    names = run("../README.md", [("a.mp4", "clip.mp4")], frames_array=frames)
+    assert names["scores"].shape == (2, 2)
+    assert names["logits"].shape == (1, 400)
+    assert len(re.findall(r"^\d+\.\d%  action \d+$", capsys.readouterr().out, re.MULTILINE)) == 3
 
 
 @pytest.mark.slow

@@ -1,8 +1,15 @@
 import os
+from types import SimpleNamespace
 
 import pytest
 
-from internvideo_jax.environment import is_debugging, missing_devices, printable, usable_cpus
+from internvideo_jax.environment import (
+    default_dtype,
+    is_debugging,
+    missing_devices,
+    printable,
+    usable_cpus,
+)
 
 
 def test_usable_cpus():
@@ -15,6 +22,18 @@ def test_debugging_is_asked_for(monkeypatch, value, expected):
     if value is not None:
         monkeypatch.setenv("INTERNVIDEO_DEBUG", value)
     assert is_debugging() is expected
+
+
+def test_default_dtype_is_what_the_device_multiplies():
+    def dtype(platform, **attributes):
+        return default_dtype(SimpleNamespace(platform=platform, **attributes))
+
+    assert dtype("cpu") == "float32"
+    assert dtype("tpu") == "bfloat16"
+    assert dtype("gpu", compute_capability="7.5") == "float16"
+    assert dtype("gpu", compute_capability="8.0") == "bfloat16"
+    assert dtype("gpu", compute_capability="12.0") == "bfloat16"
+    assert dtype("gpu", compute_capability="gfx942") == "bfloat16"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`internvideo_jax.load` and the object that it gives."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import internvideo_jax as ivj
-from internvideo_jax import saved_model
+from internvideo_jax import loading, saved_model
 from internvideo_jax.data.decode.audio import read_audio
 from internvideo_jax.data.decode.video import VideoReader
 from internvideo_jax.data.synthetic import scenes
@@ -195,3 +196,34 @@ def test_models_that_take_neither_videos_nor_sound_say_so(model):
             method("clip.mp4")
     with pytest.raises(ValueError, match='"pooled" or "tokens"'):
         model.encode("clip.mp4", "mean")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        (SimpleNamespace(platform="tpu"), "bfloat16"),
+        (SimpleNamespace(platform="gpu", compute_capability="9.0"), "bfloat16"),
+        (SimpleNamespace(platform="gpu", compute_capability="7.5"), "float16"),
+        (SimpleNamespace(platform="cpu"), "float32"),
+    ],
+    ids=lambda value: getattr(value, "platform", value),
+)
+def test_the_dtype_is_what_suits_the_device_unless_named(folder, monkeypatch, device, dtype):
+    monkeypatch.setattr(loading, "_device", lambda mesh: device)
+    found = ivj.load(folder)
+    assert found.config.encoder.dtype == dtype
+    assert found.variables["params"]["head"]["kernel"].dtype == dtype
+    assert ivj.load(folder, dtype="float32").config.encoder.dtype == "float32"
+    assert saved_model.load(folder).config.encoder.dtype == "float32"
+
+
+def test_on_cpus_half_precision_is_computed_in_float32(folder, tmp_path):
+    half = saved_model.load(folder, dtype="bfloat16")
+    saved_model.save(
+        tmp_path / "half", "video_classifier", half.config, half.preprocessing, half.variables
+    )
+    assert saved_model.load(tmp_path / "half").config.encoder.dtype == "bfloat16"
+    found = ivj.load(tmp_path / "half", storage="bfloat16")
+    assert found.config.encoder.dtype == "float32"
+    assert found.variables["params"]["head"]["kernel"].dtype == jnp.bfloat16
+    assert ivj.load(tmp_path / "half").variables["params"]["head"]["kernel"].dtype == jnp.float32

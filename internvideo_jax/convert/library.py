@@ -6,7 +6,7 @@ there without a network. Deleting a folder makes its model anew.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from internvideo_jax.config import nearest_name
@@ -20,6 +20,11 @@ from internvideo_jax.saved_model import DESCRIPTION
 
 Say = Callable[[str], object]
 
+# Names the model that `make demo` has trained.
+DEMO = "demo"
+# Where its runs are, in the demo's folder: by size, and by what made them.
+_DEMO_MODELS = "training/{size}-*/stage_2/model"
+
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
@@ -31,9 +36,9 @@ def model_directory(name: str | os.PathLike[str], say: Say = _say) -> str:
     Processes that ask for the same model at once wait for the one that makes it.
 
     Args:
-      name: a folder; the name of a release (`internvideo-jax convert --list`); or a Hugging Face
-        repository, "owner/name" or "owner/name:file", where "@revision" may follow the name. What
-        exists as a path is taken as one.
+      name: a folder; the name of a release (`internvideo-jax convert --list`); a Hugging Face
+        repository, "owner/name" or "owner/name:file", where "@revision" may follow the name; or
+        "demo", the stage-2 model of the demo. What exists as a path is taken as one.
       say: told what is downloaded and made, before that begins.
 
     Returns:
@@ -46,6 +51,8 @@ def model_directory(name: str | os.PathLike[str], say: Say = _say) -> str:
     """
     text = os.fspath(name)
     path = Path(text).expanduser()
+    if text == DEMO and not _is_model(path):
+        return _demo_model()
     if "://" in text and not text.startswith("hf://"):
         return text
     if path.exists():
@@ -72,6 +79,34 @@ def model_directory(name: str | os.PathLike[str], say: Say = _say) -> str:
     return str(target)
 
 
+def say_download(name: str, sources: Sequence[str], target: Path, say: Say = _say) -> None:
+    """Says what a model takes that is still to be downloaded, as far as its files tell.
+
+    Args:
+      name: of the model.
+      sources: its files, of which those on the hub count that are not in its cache yet.
+      target: where the model will be.
+      say: told the sizes; nothing where nothing is to be downloaded, or the hub does not answer.
+    """
+    addresses = [
+        address
+        for source in sources
+        if not Path(source).exists() and (address := hub.parse_address(source, SUFFIXES))
+    ]
+    try:
+        size = sum(hub.download_size(each, choose_file, shards_of) for each in addresses)
+    except CheckpointError:
+        # It may lie in the hub's cache; if it does not, what follows says why it cannot be had.
+        size = 0
+    if size:
+        places = ", ".join(map(str, addresses))
+        say(
+            f"{name}: downloads {size / 1e9:.2f} GB from {places}, once, to the hub's cache; the"
+            f" model made of it takes up to as much disk again, in {target}, and, loaded, up to as"
+            " much memory, or twice that where weights of 16 bits become float32, as on CPUs"
+        )
+
+
 def _make(
     name: str,
     release: registry.Released | None,
@@ -89,25 +124,35 @@ def _make(
         sources = release.sources
     else:
         sources = (str(address),)
-    addresses = [found for source in sources if (found := hub.parse_address(source))]
-    try:
-        size = sum(hub.download_size(a, choose_file, shards_of) for a in addresses)
-    except CheckpointError:
-        # It may lie in the hub's cache; if it does not, what follows says why it cannot be had.
-        size = 0
-    if size:
-        places = ", ".join(map(str, addresses))
-        say(
-            f"{name}: downloads {size / 1e9:.2f} GB from {places}, once; the model made of it"
-            f" takes up to as much disk in {target}, and as much memory in the same dtype"
-        )
+    say_download(name, sources, target, say)
     request = conversion.Request(release=release.name if release is not None else None)
     prepared = conversion.prepare(sources, request)
     say(
-        f"{name}: converts {prepared.nbytes / 1e9:.2f} GB of weights to {target}, once; loaded,"
-        " they take as much memory in the same dtype"
+        f"{name}: converts {prepared.nbytes / 1e9:.2f} GB of weights to {target}, once, which takes"
+        f" {prepared.stored_bytes / 1e9:.2f} GB of disk; loaded, they take"
+        f" {4 * prepared.num_parameters / 1e9:.2f} GB of memory in float32,"
+        f" {2 * prepared.num_parameters / 1e9:.2f} GB in bfloat16 or float16"
     )
     conversion.write(prepared, target)
+
+
+def _demo_model() -> str:
+    """The demo's newest stage-2 model; that of a whole demo before that of a fast one.
+
+    Raises:
+      ValueError: there is none; says how to make it.
+    """
+    folder = home() / "demo"
+    for size in ("full", "fast"):
+        found = [m for m in folder.glob(_DEMO_MODELS.format(size=size)) if _is_model(m)]
+        if found:
+            return str(max(found, key=lambda model: (model / DESCRIPTION).stat().st_mtime))
+    pattern = folder / _DEMO_MODELS.format(size="*")
+    raise ValueError(
+        f"expected the model of the demo in {pattern}, found none: make it by `make demo` (some 20"
+        " minutes) or, trained for a few steps alone, by `internvideo-jax demo --fast`; of a demo"
+        " with another --output, name its folder training/.../stage_2/model"
+    )
 
 
 def _address(text: str) -> hub.Address | None:

@@ -19,6 +19,7 @@ from internvideo_jax.evaluation import runner
 from internvideo_jax.evaluation.classification import ClassificationEvaluator, merge_views
 from internvideo_jax.evaluation.features import NOT_FINITE, FailedClip
 from internvideo_jax.models import VideoClassifier
+from internvideo_jax.models.dual_encoder import DualEncoder
 from internvideo_jax.models.video_vit import check_num_frames
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class FailedWindow(FailedClip):
 def view_config(
     model: "SavedModel", *, num_frames: int | None = None, segments: int = 1, crops: int = 1
 ) -> DataConfig:
-    """How clips are shown to a model.
+    """How clips are shown to a model: the frames by the rule of its evaluation.
 
     Args:
       model: whose frames and image size are meant.
@@ -90,6 +91,7 @@ def view_config(
     check_counts(num_frames=num_frames, segments=segments, crops=crops)
     check_num_frames(model.module, num_frames or video.num_frames)
     return DataConfig(
+        sampling="intervals" if isinstance(model.module, DualEncoder) else "sparse",
         num_frames=num_frames or video.num_frames,
         image_size=video.image_size,
         resize=video.resize,

@@ -7,9 +7,10 @@ the medium are computed once for all of them.
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import flax.struct
@@ -17,11 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Bool, Float
 
+from internvideo_jax.data.sources.given import Clip
+from internvideo_jax.evaluation.embeddings import dual_encoder, embed_clips
+from internvideo_jax.evaluation.features import FailedClip
 from internvideo_jax.evaluation.retrieval import Scores
 from internvideo_jax.models.stage2 import Medium, Stage2
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import partition_spec, placed
+
+if TYPE_CHECKING:
+    from internvideo_jax.saved_model import SavedModel
 
 # Texts that a medium is fused with at once; programs are of this shape alone.
 TEXTS_PER_PASS = 32
@@ -167,6 +175,69 @@ def _score(
     if isinstance(gathered, NamedSharding):
         scores = jax.lax.with_sharding_constraint(scores, gathered)
     return scores.astype(jnp.float32)
+
+
+def match_clips(
+    clips: Sequence[Clip],
+    texts: TextTokens,
+    pairs: Bool[np.ndarray, "V T"],
+    model: "SavedModel",
+    *,
+    num_frames: int | None = None,
+    batch_size: int = 8,
+) -> Iterator[Float[np.ndarray, " T"] | FailedClip]:
+    """Scores pairs of clips and texts by the fusion layers; a clip of no pair is not read.
+
+    Args:
+      clips: V of them, as `embed_clips` takes them.
+      texts: encoded ones.
+      pairs: which pairs are looked at.
+      model: a saved model that matches clips with texts.
+      num_frames: frames per clip, if not as many as the model was made for.
+      batch_size: clips that are held together at most.
+
+    Yields:
+      The scores of each clip with the texts, in their order: logits of a match, -inf where the pair
+      was not looked at, float32; or why there are none.
+
+    Raises:
+      ValueError: as `embed_clips`.
+    """
+    module: Any = dual_encoder(model)
+    dtype = jnp.dtype(module.config.text.dtype)
+    texts = TextTokens(texts.tokens.astype(dtype), texts.mask)
+    wanted = np.flatnonzero(pairs.any(axis=1)).tolist()
+    encoded = embed_clips(
+        [clips[number] for number in wanted],
+        model,
+        num_frames=num_frames,
+        has_tokens=True,
+        batch_size=batch_size,
+    )
+    nothing = np.full(pairs.shape[1], -np.inf, np.float32)
+    done = 0
+    while group := list(itertools.islice(encoded, batch_size)):
+        numbers, wanted = wanted[: len(group)], wanted[len(group) :]
+        rows: dict[int, np.ndarray | FailedClip] = {}
+        tokens = {}
+        for number, clip in zip(numbers, group, strict=True):
+            if isinstance(clip, FailedClip):
+                rows[number] = clip
+            else:
+                rows[number] = nothing.copy()
+                tokens[number] = clip.tokens.astype(dtype)
+        texts_of = {number: np.flatnonzero(pairs[number]) for number in tokens}
+        for number, scores in match_scores(
+            module, model.variables, "video", tokens.__getitem__, texts, texts_of
+        ):
+            row = rows[number]
+            assert isinstance(row, np.ndarray)
+            row[texts_of[number]] = scores
+        for number in range(done, numbers[-1] + 1):
+            yield rows.get(number, nothing.copy())
+        done = numbers[-1] + 1
+    for _ in range(done, len(clips)):
+        yield nothing.copy()
 
 
 def reranked(scores: np.ndarray, candidates: Candidates) -> Scores:

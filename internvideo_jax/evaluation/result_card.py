@@ -1,8 +1,12 @@
 """Result cards: what a result was measured with, so that it can be measured again."""
 
+import functools
 import hashlib
 import importlib
+import importlib.metadata
+import json
 import platform
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,10 +34,36 @@ def environment(dtype: str) -> dict[str, Any]:
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "versions": {
             "internvideo_jax": __version__,
+            "commit": code_commit(),
             "python": platform.python_version(),
             **versions,
         },
     }
+
+
+@functools.cache
+def code_commit() -> str | None:
+    """The commit of the code that runs, as far as that is known.
+
+    A checkout says so by git, with "-dirty" behind it where tracked files are not those of the
+    commit; a package that pip has installed from a repository keeps it beside its metadata.
+    """
+    root = Path(__file__).parents[2]
+    if (root / ".git").exists():
+        describe = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        try:
+            found = subprocess.run(
+                ["git", "-C", str(root), *describe], capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return found.stdout.strip()
+    try:
+        origin = importlib.metadata.distribution("internvideo-jax").read_text("direct_url.json")
+        commit = json.loads(origin or "{}").get("vcs_info", {}).get("commit_id")
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
+    return None if commit is None else str(commit)
 
 
 def model_entry(

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from internvideo_jax.models.stage2 import Medium
+from internvideo_jax.models.dual_encoder import Medium
 
 # How many of the best candidates the recalls look at.
 RECALLS = (1, 5, 10)

@@ -1,19 +1,25 @@
-"""Retrieval by a stage-2 model: from clips with captions to scores of all pairs."""
+"""Retrieval by a dual encoder: from clips with captions to scores of all pairs."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from internvideo_jax.data.annotations.entries import quote
 from internvideo_jax.data.config import DataConfig
-from internvideo_jax.data.transforms.captions import clean_caption
-from internvideo_jax.data.wordpiece import WordPiece
+from internvideo_jax.data.tokenizers import Tokenizer
+from internvideo_jax.evaluation.embeddings import (
+    INPUTS,
+    Encoded,
+    clip_views,
+    dual_encoder,
+    embed_texts,
+    encode_media,
+    text_tokenizer,
+)
 from internvideo_jax.evaluation.rerank import (
     Candidates,
     TextTokens,
@@ -28,92 +34,23 @@ from internvideo_jax.evaluation.retrieval import (
     relevance,
     retrieval_metrics,
 )
-from internvideo_jax.evaluation.retrieval_options import RetrievalData, RetrievalOptions
-from internvideo_jax.evaluation.runner import Evaluator, Forward, HostBatch, PyTree, Rows, collect
-from internvideo_jax.models.stage2 import MediaOutput, Medium, Stage2
-from internvideo_jax.models.video_vit import VideoViT, check_num_frames
+from internvideo_jax.evaluation.retrieval_options import (
+    NUM_CANDIDATES,
+    RetrievalData,
+    RetrievalOptions,
+)
+from internvideo_jax.evaluation.retrieval_texts import texts_of_clips
+from internvideo_jax.evaluation.runner import Evaluator, PyTree, Rows
+from internvideo_jax.models.dual_encoder import DualEncoder
 from internvideo_jax.preprocessing import AudioPreprocessing, VideoPreprocessing, normalize
 
 if TYPE_CHECKING:
     from internvideo_jax.data.annotations.records import ClipRecord
     from internvideo_jax.saved_model import SavedModel
 
-# Fields that each medium is made of.
-INPUTS: dict[Medium, tuple[str, ...]] = {
-    "video": ("video",),
-    "audio": ("audio",),
-    "audio_video": ("video", "audio"),
-}
-# Captions without words that an error lists.
-_MAX_LISTED = 5
-# Texts that are encoded together.
-_TEXT_ROWS = 64
 # What is known already of the scores of a clip with some texts, by its place and theirs.
 Finished = Callable[[int, np.ndarray], np.ndarray | None]
 OnScores = Callable[[int, np.ndarray, np.ndarray], object]
-
-
-@flax.struct.dataclass
-class Encoded:
-    """Encoded media or texts.
-
-    Attributes:
-      tokens: `[B, M, E]`; None where nobody reranks.
-      embedding: `[B, C]`, not normalised.
-    """
-
-    tokens: Any
-    embedding: Any
-
-
-def encode_media(
-    module: Stage2, variables: PyTree, medium: Medium, batch: Mapping[str, jax.Array]
-) -> MediaOutput:
-    """Encodes normalised clips `video` `[B, T, H, W, 3]` and filterbanks `audio` `[B, F, M]`."""
-
-    def encode(module: Stage2) -> MediaOutput:
-        parts = [
-            module.encode_video(batch["video"]) if name == "video" else
-            module.encode_audio(batch["audio"])
-            for name in INPUTS[medium]
-        ]  # fmt: skip
-        return module.join(*parts) if len(parts) == 2 else parts[0]
-
-    output: Any = module.apply(variables, method=encode)
-    return MediaOutput(output.tokens, output.embedding)
-
-
-@dataclasses.dataclass(frozen=True)
-class TextEncoder(Forward):
-    """Encodes texts `ids` and `mask`, both `[B, L]`.
-
-    Attributes:
-      module: the model.
-      has_tokens: whether tokens are wanted, too.
-    """
-
-    inputs = ("ids", "mask")
-
-    module: Stage2
-    has_tokens: bool = True
-
-    def forward(self, variables: PyTree, batch: Mapping[str, jax.Array]) -> Encoded:
-        output: Any = self.module.apply(
-            variables, batch["ids"], batch["mask"], method="encode_text"
-        )
-        return Encoded(output.tokens if self.has_tokens else None, output.embedding)
-
-
-class Texts(NamedTuple):
-    """The texts of clips.
-
-    Attributes:
-      texts: each once, or once for each clip that has it.
-      pairs: places of clips and of texts that belong together, int64 `[P, 2]`.
-    """
-
-    texts: tuple[str, ...]
-    pairs: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,7 +77,7 @@ class RetrievalEvaluator(Evaluator):
     """How well texts find their clips, and clips their texts.
 
     Attributes:
-      module: a stage-2 model.
+      module: the model.
       video: how it wants its clips; None where it is not asked about them.
       tokenizer: of its texts.
       options: what is measured.
@@ -150,29 +87,32 @@ class RetrievalEvaluator(Evaluator):
     merging: ClassVar[str] = "mean of the tokens and of the embeddings of the views"
     references: ClassVar[tuple[str, ...]] = ("captions",)
 
-    module: Stage2
+    module: DualEncoder
     video: VideoPreprocessing | None
-    tokenizer: WordPiece = dataclasses.field(compare=False)
+    tokenizer: Tokenizer = dataclasses.field(compare=False)
     options: RetrievalOptions = dataclasses.field(default_factory=RetrievalOptions)
 
     def __post_init__(self) -> None:
-        medium, config = self.options.medium, self.module.config
-        if config.audio is None and medium != "video":
+        medium, module = self.options.medium, self.module
+        if medium not in module.media:
             raise ValueError(
                 f"expected a model with an audio tower for medium {medium!r}, found one without;"
                 " set medium to video"
             )
-        if self.options.rerank and medium not in config.match_heads:
+        if self.num_candidates and medium not in module.matched_media:
             raise ValueError(
-                f"expected a model with a matching head for {medium!r}, found heads for"
-                f" {', '.join(config.match_heads) or 'nothing'}; set rerank to 0"
+                f"expected a model that matches texts with {medium!r} to rerank, found one that"
+                f" matches them with {', '.join(module.matched_media) or 'nothing'};"
+                " set rerank to 0"
             )
-        limit, found = config.text.max_length, self.tokenizer.max_length
-        if found > limit:
-            raise ValueError(
-                f"retrieval.max_text_length: expected at most {limit} tokens, for which the model"
-                f" has positions, found {found}; set --config.retrieval.max_text_length={limit}"
-            )
+
+    @property
+    def num_candidates(self) -> int:
+        """How many candidates of each query are reranked."""
+        wanted = self.options.rerank
+        if wanted is None:
+            wanted = NUM_CANDIDATES if self.options.medium in self.module.matched_media else 0
+        return wanted
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -186,8 +126,9 @@ class RetrievalEvaluator(Evaluator):
         inputs = dict(batch)
         if self.video is not None and "video" in inputs:
             inputs["video"] = normalize(inputs["video"], self.video)
-        output = encode_media(self.module, variables, self.options.medium, inputs)
-        return Encoded(output.tokens if self.options.rerank else None, output.embedding)
+        has_tokens = bool(self.num_candidates)
+        medium = self.options.medium
+        return encode_media(self.module, variables, medium, inputs, has_tokens=has_tokens)
 
     def complete(
         self,
@@ -212,14 +153,13 @@ class RetrievalEvaluator(Evaluator):
         _, first = np.unique(views, return_index=True)
         found = texts_of_clips(rows.columns["captions"][first].tolist(), self.options)
         ids, mask = self.tokenizer(found.texts)
-        encoder = TextEncoder(self.module, bool(self.options.rerank))
-        texts = collect(encoder, variables, _text_batches(ids, mask)).output
+        texts = embed_texts(ids, mask, self.module, variables, has_tokens=bool(self.num_candidates))
         embedding = merge_views(views, rows.output.embedding)
         similarity = Scores.symmetric(cosine_similarity(embedding, texts.embedding))
         scores = {"similarity": similarity, "dsl": dual_softmax(similarity)}
         num_pairs = 0
-        if self.options.rerank:
-            chosen = best_candidates(scores[self.options.rerank_by], self.options.rerank)
+        if self.num_candidates:
+            chosen = best_candidates(scores[self.options.rerank_by], self.num_candidates)
             tokens = merge_views(views, rows.output.tokens)
             logits = self._match(
                 variables, tokens, TextTokens(texts.tokens, mask), chosen, finished, on_scores
@@ -245,7 +185,8 @@ class RetrievalEvaluator(Evaluator):
         on_scores: OnScores,
     ) -> np.ndarray:
         """Scores of the candidates, 0 of all other pairs, float32 `[V, T]`."""
-        dtype = jnp.dtype(self.module.config.text.dtype)
+        module: Any = self.module
+        dtype = jnp.dtype(module.config.text.dtype)
         texts = TextTokens(texts.tokens.astype(dtype), texts.mask)
         logits = np.zeros(chosen.pairs.shape, np.float32)
         texts_of = chosen.texts_of()
@@ -255,7 +196,7 @@ class RetrievalEvaluator(Evaluator):
                 logits[number, own] = known
                 del texts_of[number]
         for number, scores in match_scores(
-            self.module,
+            module,
             variables,
             self.options.medium,
             lambda number: np.asarray(tokens[number], dtype),
@@ -288,86 +229,50 @@ class RetrievalEvaluator(Evaluator):
         return write_report(directory, rows.output, clips, self.metrics(rows))
 
 
-def texts_of_clips(
-    captions: Sequence[Sequence[str]],
-    options: RetrievalOptions,
-    clips: Sequence[str] | None = None,
-) -> Texts:
-    """The texts of clips as a model reads them.
-
-    Args:
-      captions: of each clip.
-      options: whether they are joined, cleaned and shared.
-      clips: what errors call them; by default they are counted from 1.
-
-    Raises:
-      ValueError: captions are empty, or become so; lists the first.
-    """
-    texts: list[str] = []
-    numbers: dict[str, int] = {}
-    pairs = []
-    wordless = []
-    for clip, own in enumerate(captions):
-        for caption in [" ".join(own)] if options.paragraphs else own:
-            text = clean_caption(caption) if options.clean_captions else caption
-            if not text.strip():
-                wordless.append(f"{quote(caption)} of clip {clips[clip] if clips else clip + 1}")
-                continue
-            number = len(texts)
-            if options.shared_captions:
-                number = numbers.setdefault(text, number)
-            if number == len(texts):
-                texts.append(text)
-            pairs.append((clip, number))
-    if wordless:
-        raise ValueError(
-            f"expected captions with words, found {len(wordless)} without:"
-            f" {', '.join(wordless[:_MAX_LISTED])}; correct or remove them"
-        )
-    return Texts(tuple(texts), np.array(pairs, np.int64).reshape(-1, 2))
-
-
 def retrieval_evaluator(model: "SavedModel", options: RetrievalOptions) -> RetrievalEvaluator:
     """The measurement of a saved model.
 
     Raises:
-      ValueError: it is of another kind, or takes not what is to be found.
+      ValueError: it is of another kind, or takes not what is to be found, or not such texts.
     """
-    if not isinstance(model.module, Stage2):
+    module, tokenizer = dual_encoder(model), text_tokenizer(model, options.max_text_length)
+    check_text_length(module, tokenizer, "--config.retrieval.max_text_length")
+    return RetrievalEvaluator(module, model.preprocessing.video, tokenizer, options)
+
+
+def check_text_length(module: DualEncoder, tokenizer: Tokenizer, option: str) -> None:
+    """Finds out before clips are read whether a model takes texts of such a length.
+
+    Args:
+      module: the model.
+      tokenizer: of its texts.
+      option: that sets their length, for the error.
+
+    Raises:
+      ValueError: it takes shorter ones.
+    """
+    limit, found = module.max_text_length, tokenizer.max_length
+    if limit is not None and found > limit:
         raise ValueError(
-            f"expected a stage-2 model, found {type(model.module).__name__}; retrieval compares"
-            " clips with texts"
+            f"retrieval.max_text_length: expected at most {limit} tokens, for which the model has"
+            f" positions, found {found}; set {option}={limit}"
         )
-    text = model.preprocessing.text
-    if text is None or text.tokenizer != "wordpiece":
-        raise ValueError(
-            "expected a stage-2 model with a WordPiece vocabulary, found one that takes"
-            f" {'other' if text else 'no'} texts"
-        )
-    (vocabulary,) = model.tokenizer_files.values()
-    tokenizer = WordPiece(Path(vocabulary), options.max_text_length or text.max_length)
-    return RetrievalEvaluator(model.module, model.preprocessing.video, tokenizer, options)
 
 
 def view_config(model: "SavedModel", data: RetrievalData) -> DataConfig:
-    """How a stage-2 model wants the clips of a measurement.
+    """How a dual encoder wants the clips of a measurement.
 
     Raises:
       ValueError: it takes no videos, or not so many frames.
     """
-    video = model.preprocessing.require_video()
-    num_frames = data.num_frames or video.num_frames
-    encoder = VideoViT(model.config.vision.encoder)
-    check_num_frames(encoder, num_frames, "--config.eval_data.num_frames")
-    return DataConfig(
-        sampling="intervals",
-        num_frames=num_frames,
-        image_size=video.image_size,
-        resize=video.resize,
+    views = clip_views(
+        model,
+        num_frames=data.num_frames,
         segments=data.segments,
-        audio=model.preprocessing.audio or AudioPreprocessing(),
-        missing_audio=data.missing_audio,
+        option="--config.eval_data.num_frames",
     )
+    audio = model.preprocessing.audio or AudioPreprocessing()
+    return dataclasses.replace(views, audio=audio, missing_audio=data.missing_audio)
 
 
 def merge_views(clips: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -385,24 +290,3 @@ def merge_views(clips: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return rows
     sums = np.add.reduceat(rows, first, axis=0, dtype=np.float32)
     return sums / counts.reshape(-1, *(1,) * (rows.ndim - 1)).astype(np.float32)
-
-
-def _text_batches(ids: np.ndarray, mask: np.ndarray) -> Iterator[HostBatch]:
-    """Texts as the runner takes them; of several processes, each has its share."""
-    count, process = jax.process_count(), jax.process_index()
-    for start in range(0, len(ids), _TEXT_ROWS * count):
-        wanted = start + process + count * np.arange(_TEXT_ROWS)
-        is_one = wanted < len(ids)
-        if count == 1:
-            wanted, is_one = wanted[is_one], is_one[is_one]
-        rows = np.minimum(wanted, len(ids) - 1)
-        nothing = np.zeros(len(rows), np.int32)
-        yield {
-            "ids": ids[rows],
-            "mask": mask[rows],
-            "index": np.where(is_one, rows, -1),
-            "segment": nothing,
-            "crop": nothing,
-            "valid": is_one,
-            "error": np.full(len(rows), ""),
-        }

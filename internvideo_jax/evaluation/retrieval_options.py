@@ -4,7 +4,10 @@ import dataclasses
 from typing import Annotated, Literal
 
 from internvideo_jax.config import CheckedConfig, Frames, Range
-from internvideo_jax.models.stage2 import Medium
+from internvideo_jax.models.dual_encoder import Medium
+
+# Candidates of each query that are reranked, where a model can: as of the published numbers.
+NUM_CANDIDATES = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +16,8 @@ class RetrievalOptions(CheckedConfig):
 
     Attributes:
       medium: what texts look for: videos, sounds, or videos with their sound.
-      rerank: how many of the best candidates of each query the fusion layers read; 0 for none.
+      rerank: how many of the best candidates of each query the fusion layers read; 0 for none. None
+        is 128 of models that have such layers, and none of others.
       rerank_by: the scores that candidates are chosen by.
       max_text_length: tokens of a text; None is the model's own limit.
       clean_captions: whether captions go through `data.transforms.captions.clean_caption`.
@@ -23,7 +27,7 @@ class RetrievalOptions(CheckedConfig):
     """
 
     medium: Medium = "video"
-    rerank: Annotated[int, Range(0, 2**20)] = 128
+    rerank: Annotated[int, Range(0, 2**20)] | None = None
     rerank_by: Literal["similarity", "dsl"] = "similarity"
     max_text_length: Annotated[int, Range(3, 2**16)] | None = None
     clean_captions: bool = True
@@ -39,6 +43,7 @@ class RetrievalData(CheckedConfig):
       annotations: a list that `data.annotations.retrieval.read_retrieval` reads.
       root: folder of the videos; None is that of the list.
       videos: a list of the videos to take from it; None takes all.
+      caption: which of the captions of jsonl count, by their name; None takes all.
       max_seconds: how much of each video is shown, from its beginning; None is all.
       num_frames: frames of a view; None is as many as the model was made for.
       segments: views of a clip, whose tokens and embeddings are averaged.
@@ -48,6 +53,7 @@ class RetrievalData(CheckedConfig):
     annotations: str | None = None
     root: str | None = None
     videos: str | None = None
+    caption: str | None = None
     max_seconds: Annotated[float, Range(0.001, 1e6)] | None = None
     num_frames: Frames | None = None
     segments: Annotated[int, Range(1, 1000)] = 1

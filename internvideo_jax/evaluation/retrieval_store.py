@@ -20,7 +20,8 @@ from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.sources.clips import RecordSource
 from internvideo_jax.evaluation import runner
-from internvideo_jax.evaluation.retrieval_evaluator import Encoded, RetrievalEvaluator
+from internvideo_jax.evaluation.embeddings import Encoded
+from internvideo_jax.evaluation.retrieval_evaluator import RetrievalEvaluator
 from internvideo_jax.evaluation.runner import PyTree, Rows
 from internvideo_jax.files import atomic_file, read_json, write_json
 
@@ -236,5 +237,5 @@ def encode_clips(
     embeddings = [store.embedding(number) for number in readable]
     if not embeddings:
         return Rows(columns, None, errors)
-    tokens = StoredTokens(store, readable) if evaluator.options.rerank else None
+    tokens = StoredTokens(store, readable) if evaluator.num_candidates else None
     return Rows(columns, Encoded(tokens, np.stack(embeddings)), errors)

@@ -240,6 +240,15 @@ def rows_per_program(count: int, platform: str) -> int:
     return 1 if platform == "cpu" else 1 << (count - 1).bit_length()
 
 
+def rows_on_mesh(count: int, shares: int, platform: str) -> int:
+    """To how many rows those of a process are filled up, of which its devices have equal shares.
+
+    Those of accelerators are powers of two, as in `rows_per_program`.
+    """
+    share = -(-count // shares)
+    return shares * (share if platform == "cpu" else rows_per_program(share, platform))
+
+
 @functools.partial(jax.jit, static_argnames=("model", "rules"))
 def _forward(
     variables: PyTree, inputs: dict[str, jax.Array], *, model: Forward, rules: object
@@ -274,8 +283,8 @@ def _on_mesh(
     split = NamedSharding(mesh, partition_spec(("batch",), DEFAULT_RULES))
     ways = math.prod(mesh.shape[axis] for axis in split.spec[0])
     count = _num_rows(inputs)
-    size = max(full, count)
-    size += -size % max(ways // jax.process_count(), 1)
+    shares = max(ways // jax.process_count(), 1)
+    size = rows_on_mesh(max(full, count), shares, mesh.devices.flat[0].platform)
 
     def put(rows: np.ndarray) -> jax.Array:
         return jax.make_array_from_process_local_data(split, _filled(rows, size))

@@ -1,11 +1,14 @@
 """What all models have in common that compare clips with texts."""
 
 import abc
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 from internvideo_jax.models.architecture import Tower
+
+# What texts are compared with; an image is a clip of one frame.
+Medium = Literal["video", "audio", "audio_video"]
 
 
 class DualEncoder(Tower):
@@ -27,3 +30,21 @@ class DualEncoder(Tower):
     @abc.abstractmethod
     def cosine_scale(self) -> jax.Array:
         """What cosines are multiplied by to be logits of a softmax over texts, float32 []."""
+
+    @property
+    def media(self) -> tuple[Medium, ...]:
+        """What its texts can be compared with; for sound it has `encode_audio` and `join`."""
+        return ("video",)
+
+    @property
+    def matched_media(self) -> tuple[Medium, ...]:
+        """Media that it can also read together with a text, by `fuse` and `match_logits`.
+
+        Encoded media and texts then have `tokens`, too.
+        """
+        return ()
+
+    @property
+    def max_text_length(self) -> int | None:
+        """Tokens of a text at most; None where there is no such limit."""
+        return None

@@ -205,10 +205,6 @@ class InternVideo2Clip(DualEncoder):
         return 1 / self.bounded_temperature()
 
     @property
-    def tubelet_size(self) -> int:
-        return self.config.vision.tubelet_size
-
-    @property
     def max_text_length(self) -> int | None:
         c = self.config.text
         is_bounded = isinstance(c, ClipTextConfig) and c.other_lengths == "first"

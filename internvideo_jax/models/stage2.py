@@ -7,7 +7,6 @@ Source: upstream `models/internvideo2_stage2_visual.py` (the 1B layout) and
 
 import dataclasses
 import functools
-from typing import Literal
 
 import flax.linen as nn
 import flax.struct
@@ -19,7 +18,7 @@ from internvideo_jax.config import CheckedConfig, PositiveFactor, Width
 from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.models.beats import Beats, BeatsConfig, beats_iter3_plus
 from internvideo_jax.models.bert import Bert, BertConfig, bert_large_fusion
-from internvideo_jax.models.dual_encoder import DualEncoder
+from internvideo_jax.models.dual_encoder import DualEncoder, Medium
 from internvideo_jax.models.stage1 import DistillStudent, DistillStudentConfig, aligned_layers
 from internvideo_jax.models.video_vit import (
     ImagePositions,
@@ -32,9 +31,6 @@ from internvideo_jax.nn.clipping import clip_passing_gradient
 from internvideo_jax.nn.linear import Dense, dense, torch_uniform
 from internvideo_jax.nn.normalization import l2_normalize, layer_norm
 from internvideo_jax.nn.partitioning import with_axes
-
-# What texts are compared and fused with; an image is a clip of one frame.
-Medium = Literal["video", "audio", "audio_video"]
 
 # Upstream keeps the temperature within these before every forward pass.
 TEMPERATURES = (0.001, 0.5)
@@ -319,6 +315,18 @@ class Stage2(DualEncoder):
 
     def cosine_scale(self) -> jax.Array:
         return 1 / self.bounded_temperature()
+
+    @property
+    def media(self) -> tuple[Medium, ...]:
+        return ("video",) if self.config.audio is None else ("video", "audio", "audio_video")
+
+    @property
+    def matched_media(self) -> tuple[Medium, ...]:
+        return self.config.match_heads
+
+    @property
+    def max_text_length(self) -> int:
+        return self.config.text.max_length
 
     def _expect_audio(self) -> None:
         if self.config.audio is None:

@@ -144,10 +144,6 @@ class ViClip(DualEncoder):
         return 1 / self.bounded_temperature()
 
     @property
-    def tubelet_size(self) -> int:
-        return self.config.vision.tubelet_size
-
-    @property
     def max_text_length(self) -> int | None:
         c = self.config.text
         return c.max_length if c.other_lengths == "first" else None

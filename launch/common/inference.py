@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from internvideo_jax.environment import printable
+from internvideo_jax.environment import default_dtype, printable
 from internvideo_jax.launch import arguments
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def add_model_argument(parser: ArgumentParser, name: str = "--model") -> None:
         name,
         metavar="MODEL",
         help="a folder that `train` or `convert` wrote, the name of a released model (`convert"
-        " --list`) or a Hugging Face repository; what is named is converted once and kept",
+        " --list`), `demo`, or a Hugging Face repository; what is named is converted once and kept",
     )
     argument.required = True
 
@@ -84,12 +84,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def load_model(args: Namespace, *, spread: bool = False) -> Loaded:
-    """The model of `--model`.
-
-    Args:
-      args: of the command.
-      spread: whether each of several devices gets a copy, so that they share batches.
+def load_model(args: Namespace) -> Loaded:
+    """The model of `--model`; each of several devices has a copy, and they share batches.
 
     Raises:
       UsageError: the process is one of several.
@@ -106,13 +102,8 @@ def load_model(args: Namespace, *, spread: bool = False) -> Loaded:
             " that is no part of a pod"
         )
     directory = model_directory(args.model)
-    dtype = args.dtype or arguments.default_dtype(jax.devices()[0])
-    mesh = None
-    if spread and jax.device_count() > 1:
-        from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
-
-        mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
-    return Loaded(load(directory, dtype=dtype, mesh=mesh), args.model, directory, dtype)
+    dtype = args.dtype or default_dtype(jax.devices()[0])
+    return Loaded(load(directory, dtype=dtype), args.model, directory, dtype)
 
 
 def announce_frames(model: "SavedModel", num_frames: int) -> None:

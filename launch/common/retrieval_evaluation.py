@@ -1,4 +1,4 @@
-"""`internvideo-jax evaluate` with a config of retrieval: clips with captions by a stage-2 model."""
+"""`internvideo-jax evaluate` with a config of retrieval: clips with captions by a dual encoder."""
 
 import argparse
 import dataclasses
@@ -59,11 +59,15 @@ def evaluate_retrieval(
             " --config.eval_data.annotations=FILE"
         )
     clips = read_retrieval(
-        data.annotations, root=data.root, videos=data.videos, max_seconds=data.max_seconds
+        data.annotations,
+        root=data.root,
+        videos=data.videos,
+        caption=data.caption,
+        max_seconds=data.max_seconds,
     )
     records = _present(clips, args.allow_missing)
     _check_captions(records, options, data.annotations)
-    loaded = inference.load_model(args, spread=True)
+    loaded = inference.load_model(args)
     model, directory = loaded.model, Path(loaded.directory)
     evaluator = retrieval_evaluator(model, options)
     views = view_config(model, data)
@@ -73,7 +77,7 @@ def evaluate_retrieval(
     made_with = {
         "model": loaded.digest,
         "dtype": loaded.dtype,
-        "retrieval": to_dict(options),
+        "retrieval": to_dict(options) | {"rerank": evaluator.num_candidates},
         "views": to_dict(views),
         "clips": f"{source.digest()} {source.fingerprint()}",
     }
@@ -115,7 +119,11 @@ def evaluate_retrieval(
         "missing": list(clips.missing),
         "listed_several_times": list(clips.repeated),
         "retrieval": to_dict(options)
-        | {"max_text_length": evaluator.tokenizer.max_length, "prompts": None},
+        | {
+            "rerank": evaluator.num_candidates,
+            "max_text_length": evaluator.tokenizer.max_length,
+            "prompts": None,
+        },
         "views": {
             name: getattr(views, name)
             for name in ("num_frames", "image_size", "segments", "crops", "sampling")
@@ -182,7 +190,7 @@ def _check_captions(
     Raises:
       UsageError: some have none; names the list, the captions and their clips.
     """
-    from internvideo_jax.evaluation.retrieval_evaluator import texts_of_clips
+    from internvideo_jax.evaluation.retrieval_texts import texts_of_clips
 
     captions = [record.captions for record in records]
     try:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from internvideo_jax.config import nearest_name
-from internvideo_jax.environment import missing_devices
-from internvideo_jax.launch import arguments
+from internvideo_jax.environment import default_dtype, missing_devices
 from internvideo_jax.processes import end_with_parent
 
 if TYPE_CHECKING:
@@ -173,7 +172,7 @@ def device_checks() -> Iterator[Check]:
         kinds.setdefault(device.device_kind, []).append(device)
     for kind, devices in kinds.items():
         device = devices[0]
-        dtype = arguments.default_dtype(device)
+        dtype = default_dtype(device)
         memory = (device.memory_stats() or {}).get("bytes_limit")
         size = f" with {memory / 2**30:.1f} GiB" if memory else ""
         error = matmul_error(device, dtype)

@@ -30,7 +30,7 @@ def test_benchmarks_are_measured_as_upstream_does(
     data = from_dict(RetrievalData, config.eval_data.to_dict())
     assert (options.max_text_length, options.paragraphs) == (max_text_length, paragraphs)
     assert (data.num_frames, data.max_seconds) == (num_frames, max_seconds)
-    assert options.rerank == 128
+    assert options.rerank is None
 
 
 @pytest.mark.parametrize(

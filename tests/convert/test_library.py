@@ -2,9 +2,11 @@
 
 import errno
 import json
+import os
 import shutil
 import threading
 
+import jax
 import pytest
 from safetensors.numpy import save
 
@@ -12,6 +14,7 @@ from internvideo_jax import saved_model
 from internvideo_jax.convert import library
 from internvideo_jax.convert.engine import conversion, registry
 from internvideo_jax.convert.files.checkpoint import CheckpointError
+from internvideo_jax.launch import convert
 
 
 @pytest.fixture
@@ -53,6 +56,8 @@ def test_a_release_is_converted_once_and_used_offline_ever_after(
     assert len(sizes) == 2
     assert "downloads 0.00 GB from hf://owner/name/tiny.safetensors" in sizes[0]
     assert all(str(models / "tiny-k7") in line and "memory" in line for line in sizes)
+    numbers = sum(x.size for x in jax.tree.leaves(model.variables)) / 1e9
+    assert f"{4 * numbers:.2f} GB of memory in float32" in sizes[1]
     hub.stop()
     assert library.model_directory("tiny-k7") == found
     assert capsys.readouterr().err == ""
@@ -102,6 +107,15 @@ def test_the_size_is_said_before_the_download(hub, models, checkpoint):
     library.model_directory("owner/name", say)
     assert told[0][1] == []
     assert f"downloads {len(checkpoint) / 1e9:.2f} GB" in told[0][0]
+
+
+def test_the_command_that_converts_says_the_size_too(hub, models, checkpoint, tmp_path, capsys):
+    hub.files = {"a.safetensors": checkpoint}
+    assert convert.main(["owner/name", f"--output={tmp_path / 'made'}"]) == 0
+    assert "made: downloads 0.00 GB from hf://owner/name, once" in capsys.readouterr().err
+    # It is in the hub's cache then.
+    assert convert.main(["owner/name", f"--output={tmp_path / 'again'}"]) == 0
+    assert "downloads" not in capsys.readouterr().err
 
 
 def test_who_asks_at_the_same_time_waits(hub, models, checkpoint, release, monkeypatch):
@@ -181,3 +195,25 @@ def test_an_absent_repository_is_an_error_of_its_own(hub, models):
     with pytest.raises(CheckpointError, match="owner/nothing.*does not exist or is private"):
         library.model_directory("owner/nothing")
     assert not any(path.is_dir() for path in models.iterdir())
+
+
+def test_the_demo_is_its_newest_whole_stage_2(tmp_path, models, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # What `internvideo-jax demo --output=demo` leaves is no model itself.
+    (tmp_path / "demo").mkdir()
+    with pytest.raises(ValueError, match=r"found none: make it by `make demo`.*--fast"):
+        library.model_directory("demo")
+    runs = models.parent / "demo" / "training"
+    for number, name in enumerate(("full-1", "full-2", "fast-3")):
+        model = runs / name / "stage_2" / "model"
+        model.mkdir(parents=True)
+        # That one is being trained.
+        if name != "full-2":
+            (model / saved_model.DESCRIPTION).touch()
+            os.utime(model / saved_model.DESCRIPTION, (number, number))
+    assert library.model_directory("demo") == str(runs / "full-1" / "stage_2" / "model")
+    (runs / "full-2/stage_2/model" / saved_model.DESCRIPTION).touch()
+    assert library.model_directory("demo") == str(runs / "full-2" / "stage_2" / "model")
+    for name in ("full-1", "full-2"):
+        shutil.rmtree(runs / name)
+    assert library.model_directory("demo") == str(runs / "fast-3" / "stage_2" / "model")

@@ -1,8 +1,12 @@
 """Checks that need eight devices; `test_eight_devices.py` runs them in a process that has them."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
+import internvideo_jax as ivj
 from internvideo_jax.evaluation import rerank, runner
 from internvideo_jax.evaluation.retrieval_evaluator import retrieval_evaluator
 from internvideo_jax.evaluation.retrieval_options import RetrievalOptions
@@ -65,3 +69,19 @@ def test_clips_and_pairs_are_shared_and_scores_stay_the_same(sizes, model_dir, m
             np.testing.assert_allclose(found, getattr(expected, direction), atol=2e-5)
     assert shared.output.num_pairs == alone.output.num_pairs > 0
     assert evaluator.metrics(shared) == pytest.approx(evaluator.metrics(alone))
+
+
+def test_a_loaded_model_is_on_all_devices_and_gives_the_same(model_dir):
+    model = ivj.load(model_dir)
+    (leaf, *_) = jax.tree.leaves(model.variables)
+    assert len(leaf.sharding.device_set) == 8
+    assert leaf.sharding.is_fully_replicated
+    clips = np.random.default_rng(0).integers(0, 256, (11, 5, 40, 40, 3), np.uint8)
+    texts = [f"a {color} ring" for color in COLORS]
+    alone = dataclasses.replace(model, variables=load(model_dir).variables)
+    for found, expected in (
+        (model.encode_video(clips, batch_size=5), alone.encode_video(clips)),
+        (model.encode_text(texts), alone.encode_text(texts)),
+        (model.rerank(clips, texts, batch_size=5), alone.rerank(clips, texts)),
+    ):
+        np.testing.assert_allclose(found, expected, atol=2e-5)

@@ -1,10 +1,19 @@
 """What a result was measured with."""
 
 import hashlib
+import importlib.metadata
+import subprocess
+from types import SimpleNamespace
 
 import jax
 
-from internvideo_jax.evaluation.result_card import combined_sha256, directory_files, environment
+from internvideo_jax.evaluation import result_card
+from internvideo_jax.evaluation.result_card import (
+    code_commit,
+    combined_sha256,
+    directory_files,
+    environment,
+)
 
 
 def test_the_environment_is_named():
@@ -13,6 +22,46 @@ def test_the_environment_is_named():
     assert card["device"].startswith(f"{jax.device_count()} x ")
     assert card["versions"]["jax"] == jax.__version__
     assert {"internvideo_jax", "python", "numpy", "av", "cv2", "PIL"} <= card["versions"].keys()
+
+
+def test_the_commit_of_a_checkout_is_named(tmp_path, monkeypatch):
+    code = tmp_path / "internvideo_jax" / "evaluation" / "result_card.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("1")
+    monkeypatch.setattr(result_card, "__file__", str(code))
+
+    def git(*arguments):
+        identity = ("-c", "user.name=x", "-c", "user.email=x")
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    def found():
+        code_commit.cache_clear()
+        return code_commit()
+
+    git("init")
+    assert found() is None
+    git("add", ".")
+    git("commit", "-m", "one")
+    git("tag", "v1")
+    assert found() == git("rev-parse", "HEAD")
+    code.write_text("2")
+    assert found() == f"{git('rev-parse', 'HEAD')}-dirty"
+    code_commit.cache_clear()
+
+
+def test_the_commit_of_an_installed_package_is_that_of_its_origin(tmp_path, monkeypatch):
+    monkeypatch.setattr(result_card, "__file__", str(tmp_path / "a" / "b" / "c.py"))
+    for text, expected in (
+        ('{"url": "x", "vcs_info": {"vcs": "git", "commit_id": "abc"}}', "abc"),
+        ('{"url": "file:///x", "dir_info": {}}', None),
+        (None, None),
+    ):
+        code_commit.cache_clear()
+        distribution = SimpleNamespace(read_text=lambda name, text=text: text)
+        monkeypatch.setattr(importlib.metadata, "distribution", lambda name, d=distribution: d)
+        assert code_commit() == expected
+    code_commit.cache_clear()
 
 
 def test_the_sum_of_a_folder_is_that_of_names_and_contents(tmp_path):

@@ -121,6 +121,9 @@ def test_accelerators_take_powers_of_two():
     counts = (1, 2, 3, 5, 8, 9)
     assert [runner.rows_per_program(count, "tpu") for count in counts] == [1, 2, 4, 8, 8, 16]
     assert [runner.rows_per_program(count, "gpu") for count in counts] == [1, 2, 4, 8, 8, 16]
+    # Of four devices each takes as many.
+    assert [runner.rows_on_mesh(count, 4, "tpu") for count in counts] == [4, 4, 4, 8, 8, 16]
+    assert [runner.rows_on_mesh(count, 4, "cpu") for count in counts] == [4, 4, 4, 8, 8, 12]
 
 
 def test_rows_that_fill_up_are_cut_off_again(monkeypatch):

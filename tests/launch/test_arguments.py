@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -225,18 +224,6 @@ def test_bugs_and_debugging_keep_the_traceback(monkeypatch):
     monkeypatch.setenv("INTERNVIDEO_DEBUG", "1")
     with pytest.raises(ValueError):  # noqa: PT011 - raised here, without a message
         main(["user"])
-
-
-def test_default_dtype_is_what_the_device_multiplies():
-    def dtype(platform, **attributes):
-        return arguments.default_dtype(SimpleNamespace(platform=platform, **attributes))
-
-    assert dtype("cpu") == "float32"
-    assert dtype("tpu") == "bfloat16"
-    assert dtype("gpu", compute_capability="7.5") == "float16"
-    assert dtype("gpu", compute_capability="8.0") == "bfloat16"
-    assert dtype("gpu", compute_capability="12.0") == "bfloat16"
-    assert dtype("gpu", compute_capability="gfx942") == "bfloat16"
 
 
 def test_home_is_the_variable_or_the_cache(monkeypatch, tmp_path):

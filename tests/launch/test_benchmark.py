@@ -16,6 +16,7 @@ from internvideo_jax.launch.benchmarks import (
     checkpoints,
     contrastive,
     decode,
+    encode_video,
     extract,
     forwards,
     lists,
@@ -27,7 +28,7 @@ from internvideo_jax.launch.benchmarks.figures import Figure, Figures
 from internvideo_jax.launch.benchmarks.runner import Row, Sample
 from internvideo_jax.models import stage1, video_vit
 from internvideo_jax.parallel.aot import Memory
-from tests.small_models import BERT, CLIP_ENCODER, ENCODER, STAGE2
+from tests.small_models import BERT, CLIP_ENCODER, ENCODER, STAGE2, clip_stage2
 
 TEXT = dataclasses.replace(BERT, depth=2, cross_width=None, mlm_head=False)
 
@@ -141,6 +142,31 @@ def test_reranking_beside_encoding_for_every_pair(tmp_path, monkeypatch):
     assert row["pairs_per_second"] == pytest.approx(16 / row["value"])
     assert row["difference_from_peer"] < 1e-4
     assert 128_000 < row["pairs_of_1000x1000"] <= row["passes_of_1000x1000"] <= 2 * 128_000
+
+
+@pytest.mark.usefixtures("without_processes")
+@pytest.mark.parametrize(("seconds", "code"), [(40.0, 0), (40.1, 1)])
+def test_embeddings_of_files_beside_the_bare_encoder(tmp_path, monkeypatch, seconds, code):
+    config = clip_stage2("visual")
+    monkeypatch.setattr(encode_video, "model_config", lambda: config)
+    monkeypatch.setattr(encode_video, "NUM_CLIPS", 3)
+    monkeypatch.setattr(encode_video, "SIDE", 48)
+    # So small an encoder is nothing beside the decoding.
+    monkeypatch.setattr(encode_video, "MAX_SHARE", 1e9)
+    started = []
+
+    def run_function(function, *arguments):
+        started.append((function, arguments))
+        return Sample(seconds, 1.0, None)
+
+    monkeypatch.setattr(encode_video, "run_function", run_function)
+    found, row = run_benchmark(tmp_path, "encode_video", "--repeats=1")
+    assert (found, row["name"], row["holds"]) == (code, "encode_video/b14", code == 0)
+    figures = {name: figure["value"] for name, figure in row["figures"].items()}
+    assert figures["share"] == figures["warm encode_video"] / figures["bare encoder"]
+    assert row["difference_from_peer"] < 1e-4
+    assert [function for function, _ in started] == [encode_video.embed_first] * 2
+    assert started[0] == started[1]
 
 
 @pytest.mark.slow

@@ -4,17 +4,23 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 from etils import epath
 
 from internvideo_jax import saved_model
+from internvideo_jax.configs.demo import common
 from internvideo_jax.configs.demo.retrieval import MEASUREMENTS
+from internvideo_jax.data.decode.video import VideoReader
 from internvideo_jax.launch import evaluate
 from internvideo_jax.launch.demonstration import retrieval
 from internvideo_jax.training.checkpoints import checksums
@@ -112,6 +118,25 @@ def test_the_saved_model_alone_gives_the_numbers_again(unbroken, tmp_path, monke
     again = retrieval.read_result("clips_1", tmp_path / "found")
     assert dataclasses.asdict(again) == retrievals[0]
     assert (tmp_path / "found/contact_sheet.png").stat().st_size > 1000
+
+
+def test_the_readme_searches_with_its_model(unbroken, tmp_path, monkeypatch):
+    _, _, home = unbroken
+    monkeypatch.setenv("INTERNVIDEO_HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    clip = min((home / "demo").glob("world-*/test/*.mp4"))
+    shutil.copy(clip, "a.mp4")
+    with VideoReader(clip) as reader:
+        frames = reader.read(range(reader.num_frames))
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    snippet = re.search(r"^```python\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)[1]
+    names = {"frames_array": frames}
+    exec(snippet, names)
+    assert names["video"].shape == (2, common.SIZES["fast"].stage2.embed_dim)
+    np.testing.assert_array_equal(*names["video"])
+    for rows in (names["video"], names["text"]):
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    assert np.abs(names["scores"]).max() <= 1 + 1e-6
 
 
 def test_killed_at_random_steps_it_ends_bit_identical(unbroken, tmp_path):

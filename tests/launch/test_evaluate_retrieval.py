@@ -91,7 +91,7 @@ def test_a_result_and_all_it_depends_on(run, items, tmp_path, capsys):
     assert card["retrieval"]["max_text_length"] == 16
     assert card["views"]["sampling"] == "intervals"
     assert len(card["model"]["sha256"]) == len(card["annotations"]["sha256"]) == 64
-    assert "internvideo_jax" in card["versions"]
+    assert {"internvideo_jax", "commit"} <= card["versions"].keys()
     lines = lines_of(output)
     assert [line["text"] for line in lines][:2] == ["a blue ring", "it moves left"]
     ranks = np.array([line["ranks"]["rerank"] for line in lines])
@@ -242,6 +242,20 @@ def test_frames_that_the_model_cannot_take_are_refused_before_anything_is_made(
         assert "config.eval_data.num_frames" in message
         assert expected in message
         assert not (tmp_path / "result").exists()
+
+
+def test_models_that_match_nothing_are_measured_by_embeddings(
+    run, items, tmp_path, monkeypatch, capsys
+):
+    config = dataclasses.replace(clip_stage2("visual"), match_heads=())
+    monkeypatch.setattr(small_models, "clip_stage2", lambda medium: config)
+    model = save_stage2(tmp_path)
+    assert run(items, f"--model={model}", "--config.retrieval.rerank=3") == 2
+    assert "matches them with nothing; set rerank to 0" in capsys.readouterr().err
+    assert run(items, f"--model={model}") == 0
+    card = card_of(tmp_path / "result")
+    assert (card["retrieval"]["rerank"], card["pairs_reranked"]) == (0, 0)
+    assert {name.split("/")[0] for name in card["metrics"]} == {"similarity", "dsl"}
 
 
 def test_one_of_several_processes_is_refused(run, items, tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import pytest
 from flax import traverse_util
 
 from internvideo_jax import models, saved_model
+from internvideo_jax.evaluation.retrieval_options import RetrievalOptions
 from internvideo_jax.models.stage2 import Stage2
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.masking import MaskConfig
@@ -220,6 +221,10 @@ def test_retrieval_is_what_is_evaluated(config):
     assert evaluator.tokenizer.max_length == 6
     with pytest.raises(ValueError, match=r"found none; set --config\.data\.vocabulary"):
         CrossModalStage(CONFIG).evaluators()
+    longer = dataclasses.replace(config, retrieval=RetrievalOptions(max_text_length=9))
+    message = r"at most 8 .*--config\.stage\.retrieval\.max_text_length=8"
+    with pytest.raises(ValueError, match=message):
+        CrossModalStage(longer).evaluators()
 
 
 def test_a_recipe_may_want_a_model_to_start_from():

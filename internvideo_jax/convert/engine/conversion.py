@@ -98,6 +98,11 @@ class Conversion:
         return sum(self.tensors[name].nbytes for name in self.plan.loaded_names)
 
     @property
+    def num_parameters(self) -> int:
+        """Numbers in all parameters."""
+        return sum(map(math.prod, self.plan.targets.values()))
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of all parameters that will be written."""
         targets = self.plan.targets.items()

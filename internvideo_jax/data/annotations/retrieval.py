@@ -39,6 +39,8 @@ from internvideo_jax.files import check_regular, read_json
 _PICKLES = (".pkl", ".pickle")
 # Columns of LSMDC's lists; the last is the sentence.
 _LSMDC_COLUMNS = 6
+# Clips that an error names.
+_MAX_LISTED = 5
 # Those that are read of MSR-VTT's.
 _MSRVTT_COLUMNS = {"video_id", "sentence"}
 _EXPECTED_LINE = (
@@ -81,6 +83,7 @@ def read_retrieval(
     *,
     root: str | os.PathLike[str] | None = None,
     videos: str | os.PathLike[str] | None = None,
+    caption: str | None = None,
     max_seconds: float | None = None,
 ) -> RetrievalClips:
     """Reads a list of videos with captions.
@@ -90,12 +93,14 @@ def read_retrieval(
       root: folder of the videos; by default the list's own.
       videos: a list of the videos to take, of which each must be in `path`: one a line, or JSON;
         None takes all.
+      caption: name of the captions to take, of jsonl; "" are those without a name, None takes all.
       max_seconds: how much of each video is shown, from its beginning; None is all.
 
     Raises:
       AnnotationError: no such form, entries without a video or with empty captions (all are
         listed), or ids that stand for several files.
-      ValueError: JSON that cannot be read, or `videos` or `max_seconds` of jsonl.
+      ValueError: JSON that cannot be read, `videos` or `max_seconds` of jsonl, or `caption` of
+        another list.
       OSError: no such file.
     """
     path = os.fspath(path)
@@ -109,7 +114,12 @@ def read_retrieval(
                     f" from where to where, found {value}; leave --config.eval_data.{name} out"
                     " (configs/eval/retrieval.py:custom sets none), or write another list"
                 )
-        return _own_clips(path, folder)
+        return _own_clips(path, folder, caption)
+    if caption is not None:
+        raise ValueError(
+            f"{path}: expected no caption with such a list, whose captions have no names, found"
+            f" {caption!r}; leave --config.eval_data.caption out, or write jsonl"
+        )
     captions: dict[str, list[str]] = {}
     counts: dict[str, int] = {}
     problems = []
@@ -147,8 +157,8 @@ def read_retrieval(
     return RetrievalClips(tuple(map(merged, clips)), missing, repeated)
 
 
-def _own_clips(path: str, folder: str) -> RetrievalClips:
-    """The clips of a list in our own format, which states times by itself."""
+def _own_clips(path: str, folder: str, caption: str | None) -> RetrievalClips:
+    """The clips of a list in our own format, which states times and names of captions by itself."""
     first: dict[str, tuple[int, ClipRecord]] = {}
     records: list[ClipRecord] = []
     problems: list[Problem] = []
@@ -173,7 +183,32 @@ def _own_clips(path: str, folder: str) -> RetrievalClips:
     clips = same_clips(records)
     repeated = tuple(same[0].id for same in clips if len(same) > 1)
     missing = tuple(same[0].id for same in clips if not os.path.exists(same[0].path))
-    return RetrievalClips(tuple(map(merged, clips)), missing, repeated)
+    taken = [merged(same) for same in clips]
+    if caption is not None:
+        taken = _with_caption(path, taken, caption)
+    return RetrievalClips(tuple(taken), missing, repeated)
+
+
+def _with_caption(path: str, clips: Sequence[ClipRecord], name: str) -> list[ClipRecord]:
+    """The clips with those of their captions alone that have a name.
+
+    Raises:
+      AnnotationError: some have none.
+    """
+    taken = [
+        dataclasses.replace(clip, captions=clip.captions_named(name), caption_names=())
+        for clip in clips
+    ]
+    lacking = [clip.id for clip in taken if not clip.captions]
+    if lacking:
+        known = sorted({own for clip in clips for own in clip.caption_names if own})
+        found = (
+            f"none of {len(lacking)} clips ({', '.join(map(quote, lacking[:_MAX_LISTED]))}), in a"
+            f" list whose captions are called {', '.join(map(quote, known)) or 'nothing'}"
+        )
+        problem = Problem(None, f"a caption called {quote(name)} of every clip", found)
+        raise AnnotationError(path, [problem], len(lacking), len(clips))
+    return taken
 
 
 def _own_entries(path: str, folder: str) -> Iterator[tuple[int, Entry | EntryError]]:

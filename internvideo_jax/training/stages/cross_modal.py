@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from internvideo_jax.data.fields.text import given_vocabulary
 from internvideo_jax.data.wordpiece import WordPiece
-from internvideo_jax.evaluation.retrieval_evaluator import RetrievalEvaluator
+from internvideo_jax.evaluation.retrieval_evaluator import RetrievalEvaluator, check_text_length
 from internvideo_jax.evaluation.runner import Evaluator
 from internvideo_jax.models import abstract_variables, build, gradient_flops, product_flops
 from internvideo_jax.models.stage2 import TEMPERATURES, MediaOutput, Medium, Stage2
@@ -172,11 +172,12 @@ class CrossModalStage(ModelStage):
         """Retrieval.
 
         Raises:
-          ValueError: there is no vocabulary.
+          ValueError: there is no vocabulary, or texts are longer than the model takes.
         """
         c = self.config
         length = c.retrieval.max_text_length or c.max_text_length
         words, video = WordPiece(given_vocabulary(c.vocabulary), length), self.preprocessing.video
+        check_text_length(self.module, words, "--config.stage.retrieval.max_text_length")
         return {"eval": RetrievalEvaluator(self.module, video, words, c.retrieval)}
 
     def load_initial(self, variables: Variables) -> Variables:

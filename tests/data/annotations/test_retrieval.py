@@ -249,6 +249,13 @@ def test_names_of_captions_stay_beside_them(tmp_path):
     (clip,) = read_retrieval(path).records
     assert clip.captions == ("one", "two", "three")
     assert clip.caption_names == ("", "audio", "audio")
+    (named,), (plain,) = (read_retrieval(path, caption=name).records for name in ("audio", ""))
+    assert (named.captions, plain.captions) == (("two", "three"), ("one",))
+    with pytest.raises(AnnotationError, match=r"'sound' of every clip.*('v.mp4').*'audio'"):
+        read_retrieval(path, caption="sound")
+    other = write(tmp_path / "list.json", {"v.mp4": ["one"]})
+    with pytest.raises(ValueError, match=r"have no names.*--config.eval_data.caption out"):
+        read_retrieval(other, caption="audio")
 
 
 def test_an_id_of_several_clips_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from comparison import TOLERANCE, assert_tensor_close, assert_tensors_close
 from golden import Config, Golden, checker
 
 from internvideo_jax.data.decode.video import VideoReader
+from internvideo_jax.evaluation.embeddings import TextEncoder, encode_media
 from internvideo_jax.evaluation.known_answer import (
     CLIP_SHA256,
     demo_frames,
@@ -27,7 +28,7 @@ from internvideo_jax.evaluation.retrieval import (
     relevance,
     retrieval_metrics,
 )
-from internvideo_jax.evaluation.retrieval_evaluator import TextEncoder, encode_media, merge_views
+from internvideo_jax.evaluation.retrieval_evaluator import merge_views
 from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
 
