@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         nn,
         objectives,
         parallel,
+        search,
         training,
     )
     from internvideo_jax.loading import load
@@ -35,6 +36,7 @@ __all__ = [
     "nn",
     "objectives",
     "parallel",
+    "search",
     "training",
 ]
 

@@ -47,6 +47,9 @@ Figures have bounds beside them; the exit code is 1 where one is not kept.
   contrastive/8192x512  memory that each of 8 virtual devices needs for the contrastive loss and its
                         gradients, by XLA's analysis of the program, beside that of comparing all
                         pairs on every device; and how far the gradients of both are apart
+  search/1000000x512    a query of an index of random vectors, on two CPUs: compared with all of
+                        them, and with those of the nearest clusters, which must find 95 % of the
+                        true ten best; and how long clustering takes
   lists/10000000        the start of a run on three lists with captions, on one CPU: reading them,
                         and once they have been read, opening them and any record; memory but for
                         what is mapped
@@ -60,6 +63,7 @@ examples:
   internvideo-jax benchmark convert --workdir=/scratch --json=convert.json
   internvideo-jax benchmark contrastive
   internvideo-jax benchmark lists --lines=1000000
+  internvideo-jax benchmark search --vectors=200000
   internvideo-jax benchmark decode --clips=videos
   internvideo-jax benchmark start --repeats=5
 """
@@ -114,6 +118,11 @@ def _measure(args: argparse.Namespace) -> "Sequence[Row | Figures | StartRow]":
         from internvideo_jax.launch.benchmarks.lists import benchmark_lists
 
         return [benchmark_lists(lines=args.lines, workdir=args.workdir or environment.home())]
+    if args.subject == "search":
+        from internvideo_jax.launch.benchmarks.search import benchmark_search
+
+        workdir = args.workdir or environment.home()
+        return [benchmark_search(vectors=args.vectors, width=args.width, workdir=workdir)]
     if args.subject == "start":
         from internvideo_jax.launch.benchmarks.start import benchmark_start
 
@@ -135,8 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = arguments.make_parser("benchmark", SUMMARY, EPILOG)
     subjects = parser.add_subparsers(
         dest="subject",
-        metavar="encoder|text_encoder|extract|encode_video|convert|rerank|contrastive|lists|decode"
-        "|start",
+        metavar="encoder|text_encoder|extract|encode_video|convert|rerank|contrastive|search|lists"
+        "|decode|start",
         required=True,
     )
     encoder = subjects.add_parser("encoder", help="forward of the video encoder, beside PyTorch")
@@ -148,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     convert = subjects.add_parser("convert", help="conversion of a checkpoint, beside a copy")
     rerank = subjects.add_parser("rerank", help="match scores, beside encoding for every pair")
     contrastive = subjects.add_parser("contrastive", help="memory of the loss, beside all pairs")
+    search = subjects.add_parser("search", help="queries of an index of a million windows")
     lists = subjects.add_parser("lists", help="the start of a run on millions of clips")
     decode = subjects.add_parser("decode", help="sampling frames of clips, beside decord")
     start = subjects.add_parser(
@@ -179,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
         default="large",
         help="19 text layers of BERT-large, or 9 of BERT-base (default: %(default)s)",
     )
-    for subject, size in ((convert, "9"), (lists, "6")):
+    for subject, size in ((convert, "9"), (search, "2"), (lists, "6")):
         subject.add_argument(
             "--workdir",
             type=Path,
@@ -187,11 +197,13 @@ def _parser() -> argparse.ArgumentParser:
             help=f"where to put {size} GB for a while (default: $INTERNVIDEO_HOME or the user's"
             " cache)",
         )
-    for option, default, what in (
-        ("--batch_size", 8192, "examples on all 8 devices"),
-        ("--width", 512, "of the embeddings"),
+    for subject, option, default, what in (
+        (contrastive, "--batch_size", 8192, "examples on all 8 devices"),
+        (contrastive, "--width", 512, "of the embeddings"),
+        (search, "--vectors", 1_000_000, "in the index"),
+        (search, "--width", 512, "of the vectors"),
     ):
-        contrastive.add_argument(
+        subject.add_argument(
             option,
             type=arguments.positive_int,
             default=default,

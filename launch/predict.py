@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
     from internvideo_jax.evaluation.features import FailedClip
 
     videos = named_videos(args.videos)
-    windows = _windows(args)
+    windows = inference.windows_of(args, "plot")
     _check_outputs(args, videos)
     loaded = inference.load_model(args)
     names = _class_names(args, loaded.model)
@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> int:
         _write_plot(args.plot, timeline, names)
     total = len(entries) + len(failed)
     print(f"{len(entries)} of {total} {unit}s in {seconds:.1f} s", file=sys.stderr)
-    inference.print_failures([(_place(clip), clip.reason) for clip in failed])
+    inference.print_failures([(inference.place(clip), clip.reason) for clip in failed])
     return 1 if failed else 0
 
 
@@ -156,19 +156,6 @@ def _results(
                 batch_size=args.batch_size,
                 num_threads=args.num_threads,
             )
-
-
-def _windows(args: argparse.Namespace) -> "Windows | None":
-    from internvideo_jax.data.windows import Windows
-
-    if args.window is None:
-        for option in ("stride", "plot"):
-            if getattr(args, option) is not None:
-                raise arguments.UsageError(
-                    f"--{option}: expected --window=SECONDS beside it, found none; add it"
-                )
-        return None
-    return Windows(args.window, args.window if args.stride is None else args.stride)
 
 
 def _check_outputs(args: argparse.Namespace, videos: Sequence[str]) -> None:
@@ -235,14 +222,6 @@ def _shown_path(path: str) -> str:
     return path if relative.startswith(os.pardir) else relative
 
 
-def _place(clip: "FailedClip") -> str:
-    from internvideo_jax.evaluation.prediction import FailedWindow
-
-    if not isinstance(clip, FailedWindow):
-        return clip.source
-    return f"{clip.source} {format_time(clip.start)} - {format_time(clip.end)}"
-
-
 def _write_csv(path: Path, entries: Sequence[Entry]) -> None:
     """Writes a line for each of the best classes of each clip or window."""
     with atomic_file(path) as temporary:
@@ -258,8 +237,9 @@ def _write_csv(path: Path, entries: Sequence[Entry]) -> None:
 def _write_plot(
     path: Path, timeline: "Sequence[Prediction | FailedClip]", names: Sequence[str]
 ) -> None:
+    from internvideo_jax.evaluation.features import FailedWindow
     from internvideo_jax.evaluation.figure_file import save_figure
-    from internvideo_jax.evaluation.prediction import FailedWindow, Prediction
+    from internvideo_jax.evaluation.prediction import Prediction
     from internvideo_jax.evaluation.timeline_figure import timeline_figure
 
     shown = [part for part in timeline if isinstance(part, Prediction | FailedWindow)]
@@ -285,13 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes")
     group = parser.add_argument_group("long videos and views")
-    group.add_argument("--window", type=float, metavar="SECONDS", help="cut videos into windows")
-    group.add_argument(
-        "--stride",
-        type=float,
-        metavar="SECONDS",
-        help="from one window's start to the next's (default: the window)",
-    )
+    inference.add_window_arguments(group)
     for name, text in (("segments", "choices of frames"), ("crops", "squares of each frame")):
         group.add_argument(
             f"--{name}", type=arguments.positive_int, default=1, help=f"{text} {default}"

@@ -153,6 +153,16 @@ def test_the_page_on_retrieval(folder, capsys):
     assert float(printed[0]) in (0, pytest.approx(100 / 3), pytest.approx(200 / 3), 100)
 
 
+@pytest.mark.slow
+def test_the_page_on_search(folder, capsys):
+    model = save_stage2(folder)
+    arguments = [f"--model={model}", "--output=videos.index", "--window=1"]
+    assert main(["index", "long.mp4", "clip.mp4", *arguments]) == 0
+    names = run("search.md")
+    assert 2 <= len(names["moments"]) <= 3
+    assert capsys.readouterr().out.count(".mp4 ") == len(names["moments"])
+
+
 # For an encoder that learns nothing in no time.
 LITTLE = (
     "--config.stage.model.encoder.width=32",

@@ -18,6 +18,7 @@ TOP_LEVEL = {
 LAYERS = (
     {"launch", "configs"},
     {"loading"},
+    {"search"},
     {"training", "evaluation", "convert", "data"},
     {
         "model_description",

@@ -3,12 +3,14 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import math
 import numbers
 import os
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +21,8 @@ from internvideo_jax.data.transforms.frames import resizer
 from internvideo_jax.data.transforms.views import cut_views, view_indices
 from internvideo_jax.data.watchdog import BackgroundIterator
 from internvideo_jax.environment import usable_cpus
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +86,8 @@ def window_batches(
         index: int64 `[b]`, number of the window.
         start: float64 `[b]`, where it begins, in seconds after the file's start; end: float64
           `[b]`.
+        frame_indices: int64 `[b, T]`, numbers of its frames in the file; timestamps: float64
+          `[b, T]`, when they are shown, in seconds.
         valid: bool `[b]`; False where a frame of the window is damaged or missing.
         error: str `[b]`, why; else "".
 
@@ -90,45 +96,109 @@ def window_batches(
       ValueError: from `next`, more windows than frames.
       StalledLoader: from `next`, loading hangs.
     """
-    per_batch = max(batch_size // (config.segments * config.crops), 1)
+    per_batch = max(batch_size // num_views(config), 1)
 
     def make(first_batch: int) -> Iterator[Batch]:
         # Closed when the threads have ended.
-        with contextlib.ExitStack() as files:
-
-            def opened() -> VideoReader:
-                reader = VideoReader(path)
-                files.callback(reader.close)
-                return reader
-
-            # A reader serves one thread at a time.
-            idle: queue.SimpleQueue[VideoReader] = queue.SimpleQueue()
-            idle.put(first := opened())
-            times = _times(first, windows)
-
-            def read(start: int) -> Batch:
-                try:
-                    reader = idle.get_nowait()
-                except queue.Empty:
-                    reader = opened()
-                batch = _batch(reader, config, start, times[start : start + per_batch])
-                idle.put(reader)
-                return batch
-
-            threads = num_threads or usable_cpus()
-            pool = ThreadPoolExecutor(threads, thread_name_prefix="windows")
-            ahead: collections.deque[Future[Batch]] = collections.deque()
-            try:
-                for start in range(first_batch * per_batch, len(times), per_batch):
-                    ahead.append(pool.submit(read, start))
-                    if len(ahead) > threads:
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        with contextlib.closing(OpenVideo(path, windows)) as video:
+            starts = range(first_batch * per_batch, len(video.times), per_batch)
+            tasks = (functools.partial(video.read, config, n, n + per_batch) for n in starts)
+            with contextlib.closing(in_threads(tasks, num_threads)) as batches:
+                yield from batches
 
     return BackgroundIterator(make, timeout=config.stall_timeout)
+
+
+class OpenVideo:
+    """An open video file, its windows, and as many readers of it as threads read it at a time.
+
+    Args:
+      path: the file.
+      windows: where it is cut.
+
+    Attributes:
+      times: starts and ends of its windows in seconds, float64 `[W, 2]`.
+
+    Raises:
+      VideoError: it cannot be read.
+      ValueError: more windows than frames.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], windows: Windows):
+        self._path = path
+        self._readers: list[VideoReader] = []
+        # A reader serves one thread at a time.
+        self._idle: queue.SimpleQueue[VideoReader] = queue.SimpleQueue()
+        first = self._opened()
+        try:
+            self.times = _times(first, windows)
+        except BaseException:
+            self.close()
+            raise
+        self._idle.put(first)
+
+    def _opened(self) -> VideoReader:
+        reader = VideoReader(self._path)
+        self._readers.append(reader)
+        return reader
+
+    def read(self, config: DataConfig, first: int, stop: int) -> Batch:
+        """The views of the windows from number `first` to before `stop`."""
+        try:
+            reader = self._idle.get_nowait()
+        except queue.Empty:
+            reader = self._opened()
+        batch = _batch(reader, config, first, self.times[first:stop])
+        self._idle.put(reader)
+        return batch
+
+    def close(self) -> None:
+        """Closes all readers; no thread may be reading."""
+        for reader in self._readers:
+            reader.close()
+
+
+def in_threads(
+    tasks: Iterable[Callable[[], T]], num_threads: int | None
+) -> Generator[T, None, None]:
+    """What the tasks return, in their order, some of them done ahead; to be closed.
+
+    Args:
+      tasks: what to do.
+      num_threads: how many do it; None is one per CPU core.
+    """
+    threads = num_threads or usable_cpus()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="windows")
+    ahead: collections.deque[Future[T]] = collections.deque()
+    try:
+        for task in tasks:
+            ahead.append(pool.submit(task))
+            if len(ahead) > threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def num_views(config: DataConfig) -> int:
+    """Rows that a window has."""
+    return config.segments * config.crops
+
+
+def unread_windows(config: DataConfig, first: int, times: np.ndarray, error: str) -> Batch:
+    """Rows of windows none of which can be read.
+
+    Args:
+      config: their views.
+      first: number of the first window.
+      times: their starts and ends `[W, 2]`.
+      error: why.
+    """
+    video = _black(config, len(times) * num_views(config))
+    shown = np.full((len(times), config.segments, config.num_frames), -1)
+    errors = [error] * len(times)
+    return _columns(config, video, first, times, shown, np.full(shown.shape, np.nan), errors)
 
 
 def _times(reader: VideoReader, windows: Windows) -> np.ndarray:
@@ -158,15 +228,39 @@ def _batch(reader: VideoReader, config: DataConfig, first: int, times: np.ndarra
                 video += _views(reader, config, [wanted])
             except VideoError as error:
                 errors[number] = error.reason
-                size = config.image_size
-                views = config.segments * config.crops
-                video.append(np.zeros((views, config.num_frames, size, size, 3), np.uint8))
-    count = config.segments * config.crops
+                video.append(_black(config, num_views(config)))
+    shown = np.stack(indices)
+    seconds = reader.timestamps(shown.ravel()).reshape(shown.shape)
+    return _columns(config, np.concatenate(video), first, times, shown, seconds, errors)
+
+
+def _black(config: DataConfig, rows: int) -> np.ndarray:
+    size = config.image_size
+    return np.zeros((rows, config.num_frames, size, size, 3), np.uint8)
+
+
+def _columns(
+    config: DataConfig,
+    video: np.ndarray,
+    first: int,
+    times: np.ndarray,
+    indices: np.ndarray,
+    seconds: np.ndarray,
+    errors: Sequence[str],
+) -> Batch:
+    """A batch of all views of W windows; `indices` and `seconds` of their frames: `[W, S, T]`."""
+    count = num_views(config)
+
+    def per_view(x: np.ndarray) -> np.ndarray:
+        return np.repeat(x, config.crops, axis=1).reshape(-1, config.num_frames)
+
     return {
-        "video": np.concatenate(video),
+        "video": video,
         "index": np.repeat(first + np.arange(len(times)), count),
         "start": np.repeat(times[:, 0], count),
         "end": np.repeat(times[:, 1], count),
+        "frame_indices": per_view(indices),
+        "timestamps": per_view(seconds),
         "valid": np.repeat(np.array([not error for error in errors]), count),
         "error": np.repeat(np.array(errors), count),
     }

@@ -81,7 +81,7 @@ class ClipTextModel(SavedModel):
         if not given:
             raise ValueError("expected at least one clip, found none")
         return _rows(
-            clip if isinstance(clip, FailedClip) else _unit(clip.embedding)
+            clip if isinstance(clip, FailedClip) else embeddings.unit(clip.embedding)
             for clip in watched(encoded, len(given), "clip")
         )
 
@@ -105,7 +105,7 @@ class ClipTextModel(SavedModel):
             or was saved without its tokenizer.
           TypeError: something else than texts.
         """
-        return _unit(self._encoded_texts(texts, clean, has_tokens=False)[0].embedding)
+        return embeddings.unit(self._encoded_texts(texts, clean, has_tokens=False)[0].embedding)
 
     def similarity(
         self, video: Float[np.ndarray, "V C"], text: Float[np.ndarray, "T C"]
@@ -241,12 +241,6 @@ def _given_texts(texts: Any) -> list[str]:
     if not given:
         raise ValueError("expected at least one text, found none")
     return given
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    """Embeddings `[..., C]` as float32 of length 1."""
-    wide = np.asarray(rows, np.float32)
-    return wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), 1e-12)
 
 
 def _rows(results: Iterable[np.ndarray | FailedClip]) -> np.ndarray:

@@ -26,12 +26,14 @@ class Found(NamedTuple):
     Attributes:
       name: of the clip.
       picture: uint8 `[H, W, 3]`; None where there is none.
-      is_right: whether the query belongs to it.
+      is_right: whether the query belongs to it; None where nobody knows.
+      note: a line below the name.
     """
 
     name: str
     picture: np.ndarray | None
-    is_right: bool
+    is_right: bool | None = None
+    note: str = ""
 
 
 class Query(NamedTuple):
@@ -39,12 +41,12 @@ class Query(NamedTuple):
 
     Attributes:
       text: it.
-      rank: of the best clip that it belongs to.
+      rank: of the best clip that it belongs to; None where nobody knows.
       found: the results.
     """
 
     text: str
-    rank: int
+    rank: int | None
     found: Sequence[Found]
 
 
@@ -54,12 +56,12 @@ def contact_sheet(queries: Sequence[Query], title: str) -> "Figure":
     Results that are right have a green frame.
 
     Args:
-      queries: with equally many results each.
+      queries: at least one, with any results.
       title: of the picture.
     """
     from matplotlib.figure import Figure
 
-    columns = len(queries[0].found)
+    columns = max(1, *(len(query.found) for query in queries))
     figure = Figure(figsize=(2.6 + 1.6 * columns, 0.4 + _ROW * len(queries)), layout="constrained")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left", parse_math=False)
     ratios = [1.6] + [1.0] * columns
@@ -70,15 +72,20 @@ def contact_sheet(queries: Sequence[Query], title: str) -> "Figure":
             ax.set_yticks([])
         row[0].spines[:].set_visible(False)
         lines = textwrap.wrap(query.text, _TEXT_WIDTH, max_lines=_TEXT_LINES, placeholder=" …")
-        text = "\n".join([*lines, f"rank {query.rank}"])
+        if query.rank is not None:
+            lines.append(f"rank {query.rank}")
+        text = "\n".join(lines)
         row[0].text(0, 0.5, text, fontsize=8, va="center", parse_math=False)
         row[0].set_xlim(0, 1)
-        for ax, found in zip(row[1:], query.found, strict=True):
+        for ax in row[1 + len(query.found) :]:
+            ax.axis("off")
+        for ax, found in zip(row[1:], query.found, strict=False):
             if found.picture is not None:
                 ax.imshow(found.picture)
             color, width = (_RIGHT, 3) if found.is_right else (_WRONG, 1)
             ax.spines[:].set(color=color, linewidth=width)
-            ax.set_title(_cut(found.name), fontsize=6, pad=2, parse_math=False)
+            title = "\n".join(filter(None, [_cut(found.name), found.note]))
+            ax.set_title(title, fontsize=6, pad=2, parse_math=False)
     return figure
 
 

@@ -14,14 +14,32 @@ from internvideo_jax.data import pipeline
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.sources.given import Clip, GivenSource
 from internvideo_jax.evaluation import runner
+from internvideo_jax.evaluation.clip_encoder import (
+    Crop,
+    FeatureKind,
+    Kind,
+    clip_config,
+    clip_encoder,
+    merged_views,
+)
 from internvideo_jax.models import video_encoder
-from internvideo_jax.models.video_vit import check_num_frames, token_grid
-from internvideo_jax.preprocessing import VideoPreprocessing, normalize
+from internvideo_jax.models.video_vit import token_grid
 
 if TYPE_CHECKING:
     from internvideo_jax.saved_model import SavedModel
 
-Kind = Literal["pooled", "tokens"]
+__all__ = [
+    "NOT_FINITE",
+    "ClipFeatures",
+    "FailedClip",
+    "FailedWindow",
+    "Kind",
+    "SampledClip",
+    "Short",
+    "extract_features",
+    "extract_sound_features",
+]
+
 Short = Literal["repeat", "error"]
 
 # Why there is no result of a clip that could be read.
@@ -64,13 +82,14 @@ class ClipFeatures:
 
     Attributes:
       clip: what it saw.
-      features: float32, pooled `[P]` or tokens `[N, D]` with the class token first.
-      grid: patch tokens along time, height and width.
+      features: float32, pooled `[P]`, tokens `[N, D]` with the class token first, or an embedding
+        `[C]`.
+      grid: patch tokens along time, height and width; None of an embedding.
     """
 
     clip: SampledClip
     features: np.ndarray
-    grid: tuple[int, int, int]
+    grid: tuple[int, int, int] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +105,27 @@ class FailedClip:
     reason: str
 
 
+@dataclasses.dataclass(frozen=True)
+class FailedWindow(FailedClip):
+    """A window without a result.
+
+    Attributes:
+      start: seconds after the file's start where it begins.
+      end: likewise, where it ends.
+    """
+
+    start: float
+    end: float
+
+
 def extract_features(
     clips: Iterable[Clip],
     model: "SavedModel",
     *,
     num_frames: int | None = None,
-    kind: Kind = "pooled",
+    kind: FeatureKind = "pooled",
+    layer: int | None = None,
+    crop: Crop | None = None,
     batch_size: int = 8,
     num_threads: int | None = None,
     short: Short = "repeat",
@@ -102,10 +136,16 @@ def extract_features(
 
     Args:
       clips: paths of video files, or frames uint8 `[T, H, W, 3]`.
-      model: a loaded model with an InternVideo2 video encoder.
+      model: a loaded model with an InternVideo2 video encoder, or, for embeddings, one that
+        compares clips with texts.
       num_frames: frames per clip; by default as many as the model was made for. Other numbers
         resize the position table.
-      kind: the pooled feature `[P]` or all tokens `[N, D]`.
+      kind: the pooled feature `[P]`, all tokens `[N, D]`, or the embedding `[C]`, which is not
+        normalised.
+      layer: number of the block, from 0, whose tokens are meant; None is the last.
+      crop: what of each frame is shown: its central square, all of it (squashed to a square), or
+        three squares along the longer side, whose features are averaged; None as the model was made
+        for.
       batch_size: clips that are held together at most; see `runner.rows_per_program` for how many
         a device takes at once.
       num_threads: decoding threads; by default one per CPU core.
@@ -115,21 +155,18 @@ def extract_features(
       Features or a failure of each clip in the order of `clips`, as they come out of the batches.
 
     Raises:
-      ValueError: the model has no video encoder, its tubelets do not divide the frames, or frames
-        in memory are of another layout, dtype or range.
+      ValueError: the model has nothing of that kind, its tubelets do not divide the frames, or
+        frames in memory are of another layout, dtype or range.
     """
     check_counts(num_frames=num_frames, batch_size=batch_size)
-    encoder, _ = video_encoder(model.module, model.variables)
-    preprocessing = model.preprocessing.require_video()
-    num_frames, size = num_frames or preprocessing.num_frames, preprocessing.image_size
-    check_num_frames(encoder, num_frames)
-    grid = token_grid(
-        (num_frames, size, size), encoder.config.tubelet_size, encoder.config.patch_size
-    )
-    forward = _Encoder(model.module, preprocessing, kind)
+    config = clip_config(model, num_frames, crop, kind)
+    forward = clip_encoder(model, kind, layer)
     source = GivenSource(clips)
-
-    config = DataConfig(num_frames=num_frames, image_size=size, resize=preprocessing.resize)
+    grid = None
+    if kind != "embedding":
+        shape = video_encoder(model.module, model.variables)[0].config
+        clip = (config.num_frames, config.image_size, config.image_size)
+        grid = token_grid(clip, shape.tubelet_size, shape.patch_size)
 
     def results() -> Iterator[ClipFeatures | FailedClip]:
         for name, batch, row, features in _encoded(
@@ -204,9 +241,9 @@ def _encoded(
     batches = pipeline.eval_batches(
         config, forward.inputs, batch_size=batch_size, source=source, num_threads=num_threads
     )
-    for batch, output in runner.run(forward, model.variables, batches):
-        for row, index in enumerate(batch["index"].tolist()):
-            yield source.records[index].path, batch, row, output[row]
+    views = config.segments * config.crops
+    for batch, row, output in merged_views(forward, model.variables, batches, views):
+        yield source.records[int(batch["index"][row])].path, batch, row, output
 
 
 def _clip(
@@ -238,19 +275,4 @@ class _SoundEncoder(runner.Forward):
 
     def forward(self, variables: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         output: Any = self.module.apply(variables, batch["audio"])
-        return output.pooled if self.kind == "pooled" else output.tokens
-
-
-@dataclasses.dataclass(frozen=True)
-class _Encoder(runner.Forward):
-    """Features of uint8 clips `[B, T, S, S, 3]`: pooled `[B, P]` or tokens `[B, N, D]`."""
-
-    module: nn.Module
-    preprocessing: VideoPreprocessing
-    kind: Kind
-
-    def forward(self, variables: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        video = normalize(batch["video"], self.preprocessing)
-        encoder, encoder_variables = video_encoder(self.module, variables)
-        output: Any = encoder.apply(encoder_variables, video)
         return output.pooled if self.kind == "pooled" else output.tokens

@@ -17,7 +17,7 @@ from internvideo_jax.data.sources.source import reason
 from internvideo_jax.data.windows import Windows, window_batches
 from internvideo_jax.evaluation import runner
 from internvideo_jax.evaluation.classification import ClassificationEvaluator, merge_views
-from internvideo_jax.evaluation.features import NOT_FINITE, FailedClip
+from internvideo_jax.evaluation.features import NOT_FINITE, FailedClip, FailedWindow
 from internvideo_jax.models import VideoClassifier
 from internvideo_jax.models.dual_encoder import DualEncoder
 from internvideo_jax.models.video_vit import check_num_frames
@@ -57,19 +57,6 @@ class Prediction:
         """Numbers of the `top` best classes, the best first; of equal ones, the first."""
         numbers: list[int] = np.argsort(-self.probabilities, kind="stable")[:top].tolist()
         return numbers
-
-
-@dataclasses.dataclass(frozen=True)
-class FailedWindow(FailedClip):
-    """A window without a result.
-
-    Attributes:
-      start: seconds after the file's start where it begins.
-      end: likewise, where it ends.
-    """
-
-    start: float
-    end: float
 
 
 def view_config(

@@ -17,12 +17,15 @@ from internvideo_jax.launch import arguments
 
 if TYPE_CHECKING:
     from internvideo_jax.evaluation.features import ClipFeatures, FailedClip
+    from internvideo_jax.evaluation.window_features import WindowFeatures
 
 SUMMARY_FILE = "summary.json"
 
 
 # Of a file's name; most systems have 255 at most, and temporary names are longer.
 _MAX_NAME_BYTES = 200
+# Options of a run that may be left out, and their types.
+_OPTIONS: Mapping[str, Any] = {"layer": int, "crop": str, "window": float, "stride": float}
 # Whatever of this is wrong with one file's name, others can be written.
 _OF_ITS_NAME = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 
@@ -57,9 +60,13 @@ class Run:
     Attributes:
       model: the model as it was named, which need not agree.
       model_digest: of its description, which holds the checksums of its weights.
-      kind: "pooled" or "tokens".
-      frames: frames per video.
+      kind: "pooled", "tokens" or "embedding".
+      frames: frames per video or window.
       dtype: what the model computed in.
+      layer: block whose tokens these are, if not the last.
+      crop: what was shown of frames, if not as the model was made for.
+      window: seconds of a window; None of whole videos.
+      stride: seconds from one window to the next.
     """
 
     model: str = dataclasses.field(compare=False)
@@ -67,6 +74,16 @@ class Run:
     kind: str
     frames: int
     dtype: str
+    layer: int | None = None
+    crop: str | None = None
+    window: float | None = None
+    stride: float | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What was chosen of the options that may be left out, by name."""
+        given = {name: getattr(self, name) for name in _OPTIONS}
+        return {name: value for name, value in given.items() if value is not None}
 
     def is_finished(self, video: str, target: Path) -> bool:
         """Whether `target` holds this run's features of `video`.
@@ -106,8 +123,9 @@ class Run:
                 model=str(fields["model"]),
                 model_digest=str(fields["model_digest"]),
                 kind=str(fields["kind"]),
-                frames=len(fields["frame_indices"]),
+                frames=fields["frame_indices"].shape[-1],
                 dtype=str(fields["dtype"]),
+                **{name: kind(fields[name]) for name, kind in _OPTIONS.items() if name in fields},
             )
             source = str(fields["source"])
         except Exception:
@@ -120,9 +138,10 @@ class Run:
         return source
 
     def __str__(self) -> str:
+        options = [f", {name} {x}" for name, x in self.options.items()]
         return (
             f"model {self.model} ({self.model_digest}), kind {self.kind}, {self.frames} frames,"
-            f" {self.dtype}"
+            f" {self.dtype}{''.join(options)}"
         )
 
 
@@ -134,7 +153,8 @@ class Summary:
       finished_before: videos whose features an earlier run has written.
       repeated_frames: videos with fewer frames than the model takes.
       damaged_frames: videos in which the decoder met damage.
-      failed: videos without features: "source" and "reason".
+      failed: videos and windows without features: "source", "reason", and "start" and "end" of a
+        window.
       shortened_names: files of features, in the folder, whose names are shorter than those of their
         videos, by video.
     """
@@ -142,7 +162,7 @@ class Summary:
     finished_before: int = 0
     repeated_frames: list[str] = dataclasses.field(default_factory=list)
     damaged_frames: list[str] = dataclasses.field(default_factory=list)
-    failed: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    failed: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     shortened_names: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -187,8 +207,37 @@ class Summary:
         return notes
 
 
-def write_features(target: Path, result: "ClipFeatures", run: Run) -> "FailedClip | None":
+def clip_fields(result: "ClipFeatures") -> dict[str, Any]:
+    """What a file holds of a whole video."""
+    clip = result.clip
+    grid = {} if result.grid is None else {"grid": np.array(result.grid)}
+    return {
+        "features": result.features,
+        **grid,
+        "frame_indices": clip.frame_indices,
+        "timestamps": clip.timestamps,
+        "repeated_frames": clip.repeated_frames,
+        "damaged_frames": clip.damaged_frames,
+        "num_frames": clip.num_frames,
+    }
+
+
+def window_fields(results: "Sequence[WindowFeatures]") -> dict[str, Any]:
+    """What a file holds of the windows of a video, of which there is at least one."""
+    names = ("features", "frame_indices", "timestamps", "start", "end")
+    return {name: np.stack([getattr(result, name) for result in results]) for name in names}
+
+
+def write_features(
+    target: Path, source: str, fields: Mapping[str, Any], run: Run
+) -> "FailedClip | None":
     """Writes one video's features; the file is whole or absent.
+
+    Args:
+      target: the file.
+      source: path of the video.
+      fields: what the file holds, from `clip_fields` or `window_fields`.
+      run: what made them.
 
     Returns:
       Why there is no file, where only its own name is at fault.
@@ -196,32 +245,23 @@ def write_features(target: Path, result: "ClipFeatures", run: Run) -> "FailedCli
     Raises:
       UsageError: it cannot be written.
     """
-    clip = result.clip
-    fields: dict[str, Any] = {
-        "features": result.features,
-        "grid": np.array(result.grid),
-        "frame_indices": clip.frame_indices,
-        "timestamps": clip.timestamps,
-        "repeated_frames": clip.repeated_frames,
-        "damaged_frames": clip.damaged_frames,
-        "num_frames": clip.num_frames,
-        "source": clip.source,
+    made_by = {
+        "source": source,
         "kind": run.kind,
         "dtype": run.dtype,
         "model": run.model,
         "model_digest": run.model_digest,
+        **run.options,
     }
     try:
         with atomic_file(target) as temporary, temporary.open("wb") as file:
-            np.savez(file, **fields)
+            np.savez(file, **fields, **made_by)
     except OSError as error:
         if error.errno in _OF_ITS_NAME:
             from internvideo_jax.evaluation.features import FailedClip
 
-            return FailedClip(
-                clip.source, f"{target}: {error.strerror}; give the video another name"
-            )
-        why = no_space(target, result.features.nbytes) if is_full(error) else error.strerror
+            return FailedClip(source, f"{target}: {error.strerror}; give the video another name")
+        why = no_space(target, fields["features"].nbytes) if is_full(error) else error.strerror
         raise arguments.UsageError(
             f"{target}: {why}; make room and run again with --resume"
         ) from error

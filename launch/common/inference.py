@@ -10,6 +10,10 @@ from internvideo_jax.environment import default_dtype, printable
 from internvideo_jax.launch import arguments
 
 if TYPE_CHECKING:
+    from argparse import _ActionsContainer
+
+    from internvideo_jax.data.windows import Windows
+    from internvideo_jax.evaluation.features import FailedClip
     from internvideo_jax.loading import Model
     from internvideo_jax.saved_model import SavedModel
 
@@ -36,21 +40,37 @@ class Loaded(NamedTuple):
     @property
     def digest(self) -> str:
         """Of its description, which holds the checksums of its weights: 16 hexadecimal digits."""
-        from internvideo_jax.checksums import description_sha256
-        from internvideo_jax.saved_model import read_description
-
-        return description_sha256(read_description(self.directory))[:16]
+        return model_digest(self.directory)
 
 
-def add_model_argument(parser: ArgumentParser, name: str = "--model") -> None:
-    """Adds the model, as a required option or, named without dashes, in its place."""
+def model_digest(directory: str) -> str:
+    """`Loaded.digest` of the model in a folder.
+
+    Raises:
+      ValueError: there is none.
+    """
+    from internvideo_jax.checksums import description_sha256
+    from internvideo_jax.saved_model import read_description
+
+    return description_sha256(read_description(directory))[:16]
+
+
+def add_model_argument(parser: ArgumentParser, name: str = "--model", default: str = "") -> None:
+    """Adds the model, as an option or, named without dashes, in its place.
+
+    Args:
+      parser: of the command.
+      name: of the argument.
+      default: which model is meant without, in words; "" where one has to be named.
+    """
     argument = parser.add_argument(
         name,
         metavar="MODEL",
         help="a folder that `train` or `convert` wrote, the name of a released model (`convert"
-        " --list`), `demo`, or a Hugging Face repository; what is named is converted once and kept",
+        " --list`), `demo`, or a Hugging Face repository; what is named is converted once and kept"
+        + (f" (default: {default})" if default else ""),
     )
-    argument.required = True
+    argument.required = not default
 
 
 def add_dtype_argument(parser: ArgumentParser, default: str | None = None) -> None:
@@ -63,9 +83,14 @@ def add_dtype_argument(parser: ArgumentParser, default: str | None = None) -> No
     )
 
 
-def add_arguments(parser: ArgumentParser) -> None:
-    """Adds `--model`, `--frames`, `--batch_size`, `--dtype` and `--num_threads`."""
-    add_model_argument(parser)
+def add_arguments(parser: ArgumentParser, default_model: str = "") -> None:
+    """Adds `--model`, `--frames`, `--batch_size`, `--dtype` and `--num_threads`.
+
+    Args:
+      parser: of the command.
+      default_model: as of `add_model_argument`.
+    """
+    add_model_argument(parser, default=default_model)
     parser.add_argument(
         "--frames",
         type=arguments.positive_int,
@@ -84,6 +109,50 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def add_window_arguments(parser: "_ActionsContainer", default: str = "") -> None:
+    """Adds `--window` and `--stride`.
+
+    Args:
+      parser: of the command, or a group of its options.
+      default: seconds of a window without, in words; "" takes videos as a whole.
+    """
+    parser.add_argument(
+        "--window",
+        type=float,
+        metavar="SECONDS",
+        help="cut videos into windows" + (f" (default: {default})" if default else ""),
+    )
+    parser.add_argument(
+        "--stride",
+        type=float,
+        metavar="SECONDS",
+        help="from one window's start to the next's (default: the window)",
+    )
+
+
+def windows_of(args: Namespace, *needing: str) -> "Windows | None":
+    """The windows of `--window` and `--stride`; None without.
+
+    Args:
+      args: of the command.
+      needing: further options that mean nothing without windows.
+
+    Raises:
+      UsageError: one of them, or a stride, without windows.
+      ValueError: no such windows are possible.
+    """
+    from internvideo_jax.data.windows import Windows
+
+    if args.window is None:
+        for option in ("stride", *needing):
+            if getattr(args, option) is not None:
+                raise arguments.UsageError(
+                    f"--{option}: expected --window=SECONDS beside it, found none; add it"
+                )
+        return None
+    return Windows(args.window, args.window if args.stride is None else args.stride)
+
+
 def load_model(args: Namespace) -> Loaded:
     """The model of `--model`; each of several devices has a copy, and they share batches.
 
@@ -92,7 +161,6 @@ def load_model(args: Namespace) -> Loaded:
     """
     import jax
 
-    from internvideo_jax.convert.library import model_directory
     from internvideo_jax.loading import load
 
     if jax.process_count() > 1:
@@ -115,6 +183,16 @@ def announce_frames(model: "SavedModel", num_frames: int) -> None:
             f" {num_frames}",
             file=sys.stderr,
         )
+
+
+def place(clip: "FailedClip") -> str:
+    """What a clip or window without a result is called."""
+    from internvideo_jax.evaluation.features import FailedWindow
+    from internvideo_jax.evaluation.timeline_figure import format_time
+
+    if not isinstance(clip, FailedWindow):
+        return clip.source
+    return f"{clip.source} {format_time(clip.start)} - {format_time(clip.end)}"
 
 
 def print_failures(failed: Sequence[tuple[str, str]]) -> None:

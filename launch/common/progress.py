@@ -3,11 +3,14 @@
 import contextlib
 import sys
 import time
-from typing import Any, TextIO
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
 from internvideo_jax.environment import printable
+
+T = TypeVar("T")
 
 # Seconds between two lines.
 INTERVAL = 5.0
@@ -47,6 +50,12 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         if self._bar.disable and now - self._shown >= INTERVAL:
             self._shown = now
             print(self._line(now), file=sys.stderr, flush=True)
+
+    def counting(self, items: Iterable[T]) -> Iterator[T]:
+        """The items, each of which counts when it comes."""
+        for item in items:
+            self.update()
+            yield item
 
     def set_postfix(self, **values: Any) -> None:
         """Shows values beside the count from now on."""

@@ -27,6 +27,7 @@ Status = Literal["ok", "note", "bad"]
 # Distributions whose module is named otherwise than they are.
 MODULES = {
     "absl-py": "absl",
+    "faiss-cpu": "faiss",
     "opencv-python-headless": "cv2",
     "orbax-checkpoint": "orbax.checkpoint",
     "pillow": "PIL",

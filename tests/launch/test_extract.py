@@ -13,7 +13,7 @@ from internvideo_jax.data.synthetic import scenes as synthetic
 from internvideo_jax.evaluation import runner
 from internvideo_jax.launch import extract
 from internvideo_jax.launch.common import feature_files
-from tests.small_models import CLIP_ENCODER, clip_model
+from tests.small_models import CLIP_ENCODER, clip_model, save_stage2
 
 
 @pytest.fixture(scope="module")
@@ -309,3 +309,61 @@ def test_an_interruption_leaves_nothing_half_written(run, videos, monkeypatch, c
     assert run(videos / "a.mp4") == 130
     assert not run.output.exists()
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_windows_of_videos(run, videos, tmp_path, capsys):
+    (tmp_path / "bad.mp4").touch()
+    assert run(videos, tmp_path / "bad.mp4", "--window=0.2", "--stride=0.1") == 1
+    captured = capsys.readouterr()
+    assert captured.out.startswith("3 of 4 videos in ")
+    path = next(run.output.rglob("a.mp4.npz"))
+    with np.load(path) as file:
+        fields = dict(file)
+    assert fields["features"].shape == (3, 16)
+    # Nine frames, of which the last window ends with the last.
+    np.testing.assert_allclose(fields["start"], [0, 0.1, 0.16], atol=1e-6)
+    np.testing.assert_allclose(fields["end"], [0.2, 0.3, 0.36], atol=1e-6)
+    assert fields["frame_indices"].shape == fields["timestamps"].shape == (3, 4)
+    assert (float(fields["window"]), float(fields["stride"])) == (0.2, 0.1)
+    assert run(videos, tmp_path / "bad.mp4", "--window=0.2", "--stride=0.1", "--resume") == 1
+    assert "3 of 4 videos are finished" in capsys.readouterr().err
+    assert run(videos, "--resume") == 2
+    assert "window 0.2, stride 0.1" in capsys.readouterr().err
+
+
+def test_a_layer_and_a_crop(run, videos):
+    argv = (videos / "a.mp4", "--kind=tokens", "--layer=0", "--crop=three")
+    assert run(*argv) == 0
+    with np.load(run.output / "a.mp4.npz") as file:
+        assert (int(file["layer"]), str(file["crop"])) == (0, "three")
+        assert file["features"].shape == (1 + 2 * 4 * 4, 32)
+    assert run(*argv, "--resume") == 0
+    assert run(*argv[:-1], "--resume") == 2
+
+
+def test_embeddings_of_a_model_that_compares(videos, tmp_path, capsys):
+    model, output = save_stage2(tmp_path), tmp_path / "features"
+    argv = [str(videos / "a.mp4"), f"--model={model}", f"--output={output}"]
+    assert extract.main(argv) == 0
+    with np.load(output / "a.mp4.npz") as file:
+        assert str(file["kind"]) == "embedding"
+        assert file["features"].shape == (6,)
+        assert "grid" not in file
+    assert extract.main([*argv[:-1], f"--output={tmp_path / 'x'}", "--kind=tokens"]) == 2
+    assert 'expected kind="embedding" of Stage2' in capsys.readouterr().err
+
+
+def test_a_list_of_videos(run, videos, tmp_path, capsys):
+    paths = tmp_path / "list.txt"
+    os.symlink(videos / "x", tmp_path / "x")
+    paths.write_text(f"{videos / 'a.mp4'}\n\nx/same.mp4\n")
+    assert run(f"--list={paths}") == 0
+    assert len(list(run.output.rglob("*.npz"))) == 2
+    paths.write_text(f"{videos / 'a.mp4'}\nx/none.mp4\n")
+    assert run(f"--list={paths}", "--resume") == 2
+    error = capsys.readouterr().err
+    assert f"{paths}, line 2: expected the path of a video or folder, found nothing at" in error
+    paths.write_text("\n")
+    assert run(f"--list={paths}") == 2
+    assert run() == 2
+    assert "--list=FILE, found none" in capsys.readouterr().err
