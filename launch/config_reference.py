@@ -26,12 +26,24 @@ def config_reference() -> str:
     """The page, Markdown."""
     from internvideo_jax.data.config import DataConfig
     from internvideo_jax.evaluation.retrieval_options import RetrievalData, RetrievalOptions
+    from internvideo_jax.evaluation.zero_shot_options import (
+        ChoiceData,
+        ZeroShotData,
+        ZeroShotOptions,
+    )
     from internvideo_jax.training.config import TrainConfig
     from internvideo_jax.training.stages import STAGES
 
     parts: list[tuple[str, type]] = [("train", TrainConfig), ("data", DataConfig)]
     parts += [("stage", config) for config, _ in STAGES.values()]
     parts += [("retrieval", RetrievalOptions), ("eval_data", RetrievalData)]
+    parts += [("zero_shot", ZeroShotOptions), ("multiple_choice", ZeroShotOptions)]
+    parts += [("eval_data", ZeroShotData), ("eval_data", ChoiceData)]
+    evaluated = {
+        RetrievalData: "retrieval",
+        ZeroShotData: "zero_shot",
+        ChoiceData: "multiple_choice",
+    }
     kinds = {config: kind for kind, (config, _) in STAGES.items()}
     places: dict[type, list[str]] = {}
     for name, cls in parts:
@@ -46,8 +58,8 @@ def config_reference() -> str:
             title += " and `eval_data`"
         if cls in kinds:
             title += f" of the kind `{kinds[cls]}`"
-        if cls is RetrievalData:
-            title += " of `configs/eval/retrieval.py`"
+        if cls in evaluated:
+            title += f" of `configs/eval/{evaluated[cls]}.py`"
         sections.append("\n".join([f"## {title}", "", *_table(cls)]) + "\n")
     return "\n".join(sections)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     # Evaluators by name, how clips are shown, and clips that replace the data's own.
     _Task = tuple[Mapping[str, Evaluator], DataConfig, RecordSource | None]
 
-SUMMARY = "measure a classifier on annotated clips, or retrieval between clips and texts"
+SUMMARY = "measure a classifier on annotated clips, or a model that compares clips with texts"
 
 EPILOG = """\
 Which clips, and how they are shown, say options or the eval_data of a training config (--config).
@@ -52,7 +52,8 @@ examples:
   internvideo-jax evaluate --model=MODEL --config=configs/stage1/finetune.py:b14,k400 \\
     --config.eval_data.annotations=val.csv --config.eval_data.root=videos --output=result
 
-Retrieval of clips and texts has configs of its own (docs/retrieval.md). OUTPUT then holds
+Models that compare clips with texts have configs of their own. Of retrieval (docs/retrieval.md),
+OUTPUT holds
   texts.jsonl        per text: its clips, their ranks, the ten best clips
   contact_sheet.png  some texts, and the five best clips of each
 beside the card, and `partial` until that is written: the same command goes on where it was.
@@ -61,7 +62,17 @@ beside the card, and `partial` until that is written: the same command goes on w
     --config.eval_data.annotations=msrvtt_test1k.json --config.eval_data.root=videos \\
     --output=result
 
-In Python: internvideo_jax.evaluation.runner and retrieval_evaluator.
+Of zero-shot classification and multiple choice (docs/zero_shot.md), it holds
+  per_class.csv, confusion.png       of classes, as above
+  predictions.jsonl                  per clip: its label or answer, the five best classes or
+                                     candidates
+beside the card, and `partial` as above. Names of the classes come from the list or --classes.
+
+  internvideo-jax evaluate --model=MODEL --config=configs/eval/zero_shot.py:k400 \\
+    --config.eval_data.annotations=val.csv --config.eval_data.root=videos \\
+    --classes=kinetics_400.txt --output=result
+
+In Python: internvideo_jax.evaluation.runner, retrieval_evaluator and zero_shot.
 """
 
 _VIEWS = ("num_frames", "image_size", "segments", "crops", "sampling")
@@ -98,8 +109,12 @@ def _evaluate(
         from internvideo_jax.launch.common.retrieval_evaluation import evaluate_retrieval
 
         return evaluate_retrieval(args, overrides, config)
+    if config is not None and ("zero_shot" in config or "multiple_choice" in config):
+        from internvideo_jax.launch.common.zero_shot_evaluation import evaluate_zero_shot
+
+        return evaluate_zero_shot(args, overrides, config)
     if args.allow_missing:
-        raise arguments.UsageError("--allow_missing: expected a config of retrieval with it")
+        raise arguments.UsageError("--allow_missing: expected one of configs/eval with it")
 
     from internvideo_jax.convert.files.checksums import Checksums
     from internvideo_jax.data.examples import Clips
@@ -294,7 +309,8 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="names of the classes, in the model's order: one per line, or JSON (a list, {name:"
-        " number}, a config with id2label; default: as the model names them)",
+        " number}, a config with id2label; default: as the model, or of configs/eval the list,"
+        " names them)",
     )
     for name, number, text in (
         ("segments", 4, ""),
@@ -317,6 +333,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow_missing",
         action="store_true",
-        help="of retrieval: measure the videos that are there although others of the list are not",
+        help="of configs/eval: measure the videos that are there although others are not",
     )
     return parser

@@ -1,4 +1,4 @@
-"""`internvideo-jax predict`: a classifier and unlabelled clips in, names of classes out."""
+"""`internvideo-jax predict`: a model and unlabelled clips in, names of classes out."""
 
 import argparse
 import csv
@@ -17,6 +17,7 @@ from internvideo_jax.evaluation.timeline_figure import format_time
 from internvideo_jax.files import atomic_file, write_json
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.common import inference, output
+from internvideo_jax.launch.common.named_classes import choose_classifier
 from internvideo_jax.launch.common.progress import Progress
 
 # A clip or window as the JSON file has it.
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
     from internvideo_jax.data.config import DataConfig
     from internvideo_jax.data.windows import Windows
     from internvideo_jax.evaluation.features import FailedClip
-    from internvideo_jax.evaluation.prediction import Prediction
+    from internvideo_jax.evaluation.prediction import Classifier, Prediction
     from internvideo_jax.loading import Model
 
-SUMMARY = "name what clips show, or the windows of long videos, with a classifier"
+SUMMARY = "name what clips show, or the windows of long videos"
 
 EPILOG = """\
 Each video is shown as one clip, whose frames are spread over all of it; with --window=S, it is cut
@@ -41,10 +42,16 @@ Names of the classes come from the model, which has them from its training or co
 config with id2label). Where both name them, the file's words are shown, which must stand in the
 model's order. Without names, classes are their numbers.
 
+Models that compare clips with texts know no classes: --classes names any, and the probabilities are
+a softmax of how well each name fits. --prompts says in which texts the names stand, whose
+similarities are averaged: a template ("a video of {}"), a file with one on each line, or a data set
+whose published ones are meant (k400); without it the names stand alone.
+
 --json=FILE holds
   model, model_digest        what predicted: as it was named, and of its description, which holds
                              the checksums of its weights
   num_classes, dtype         its classes, and what it computed in
+  prompts                    templates of the texts that named the classes; null of a classifier
   views                      num_frames, image_size, segments, crops
   windows                    length and stride in seconds, or null
   predictions                for each clip or window: source (its path), start and end (seconds
@@ -58,8 +65,9 @@ examples:
   internvideo-jax predict clip.mp4 --model=internvideo2-b14-k400
   internvideo-jax predict videos/ --model=runs/mine/model --top=3 --json=predictions.json
   internvideo-jax predict match.mp4 --model=runs/mine/model --window=2 --stride=1 --plot=match.png
+  internvideo-jax predict clips/ --model=stage2 --classes=sports.txt --prompts="a video of {}"
 
-In Python: internvideo_jax.load(NAME).predict(...).
+In Python: internvideo_jax.load(NAME).predict(...), internvideo_jax.evaluation.zero_shot.
 """
 
 # Letters of a class's name in the table of windows; longer ones push the next ones to the right.
@@ -81,10 +89,14 @@ def main(argv: Sequence[str]) -> int:
     windows = inference.windows_of(args, "plot")
     _check_outputs(args, videos)
     loaded = inference.load_model(args)
-    names = _class_names(args, loaded.model)
+    classifier, templates = choose_classifier(args, loaded.model)
+    names = classifier.names
     views = prediction.view_config(
         loaded.model, num_frames=args.frames, segments=args.segments, crops=args.crops
     )
+    if templates is not None:
+        # The middle of intervals is what models with texts were measured with.
+        views = dataclasses.replace(views, sampling="intervals")
     inference.announce_frames(loaded.model, views.num_frames)
     started = time.perf_counter()
     entries: list[Entry] = []
@@ -96,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
     progress = Progress(len(videos) if windows is None else None, unit)
     has_files = any((args.json, args.csv, args.plot))
     with progress, inference.memory_errors(args.batch_size, views.num_frames):
-        for result in _results(args, videos, loaded.model, views, windows):
+        for result in _results(args, videos, loaded.model, classifier, views, windows):
             progress.update()
             if args.plot:
                 timeline.append(result)
@@ -118,6 +130,7 @@ def main(argv: Sequence[str]) -> int:
             "model_digest": loaded.digest,
             "num_classes": len(names),
             "dtype": loaded.dtype,
+            "prompts": templates,
             "views": {name: getattr(views, name) for name in _VIEWS},
             "windows": dataclasses.asdict(windows) if windows else None,
         }
@@ -137,6 +150,7 @@ def _results(
     args: argparse.Namespace,
     videos: Sequence[str],
     model: "Model",
+    classifier: "Classifier",
     views: "DataConfig",
     windows: "Windows | None",
 ) -> "Iterator[Prediction | FailedClip]":
@@ -144,7 +158,12 @@ def _results(
 
     if windows is None:
         yield from predict_clips(
-            videos, model, views, batch_size=args.batch_size, num_threads=args.num_threads
+            videos,
+            model,
+            views,
+            batch_size=args.batch_size,
+            num_threads=args.num_threads,
+            classifier=classifier,
         )
     else:
         for video in videos:
@@ -155,6 +174,7 @@ def _results(
                 windows,
                 batch_size=args.batch_size,
                 num_threads=args.num_threads,
+                classifier=classifier,
             )
 
 
@@ -176,19 +196,6 @@ def _check_outputs(args: argparse.Namespace, videos: Sequence[str]) -> None:
             f"--plot={args.plot}: expected one video, whose timeline it is, found {len(videos)};"
             " name them one by one"
         )
-
-
-def _class_names(args: argparse.Namespace, model: "Model") -> tuple[str, ...]:
-    from internvideo_jax.evaluation import prediction
-
-    names = prediction.class_names(model, args.classes)
-    if args.classes is None and model.classes is None:
-        print(
-            "the model does not name its classes: they are shown by their numbers; --classes=FILE"
-            " names them",
-            file=sys.stderr,
-        )
-    return names
 
 
 def _entry(result: "Prediction", names: Sequence[str], top: int) -> Entry:
@@ -264,6 +271,11 @@ def _parser() -> argparse.ArgumentParser:
         "--top", type=arguments.positive_int, default=5, help=f"how many classes {default}"
     )
     parser.add_argument("--classes", type=Path, metavar="FILE", help="names of the classes")
+    parser.add_argument(
+        "--prompts",
+        metavar="TEXT|FILE|NAME",
+        help="texts in which they stand, of models that compare clips with texts",
+    )
     group = parser.add_argument_group("long videos and views")
     inference.add_window_arguments(group)
     for name, text in (("segments", "choices of frames"), ("crops", "squares of each frame")):

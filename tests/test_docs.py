@@ -163,6 +163,14 @@ def test_the_page_on_search(folder, capsys):
     assert capsys.readouterr().out.count(".mp4 ") == len(names["moments"])
 
 
+def test_the_page_on_zero_shot_classification(folder, capsys):
+    (folder / "models").mkdir()
+    save_stage2(folder).rename(folder / "models" / "stage2")
+    run("zero_shot.md")
+    named = r"\[Score\(name='a (red|blue) ring', probability=[0-9.]+\)\]\n"
+    assert re.fullmatch(named, capsys.readouterr().out)
+
+
 # For an encoder that learns nothing in no time.
 LITTLE = (
     "--config.stage.model.encoder.width=32",

@@ -27,15 +27,20 @@ NUM_WORST_CLASSES = 10
 
 
 def write_report(
-    directory: Path, rows: Rows, clips: Sequence[ClipRecord], names: Sequence[str]
+    directory: Path,
+    rows: Rows,
+    clips: Sequence[ClipRecord],
+    names: Sequence[str],
+    metrics: Mapping[str, float] | None = None,
 ) -> str:
     """Writes per_class.csv, predictions.jsonl and, with one label per clip, confusion.png.
 
     Args:
       directory: where to.
-      rows: of `classification.ClassificationEvaluator`.
+      rows: whose output are logits of each view, or of each clip.
       clips: that were measured, in their order.
       names: of the classes.
+      metrics: of the rows; None stands for those of `classification_metrics`.
 
     Returns:
       The metrics and the classes, or the worst of them, as a table to read.
@@ -43,14 +48,16 @@ def write_report(
     predictions = Predictions.of(rows)
     probabilities, labels = predictions.probabilities, predictions.labels
     table = class_table(probabilities, multi_hot(labels, len(names)), names)
-    frames = rows.columns["frame_indices"][rows.columns["crop"] == 0]
-    frames = frames.reshape(len(clips), -1, frames.shape[-1])
+    frames = None
+    if "frame_indices" in rows.columns:
+        frames = rows.columns["frame_indices"][rows.columns["crop"] == 0]
+        frames = frames.reshape(len(clips), -1, frames.shape[-1])
     write_predictions(directory / "predictions.jsonl", clips, probabilities, frames)
     write_table(directory / "per_class.csv", table)
     if labels.ndim == 1 and len(names) <= MAX_CLASSES:
         counts = confusion_counts(labels, probabilities.argmax(axis=1), len(names))
         save_figure(confusion_figure(counts, names), directory / "confusion.png")
-    metrics = classification_metrics(probabilities, labels)
+    metrics = metrics or classification_metrics(probabilities, labels)
     return format_result(metrics, table, len(clips), len(rows.errors))
 
 
@@ -84,7 +91,10 @@ def write_table(path: Path, rows: Iterable[ClassRow]) -> None:
 
 
 def write_predictions(
-    path: Path, clips: Sequence[ClipRecord], probabilities: np.ndarray, frames: np.ndarray
+    path: Path,
+    clips: Sequence[ClipRecord],
+    probabilities: np.ndarray,
+    frames: np.ndarray | None,
 ) -> None:
     """Writes a line for each clip.
 
@@ -92,15 +102,16 @@ def write_predictions(
       path: the file.
       clips: that were measured.
       probabilities: of their classes `[N, C]`.
-      frames: that the model saw, by segment, `[N, S, T]`.
+      frames: that the model saw, by segment, `[N, S, T]`; None where nobody has kept them.
     """
     with path.open("w", encoding="utf-8") as file:
-        for clip, scores, shown in zip(clips, probabilities, frames, strict=True):
+        for number, (clip, scores) in enumerate(zip(clips, probabilities, strict=True)):
             best = np.argsort(-scores, kind="stable")[:5]
             line = {
                 "id": clip.id,
                 "label": clip.label,
                 "best": [[int(i), round(float(scores[i]), 6)] for i in best],
-                "frames": shown.tolist(),
             }
+            if frames is not None:
+                line["frames"] = frames[number].tolist()
             file.write(json.dumps(line) + "\n")

@@ -1,8 +1,8 @@
-"""What a classifier says of clips, and of the windows of long videos."""
+"""What a model says of clips, and of the windows of long videos: which class they show."""
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -59,6 +59,22 @@ class Prediction:
         return numbers
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classifier:
+    """What says which class clips show.
+
+    Attributes:
+      forward: what becomes of each view.
+      probabilities: what becomes of that of all views of a clip, `[S, ...]`: those of the classes,
+        float32 `[C]`.
+      names: of the classes.
+    """
+
+    forward: runner.Forward
+    probabilities: Callable[[np.ndarray], np.ndarray]
+    names: tuple[str, ...]
+
+
 def view_config(
     model: "SavedModel", *, num_frames: int | None = None, segments: int = 1, crops: int = 1
 ) -> DataConfig:
@@ -99,12 +115,21 @@ def class_names(model: "SavedModel", path: str | os.PathLike[str] | None = None)
       ValueError: the model is no classifier, or the file is not of its classes in its order
         (`class_names.read_class_names`, `class_names.check_order`).
     """
-    _classifier(model)
+    _evaluator(model)
     if path is not None:
         names = read_class_names(path, model.config.num_classes)
         check_order(names, model.classes or names, str(path))
         return names
     return model.classes or tuple(map(str, range(model.config.num_classes)))
+
+
+def model_classifier(model: "SavedModel", path: str | os.PathLike[str] | None = None) -> Classifier:
+    """A classifier as it is; arguments and errors are those of `class_names`."""
+
+    def probabilities(logits: np.ndarray) -> np.ndarray:
+        return merge_views(np.zeros(len(logits)), logits)[0]
+
+    return Classifier(_evaluator(model), probabilities, class_names(model, path))
 
 
 def predict_clips(
@@ -114,15 +139,17 @@ def predict_clips(
     *,
     batch_size: int = 8,
     num_threads: int | None = None,
+    classifier: Classifier | None = None,
 ) -> Iterator[Prediction | FailedClip]:
     """Classifies clips, which are decoded ahead in threads, a bounded number at a time.
 
     Args:
       clips: paths of video files, or frames uint8 `[T, H, W, 3]`.
-      model: a classifier.
+      model: a classifier, or what `classifier` was made of.
       views: how each is shown (`view_config`).
       batch_size: views that are held together at most.
       num_threads: decoding threads; by default one per CPU core.
+      classifier: what classifies; None is the model itself.
 
     Returns:
       A prediction or a failure of each clip, in their order.
@@ -131,7 +158,7 @@ def predict_clips(
       ValueError: the model is no classifier, or frames in memory are of another layout, dtype or
         range.
     """
-    forward = _classifier(model)
+    classifier = classifier or model_classifier(model)
     source = GivenSource(clips)
 
     def results() -> Iterator[Prediction | FailedClip]:
@@ -140,7 +167,7 @@ def predict_clips(
         batches = pipeline.eval_batches(
             views, ("video",), batch_size=batch_size, source=source, num_threads=num_threads
         )
-        for row, outcome in _outcomes(forward, model, batches, views):
+        for row, outcome in _outcomes(classifier, model, batches, views):
             name = source.records[int(row["index"])].path
             if isinstance(outcome, str):
                 yield FailedClip(name, outcome)
@@ -158,16 +185,18 @@ def predict_windows(
     *,
     batch_size: int = 8,
     num_threads: int | None = None,
+    classifier: Classifier | None = None,
 ) -> Iterator[Prediction | FailedClip]:
     """Classifies all windows of a video, which are decoded ahead in threads, some at a time.
 
     Args:
       path: the video file.
-      model: a classifier.
+      model: a classifier, or what `classifier` was made of.
       views: how each window is shown (`view_config`).
       windows: where the video is cut.
       batch_size: views that are held together at most.
       num_threads: decoding threads; by default one per CPU core.
+      classifier: what classifies; None is the model itself.
 
     Returns:
       A prediction or a failure (`FailedWindow`) of each window, from the first to the last; of a
@@ -176,7 +205,7 @@ def predict_windows(
     Raises:
       ValueError: the model is no classifier; from `next`, more windows than frames.
     """
-    forward = _classifier(model)
+    classifier = classifier or model_classifier(model)
     name = os.fspath(path)
 
     def results() -> Iterator[Prediction | FailedClip]:
@@ -184,7 +213,7 @@ def predict_windows(
             name, views, windows, batch_size=batch_size, num_threads=num_threads
         )
         try:
-            for row, outcome in _outcomes(forward, model, batches, views):
+            for row, outcome in _outcomes(classifier, model, batches, views):
                 start, end = float(row["start"]), float(row["end"])
                 if isinstance(outcome, str):
                     yield FailedWindow(name, outcome, start, end)
@@ -196,7 +225,13 @@ def predict_windows(
     return results()
 
 
-def _classifier(model: "SavedModel") -> ClassificationEvaluator:
+def _evaluator(model: "SavedModel") -> ClassificationEvaluator:
+    if isinstance(model.module, DualEncoder):
+        raise ValueError(
+            f"expected a model with classes, found {type(model.module).__name__}, which compares"
+            " clips with texts: name the classes (`internvideo-jax predict --classes=FILE`,"
+            " `evaluation.zero_shot.zero_shot_classifier`)"
+        )
     if not isinstance(model.module, VideoClassifier):
         raise ValueError(
             f"expected a model with classes, found {type(model.module).__name__}, which has none:"
@@ -207,7 +242,7 @@ def _classifier(model: "SavedModel") -> ClassificationEvaluator:
 
 
 def _outcomes(
-    forward: ClassificationEvaluator,
+    classifier: Classifier,
     model: "SavedModel",
     batches: Iterable[runner.HostBatch],
     views: DataConfig,
@@ -215,17 +250,17 @@ def _outcomes(
     """For each clip, whose views follow each other: its last row without the pixels, and its
     probabilities `[C]` or why there are none."""
     count = views.segments * views.crops
-    logits: list[np.ndarray] = []
-    for batch, output in runner.run(forward, model.variables, batches):
+    outputs: list[np.ndarray] = []
+    for batch, output in runner.run(classifier.forward, model.variables, batches):
         for row in range(len(batch["index"])):
-            logits.append(output[row])
-            if len(logits) < count:
+            outputs.append(output[row])
+            if len(outputs) < count:
                 continue
             columns = {name: x[row] for name, x in batch.items() if name != "video"}
             if not columns["valid"]:
                 yield columns, str(columns["error"])
-            elif not np.isfinite(logits).all():
+            elif not np.isfinite(outputs).all():
                 yield columns, NOT_FINITE
             else:
-                yield columns, merge_views(np.zeros(count), np.stack(logits))[0]
-            logits = []
+                yield columns, classifier.probabilities(np.stack(outputs))
+            outputs = []

@@ -44,17 +44,27 @@ def cosine_similarity(media: np.ndarray, texts: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: embeddings are not finite.
     """
-    rows = []
-    for name, side in (("media", media), ("texts", texts)):
-        wide = np.asarray(side, np.float32)
-        bad = ~np.isfinite(wide).all(axis=1)
-        if bad.any():
-            raise ValueError(
-                f"expected finite embeddings of {name}, found NaN or infinities in row"
-                f" {int(bad.argmax())}; compute in float32, or check the model's weights"
-            )
-        rows.append(wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12))
-    return rows[0] @ rows[1].T
+    return normalized(media, "media") @ normalized(texts, "texts").T
+
+
+def normalized(embeddings: np.ndarray, name: str) -> np.ndarray:
+    """Embeddings `[N, C]` as float32 of length 1; those that are zero stay so.
+
+    Args:
+      embeddings: of any dtype.
+      name: what errors call them.
+
+    Raises:
+      ValueError: they are not finite.
+    """
+    wide = np.asarray(embeddings, np.float32)
+    bad = ~np.isfinite(wide).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"expected finite embeddings of {name}, found NaN or infinities in row"
+            f" {int(bad.argmax())}; compute in float32, or check the model's weights"
+        )
+    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
 
 
 def dual_softmax(scores: Scores) -> Scores:

@@ -1,4 +1,4 @@
-"""What is done of a measurement of retrieval: encoded clips and their scores, on disk.
+"""What is done of a measurement of clips with texts: encoded clips and scores, on disk.
 
 Each clip has a file of its own, and another for its scores, so that a measurement that was
 interrupted goes on where it was; files that are damaged are made again. Tokens are never in memory
@@ -18,11 +18,11 @@ import numpy as np
 from internvideo_jax.data import pipeline
 from internvideo_jax.data.annotations.records import ClipRecord
 from internvideo_jax.data.config import DataConfig
+from internvideo_jax.data.fields.label import label_array
 from internvideo_jax.data.sources.clips import RecordSource
 from internvideo_jax.evaluation import runner
 from internvideo_jax.evaluation.embeddings import Encoded
-from internvideo_jax.evaluation.retrieval_evaluator import RetrievalEvaluator
-from internvideo_jax.evaluation.runner import PyTree, Rows
+from internvideo_jax.evaluation.runner import Evaluator, PyTree, Rows
 from internvideo_jax.files import atomic_file, read_json, write_json
 
 _log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ def _differences(known: Any, wanted: Mapping[str, Any], where: str = "") -> list
 
 
 class StoredTokens(Sequence[np.ndarray]):
-    """Tokens of clips, read when they are asked for."""
+    """Tokens of clips, read when they are asked for; only where they were kept."""
 
     def __init__(self, store: RetrievalStore, numbers: Sequence[int]):
         self._store, self._numbers = store, numbers
@@ -183,7 +183,7 @@ class StoredTokens(Sequence[np.ndarray]):
 
 
 def encode_clips(
-    evaluator: RetrievalEvaluator,
+    evaluator: Evaluator,
     variables: PyTree,
     data: DataConfig,
     records: Sequence[ClipRecord],
@@ -196,7 +196,7 @@ def encode_clips(
     """Encodes the clips that the store lacks; the views of each are averaged.
 
     Args:
-      evaluator: what encodes them.
+      evaluator: what encodes them, to `Encoded`.
       variables: on a device or a mesh.
       data: what is shown of them.
       records: all clips.
@@ -231,11 +231,19 @@ def encode_clips(
             on_clips(len(batch["index"]) // views)
     errors = {n: error for n in range(len(records)) if (error := store.error(n)) is not None}
     readable = [number for number in range(len(records)) if number not in errors]
-    captions = np.empty(len(readable), object)
-    captions[:] = [records[number].captions for number in readable]
-    columns = {"index": np.array(readable, np.int64), "captions": captions}
-    embeddings = [store.embedding(number) for number in readable]
-    if not embeddings:
+    columns = {"index": np.array(readable, np.int64)}
+    if not readable:
         return Rows(columns, None, errors)
-    tokens = StoredTokens(store, readable) if evaluator.num_candidates else None
-    return Rows(columns, Encoded(tokens, np.stack(embeddings)), errors)
+    found = [records[number] for number in readable]
+    columns |= {name: _reference(name, found, data) for name in evaluator.references}
+    embeddings = np.stack([store.embedding(number) for number in readable])
+    return Rows(columns, Encoded(StoredTokens(store, readable), embeddings), errors)
+
+
+def _reference(name: str, records: Sequence[ClipRecord], data: DataConfig) -> np.ndarray:
+    """The field of that name of records, as batches have it."""
+    if name == "label":
+        return np.stack([label_array(record, data) for record in records])
+    captions = np.empty(len(records), object)
+    captions[:] = [record.captions for record in records]
+    return captions

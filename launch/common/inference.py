@@ -161,6 +161,7 @@ def load_model(args: Namespace) -> Loaded:
     """
     import jax
 
+    from internvideo_jax.convert.library import model_directory
     from internvideo_jax.loading import load
 
     if jax.process_count() > 1:

@@ -15,6 +15,7 @@ from internvideo_jax.config import from_dict, to_dict
 from internvideo_jax.environment import printable
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.common import inference
+from internvideo_jax.launch.common.missing_clips import check_missing
 from internvideo_jax.launch.common.progress import Progress
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 # What is left of a measurement that was interrupted, in its output.
 PARTIAL = "partial"
-_MAX_LISTED = 20
 
 
 def evaluate_retrieval(
@@ -165,20 +165,12 @@ def _present(clips: "RetrievalClips", allow_missing: bool) -> "list[ClipRecord]"
             file=sys.stderr,
         )
     missing = set(clips.missing)
-    if missing:
-        named = "".join(f"\n  {name}" for name in clips.missing[:_MAX_LISTED])
-        more = len(missing) - _MAX_LISTED
-        named += f"\n  and {more} more" if more > 0 else ""
-        found = f"{len(missing)} of {len(clips.records)} videos are missing:{named}"
-        advice = "set --config.eval_data.root=DIR"
-        if len(missing) == len(clips.records):
-            raise arguments.UsageError(f"{found}\n{advice}")
-        if not allow_missing:
-            raise arguments.UsageError(
-                f"{found}\n{advice}; --allow_missing measures the others, among which less has to"
-                " be told apart, and says so in the card"
-            )
-        print(printable(found), file=sys.stderr)
+    check_missing(
+        clips.missing,
+        len(clips.records),
+        may_miss=allow_missing,
+        consequence=", among which less has to be told apart",
+    )
     return [record for record in clips.records if record.id not in missing]
 
 

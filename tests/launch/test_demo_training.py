@@ -139,6 +139,22 @@ def test_the_readme_searches_with_its_model(unbroken, tmp_path, monkeypatch):
     assert np.abs(names["scores"]).max() <= 1 + 1e-6
 
 
+def test_the_saved_model_names_motions_and_looks(unbroken, tmp_path, monkeypatch):
+    _, _, home = unbroken
+    monkeypatch.setenv("INTERNVIDEO_HOME", str(home))
+    for name, count in {"motions": 8, "looks": 48}.items():
+        assert evaluate.main([
+            f"--model={folder(home) / 'stage_2' / 'model'}",
+            f"--config=configs/eval/zero_shot.py:demo,{name},fast",
+            f"--output={tmp_path / name}",
+        ]) == 0  # fmt: skip
+        card = json.loads((tmp_path / name / "result.json").read_text())
+        assert (card["clips"], len(card["classes"])) == (8, count)
+        # The vocabulary has all words of the texts.
+        assert card["texts_cut"] == 0
+        assert 0 <= card["metrics"]["top1"] <= card["metrics"]["top5"] <= 100
+
+
 def test_killed_at_random_steps_it_ends_bit_identical(unbroken, tmp_path):
     rng = random.Random(0)
     for name, steps in RUNS.items():

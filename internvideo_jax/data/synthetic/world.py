@@ -68,7 +68,7 @@ _CHUNK = 16
 # Fewer clips are not worth the start of processes.
 _WORTH_PROCESSES = 100
 
-_VERBS: dict[Motion, str] = {
+VERBS: dict[Motion, str] = {
     "left": "moves left",
     "right": "moves right",
     "up": "moves up",
@@ -78,7 +78,7 @@ _VERBS: dict[Motion, str] = {
     "growing": "grows",
     "shrinking": "shrinks",
 }
-_TEMPLATES = (
+TEMPLATES = (
     "a {size} {color} {shape} {verb} over a {background} background with a {voice}",
     "over a {background} background a {size} {color} {shape} {verb} with a {voice}",
     "with a {voice} a {size} {color} {shape} {verb} over a {background} background",
@@ -121,8 +121,8 @@ class Content:
 
     def caption(self, rng: np.random.Generator) -> str:
         """One of the sentences that say it."""
-        template = _TEMPLATES[rng.integers(len(_TEMPLATES))]
-        return template.format(**dataclasses.asdict(self), verb=_VERBS[self.motion])
+        template = TEMPLATES[rng.integers(len(TEMPLATES))]
+        return template.format(**dataclasses.asdict(self), verb=VERBS[self.motion])
 
     def scene(self, rng: np.random.Generator) -> Scene:
         """A clip with this content."""
