@@ -25,7 +25,7 @@ _ATTRIBUTE = re.compile(r"(\w+): (.*)")
 def config_reference() -> str:
     """The page, Markdown."""
     from internvideo_jax.data.config import DataConfig
-    from internvideo_jax.evaluation.retrieval_options import RetrievalData, RetrievalOptions
+    from internvideo_jax.evaluation.retrieval.options import RetrievalData, RetrievalOptions
     from internvideo_jax.evaluation.zero_shot_options import (
         ChoiceData,
         ZeroShotData,

@@ -244,9 +244,9 @@ def _say_download(args: argparse.Namespace) -> None:
     from internvideo_jax.convert.engine import registry
     from internvideo_jax.convert.library import say_download
 
-    sources: list[str] = args.source
-    if not sources and args.model and (source := registry.find(args.model).source):
-        sources = [source]
+    sources: Sequence[str] = args.source
+    if not sources and args.model:
+        sources = registry.find(args.model).sources
     say_download(args.model or args.output.name, sources, args.output)
 
 

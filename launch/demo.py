@@ -165,8 +165,8 @@ def _draw_attention(model_dir: Path, videos: Sequence[Path], picture: Path) -> l
     import jax
 
     from internvideo_jax import models, saved_model
-    from internvideo_jax.evaluation.attention_figure import AttendedClip, attention_figure
     from internvideo_jax.evaluation.features import ClipFeatures, extract_features
+    from internvideo_jax.evaluation.figures.attention import AttendedClip, attention_figure
     from internvideo_jax.preprocessing import normalize
 
     model = saved_model.load(model_dir)

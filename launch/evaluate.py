@@ -72,7 +72,7 @@ beside the card, and `partial` as above. Names of the classes come from the list
     --config.eval_data.annotations=val.csv --config.eval_data.root=videos \\
     --classes=kinetics_400.txt --output=result
 
-In Python: internvideo_jax.evaluation.runner, retrieval_evaluator and zero_shot.
+In Python: internvideo_jax.evaluation.runner, retrieval and zero_shot.
 """
 
 _VIEWS = ("num_frames", "image_size", "segments", "crops", "sampling")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from internvideo_jax.environment import printable
-from internvideo_jax.evaluation.timeline_figure import format_time
+from internvideo_jax.evaluation.figures.timeline import format_time
 from internvideo_jax.files import atomic_file, write_json
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.common import inference, output
@@ -180,7 +180,7 @@ def _results(
 
 def _check_outputs(args: argparse.Namespace, videos: Sequence[str]) -> None:
     """Finds out before the work what cannot be written after it."""
-    from internvideo_jax.evaluation.figure_file import PICTURES
+    from internvideo_jax.evaluation.figures.files import PICTURES
 
     arguments.new_output_files(
         {f"--{option}": getattr(args, option) for option in ("json", "csv", "plot")}
@@ -245,9 +245,9 @@ def _write_plot(
     path: Path, timeline: "Sequence[Prediction | FailedClip]", names: Sequence[str]
 ) -> None:
     from internvideo_jax.evaluation.features import FailedWindow
-    from internvideo_jax.evaluation.figure_file import save_figure
+    from internvideo_jax.evaluation.figures.files import save_figure
+    from internvideo_jax.evaluation.figures.timeline import timeline_figure
     from internvideo_jax.evaluation.prediction import Prediction
-    from internvideo_jax.evaluation.timeline_figure import timeline_figure
 
     shown = [part for part in timeline if isinstance(part, Prediction | FailedWindow)]
     times = np.array([(part.start, part.end) for part in shown], np.float64)

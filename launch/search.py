@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from internvideo_jax.environment import printable
-from internvideo_jax.evaluation.timeline_figure import format_time
+from internvideo_jax.evaluation.figures.timeline import format_time
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.common import inference
@@ -28,7 +28,7 @@ queries, and of different models, say nothing of each other. Of windows of one v
 or follow each other directly, only the best is a moment.
 
 The model is the one that the index was made with; another is refused. --model says where it is now.
-From 250,000 windows on, a query is compared with those of the nearest clusters, 3 % of all;
+From 250,000 windows on, a query is compared with those of the nearest clusters, 1 % of all;
 --exact compares it with all.
 
 --json=FILE holds
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """Finds out before the work what cannot be written after it."""
-    from internvideo_jax.evaluation.figure_file import PICTURES
+    from internvideo_jax.evaluation.figures.files import PICTURES
 
     arguments.new_output_files({"--json": args.json, "--sheet": args.sheet})
     if args.sheet and not args.sheet.name.lower().endswith(PICTURES):
@@ -192,8 +192,13 @@ def _entry(
 
 def _write_sheet(path: Path, index: "Index", queries: Sequence[_Query]) -> None:
     from internvideo_jax.data.annotations.records import ClipRecord
-    from internvideo_jax.evaluation.contact_sheet import Found, Query, contact_sheet, thumbnail
-    from internvideo_jax.evaluation.figure_file import save_figure
+    from internvideo_jax.evaluation.figures.contact_sheet import (
+        Found,
+        Query,
+        contact_sheet,
+        thumbnail,
+    )
+    from internvideo_jax.evaluation.figures.files import save_figure
 
     def shown(moment: "Moment") -> Found:
         record = ClipRecord(moment.path, moment.path, start=moment.start, end=moment.end)

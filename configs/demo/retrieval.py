@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from internvideo_jax.configs.demo import common
 from internvideo_jax.configs.stage1.common import as_config, choose
 from internvideo_jax.data.synthetic.world import RetrievalList, find_world
-from internvideo_jax.evaluation.retrieval_options import RetrievalData, RetrievalOptions
+from internvideo_jax.evaluation.retrieval.options import RetrievalData, RetrievalOptions
 from internvideo_jax.models.dual_encoder import Medium
 
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from internvideo_jax.configs.demo import retrieval as demo
 from internvideo_jax.configs.stage1 import common
-from internvideo_jax.evaluation.retrieval_options import RetrievalData, RetrievalOptions
+from internvideo_jax.evaluation.retrieval.options import RetrievalData, RetrievalOptions
 
 
 class Benchmark(NamedTuple):
@@ -27,7 +27,7 @@ class Benchmark(NamedTuple):
 
     Attributes:
       num_frames: of a clip; None is as many as the model was made for.
-      max_text_length: tokens of a text; None is the model's own limit.
+      max_text_length: tokens of a text of stage 2; None is the model's own limit.
       paragraphs: whether a clip's captions are one text.
       max_seconds: how much of a video is shown; None is all.
     """

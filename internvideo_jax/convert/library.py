@@ -118,8 +118,8 @@ def _make(
         if not release.sources:
             raise ValueError(
                 f"expected a model that can be fetched, found {name}, which cannot"
-                f" ({release.status}{': ' + release.note if release.note else ''}); convert a file"
-                f" of your own: internvideo-jax convert FILE --model={name} --output={target}"
+                f" ({release.status}{': ' + release.note if release.note else ''}); convert your"
+                f" own: internvideo-jax convert {release.files} --model={name} --output={target}"
             )
         sources = release.sources
     else:

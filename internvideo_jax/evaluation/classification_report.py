@@ -17,8 +17,8 @@ from internvideo_jax.evaluation.classification import (
     confusion_counts,
     multi_hot,
 )
-from internvideo_jax.evaluation.confusion_figure import MAX_CLASSES, confusion_figure
-from internvideo_jax.evaluation.figure_file import save_figure
+from internvideo_jax.evaluation.figures.confusion import MAX_CLASSES, confusion_figure
+from internvideo_jax.evaluation.figures.files import save_figure
 from internvideo_jax.evaluation.runner import Rows
 
 # All classes up to this many are printed, of more only the worst; per_class.csv has all.

@@ -70,11 +70,6 @@ def clip_encoder(
                 "expected a model that compares clips with texts, found"
                 f" {type(module).__name__}, which has no embeddings; take pooled features or tokens"
             )
-    elif isinstance(module, DualEncoder):
-        raise ValueError(
-            f'expected kind="embedding" of {type(module).__name__}, which compares clips with'
-            f" texts, found {kind!r}"
-        )
     else:
         depth = video_encoder(module, model.variables)[0].config.depth
         if layer is not None and not 0 <= layer < depth:

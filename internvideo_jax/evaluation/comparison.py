@@ -16,8 +16,8 @@ from internvideo_jax.data.transforms.captions import clean_caption
 from internvideo_jax.evaluation import embeddings
 from internvideo_jax.evaluation.features import FailedClip
 from internvideo_jax.evaluation.progress import progress_bar, watched
-from internvideo_jax.evaluation.rerank import TextTokens, best_candidates, match_clips
-from internvideo_jax.evaluation.retrieval import Scores, cosine_similarity
+from internvideo_jax.evaluation.retrieval.metrics import Scores, cosine_similarity, normalized
+from internvideo_jax.evaluation.retrieval.rerank import TextTokens, best_candidates, match_clips
 from internvideo_jax.saved_model import SavedModel
 
 # Failures that an error shows.
@@ -81,7 +81,7 @@ class ClipTextModel(SavedModel):
         if not given:
             raise ValueError("expected at least one clip, found none")
         return _rows(
-            clip if isinstance(clip, FailedClip) else embeddings.unit(clip.embedding)
+            clip if isinstance(clip, FailedClip) else normalized(clip.embedding, "clips")
             for clip in watched(encoded, len(given), "clip")
         )
 
@@ -105,7 +105,7 @@ class ClipTextModel(SavedModel):
             or was saved without its tokenizer.
           TypeError: something else than texts.
         """
-        return embeddings.unit(self._encoded_texts(texts, clean, has_tokens=False)[0].embedding)
+        return normalized(self._encoded_texts(texts, clean, has_tokens=False)[0].embedding, "texts")
 
     def similarity(
         self, video: Float[np.ndarray, "V C"], text: Float[np.ndarray, "T C"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import flax.struct
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from internvideo_jax.config import check_counts
 from internvideo_jax.data import pipeline
@@ -45,18 +45,6 @@ class Encoded:
 
     tokens: Any
     embedding: Any
-
-
-def unit(embeddings: Float[np.ndarray, "... C"]) -> Float[np.ndarray, "... C"]:
-    """Embeddings at length 1, float32, as they are compared; those of zeros stay.
-
-    Raises:
-      ValueError: they are not finite.
-    """
-    wide = np.asarray(embeddings, np.float32)
-    if not np.isfinite(wide).all():
-        raise ValueError(NOT_FINITE)
-    return wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), 1e-12)
 
 
 def encode_media(

@@ -16,7 +16,7 @@ import numpy as np
 
 from internvideo_jax.data.decode.video import VideoReader
 from internvideo_jax.data.tokenizers import tokenizer_of
-from internvideo_jax.evaluation.retrieval import cosine_similarity
+from internvideo_jax.evaluation.retrieval.metrics import cosine_similarity
 from internvideo_jax.models import build
 from internvideo_jax.models.stage2 import Stage2Config
 from internvideo_jax.models.viclip import ViClipConfig

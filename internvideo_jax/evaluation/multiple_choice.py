@@ -15,8 +15,8 @@ from internvideo_jax.evaluation.classification import (
     top_k_accuracy,
 )
 from internvideo_jax.evaluation.result_card import metrics_table
-from internvideo_jax.evaluation.retrieval_evaluator import Encoded
-from internvideo_jax.evaluation.retrieval_evaluator import merge_views as mean_of_views
+from internvideo_jax.evaluation.retrieval.evaluator import Encoded
+from internvideo_jax.evaluation.retrieval.evaluator import merge_views as mean_of_views
 from internvideo_jax.evaluation.runner import Evaluator, PyTree, Rows
 from internvideo_jax.evaluation.zero_shot import ZeroShotEncoder, zero_shot_encoder
 from internvideo_jax.files import atomic_file

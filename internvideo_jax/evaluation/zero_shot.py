@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 import numpy as np
 
-from internvideo_jax.data.tokenizers import Tokenizer, tokenizer_of
+from internvideo_jax.data.tokenizers import Tokenizer
 from internvideo_jax.evaluation import classification
 from internvideo_jax.evaluation.classification import Predictions, classification_metrics
+from internvideo_jax.evaluation.embeddings import (
+    Encoded,
+    dual_encoder,
+    embed_texts,
+    text_tokenizer,
+)
 from internvideo_jax.evaluation.prediction import Classifier
 from internvideo_jax.evaluation.prompt_ensemble import PromptEnsemble
-from internvideo_jax.evaluation.retrieval import normalized
-from internvideo_jax.evaluation.retrieval_evaluator import (
-    Encoded,
-    TextEncoder,
-    _text_batches,
-    merge_views,
-)
-from internvideo_jax.evaluation.runner import Evaluator, Forward, PyTree, Rows, collect
+from internvideo_jax.evaluation.retrieval.evaluator import merge_views
+from internvideo_jax.evaluation.retrieval.metrics import normalized
+from internvideo_jax.evaluation.runner import Evaluator, Forward, PyTree, Rows
 from internvideo_jax.models.dual_encoder import DualEncoder
 from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
@@ -65,10 +66,7 @@ class ZeroShotEncoder(Forward):
         for stage 2.
         """
         ids, mask = self.tokenizer(self.ensemble.texts(names))
-        module: Any = self.module
-        encoder = TextEncoder(module, has_tokens=False)
-        output = collect(encoder, variables, _text_batches(ids, mask)).output
-        texts = normalized(output.embedding, "texts")
+        texts = normalized(embed_texts(ids, mask, self.module, variables).embedding, "texts")
         return texts.reshape(len(names), -1, texts.shape[-1]).mean(axis=1)
 
     def logits(self, variables: PyTree, clips: np.ndarray, names: np.ndarray) -> np.ndarray:
@@ -145,19 +143,8 @@ def zero_shot_encoder(model: "SavedModel", ensemble: PromptEnsemble) -> ZeroShot
     Raises:
       ValueError: it compares no clips with texts, or has no tokenizer.
     """
-    if not isinstance(model.module, DualEncoder):
-        raise ValueError(
-            f"expected a model that compares clips with texts, found {type(model.module).__name__};"
-            " convert one of stage 2 or of the CLIP family (`internvideo-jax convert --list`)"
-        )
-    text = model.preprocessing.text
-    if text is None:
-        raise ValueError(
-            "expected a model with the vocabulary of its texts beside it, found none; convert it"
-            " anew, with its tokenizer's files"
-        )
-    tokenizer = tokenizer_of(text, model.tokenizer_files)
-    return ZeroShotEncoder(model.module, model.preprocessing.require_video(), tokenizer, ensemble)
+    module, tokenizer = dual_encoder(model), text_tokenizer(model)
+    return ZeroShotEncoder(module, model.preprocessing.require_video(), tokenizer, ensemble)
 
 
 def zero_shot_classifier(

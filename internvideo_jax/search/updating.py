@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from internvideo_jax.evaluation.embeddings import unit
 from internvideo_jax.evaluation.features import FailedClip
+from internvideo_jax.evaluation.retrieval.metrics import normalized
 from internvideo_jax.evaluation.window_features import WindowFeatures, extract_windows
 from internvideo_jax.search.clusters import Clusters, find_centers, nearest_centers, starts_of
 from internvideo_jax.search.index_file import Index, IndexedFile, IndexSettings
@@ -218,7 +218,7 @@ class _Growing:
         self._file_of += [len(self._files)] * len(windows)
         self._files.append(file)
         self._times += [(window.start, window.end) for window in windows]
-        self._vectors += [unit(window.features) for window in windows]
+        self._vectors += [normalized(window.features, "windows") for window in windows]
 
     def index(self) -> Index:
         """All of it, of which there is at least one window."""

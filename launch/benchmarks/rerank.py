@@ -79,7 +79,7 @@ def prepare(side: str) -> Forward:
     """A side's run, which returns scores of all pairs `[V, T]`."""
     import jax
 
-    from internvideo_jax.evaluation.rerank import TextTokens, match_scores
+    from internvideo_jax.evaluation.retrieval.rerank import TextTokens, match_scores
     from internvideo_jax.models import abstract_variables
     from internvideo_jax.models.stage2 import Stage2
 
@@ -137,8 +137,8 @@ def passes_of_large_evaluation() -> tuple[int, int]:
 
     The similarities are those of a middling model; 2 x 1000 x 128 would be the most.
     """
-    from internvideo_jax.evaluation.rerank import TEXTS_PER_PASS, best_candidates
-    from internvideo_jax.evaluation.retrieval import Scores
+    from internvideo_jax.evaluation.retrieval.metrics import Scores
+    from internvideo_jax.evaluation.retrieval.rerank import TEXTS_PER_PASS, best_candidates
 
     rng = np.random.default_rng(0)
     topics = rng.normal(size=(_LARGE, 16))

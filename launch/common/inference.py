@@ -189,7 +189,7 @@ def announce_frames(model: "SavedModel", num_frames: int) -> None:
 def place(clip: "FailedClip") -> str:
     """What a clip or window without a result is called."""
     from internvideo_jax.evaluation.features import FailedWindow
-    from internvideo_jax.evaluation.timeline_figure import format_time
+    from internvideo_jax.evaluation.figures.timeline import format_time
 
     if not isinstance(clip, FailedWindow):
         return clip.source

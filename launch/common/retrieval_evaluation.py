@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from internvideo_jax.data.annotations.records import ClipRecord
     from internvideo_jax.data.annotations.retrieval import RetrievalClips
     from internvideo_jax.data.config import DataConfig
-    from internvideo_jax.evaluation.retrieval_evaluator import RetrievalEvaluator
-    from internvideo_jax.evaluation.retrieval_options import RetrievalOptions
-    from internvideo_jax.evaluation.retrieval_store import RetrievalStore
+    from internvideo_jax.evaluation.retrieval.evaluator import RetrievalEvaluator
+    from internvideo_jax.evaluation.retrieval.options import RetrievalOptions
+    from internvideo_jax.evaluation.retrieval.store import RetrievalStore
     from internvideo_jax.evaluation.runner import Rows
     from internvideo_jax.saved_model import SavedModel
 
@@ -42,9 +42,9 @@ def evaluate_retrieval(
     from internvideo_jax.data.annotations.retrieval import read_retrieval
     from internvideo_jax.data.sources.clips import RecordSource
     from internvideo_jax.evaluation import result_card
-    from internvideo_jax.evaluation.retrieval_evaluator import retrieval_evaluator, view_config
-    from internvideo_jax.evaluation.retrieval_options import RetrievalData, RetrievalOptions
-    from internvideo_jax.evaluation.retrieval_store import RetrievalStore
+    from internvideo_jax.evaluation.retrieval.evaluator import retrieval_evaluator, view_config
+    from internvideo_jax.evaluation.retrieval.options import RetrievalData, RetrievalOptions
+    from internvideo_jax.evaluation.retrieval.store import RetrievalStore
 
     if set(config) != {"retrieval", "eval_data"} or args.classes is not None:
         raise arguments.UsageError(
@@ -182,7 +182,7 @@ def _check_captions(
     Raises:
       UsageError: some have none; names the list, the captions and their clips.
     """
-    from internvideo_jax.evaluation.retrieval_texts import texts_of_clips
+    from internvideo_jax.evaluation.retrieval.texts import texts_of_clips
 
     captions = [record.captions for record in records]
     try:
@@ -204,7 +204,7 @@ def _measure(
     Raises:
       UsageError: none of the clips can be read, or a batch does not fit into memory.
     """
-    from internvideo_jax.evaluation.retrieval_store import encode_clips
+    from internvideo_jax.evaluation.retrieval.store import encode_clips
 
     errors = inference.memory_errors(args.batch_size, views.num_frames)
     with errors, Progress(len(records), "clip", "encoding") as progress:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from internvideo_jax.data.annotations.records import ClipRecord
     from internvideo_jax.data.config import DataConfig
     from internvideo_jax.evaluation.prompt_ensemble import PromptEnsemble
-    from internvideo_jax.evaluation.retrieval_store import RetrievalStore
+    from internvideo_jax.evaluation.retrieval.store import RetrievalStore
     from internvideo_jax.evaluation.runner import Evaluator, Rows
     from internvideo_jax.evaluation.zero_shot import ZeroShotEncoder
     from internvideo_jax.evaluation.zero_shot_options import ChoiceData
@@ -66,9 +66,9 @@ def evaluate_zero_shot(
     from internvideo_jax.data.sources.clips import RecordSource
     from internvideo_jax.evaluation import result_card
     from internvideo_jax.evaluation.prompt_ensemble import PromptEnsemble
-    from internvideo_jax.evaluation.retrieval_evaluator import view_config
-    from internvideo_jax.evaluation.retrieval_options import RetrievalData
-    from internvideo_jax.evaluation.retrieval_store import RetrievalStore
+    from internvideo_jax.evaluation.retrieval.evaluator import view_config
+    from internvideo_jax.evaluation.retrieval.options import RetrievalData
+    from internvideo_jax.evaluation.retrieval.store import RetrievalStore
     from internvideo_jax.evaluation.zero_shot import zero_shot_encoder
     from internvideo_jax.evaluation.zero_shot_options import ZeroShotOptions
 
@@ -82,7 +82,7 @@ def evaluate_zero_shot(
     ensemble = PromptEnsemble.of(options)
     data, clips = _read(args, kind, config)
     texts = _checked_texts(ensemble, clips.names, str(data.annotations))
-    loaded = inference.load_model(args, spread=True)
+    loaded = inference.load_model(args)
     model, directory = loaded.model, Path(loaded.directory)
     encoder = zero_shot_encoder(model, ensemble)
     evaluator = clips.evaluator(encoder)
@@ -235,7 +235,7 @@ def _measure(
     Raises:
       UsageError: none of the clips can be read, or a batch does not fit into memory.
     """
-    from internvideo_jax.evaluation.retrieval_store import encode_clips
+    from internvideo_jax.evaluation.retrieval.store import encode_clips
 
     errors = inference.memory_errors(args.batch_size, views.num_frames)
     with errors, Progress(len(records), "clip", "encoding") as progress:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from internvideo_jax.configs.demo.retrieval import MEASUREMENTS
-from internvideo_jax.evaluation.retrieval import DIRECTIONS
+from internvideo_jax.evaluation.retrieval.metrics import DIRECTIONS
 from internvideo_jax.files import read_json
 from internvideo_jax.launch import evaluate
 from internvideo_jax.launch.demonstration.commands import run_command

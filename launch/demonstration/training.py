@@ -16,7 +16,7 @@ from internvideo_jax.data.annotations.lists import read_annotations
 from internvideo_jax.data.synthetic.world import MOTIONS, SPLITS, Split, World, make_world
 from internvideo_jax.environment import usable_cpus
 from internvideo_jax.evaluation.classification import confusion_counts, top_k_accuracy
-from internvideo_jax.evaluation.confusion_figure import confusion_figure
+from internvideo_jax.evaluation.figures.confusion import confusion_figure
 from internvideo_jax.files import write_json
 from internvideo_jax.launch.common.progress import Progress
 from internvideo_jax.launch.common.run_config import Run as Recipe

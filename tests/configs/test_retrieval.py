@@ -7,7 +7,7 @@ from internvideo_jax.configs.demo import common, stage2
 from internvideo_jax.configs.demo import retrieval as demo
 from internvideo_jax.configs.eval import retrieval
 from internvideo_jax.data.synthetic.world import find_world
-from internvideo_jax.evaluation.retrieval_options import RetrievalData, RetrievalOptions
+from internvideo_jax.evaluation.retrieval.options import RetrievalData, RetrievalOptions
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import internvideo_jax as ivj
-from internvideo_jax.evaluation import rerank, runner
-from internvideo_jax.evaluation.retrieval_evaluator import retrieval_evaluator
-from internvideo_jax.evaluation.retrieval_options import RetrievalOptions
+from internvideo_jax.evaluation import runner
+from internvideo_jax.evaluation.retrieval import rerank
+from internvideo_jax.evaluation.retrieval.evaluator import retrieval_evaluator
+from internvideo_jax.evaluation.retrieval.options import RetrievalOptions
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.saved_model import load
 from tests.small_models import save_stage2

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from internvideo_jax.evaluation.attention_figure import AttendedClip, attention_figure
+from internvideo_jax.evaluation.figures.attention import AttendedClip, attention_figure
 
 
 def make(frames=4, steps=4):

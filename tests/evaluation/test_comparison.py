@@ -19,8 +19,8 @@ from internvideo_jax.data.synthetic import scenes
 from internvideo_jax.evaluation import progress, runner
 from internvideo_jax.evaluation.comparison import FailedClips
 from internvideo_jax.evaluation.features import FailedClip
-from internvideo_jax.evaluation.retrieval_evaluator import retrieval_evaluator, view_config
-from internvideo_jax.evaluation.retrieval_options import RetrievalData, RetrievalOptions
+from internvideo_jax.evaluation.retrieval.evaluator import retrieval_evaluator, view_config
+from internvideo_jax.evaluation.retrieval.options import RetrievalData, RetrievalOptions
 from internvideo_jax.loading import Model
 from internvideo_jax.models import abstract_variables
 from internvideo_jax.models.dual_encoder import DualEncoder

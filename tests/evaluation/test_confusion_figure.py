@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from internvideo_jax.evaluation.confusion_figure import confusion_figure
+from internvideo_jax.evaluation.figures.confusion import confusion_figure
 
 
 def test_rows_are_shares_of_the_true_class():

@@ -6,15 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from internvideo_jax.evaluation import rerank
-from internvideo_jax.evaluation.rerank import (
+from internvideo_jax.evaluation.retrieval import rerank
+from internvideo_jax.evaluation.retrieval.metrics import Scores
+from internvideo_jax.evaluation.retrieval.rerank import (
     Candidates,
     TextTokens,
     best_candidates,
     match_scores,
     reranked,
 )
-from internvideo_jax.evaluation.retrieval import Scores
 from internvideo_jax.models import abstract_variables, build
 from tests.small_models import STAGE2, noise_like
 

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from internvideo_jax.evaluation.retrieval import (
+from internvideo_jax import saved_model
+from internvideo_jax.evaluation.retrieval.evaluator import retrieval_evaluator
+from internvideo_jax.evaluation.retrieval.metrics import (
     Scores,
     best_ranks,
     cosine_similarity,
@@ -12,6 +14,8 @@ from internvideo_jax.evaluation.retrieval import (
     relevance,
     retrieval_metrics,
 )
+from internvideo_jax.evaluation.retrieval.options import RetrievalOptions
+from tests.small_models import save_clip
 
 
 def test_the_best_of_several_relevant_candidates_counts():
@@ -102,3 +106,9 @@ def test_what_is_no_number_is_refused(bad):
     if np.isnan(bad):
         with pytest.raises(ValueError, match="NaN"):
             best_ranks(broken, np.ones((2, 2), bool))
+
+
+def test_a_clip_model_reads_texts_of_its_own_length(tmp_path):
+    model = saved_model.load(save_clip(tmp_path))
+    evaluator = retrieval_evaluator(model, RetrievalOptions(max_text_length=5))
+    assert evaluator.tokenizer.max_length == model.preprocessing.text.max_length != 5

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from internvideo_jax.evaluation.retrieval_store import RetrievalStore
+from internvideo_jax.evaluation.retrieval.store import RetrievalStore
 
 MADE_WITH = {"model": "abc", "retrieval": {"rerank": 128, "medium": "video"}}
 TOKENS = np.arange(24, dtype=np.float32).reshape(4, 6)

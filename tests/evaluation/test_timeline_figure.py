@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from internvideo_jax.evaluation.figure_file import save_figure
-from internvideo_jax.evaluation.timeline_figure import (
+from internvideo_jax.evaluation.figures.files import save_figure
+from internvideo_jax.evaluation.figures.timeline import (
     MAX_CLASSES,
     chosen_classes,
     format_time,

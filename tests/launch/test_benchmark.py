@@ -22,6 +22,7 @@ from internvideo_jax.launch.benchmarks import (
     lists,
     rerank,
     runner,
+    search,
     text_encoder,
 )
 from internvideo_jax.launch.benchmarks.figures import Figure, Figures
@@ -397,3 +398,18 @@ def test_a_place_that_cannot_hold_the_json_is_refused_first(tmp_path, capsys, na
     (tmp_path / "f").touch()
     assert benchmark.main(["convert", f"--json={tmp_path / name}"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_search_in_clusters_beside_all_vectors(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        search, "run_apart", lambda function, *arguments, threads: function(*arguments)
+    )
+    monkeypatch.setattr(search, "_QUERIES", 5)
+    work = tmp_path / "work"
+    _, row = run_benchmark(tmp_path, "search", "--vectors=3000", "--width=16", f"--workdir={work}")
+    assert row["name"] == "search/3000x16"
+    values = {name: figure["value"] for name, figure in row["figures"].items()}
+    assert 0 < values["recall@10"] <= 1
+    assert values["file"] > 3000 * 16 * 4 / 1e9
+    assert row["figures"]["exact query"]["at_most"] == 150
+    assert list(work.iterdir()) == []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from internvideo_jax.data.synthetic import scenes
-from internvideo_jax.evaluation.retrieval_store import RetrievalStore
+from internvideo_jax.evaluation.retrieval.store import RetrievalStore
 from internvideo_jax.launch import evaluate
 from tests import small_models
 from tests.small_models import clip_stage2, save_stage2

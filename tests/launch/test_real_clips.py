@@ -11,9 +11,9 @@ from internvideo_jax import saved_model
 from internvideo_jax.data.annotations.retrieval import read_retrieval
 from internvideo_jax.data.pipeline import eval_batches
 from internvideo_jax.data.sources.clips import RecordSource
-from internvideo_jax.evaluation.retrieval import DIRECTIONS
-from internvideo_jax.evaluation.retrieval_evaluator import view_config
-from internvideo_jax.evaluation.retrieval_options import RetrievalData
+from internvideo_jax.evaluation.retrieval.evaluator import view_config
+from internvideo_jax.evaluation.retrieval.metrics import DIRECTIONS
+from internvideo_jax.evaluation.retrieval.options import RetrievalData
 from internvideo_jax.launch import evaluate, train
 from internvideo_jax.training.metrics import read_metrics
 from tests.small_models import write_words

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from internvideo_jax.data.synthetic import scenes
-from internvideo_jax.evaluation.embeddings import unit
 from internvideo_jax.evaluation.features import FailedClip
+from internvideo_jax.evaluation.retrieval.metrics import normalized
 from internvideo_jax.evaluation.window_features import extract_windows
 from internvideo_jax.search import updating
 from internvideo_jax.search.index_file import IndexedFile
@@ -54,7 +54,7 @@ def test_an_index_has_the_embeddings_of_all_windows(model, videos):
     assert paths_of(index) == [videos[0]] * 4 + [videos[1]] + [videos[2]] * 2
     windows = list(extract_windows(videos, model, WINDOWS.windows, kind="embedding"))
     np.testing.assert_array_equal(index.times, [(w.start, w.end) for w in windows])
-    expected = unit(np.stack([w.features for w in windows]))
+    expected = normalized(np.stack([w.features for w in windows]), "windows")
     np.testing.assert_allclose(index.vectors, expected, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(index.vectors, axis=1), 1, atol=1e-6)
 

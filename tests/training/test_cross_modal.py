@@ -7,7 +7,7 @@ import pytest
 from flax import traverse_util
 
 from internvideo_jax import models, saved_model
-from internvideo_jax.evaluation.retrieval_options import RetrievalOptions
+from internvideo_jax.evaluation.retrieval.options import RetrievalOptions
 from internvideo_jax.models.stage2 import Stage2
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.masking import MaskConfig

@@ -323,8 +323,9 @@ def _sources_of(release: registry.Released | None) -> Sequence[str]:
         )
     if not release.sources:
         raise ValueError(
-            f"expected a checkpoint file for {release.name}, which cannot be fetched"
-            f" ({release.status}{': ' + release.note if release.note else ''}); pass your own file"
+            f"expected a checkpoint for {release.name}, which cannot be fetched"
+            f" ({release.status}{': ' + release.note if release.note else ''}); pass your own:"
+            f" {release.files}"
         )
     return release.sources
 
@@ -387,7 +388,7 @@ def _describe_source(conversion: Conversion, sha256: Mapping[Path, str]) -> dict
     description: dict[str, Any] = {"files": files}
     if conversion.request.release:
         release = registry.find(conversion.request.release)
-        description["release"] = {"name": release.name, "licence": registry.LICENCE}
+        description["release"] = {"name": release.name, "licence": release.licence}
         if len(release.licences) > 1:
             description["release"]["licences"] = release.licences
     keys = [checkpoint.key for checkpoint in conversion.checkpoints if checkpoint.key]

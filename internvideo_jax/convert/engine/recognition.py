@@ -9,7 +9,7 @@ a model as `model`, in front.
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from internvideo_jax.config import nearest_name
 from internvideo_jax.convert.engine.family import Family, Part, Shapes, all_families
@@ -33,18 +33,23 @@ class Recognized:
       kind: which of the family's models they hold.
       shapes: shape of every tensor by its canonical key.
       keys: number of the file and key in it, by canonical key.
+      spelled: keys of a composite as one file would have them, in the spelling of its files, by
+        canonical key; those that are missing have the canonical one.
     """
 
     family: Family
     kind: str
     shapes: dict[str, Shape]
     keys: dict[str, tuple[int, str]]
+    spelled: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def names(self) -> dict[str, str]:
-        """Keys as the file has them, by canonical key; of several files, canonical ones."""
+        """Keys as the file has them, by canonical key; of several files, as one would have them."""
         is_one = all(number == 0 for number, _ in self.keys.values())
-        return {key: name if is_one else key for key, (_, name) in self.keys.items()}
+        if is_one:
+            return {key: name for key, (_, name) in self.keys.items()}
+        return {key: self.spelled.get(key, key) for key in self.keys}
 
 
 def recognize(*files: Shapes, architecture: str | None = None) -> Recognized:
@@ -127,6 +132,7 @@ def canonical_names(family: Family, keys: Iterable[str], prefix: str) -> dict[st
 def _read_as(
     family: Family, files: Sequence[Shapes], architecture: str | None
 ) -> Recognized | None:
+    spelled: dict[str, str] = {}
     of_parts: dict[str, tuple[int, str]] = {}
     own: dict[str, tuple[int, str]] = {}
     # An add-on may hold nothing that a composite could be told by.
@@ -136,9 +142,12 @@ def _read_as(
         prefix = find_prefix(family, file)
         is_found |= prefix is not None
         placed = _in_places(family, file) if prefix is None and may_be_part else {}
-        names = placed or canonical_names(family, file, prefix or "")
-        keys = of_parts if placed else own
-        keys |= {key: (number, name) for key, name in names.items()}
+        for key, (name, one) in placed.items():
+            of_parts[key], spelled[key] = (number, name), one
+        names = {} if placed else canonical_names(family, file, prefix or "")
+        own |= {key: (number, name) for key, name in names.items()}
+        if family.parts:
+            spelled |= {k: unwrapped(n).removeprefix(prefix or "") for k, n in names.items()}
     is_found |= bool(of_parts) and not _absent_parts(family, of_parts)
     if not is_found:
         return None
@@ -148,15 +157,18 @@ def _read_as(
     if kind is None:
         return None
     _expect_parts(family, shapes)
-    return Recognized(family, kind, shapes, keys)
+    return Recognized(family, kind, shapes, keys, spelled)
 
 
-def _in_places(composite: Family, file: Shapes) -> dict[str, str]:
+def _in_places(composite: Family, file: Shapes) -> dict[str, tuple[str, str]]:
     """Keys of the file of a part, or of several, by the composite's canonical keys.
 
     What the file of one part holds besides the tower has the part's prefix, too.
+
+    Returns:
+      The file's key, and how a file of the composite would spell it.
     """
-    placed: dict[str, str] = {}
+    placed: dict[str, tuple[str, str]] = {}
     others: dict[str, str] = {}
     prefixes = []
     for part in composite.parts:
@@ -169,13 +181,15 @@ def _in_places(composite: Family, file: Shapes) -> dict[str, str]:
             continue
         prefixes.append(part.prefix)
         for key, name in names.items():
-            if unwrapped(name).startswith(prefix):
-                placed[part.prefix + key] = name
+            bare = unwrapped(name)
+            if bare.startswith(prefix):
+                placed[part.prefix + key] = name, part.prefix + bare.removeprefix(prefix)
             else:
                 others[key] = name
-    used = set(placed.values())
+    used = {name for name, _ in placed.values()}
     place = prefixes[0] if len(prefixes) == 1 else ""
-    return {place + key: name for key, name in others.items() if name not in used} | placed
+    left = {place + key: (name, place + key) for key, name in others.items() if name not in used}
+    return left | placed
 
 
 def _expect_parts(family: Family, shapes: Shapes) -> None:

@@ -11,6 +11,7 @@ import functools
 import json
 from collections.abc import Iterable, Mapping
 from importlib import resources
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from internvideo_jax.config import nearest_name
@@ -58,6 +59,7 @@ class Released:
       status: whether everyone can fetch it, and from the hub.
       result: as published, of classifiers top-1 in per cent over 3 crops x 4 clips.
       note: what to know before using it.
+      licence: of its weights.
       adds_to: files whose model the file completes, in the order in which `convert` takes them.
       tokenizer: files of its tokenizer.
       changes: clips that it is for, where its files are for others: num_frames, image_size.
@@ -71,6 +73,7 @@ class Released:
     status: Status = "released"
     result: str = ""
     note: str = ""
+    licence: str = LICENCE
     adds_to: tuple[HubFile, ...] = ()
     tokenizer: tuple[HubFile, ...] = ()
     changes: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -95,10 +98,16 @@ class Released:
         return (*(f"hf://{file.place}" for file in self.adds_to), self.source)
 
     @property
+    def files(self) -> str:
+        """Names of the files that `convert` takes, as on its command line."""
+        own = self.file or "FILE"
+        return " ".join(PurePosixPath(n).name for n in (*(f.file for f in self.adds_to), own))
+
+    @property
     def licences(self) -> dict[str, str]:
         """Licences of what it is made of, by where that is."""
         others = {file.place: file.licence for file in (*self.adds_to, *self.tokenizer)}
-        return {**others, self.place: LICENCE}
+        return {**others, self.place: self.licence}
 
     def mismatches(self, config: Any) -> list[str]:
         """How a checkpoint's config differs from what this release should be."""
@@ -159,6 +168,7 @@ def table(listed: Iterable[Released]) -> str:
             )
         )
         notes[r.name] = [r.note] * bool(r.note)
+        notes[r.name] += [f"licence: {r.licence}"] * (r.licence != LICENCE)
         for what, files in (("with", r.adds_to), ("tokenizer", r.tokenizer)):
             notes[r.name] += [f"{what} {f.place} ({f.licence})" for f in files]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -167,4 +177,4 @@ def table(listed: Iterable[Released]) -> str:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         lines.append(line.rstrip())
         lines += [f"    {note}" for note in notes.get(row[0], ())]
-    return "\n".join([*lines, "", f"Licence: {LICENCE}."])
+    return "\n".join([*lines, "", f"Licence, where none is named: {LICENCE}."])

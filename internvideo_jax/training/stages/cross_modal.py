@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from internvideo_jax.data.fields.text import given_vocabulary
 from internvideo_jax.data.wordpiece import WordPiece
-from internvideo_jax.evaluation.retrieval_evaluator import RetrievalEvaluator, check_text_length
+from internvideo_jax.evaluation.retrieval.evaluator import RetrievalEvaluator, check_text_length
 from internvideo_jax.evaluation.runner import Evaluator
 from internvideo_jax.models import abstract_variables, build, gradient_flops, product_flops
 from internvideo_jax.models.stage2 import TEMPERATURES, MediaOutput, Medium, Stage2

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from internvideo_jax.evaluation.retrieval_options import RetrievalOptions
+from internvideo_jax.evaluation.retrieval.options import RetrievalOptions
 from internvideo_jax.models.stage2 import Medium, Stage2Config
 from internvideo_jax.models.teacher import TeacherConfig
 from internvideo_jax.objectives.cross_modal import MEDIA_OF, Term

@@ -39,6 +39,28 @@ CONFIGS = {
 }
 RELEASED = ("1b", "6b", "s14", "b14", "l14")
 
+# How MobileCLIP spells its keys, by CLIP's own.
+_MOBILECLIP = {
+    "token_embedding.": "embedding_layer.",
+    "positional_embedding": "positional_embedding.pos_embed.pos_embed",
+    "ln_final.": "final_layer_norm.",
+    "text_projection": "projection_layer",
+    "resblocks.": "",
+    "ln_1.": "pre_norm_mha.0.",
+    "attn.in_proj_": "pre_norm_mha.1.qkv_proj.",
+    "attn.out_proj.": "pre_norm_mha.1.out_proj.",
+    "ln_2.": "pre_norm_ffn.0.",
+    "mlp.c_fc.": "pre_norm_ffn.1.",
+    "mlp.c_proj.": "pre_norm_ffn.4.",
+}
+
+
+def as_mobileclip(key):
+    if key.startswith("text_encoder."):
+        for ours, theirs in _MOBILECLIP.items():
+            key = key.replace(ours, theirs)
+    return key
+
 
 def shapes(*states):
     return [{key: x.shape for key, x in state.items()} for state in states]
@@ -75,6 +97,8 @@ def parts(make_state):
     def split(name, options=()):
         config = INTERNVIDEO2_CLIP[name]
         whole = make_state(config)
+        if name == "mobileclip":
+            whole = {as_mobileclip(key): x for key, x in whole.items()}
         trained = ("vision_encoder.clip_projector.", "vision_align.", "temp")
         addon = {k: np.asarray(x + 1) for k, x in whole.items() if k.startswith(trained)}
         video = {k: x for k, x in whole.items() if k.startswith("vision_encoder.")}
@@ -111,7 +135,8 @@ def test_three_files_make_one_model_in_whatever_order(name, order, architecture,
     made = plan(found, infer_config(found, stored=to_upstream(config)))
     assert made.config == config
     state = {made.names[key]: files[number][name] for key, (number, name) in made.sources.items()}
-    params = to_tree(state, made)["params"]
+    tree = to_tree(state, made)
+    params = tree["params"]
     # The add-on counts, wherever it comes.
     np.testing.assert_array_equal(params["temperature"], whole["temp"] + 1)
     bias = whole["vision_encoder.clip_projector.cross_attn.proj.bias"]
@@ -121,6 +146,8 @@ def test_three_files_make_one_model_in_whatever_order(name, order, architecture,
     assert set(report["2"]) == files[order.index(2)].keys()
     assert sum(map(len, report.values())) == len(whole)
     assert made.ignored.keys() == found.keys.keys() - {*made.loaded_keys}
+    # Written back, it is as one file of upstream's class.
+    assert to_state_dict(tree, made).keys() == whole.keys()
 
 
 def test_what_is_missing_is_named(parts):

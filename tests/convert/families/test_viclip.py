@@ -5,15 +5,19 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from internvideo_jax import saved_model
+from internvideo_jax.convert.engine.conversion import Request, convert
 from internvideo_jax.convert.engine.misfit import CheckpointMisfit
 from internvideo_jax.convert.engine.plan import plan
 from internvideo_jax.convert.engine.recognition import recognize
 from internvideo_jax.convert.engine.state_dict import to_state_dict, to_tree
 from internvideo_jax.convert.engine.upstream import infer, infer_config, to_upstream
+from internvideo_jax.data.tokenizers import tokenizer_of
 from internvideo_jax.models.clip_text import mobileclip_b_text
 from internvideo_jax.models.viclip import viclip_b16, viclip_l14
-from tests.small_models import CLIP_TEXT, CLIP_VISION, VICLIP
+from tests.small_models import CLIP_TEXT, CLIP_VISION, VICLIP, write_merges
 
 MOBILE = dataclasses.replace(CLIP_TEXT, activation="gelu_erf", other_lengths="resized")
 CONFIGS = {
@@ -192,3 +196,18 @@ def test_what_is_not_supported_is_refused_by_name(shapes_of):
     found = recognize(shapes | {"vision_encoder.more": (1,)})
     with pytest.raises(CheckpointMisfit, match="1 keys missing, 1 extra"):
         plan(found, infer_config(found, given=HEADS))
+
+
+def test_a_file_and_its_vocabulary_become_a_model(make_state, tmp_path):
+    save_file(make_state(VICLIP), tmp_path / "a.safetensors")
+    request = Request(options=HEADS, changes={"max_text_length": 5})
+    with pytest.raises(ValueError, match="tokenizer's files bpe_simple_vocab_16e6.txt.gz"):
+        convert([tmp_path / "a.safetensors"], tmp_path / "model", request)
+    vocabulary = write_merges(tmp_path)
+    convert([tmp_path / "a.safetensors"], tmp_path / "model", request)
+    model = saved_model.load(tmp_path / "model")
+    assert model.config.text.max_length == model.preprocessing.text.max_length == 5
+    assert model.preprocessing.video.resize == "bicubic_square"
+    tokenizer = tokenizer_of(model.preprocessing.text, model.tokenizer_files)
+    assert tokenizer(["red ring"])[0].shape == (1, 5)
+    assert list(model.tokenizer_files) == [vocabulary.name]

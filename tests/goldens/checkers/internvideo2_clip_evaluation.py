@@ -7,7 +7,7 @@ from comparison import assert_tensor_close
 from golden import Golden, checker
 
 from internvideo_jax.evaluation.classification import average_precision, top_k_accuracy
-from internvideo_jax.evaluation.retrieval import (
+from internvideo_jax.evaluation.retrieval.metrics import (
     Scores,
     cosine_similarity,
     dual_softmax,

@@ -15,8 +15,8 @@ from internvideo_jax.data.transforms.bicubic import resize_square
 from internvideo_jax.data.transforms.captions import clean_caption
 from internvideo_jax.data.transforms.frames import Box
 from internvideo_jax.data.transforms.sampling import interval_bounds, interval_indices
-from internvideo_jax.evaluation.retrieval_options import RetrievalOptions
-from internvideo_jax.evaluation.retrieval_texts import texts_of_clips
+from internvideo_jax.evaluation.retrieval.options import RetrievalOptions
+from internvideo_jax.evaluation.retrieval.texts import texts_of_clips
 from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
 

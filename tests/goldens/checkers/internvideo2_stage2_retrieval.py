@@ -20,15 +20,20 @@ from internvideo_jax.evaluation.known_answer import (
     demo_view,
     text_probabilities,
 )
-from internvideo_jax.evaluation.rerank import TextTokens, best_candidates, match_scores, reranked
-from internvideo_jax.evaluation.retrieval import (
+from internvideo_jax.evaluation.retrieval.evaluator import merge_views
+from internvideo_jax.evaluation.retrieval.metrics import (
     Scores,
     cosine_similarity,
     dual_softmax,
     relevance,
     retrieval_metrics,
 )
-from internvideo_jax.evaluation.retrieval_evaluator import merge_views
+from internvideo_jax.evaluation.retrieval.rerank import (
+    TextTokens,
+    best_candidates,
+    match_scores,
+    reranked,
+)
 from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
 

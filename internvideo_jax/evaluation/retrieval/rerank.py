@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from internvideo_jax.data.sources.given import Clip
 from internvideo_jax.evaluation.embeddings import dual_encoder, embed_clips
 from internvideo_jax.evaluation.features import FailedClip
-from internvideo_jax.evaluation.retrieval import Scores
+from internvideo_jax.evaluation.retrieval.metrics import Scores
 from internvideo_jax.models.stage2 import Medium, Stage2
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import partition_spec, placed

@@ -20,26 +20,26 @@ from internvideo_jax.evaluation.embeddings import (
     encode_media,
     text_tokenizer,
 )
-from internvideo_jax.evaluation.rerank import (
-    Candidates,
-    TextTokens,
-    best_candidates,
-    match_scores,
-    reranked,
-)
-from internvideo_jax.evaluation.retrieval import (
+from internvideo_jax.evaluation.retrieval.metrics import (
     Scores,
     cosine_similarity,
     dual_softmax,
     relevance,
     retrieval_metrics,
 )
-from internvideo_jax.evaluation.retrieval_options import (
+from internvideo_jax.evaluation.retrieval.options import (
     NUM_CANDIDATES,
     RetrievalData,
     RetrievalOptions,
 )
-from internvideo_jax.evaluation.retrieval_texts import texts_of_clips
+from internvideo_jax.evaluation.retrieval.rerank import (
+    Candidates,
+    TextTokens,
+    best_candidates,
+    match_scores,
+    reranked,
+)
+from internvideo_jax.evaluation.retrieval.texts import texts_of_clips
 from internvideo_jax.evaluation.runner import Evaluator, PyTree, Rows
 from internvideo_jax.models.dual_encoder import DualEncoder
 from internvideo_jax.preprocessing import AudioPreprocessing, VideoPreprocessing, normalize
@@ -222,8 +222,8 @@ class RetrievalEvaluator(Evaluator):
     def report(
         self, rows: Rows, clips: "Sequence[ClipRecord]", names: Sequence[str], directory: Path
     ) -> str:
-        """That of `retrieval_report.write_report`."""
-        from internvideo_jax.evaluation.retrieval_report import write_report
+        """That of `report.write_report`."""
+        from internvideo_jax.evaluation.retrieval.report import write_report
 
         del names
         return write_report(directory, rows.output, clips, self.metrics(rows))
@@ -235,7 +235,11 @@ def retrieval_evaluator(model: "SavedModel", options: RetrievalOptions) -> Retri
     Raises:
       ValueError: it is of another kind, or takes not what is to be found, or not such texts.
     """
-    module, tokenizer = dual_encoder(model), text_tokenizer(model, options.max_text_length)
+    text = model.preprocessing.text
+    # The others are compared with texts of the one length that they were trained with.
+    is_word_piece = text is not None and text.tokenizer == "wordpiece"
+    length = options.max_text_length if is_word_piece else None
+    module, tokenizer = dual_encoder(model), text_tokenizer(model, length)
     check_text_length(module, tokenizer, "--config.retrieval.max_text_length")
     return RetrievalEvaluator(module, model.preprocessing.video, tokenizer, options)
 

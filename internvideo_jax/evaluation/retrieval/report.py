@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from internvideo_jax.data.annotations.records import ClipRecord
-from internvideo_jax.evaluation.contact_sheet import Found, Query, contact_sheet, thumbnail
-from internvideo_jax.evaluation.figure_file import save_figure
+from internvideo_jax.evaluation.figures.contact_sheet import Found, Query, contact_sheet, thumbnail
+from internvideo_jax.evaluation.figures.files import save_figure
 from internvideo_jax.evaluation.result_card import metrics_table
-from internvideo_jax.evaluation.retrieval import best_ranks
-from internvideo_jax.evaluation.retrieval_evaluator import Retrieved
+from internvideo_jax.evaluation.retrieval.evaluator import Retrieved
+from internvideo_jax.evaluation.retrieval.metrics import best_ranks
 from internvideo_jax.files import atomic_file
 
 # Results of a text in the list, queries and results in the picture.

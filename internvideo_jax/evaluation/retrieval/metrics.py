@@ -48,7 +48,7 @@ def cosine_similarity(media: np.ndarray, texts: np.ndarray) -> np.ndarray:
 
 
 def normalized(embeddings: np.ndarray, name: str) -> np.ndarray:
-    """Embeddings `[N, C]` as float32 of length 1; those that are zero stay so.
+    """Embeddings `[..., C]` as float32 of length 1; those that are zero stay so.
 
     Args:
       embeddings: of any dtype.
@@ -58,13 +58,13 @@ def normalized(embeddings: np.ndarray, name: str) -> np.ndarray:
       ValueError: they are not finite.
     """
     wide = np.asarray(embeddings, np.float32)
-    bad = ~np.isfinite(wide).all(axis=1)
+    bad = ~np.isfinite(wide).all(axis=-1)
     if bad.any():
         raise ValueError(
             f"expected finite embeddings of {name}, found NaN or infinities in row"
             f" {int(bad.argmax())}; compute in float32, or check the model's weights"
         )
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    return wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), 1e-12)
 
 
 def dual_softmax(scores: Scores) -> Scores:

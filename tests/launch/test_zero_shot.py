@@ -1,4 +1,4 @@
-"""The command `evaluate` with configs of zero-shot classification and multiple choice."""
+"""The commands `evaluate` and `predict` where classes and candidates are named by texts."""
 
 import csv
 import json
@@ -7,8 +7,9 @@ import pytest
 
 from internvideo_jax import saved_model
 from internvideo_jax.data.synthetic import scenes
-from internvideo_jax.evaluation.retrieval_store import RetrievalStore
-from internvideo_jax.launch import evaluate
+from internvideo_jax.evaluation.retrieval.store import RetrievalStore
+from internvideo_jax.launch import evaluate, predict
+from internvideo_jax.models import VideoClassifierConfig
 from tests.small_models import CLIP_ENCODER, clip_model, save_stage2
 
 # Colours are the classes.
@@ -56,7 +57,8 @@ def lines_of(folder):
 
 
 def test_a_result_and_all_it_depends_on(run, tmp_path, capsys):
-    assert run(named(), "--config.eval_data.segments=2", config="zero_shot.py:k400") == 0
+    options = ["--config.eval_data.segments=2", "--config.eval_data.num_frames=4"]
+    assert run(named(), *options, config="zero_shot.py:k400") == 0
     output = tmp_path / "result"
     names = sorted(path.name for path in output.iterdir())
     assert names == [
@@ -69,7 +71,7 @@ def test_a_result_and_all_it_depends_on(run, tmp_path, capsys):
     assert (card["clips"], card["texts"], len(card["zero_shot"]["prompts"])) == (4, 48, 16)
     assert card["zero_shot"]["max_text_length"] == 16
     views = card["views"]
-    assert (views["num_frames"], views["segments"], views["sampling"]) == (8, 2, "intervals")
+    assert (views["num_frames"], views["segments"], views["sampling"]) == (4, 2, "intervals")
     assert len(card["model"]["sha256"]) == len(card["annotations"]["sha256"]) == 64
     lines = lines_of(output)
     assert [(line["id"], line["label"]) for line in lines] == [
@@ -83,7 +85,6 @@ def test_a_result_and_all_it_depends_on(run, tmp_path, capsys):
         assert [row["clips"] for row in csv.DictReader(file)] == ["1", "1", "2"]
     captured = capsys.readouterr()
     assert "3 classes in 16 prompts" in captured.err
-    assert "resized to 8" in captured.err
     assert "top1" in captured.out
 
 
@@ -116,7 +117,7 @@ def test_an_interrupted_measurement_goes_on_whatever_the_texts(run, tmp_path, mo
 def test_actions_of_charades_are_found_in_any_number(run, tmp_path):
     content = "id,actions\na,c0 0.0 1.0;c2 0.0 2.0\nb,c1 1.0 2.0\nc,\nd,c2 0.0 1.0\n"
     (tmp_path / "names.txt").write_text("c0 Holding a ring\nc1 Moving\nc2 Sitting\nc3 Running\n")
-    options = [f"--classes={tmp_path / 'names.txt'}"]
+    options = [f"--classes={tmp_path / 'names.txt'}", "--config.eval_data.num_frames=4"]
     assert run(content, *options, config="zero_shot.py:charades", name="test.csv") == 0
     card = card_of(tmp_path / "result")
     assert set(card["metrics"]) == {"mAP"}
@@ -144,7 +145,7 @@ def test_each_clip_has_its_candidates(run, tmp_path, capsys):
     assert "accuracy" in capsys.readouterr().out
     several = [item | {"candidates": ["x", "y"], "answer": [1, 0]} for item in items]
     options = {"config": "multiple_choice.py:charades", "name": "list.json", "output": "several"}
-    assert run(several, **options) == 0
+    assert run(several, "--config.eval_data.num_frames=4", **options) == 0
     assert card_of(tmp_path / "several")["metrics"] == {"mAP": 100.0}
 
 
@@ -193,3 +194,52 @@ def test_other_models_and_no_list_are_refused(run, model, tmp_path, capsys):
     options = ["--config=configs/eval/zero_shot.py:k400", f"--output={tmp_path / 'result'}"]
     assert evaluate.main([f"--model={model}", *options]) == 2
     assert "a list of clips with labels, found none" in capsys.readouterr().err
+
+
+@pytest.fixture
+def video(tmp_path):
+    path = tmp_path / "clip.mp4"
+    frames = scenes.render(scenes.Scene("ring", "blue", "left"), 50, 48)
+    scenes.write_video(path, frames)
+    return path
+
+
+@pytest.fixture
+def classes(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("a red ring\na blue ring\na cross\n")
+    return path
+
+
+def test_clips_and_windows_are_named_by_any_classes(model, video, classes, tmp_path, capsys):
+    options = [str(video), f"--model={model}", f"--classes={classes}", "--top=3"]
+    assert predict.main([*options, f"--json={tmp_path / 'whole.json'}"]) == 0
+    assert capsys.readouterr().out.count(" %  ") == 3
+    content = json.loads((tmp_path / "whole.json").read_text())
+    assert (content["num_classes"], content["prompts"]) == (3, ["{}"])
+    (found,) = content["predictions"]
+    assert {best["name"] for best in found["classes"]} == set(classes.read_text().splitlines())
+    assert sum(best["probability"] for best in found["classes"]) == pytest.approx(1, abs=1e-5)
+
+    options += ["--prompts=the {} moves", "--window=1", f"--json={tmp_path / 'windows.json'}"]
+    assert predict.main(options) == 0
+    content = json.loads((tmp_path / "windows.json").read_text())
+    assert content["prompts"] == ["the {} moves"]
+    assert [(p["start"], p["end"]) for p in content["predictions"]] == [(0, 1), (1, 2)]
+
+
+def test_classes_must_be_named_and_prompts_are_for_texts(model, video, classes, tmp_path, capsys):
+    assert predict.main([str(video), f"--model={model}"]) == 2
+    assert "--classes: expected a file of what clips may show" in capsys.readouterr().err
+    options = [str(video), f"--model={model}", f"--classes={classes}"]
+    assert predict.main([*options, "--prompts=k4000"]) == 2
+    assert "did you mean 'k400'" in capsys.readouterr().err
+    (tmp_path / "empty.txt").write_text("")
+    assert predict.main([*options[:2], f"--classes={tmp_path / 'empty.txt'}"]) == 2
+    assert "found an empty file" in capsys.readouterr().err
+    made = clip_model(VideoClassifierConfig(CLIP_ENCODER, num_classes=3))
+    saved_model.save(
+        tmp_path / "m", "video_classifier", made.config, made.preprocessing, made.variables
+    )
+    assert predict.main([str(video), f"--model={tmp_path / 'm'}", "--prompts=k400"]) == 2
+    assert "found VideoClassifier; leave it out" in capsys.readouterr().err

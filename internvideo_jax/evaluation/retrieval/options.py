@@ -19,7 +19,8 @@ class RetrievalOptions(CheckedConfig):
       rerank: how many of the best candidates of each query the fusion layers read; 0 for none. None
         is 128 of models that have such layers, and none of others.
       rerank_by: the scores that candidates are chosen by.
-      max_text_length: tokens of a text; None is the model's own limit.
+      max_text_length: tokens of a text of stage 2; None is the model's own limit, as it is of CLIP
+        models in any case.
       clean_captions: whether captions go through `data.transforms.captions.clean_caption`.
       paragraphs: whether the captions of a clip are joined to one text.
       shared_captions: whether equal captions of several clips are one text, which belongs to all of

@@ -7,7 +7,7 @@ import numpy as np
 
 from internvideo_jax.data.annotations.entries import quote
 from internvideo_jax.data.transforms.captions import clean_caption
-from internvideo_jax.evaluation.retrieval_options import RetrievalOptions
+from internvideo_jax.evaluation.retrieval.options import RetrievalOptions
 
 # Captions without words that an error lists.
 _MAX_LISTED = 5

@@ -1,0 +1,1 @@
+"""How well texts find clips, sounds and both, and clips their texts."""
