@@ -115,10 +115,10 @@ def _load(args: argparse.Namespace, index: "Index") -> "Model":
     Raises:
       UsageError: what is named is another, or it is not where it was.
     """
-    settings = index.settings
-    args.model = args.model or settings.model
     from internvideo_jax.convert.library import model_directory
 
+    settings = index.settings
+    args.model = args.model or settings.model
     try:
         digest = inference.model_digest(model_directory(args.model))
     except ValueError as error:

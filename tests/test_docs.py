@@ -163,6 +163,7 @@ def test_the_page_on_search(folder, capsys):
     assert capsys.readouterr().out.count(".mp4 ") == len(names["moments"])
 
 
+@pytest.mark.slow
 def test_the_page_on_zero_shot_classification(folder, capsys):
     (folder / "models").mkdir()
     save_stage2(folder).rename(folder / "models" / "stage2")
