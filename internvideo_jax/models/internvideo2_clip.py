@@ -9,15 +9,13 @@ import dataclasses
 import math
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from internvideo_jax.config import CheckedConfig, PositiveFactor, Width
 from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.models.clip_text import ClipText, ClipTextConfig, mobileclip_b_text
-from internvideo_jax.models.dual_encoder import DualEncoder
+from internvideo_jax.models.dual_encoder import DualEncoder, Embedded
 from internvideo_jax.models.llama_text import LlamaText, LlamaTextConfig, internvl_c_text
 from internvideo_jax.models.video_vit import (
     VideoViT,
@@ -30,7 +28,7 @@ from internvideo_jax.models.video_vit import (
 )
 from internvideo_jax.nn.clipping import clip_passing_gradient
 from internvideo_jax.nn.linear import dense, torch_uniform
-from internvideo_jax.nn.normalization import l2_normalize, layer_norm
+from internvideo_jax.nn.normalization import layer_norm
 from internvideo_jax.nn.partitioning import with_axes
 
 
@@ -98,20 +96,6 @@ def internvideo2_clip_l14() -> InternVideo2ClipConfig:
     return _small(internvideo2_l14())
 
 
-@flax.struct.dataclass
-class ClipOutput:
-    """What a tower makes of clips or of texts.
-
-    Attributes:
-      tokens: its last layer's output: `[B, N, D]` of a clip, class token first, or `[B, L, D]` of a
-        text.
-      embedding: what is compared `[B, C]`, not normalised.
-    """
-
-    tokens: jax.Array
-    embedding: jax.Array
-
-
 class Alignment(nn.Module):
     """A LayerNorm and a linear map, from pooled clips `[B, P]` to embeddings `[B, C]`."""
 
@@ -144,49 +128,17 @@ class InternVideo2Clip(DualEncoder):
         start = with_axes(nn.initializers.constant(c.initial_temperature), ())
         self.temperature = self.param("temperature", start, (), jnp.float32)
 
-    def __call__(
-        self,
-        video: jax.Array,
-        ids: jax.Array,
-        mask: jax.Array | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> jax.Array:
-        """Cosine similarities of clips and texts.
-
-        Args:
-          video: `[B, T, H, W, 3]`, as for `encode_video`.
-          ids: `[B', L]`, as for `encode_text`.
-          mask: integers `[B', L]`, 0 at padding.
-          deterministic: False turns drop path and dropout on (needs the `dropout` RNG).
-
-        Returns:
-          `[B, B']` float32.
-        """
-        clips = self.encode_video(video, deterministic=deterministic)
-        texts = self.encode_text(ids, mask, deterministic=deterministic)
-        embeddings = l2_normalize(clips.embedding), l2_normalize(texts.embedding)
-        return jnp.einsum("bc,dc->bd", *embeddings, precision="highest")
-
     def encode_video(
         self, video: jax.Array, kept: jax.Array | None = None, *, deterministic: bool = True
-    ) -> ClipOutput:
-        """Encodes normalised clips `[B, T, H, W, 3]`, images being clips of one frame.
-
-        Args:
-          video: the clips.
-          kept: `[B, K]` ascending indices of the tokens to keep, 0 being the class token; None
-            keeps all.
-          deterministic: False turns drop path on (needs the `dropout` RNG).
-        """
+    ) -> Embedded:
         encoded = self.vision(video, kept, deterministic=deterministic)
         is_aligned = self.config.align_dim is not None
         embedding = self.vision_align(encoded.pooled) if is_aligned else encoded.pooled
-        return ClipOutput(encoded.tokens, embedding)
+        return Embedded(encoded.tokens, embedding)
 
     def encode_text(
         self, ids: jax.Array, mask: jax.Array | None = None, *, deterministic: bool = True
-    ) -> ClipOutput:
+    ) -> Embedded:
         """Encodes texts.
 
         Args:
@@ -195,14 +147,11 @@ class InternVideo2Clip(DualEncoder):
           deterministic: False turns the adapters' dropout on (needs the `dropout` RNG).
         """
         encoded = self.text(ids, deterministic=deterministic)
-        return ClipOutput(encoded.tokens, encoded.pooled)
+        return Embedded(encoded.tokens, encoded.pooled)
 
     def bounded_temperature(self) -> jax.Array:
         """What cosines are divided by, float32 []: the parameter, or the least there may be."""
         return clip_passing_gradient(self.temperature, self.config.min_temperature, math.inf)
-
-    def cosine_scale(self) -> jax.Array:
-        return 1 / self.bounded_temperature()
 
     @property
     def max_text_length(self) -> int | None:
@@ -223,17 +172,6 @@ class InternVideo2Clip(DualEncoder):
         """Whether weight decay applies: to matrices, but not to the text tower's."""
         part, _, _ = path.partition("/")
         return part not in ("text", "temperature") and super().is_decayed(path)
-
-    @property
-    def last_layer(self) -> int:
-        return VideoViT(self.config.vision, parent=None).last_layer
-
-    def layer_of(self, path: str) -> int | np.ndarray:
-        """Layer of a parameter: those of the video tower as there, all others the last."""
-        part, _, rest = path.partition("/")
-        if part != "vision":
-            return self.last_layer
-        return VideoViT(self.config.vision, parent=None).layer_of(rest)
 
 
 def _text_class(config: LlamaTextConfig | ClipTextConfig) -> type[Tower]:

@@ -12,13 +12,12 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from internvideo_jax.config import CheckedConfig, PositiveFactor, Width
 from internvideo_jax.models.architecture import Architecture, Tower
 from internvideo_jax.models.beats import Beats, BeatsConfig, beats_iter3_plus
 from internvideo_jax.models.bert import Bert, BertConfig, bert_large_fusion
-from internvideo_jax.models.dual_encoder import DualEncoder, Medium
+from internvideo_jax.models.dual_encoder import DualEncoder, Medium, cosines
 from internvideo_jax.models.stage1 import DistillStudent, DistillStudentConfig, aligned_layers
 from internvideo_jax.models.video_vit import (
     ImagePositions,
@@ -29,7 +28,7 @@ from internvideo_jax.models.video_vit import (
 )
 from internvideo_jax.nn.clipping import clip_passing_gradient
 from internvideo_jax.nn.linear import Dense, dense, torch_uniform
-from internvideo_jax.nn.normalization import l2_normalize, layer_norm
+from internvideo_jax.nn.normalization import layer_norm
 from internvideo_jax.nn.partitioning import with_axes
 
 # Upstream keeps the temperature within these before every forward pass.
@@ -227,8 +226,7 @@ class Stage2(DualEncoder):
                 self.match_logits(fused, medium)
             if self.config.text.mlm_head:
                 self.mlm_logits(fused)
-        embeddings = l2_normalize(media.embedding), l2_normalize(text.embedding)
-        return jnp.einsum("bc,dc->bd", *embeddings, precision="highest")
+        return cosines(media.embedding, text.embedding)
 
     def encode_video(
         self, video: jax.Array, kept: jax.Array | None = None, *, deterministic: bool = True
@@ -313,9 +311,6 @@ class Stage2(DualEncoder):
         """
         return clip_passing_gradient(self.temperature, *TEMPERATURES)
 
-    def cosine_scale(self) -> jax.Array:
-        return 1 / self.bounded_temperature()
-
     @property
     def media(self) -> tuple[Medium, ...]:
         return ("video",) if self.config.audio is None else ("video", "audio", "audio_video")
@@ -350,17 +345,6 @@ class Stage2(DualEncoder):
         if part == "audio" and self.config.audio is not None:
             return Beats(self.config.audio, parent=None).is_decayed(rest)
         return path != "temperature" and super().is_decayed(path)
-
-    @property
-    def last_layer(self) -> int:
-        return DistillStudent(self.config.vision, parent=None).last_layer
-
-    def layer_of(self, path: str) -> int | np.ndarray:
-        """Layer of a parameter: those of the video tower as there, all others the last."""
-        part, _, rest = path.partition("/")
-        if part != "vision":
-            return self.last_layer
-        return DistillStudent(self.config.vision, parent=None).layer_of(rest)
 
 
 ARCHITECTURES = {"stage2": Architecture(Stage2Config, Stage2)}

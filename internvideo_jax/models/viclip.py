@@ -8,10 +8,8 @@ import dataclasses
 import math
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from internvideo_jax.config import CheckedConfig, PositiveFactor
 from internvideo_jax.models.architecture import Architecture, Tower
@@ -22,10 +20,9 @@ from internvideo_jax.models.clip_vision import (
     clip_b16_vision,
     clip_l14_vision,
 )
-from internvideo_jax.models.dual_encoder import DualEncoder
+from internvideo_jax.models.dual_encoder import DualEncoder, Embedded
 from internvideo_jax.models.video_vit import inside
 from internvideo_jax.nn.clipping import clip_passing_gradient
-from internvideo_jax.nn.normalization import l2_normalize
 from internvideo_jax.nn.partitioning import with_axes
 
 
@@ -65,19 +62,6 @@ def viclip_l14() -> ViClipConfig:
     return ViClipConfig(clip_l14_vision(), clip_l_text(max_length=32))
 
 
-@flax.struct.dataclass
-class ViClipOutput:
-    """What a tower makes of clips or texts.
-
-    Attributes:
-      tokens: its last block's output, normalised, `[B, N, D]`.
-      embedding: projection of the class token or of the text's end `[B, C]`, not normalised.
-    """
-
-    tokens: jax.Array
-    embedding: jax.Array
-
-
 class ViClip(DualEncoder):
     """A video and a text tower whose embeddings are compared by their cosines.
 
@@ -94,54 +78,22 @@ class ViClip(DualEncoder):
         start = with_axes(nn.initializers.constant(c.initial_temperature), ())
         self.temperature = self.param("temperature", start, (), jnp.float32)
 
-    def __call__(
-        self,
-        video: jax.Array,
-        ids: jax.Array,
-        kept: jax.Array | None = None,
-        *,
-        deterministic: bool = True,
-    ) -> jax.Array:
-        """Cosine similarities of clips and texts, `[B, B']` float32.
-
-        Args:
-          video: `[B, T, H, W, 3]`, as for `encode_video`.
-          ids: `[B', L]`, as for `encode_text`.
-          kept: `[B, K]`, as for `encode_video`.
-          deterministic: False turns drop path on (needs the `dropout` RNG).
-        """
-        clips = self.encode_video(video, kept, deterministic=deterministic)
-        texts = self.encode_text(ids, deterministic=deterministic)
-        embeddings = l2_normalize(clips.embedding), l2_normalize(texts.embedding)
-        return jnp.einsum("bc,dc->bd", *embeddings, precision="highest")
-
     def encode_video(
         self, video: jax.Array, kept: jax.Array | None = None, *, deterministic: bool = True
-    ) -> ViClipOutput:
-        """Encodes normalised clips `[B, T, H, W, 3]`, images being clips of one frame.
-
-        Args:
-          video: the clips.
-          kept: `[B, K]` ascending indices of the tokens to keep, 0 being the class token; None
-            keeps all.
-          deterministic: False turns drop path on (needs the `dropout` RNG).
-        """
+    ) -> Embedded:
         encoded = self.vision(video, kept, deterministic=deterministic)
-        return ViClipOutput(encoded.tokens, encoded.pooled)
+        return Embedded(encoded.tokens, encoded.pooled)
 
     def encode_text(
         self, ids: jax.Array, mask: jax.Array | None = None, *, deterministic: bool = True
-    ) -> ViClipOutput:
+    ) -> Embedded:
         """Encodes ids `[B, L]`; no `mask` is needed, a text ends where its largest id stands."""
         encoded = self.text(ids, deterministic=deterministic)
-        return ViClipOutput(encoded.tokens, encoded.pooled)
+        return Embedded(encoded.tokens, encoded.pooled)
 
     def bounded_temperature(self) -> jax.Array:
         """What cosines are divided by, float32 []: the parameter, or its lower bound."""
         return clip_passing_gradient(self.temperature, self.config.min_temperature, math.inf)
-
-    def cosine_scale(self) -> jax.Array:
-        return 1 / self.bounded_temperature()
 
     @property
     def max_text_length(self) -> int | None:
@@ -162,15 +114,6 @@ class ViClip(DualEncoder):
         """Whether weight decay applies: as in the towers; not to the temperature."""
         part, _, rest = path.partition("/")
         return part != "temperature" and self._towers()[part].is_decayed(rest)
-
-    @property
-    def last_layer(self) -> int:
-        return self._towers()["vision"].last_layer
-
-    def layer_of(self, path: str) -> int | np.ndarray:
-        """Layer of a parameter: those of the video tower as there, all others the last."""
-        part, _, rest = path.partition("/")
-        return self._towers()["vision"].layer_of(rest) if part == "vision" else self.last_layer
 
     def _towers(self) -> dict[str, Tower]:
         """The towers as modules of their own."""

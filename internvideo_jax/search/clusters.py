@@ -1,8 +1,8 @@
 """Vectors in clusters, so that a query need not be compared with all of them.
 
 This is an inverted file: a query looks into the clusters whose centres are nearest to it. A graph
-(HNSW) would take fewer comparisons, but more time to build; and what has one follows what a file
-says of its edges, where these are two plain arrays that can be checked.
+(HNSW) would take fewer comparisons; but libraries that have one follow what a file says of its
+edges, where these are two plain arrays that can be checked.
 """
 
 import dataclasses
