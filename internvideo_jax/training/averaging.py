@@ -1,6 +1,7 @@
 """One model whose weights are the means of several models' weights."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,42 +15,59 @@ from internvideo_jax.files import atomic_directory
 from internvideo_jax.models import ARCHITECTURES
 
 
-def average_models(models: Sequence[str], output: Path) -> None:
+def average_models(
+    models: Sequence[str], output: Path, shares: Sequence[float] | None = None
+) -> None:
     """Writes the mean of saved models, float32; two of them are in memory at a time.
 
     Runs of one start, or of one recipe with several seeds, often average to a better model than any
-    of them.
+    of them. A model before and after fine-tuning, averaged, keeps more of what it knew before
+    (WiSE-FT, https://arxiv.org/abs/2109.01903, whose alpha is the share of the one after).
 
     Args:
       models: folders of at least two models of one architecture, config, preprocessing and classes.
       output: does not exist yet, or is empty.
+      shares: how much each of them counts, in proportion; None counts all alike.
 
     Raises:
       FileExistsError: it does.
-      ValueError: there are fewer than two, or they differ; says in what.
+      ValueError: there are fewer than two, they differ (says in what), or the shares are not as
+        many numbers from 0 on, one of them above it.
     """
     if len(models) < 2:
         raise ValueError(f"expected at least two models to average, found {len(models)}")
+    factors = _factors(models, shares)
     with atomic_directory(output) as partial:
         first, total = _read(models[0]), None
-        for path in models:
+        for path, factor in zip(models, factors, strict=True):
             model = _read(path)
             _check_alike(models[0], first, path, model)
-            total = model.variables if total is None else jax.tree.map(_add, total, model.variables)
+            scaled = jax.tree.map(lambda x, f=factor: x * np.float32(f), model.variables)
+            total = scaled if total is None else jax.tree.map(_add, total, scaled)
             # Its description is enough from here on.
             first = dataclasses.replace(first, variables={})
-        mean = jax.tree.map(lambda x: x / np.float32(len(models)), total)
         names: dict[type, str] = {a.module_cls: name for name, a in ARCHITECTURES.items()}
         saved_model.save(
             partial,
             names[type(first.module)],
             first.config,
             first.preprocessing,
-            mean,
-            {"average_of": list(map(str, models))},
+            total or {},
+            {"average_of": list(map(str, models)), "shares": factors},
             tokenizer_files=first.tokenizer_files,
             classes=first.classes,
         )
+
+
+def _factors(models: Sequence[str], shares: Sequence[float] | None) -> list[float]:
+    shares = [1.0] * len(models) if shares is None else list(shares)
+    is_share = all(math.isfinite(share) and share >= 0 for share in shares)
+    if len(shares) != len(models) or not is_share or not sum(shares):
+        raise ValueError(
+            f"expected a share of each of the {len(models)} models, numbers from 0 on of which one"
+            f" is above it, found {', '.join(map(str, shares)) or 'none'}"
+        )
+    return [share / sum(shares) for share in shares]
 
 
 def _read(path: str) -> saved_model.SavedModel:

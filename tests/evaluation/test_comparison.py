@@ -59,8 +59,8 @@ class Plain(DualEncoder):
     def encode_text(self, ids, mask=None, *, deterministic=True):
         return Embedded(self.words(ids).mean(1))
 
-    def cosine_scale(self):
-        return jnp.float32(10)
+    def bounded_temperature(self):
+        return jnp.float32(0.1)
 
     def example_inputs(self, batch_size=1):
         video = jax.ShapeDtypeStruct((batch_size, 4, 32, 32, 3), jnp.float32)

@@ -35,6 +35,27 @@ def test_weights_are_means(tmp_path, capsys):
     )
 
 
+def test_a_model_before_and_after_fine_tuning_have_shares(tmp_path, capsys):
+    made = [save(tmp_path / str(seed), seed) for seed in range(2)]
+    names = [str(tmp_path / str(seed)) for seed in range(2)]
+    output = tmp_path / "mean"
+    assert average.main([*names, f"--output={output}", "--shares=1,3"]) == 0
+    found = saved_model.load(output)
+    assert found.metadata["shares"] == [0.25, 0.75]
+    jax.tree.map(
+        lambda x, a, b: np.testing.assert_allclose(x, 0.25 * a + 0.75 * b, rtol=1e-5, atol=1e-7),
+        found.variables,
+        *made,
+    )
+    for shares in ("1", "1,-1", "0,0", "1,nan"):
+        with pytest.raises(ValueError, match="a share of each of the 2 models"):
+            average_models(names, tmp_path / "other", [float(share) for share in shares.split(",")])
+    with pytest.raises(SystemExit):
+        average.main([*names, f"--output={tmp_path / 'other'}", "--shares=half"])
+    assert "numbers with commas between them, found 'half'" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def test_models_that_differ_are_refused_and_nothing_is_left(tmp_path):
     save(tmp_path / "a", 0)
     save(tmp_path / "b", 0, size=16)
