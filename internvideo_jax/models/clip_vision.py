@@ -158,7 +158,7 @@ class ClipVision(Tower):
             c.width, c.tubelet_size, c.patch_size, dtype, use_bias=False, name="patch_embed"
         )
         cls_token, positions = self._tables(grid)
-        cls_token = jnp.broadcast_to(cls_token.astype(dtype), (len(video), 1, c.width))
+        cls_token = jnp.broadcast_to(cls_token.astype(dtype), (video.shape[0], 1, c.width))
         embedded = jnp.concatenate([cls_token, embed(video) + positions.astype(dtype)], axis=1)
         if kept is not None:
             embedded = take_tokens(embedded, kept)
