@@ -18,6 +18,7 @@ from internvideo_jax.evaluation.features import FailedClip
 from internvideo_jax.evaluation.progress import progress_bar, watched
 from internvideo_jax.evaluation.retrieval.metrics import Scores, cosine_similarity, normalized
 from internvideo_jax.evaluation.retrieval.rerank import TextTokens, best_candidates, match_clips
+from internvideo_jax.models.dual_encoder import Embedded
 from internvideo_jax.saved_model import SavedModel
 
 # Failures that an error shows.
@@ -204,7 +205,7 @@ class ClipTextModel(SavedModel):
 
     def _encoded_texts(
         self, texts: str | Iterable[str], clean: bool, *, has_tokens: bool
-    ) -> tuple[embeddings.Encoded, np.ndarray]:
+    ) -> tuple[Embedded, np.ndarray]:
         """Encoded texts, and their mask `[T, L]`."""
         module = embeddings.dual_encoder(self)
         given = _given_texts(texts)

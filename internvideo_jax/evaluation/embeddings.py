@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import flax.struct
 import jax
 import numpy as np
 from jaxtyping import Int
@@ -17,7 +16,7 @@ from internvideo_jax.data.tokenizers import Tokenizer, tokenizer_of
 from internvideo_jax.evaluation import runner
 from internvideo_jax.evaluation.features import NOT_FINITE, FailedClip
 from internvideo_jax.evaluation.runner import Forward, HostBatch, PyTree
-from internvideo_jax.models.dual_encoder import DualEncoder, Medium
+from internvideo_jax.models.dual_encoder import DualEncoder, Embedded, Medium
 from internvideo_jax.models.video_vit import check_num_frames
 from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
@@ -34,19 +33,6 @@ INPUTS: dict[Medium, tuple[str, ...]] = {
 _TEXT_ROWS = 64
 
 
-@flax.struct.dataclass
-class Encoded:
-    """Encoded media or texts.
-
-    Attributes:
-      tokens: `[B, M, E]`; None where nobody reranks.
-      embedding: `[B, C]`, not normalised.
-    """
-
-    tokens: Any
-    embedding: Any
-
-
 def encode_media(
     module: DualEncoder,
     variables: PyTree,
@@ -54,7 +40,7 @@ def encode_media(
     batch: Mapping[str, jax.Array],
     *,
     has_tokens: bool = True,
-) -> Encoded:
+) -> Embedded:
     """Encodes normalised clips `video` `[B, T, H, W, 3]` and filterbanks `audio` `[B, F, M]`.
 
     Args:
@@ -74,7 +60,7 @@ def encode_media(
         return module.join(*parts) if len(parts) == 2 else parts[0]
 
     output: Any = module.apply(variables, method=encode)
-    return Encoded(output.tokens if has_tokens else None, output.embedding)
+    return Embedded(output.tokens if has_tokens else None, output.embedding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +77,7 @@ class ClipEncoder(Forward):
     preprocessing: VideoPreprocessing
     has_tokens: bool = False
 
-    def forward(self, variables: PyTree, batch: Mapping[str, jax.Array]) -> Encoded:
+    def forward(self, variables: PyTree, batch: Mapping[str, jax.Array]) -> Embedded:
         inputs = {"video": normalize(batch["video"], self.preprocessing)}
         return encode_media(self.module, variables, "video", inputs, has_tokens=self.has_tokens)
 
@@ -110,11 +96,11 @@ class TextEncoder(Forward):
     module: DualEncoder
     has_tokens: bool = True
 
-    def forward(self, variables: PyTree, batch: Mapping[str, jax.Array]) -> Encoded:
+    def forward(self, variables: PyTree, batch: Mapping[str, jax.Array]) -> Embedded:
         output: Any = self.module.apply(
             variables, batch["ids"], batch["mask"], method="encode_text"
         )
-        return Encoded(output.tokens if self.has_tokens else None, output.embedding)
+        return Embedded(output.tokens if self.has_tokens else None, output.embedding)
 
 
 def dual_encoder(model: "SavedModel") -> DualEncoder:
@@ -189,7 +175,7 @@ def embed_clips(
     has_tokens: bool = False,
     batch_size: int = 8,
     num_threads: int | None = None,
-) -> Iterator[Encoded | FailedClip]:
+) -> Iterator[Embedded | FailedClip]:
     """Encodes clips, which are decoded ahead in threads, a bounded number at a time.
 
     Args:
@@ -214,7 +200,7 @@ def embed_clips(
     views = clip_views(model, num_frames=num_frames)
     forward, source = ClipEncoder(module, video, has_tokens), GivenSource(clips)
 
-    def results() -> Iterator[Encoded | FailedClip]:
+    def results() -> Iterator[Embedded | FailedClip]:
         if not len(source):
             return
         batches = pipeline.eval_batches(
@@ -242,7 +228,7 @@ def embed_texts(
     *,
     has_tokens: bool = False,
     on_texts: Callable[[int], object] = lambda count: None,
-) -> Encoded:
+) -> Embedded:
     """Encodes texts; of several processes, each its share, and all have the result.
 
     Args:
@@ -257,7 +243,7 @@ def embed_texts(
       Embeddings `[T, C]` and tokens `[T, L, D]`, float32.
     """
     encoder = TextEncoder(module, has_tokens)
-    output: Encoded = runner.collect(
+    output: Embedded = runner.collect(
         encoder, variables, _text_batches(ids, mask), on_clips=on_texts
     ).output
     return output

@@ -15,11 +15,11 @@ from internvideo_jax.evaluation.classification import (
     top_k_accuracy,
 )
 from internvideo_jax.evaluation.result_card import metrics_table
-from internvideo_jax.evaluation.retrieval.evaluator import Encoded
 from internvideo_jax.evaluation.retrieval.evaluator import merge_views as mean_of_views
 from internvideo_jax.evaluation.runner import Evaluator, PyTree, Rows
 from internvideo_jax.evaluation.zero_shot import ZeroShotEncoder, zero_shot_encoder
 from internvideo_jax.files import atomic_file
+from internvideo_jax.models.dual_encoder import Embedded
 
 if TYPE_CHECKING:
     from internvideo_jax.data.annotations.records import ClipRecord
@@ -49,8 +49,8 @@ class MultipleChoiceEvaluator(Evaluator):
     def with_model(self, model: "SavedModel") -> "MultipleChoiceEvaluator":
         return MultipleChoiceEvaluator(zero_shot_encoder(model, self.encoder.ensemble))
 
-    def forward(self, variables: PyTree, batch: Mapping[str, jax.Array]) -> Encoded:
-        return Encoded(None, self.encoder.forward(variables, batch))
+    def forward(self, variables: PyTree, batch: Mapping[str, jax.Array]) -> Embedded:
+        return Embedded(None, self.encoder.forward(variables, batch))
 
     def complete(self, rows: Rows, variables: PyTree) -> Rows:
         """The probabilities of each clip's candidates, float32 `[N, K]`, 0 beyond the last.

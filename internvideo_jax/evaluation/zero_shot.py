@@ -12,18 +12,13 @@ import numpy as np
 from internvideo_jax.data.tokenizers import Tokenizer
 from internvideo_jax.evaluation import classification
 from internvideo_jax.evaluation.classification import Predictions, classification_metrics
-from internvideo_jax.evaluation.embeddings import (
-    Encoded,
-    dual_encoder,
-    embed_texts,
-    text_tokenizer,
-)
+from internvideo_jax.evaluation.embeddings import dual_encoder, embed_texts, text_tokenizer
 from internvideo_jax.evaluation.prediction import Classifier
 from internvideo_jax.evaluation.prompt_ensemble import PromptEnsemble
 from internvideo_jax.evaluation.retrieval.evaluator import merge_views
 from internvideo_jax.evaluation.retrieval.metrics import normalized
 from internvideo_jax.evaluation.runner import Evaluator, Forward, PyTree, Rows
-from internvideo_jax.models.dual_encoder import DualEncoder
+from internvideo_jax.models.dual_encoder import DualEncoder, Embedded
 from internvideo_jax.preprocessing import VideoPreprocessing, normalize
 
 if TYPE_CHECKING:
@@ -108,8 +103,8 @@ class ZeroShotEvaluator(Evaluator):
     def with_model(self, model: "SavedModel") -> "ZeroShotEvaluator":
         return ZeroShotEvaluator(zero_shot_encoder(model, self.encoder.ensemble), self.classes)
 
-    def forward(self, variables: PyTree, batch: Mapping[str, jax.Array]) -> Encoded:
-        return Encoded(None, self.encoder.forward(variables, batch))
+    def forward(self, variables: PyTree, batch: Mapping[str, jax.Array]) -> Embedded:
+        return Embedded(None, self.encoder.forward(variables, batch))
 
     def complete(self, rows: Rows, variables: PyTree) -> Rows:
         """The logits of each clip, float32 `[N, C]`, with its `index` and `label`."""

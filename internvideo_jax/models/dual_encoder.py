@@ -21,12 +21,12 @@ class Embedded:
 
     Attributes:
       tokens: its last layer's output: `[B, N, D]` of a clip, class token first, or `[B, L, D]` of a
-        text.
+        text; None where nobody reads them.
       embedding: what is compared `[B, C]`, not normalised.
     """
 
-    tokens: jax.Array
-    embedding: jax.Array
+    tokens: Any
+    embedding: Any
 
 
 class DualEncoder(Tower):

@@ -13,7 +13,6 @@ from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.tokenizers import Tokenizer
 from internvideo_jax.evaluation.embeddings import (
     INPUTS,
-    Encoded,
     clip_views,
     dual_encoder,
     embed_texts,
@@ -41,7 +40,7 @@ from internvideo_jax.evaluation.retrieval.rerank import (
 )
 from internvideo_jax.evaluation.retrieval.texts import texts_of_clips
 from internvideo_jax.evaluation.runner import Evaluator, PyTree, Rows
-from internvideo_jax.models.dual_encoder import DualEncoder
+from internvideo_jax.models.dual_encoder import DualEncoder, Embedded
 from internvideo_jax.preprocessing import AudioPreprocessing, VideoPreprocessing, normalize
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ class RetrievalEvaluator(Evaluator):
     def with_model(self, model: "SavedModel") -> "RetrievalEvaluator":
         return retrieval_evaluator(model, self.options)
 
-    def forward(self, variables: PyTree, batch: Mapping[str, jax.Array]) -> Encoded:
+    def forward(self, variables: PyTree, batch: Mapping[str, jax.Array]) -> Embedded:
         """Tokens and embeddings of uint8 views `[B, T, H, W, 3]`, filterbanks `[B, F, M]`."""
         inputs = dict(batch)
         if self.video is not None and "video" in inputs:
@@ -141,7 +140,7 @@ class RetrievalEvaluator(Evaluator):
         """Compares what `collect` gave with the texts, which are encoded here.
 
         Args:
-          rows: views of clips, whose output are `Encoded`.
+          rows: views of clips, whose output are `Embedded`.
           variables: of the model.
           finished: looks up scores of a clip, by its place among those of `rows`, with texts.
           on_scores: told of those that were not known, with the numbers of the texts.

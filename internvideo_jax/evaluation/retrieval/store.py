@@ -21,9 +21,9 @@ from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.fields.label import label_array
 from internvideo_jax.data.sources.clips import RecordSource
 from internvideo_jax.evaluation import runner
-from internvideo_jax.evaluation.embeddings import Encoded
 from internvideo_jax.evaluation.runner import Evaluator, PyTree, Rows
 from internvideo_jax.files import atomic_file, read_json, write_json
+from internvideo_jax.models.dual_encoder import Embedded
 
 _log = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ def encode_clips(
     """Encodes the clips that the store lacks; the views of each are averaged.
 
     Args:
-      evaluator: what encodes them, to `Encoded`.
+      evaluator: what encodes them, to `Embedded`.
       variables: on a device or a mesh.
       data: what is shown of them.
       records: all clips.
@@ -237,7 +237,7 @@ def encode_clips(
     found = [records[number] for number in readable]
     columns |= {name: _reference(name, found, data) for name in evaluator.references}
     embeddings = np.stack([store.embedding(number) for number in readable])
-    return Rows(columns, Encoded(StoredTokens(store, readable), embeddings), errors)
+    return Rows(columns, Embedded(StoredTokens(store, readable), embeddings), errors)
 
 
 def _reference(name: str, records: Sequence[ClipRecord], data: DataConfig) -> np.ndarray:
