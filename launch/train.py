@@ -1,5 +1,6 @@
 """`internvideo-jax train`: trains a stage from a config, or says what that would take."""
 
+import argparse
 import contextlib
 import functools
 import logging
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from internvideo_jax.launch import arguments
+from internvideo_jax.launch.common import hosts
 from internvideo_jax.launch.common.run_config import Run, parse_run, print_config
 from internvideo_jax.launch.common.run_messages import (
     name_unreadable,
@@ -47,6 +49,9 @@ all other commands take (with averaged weights also model_ema/). Started again w
 a run goes on from its newest checkpoint. SIGTERM, a closed terminal (SIGHUP) and Ctrl-C end in a
 checkpoint, with the exit codes 42, 42 and 130; a second Ctrl-C ends at once. Under nohup, a run
 goes on when the terminal is closed; so it does when only the reader of its messages (| head) ends.
+On many hosts the same command runs on each. They find each other on TPU slices, in GKE and as tasks
+of SLURM, elsewhere by JAX_COORDINATOR_ADDRESS=HOST:PORT of process 0, JAX_NUM_PROCESSES and
+JAX_PROCESS_ID: docs/tpu_quickstart.md.
 What a config holds: docs/training.md; classes of your own: docs/your_classes.md.
 
 examples:
@@ -66,6 +71,12 @@ def main(argv: Sequence[str]) -> int:
     parser = arguments.make_parser("train", SUMMARY, EPILOG)
     arguments.add_config_argument(parser)
     parser.add_argument("--workdir", help="folder of the run; made if need be")
+    parser.add_argument(
+        "--profile_steps",
+        type=_step_range,
+        metavar="FIRST:LAST",
+        help="trace these steps to WORKDIR/profile, for xprof",
+    )
     parser.add_argument(
         "--dry_run",
         action="store_true",
@@ -113,23 +124,51 @@ def main(argv: Sequence[str]) -> int:
     workdir = Path(args.workdir)
     if workdir.exists() and not workdir.is_dir():
         raise arguments.UsageError(f"--workdir={workdir}: expected a folder, found a file")
-    with process.preemption() as notice, process.enforced(notice, _EXIT_CODES):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hosts.joined(_EXIT_CODES))
+        except arguments.Terminated as ended:
+            return _stopped(signal.Signals(ended.signal).name)
+        hosts.check_shared(workdir)
+        notice = stack.enter_context(process.preemption())
+        stack.enter_context(process.enforced(notice, _EXIT_CODES))
         try:
             with notice.interrupting():
                 run = parse_run(arguments.parse_config(args, leftover))
-            if not train(run, workdir, notice, name=args.config):
+            profiled = args.profile_steps
+            if not train(run, workdir, notice, name=args.config, profile_steps=profiled):
                 return arguments.EXIT_PREEMPTED
             say_what_next(run, workdir)
             return 0
         except process.Stopped:
             if notice.signal == signal.SIGINT:
                 raise
-            told = f"stopped by {notice.name} before the first step; start again to go on"
-            print(told, file=sys.stderr)
-            return arguments.EXIT_PREEMPTED
+            return _stopped(notice.name)
 
 
-def train(run: Run, workdir: Path, notice: process.Notice | None = None, *, name: str = "") -> bool:
+def _step_range(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(
+            f"expected FIRST:LAST, the numbers of steps from 1, found {text!r}"
+        )
+    return int(first), int(last)
+
+
+def _stopped(how: str) -> int:
+    """Says that a signal was there before the first step; returns the exit code."""
+    print(f"stopped by {how} before the first step; start again to go on", file=sys.stderr)
+    return arguments.EXIT_PREEMPTED
+
+
+def train(
+    run: Run,
+    workdir: Path,
+    notice: process.Notice | None = None,
+    *,
+    name: str = "",
+    profile_steps: tuple[int, int] | None = None,
+) -> bool:
     """Trains; returns False if a signal stopped it. Errors are those of `training.loop.train`.
 
     Args:
@@ -137,6 +176,7 @@ def train(run: Run, workdir: Path, notice: process.Notice | None = None, *, name
       workdir: folder of the run.
       notice: of SIGTERM, SIGHUP and Ctrl-C.
       name: of the config, which the trained model is saved with.
+      profile_steps: the first and the last step of a trace.
 
     Raises:
       process.Stopped: `notice` came before the loop began.
@@ -180,6 +220,7 @@ def train(run: Run, workdir: Path, notice: process.Notice | None = None, *, name
         kinds=kinds,
         evaluations=evaluations,
         notice=notice,
+        profile_steps=profile_steps,
         origin={
             "config": name,
             "kind": run.as_json["stage"]["kind"],

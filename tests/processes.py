@@ -12,9 +12,9 @@ from pathlib import Path
 
 import jax
 
+from internvideo_jax.parallel import hosts
+
 ROOT = Path(__file__).parents[1]
-# Tells a process of a system where the others are: address, number of processes, its own number.
-_SYSTEM = "INTERNVIDEO_TEST_SYSTEM"
 
 
 def run_cases(path: Path, **environment: str) -> None:
@@ -52,16 +52,15 @@ def run_on_eight_devices(path: Path) -> None:
 
 
 def join_system() -> None:
-    """Connects a process that `start_system` started with the others."""
-    address, count, number = os.environ[_SYSTEM].split()
-    if int(count) > 1:
-        jax.distributed.initialize(address, int(count), int(number))
-    assert jax.process_count() == int(count)
+    """Connects a process that `system` started with the others."""
+    if found := hosts.detect():
+        hosts.join(found)
+    assert jax.process_count() == int(os.environ[hosts.PROCESSES])
 
 
 @contextlib.contextmanager
 def system(count: int, devices: int, *argv: object) -> Iterator[list[subprocess.Popen[str]]]:
-    """Python in processes that form one JAX system, once they have called `join_system`.
+    """Python in processes that form one JAX system: `train` does so, others call `join_system`.
 
     They compile without optimising, which is faster, and no program twice; what still runs at the
     end is killed.
@@ -86,7 +85,12 @@ def system(count: int, devices: int, *argv: object) -> Iterator[list[subprocess.
     running = [
         subprocess.Popen(
             [sys.executable, *map(str, argv)],
-            env=environment | {_SYSTEM: f"127.0.0.1:{port} {count} {number}"},
+            env=environment
+            | {
+                hosts.COORDINATOR: f"127.0.0.1:{port}",
+                hosts.PROCESSES: str(count),
+                hosts.PROCESS_ID: str(number),
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

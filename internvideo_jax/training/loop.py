@@ -35,6 +35,7 @@ from internvideo_jax.training.outputs import (
     write_missing,
 )
 from internvideo_jax.training.process import Notice, Stopped, claimed, preemption
+from internvideo_jax.training.profiling import PROFILE, Profile
 from internvideo_jax.training.stage import (
     Batches,
     Evaluation,
@@ -62,7 +63,10 @@ from internvideo_jax.training.trackers import (
 CHECKPOINTS = "checkpoints"
 # Among them, written once: the parameters that are not trained.
 FIXED = "fixed"
-_OUTPUTS = (CHECKPOINTS, METRICS, TENSORBOARD, WANDB, WANDB_ID, LOSS_CURVE, MODEL, MODEL_EMA)
+_OUTPUTS = (
+    *(CHECKPOINTS, METRICS, TENSORBOARD, WANDB, WANDB_ID, LOSS_CURVE, MODEL, MODEL_EMA),
+    PROFILE,
+)
 
 
 def train(
@@ -78,6 +82,7 @@ def train(
     devices: Sequence[jax.Device] | None = None,
     rules: Rules = DEFAULT_RULES,
     notice: Notice | None = None,
+    profile_steps: tuple[int, int] | None = None,
     origin: Mapping[str, Any] = MappingProxyType({}),
 ) -> bool:
     """Trains until the last step or a notice to stop, from the newest checkpoint if there is.
@@ -107,6 +112,7 @@ def train(
       devices: the devices to use; all by default.
       rules: logical to mesh axes.
       notice: of SIGTERM, SIGHUP and Ctrl-C; by default of those that come during the call.
+      profile_steps: the first and the last step of a trace, which goes to `profile/` in `workdir`.
       origin: JSON-ready entries of what saved models tell of their training, besides steps, last
         metrics, date and version.
 
@@ -212,11 +218,13 @@ def train(
                         )
                     progress.begin("waiting for the first clips", aloud=True)
             bad_steps = BadSteps(config, workdir)
+            profile = stack.enter_context(Profile(profile_steps, workdir / PROFILE))
             window: list[dict[str, jax.Array]] = []
             replaced = 0
 
             for step in range(start + 1, lengths.total + 1):
-                # A step: nothing in here waits for the one before it.
+                # A step: nothing in here waits for the one before it, unless it is traced.
+                profile.before(step)
                 began = time.perf_counter()
                 with notice.interrupting():
                     host_batch = next(data)
@@ -226,7 +234,8 @@ def train(
                 task = "compiling the first step" if compiles else f"step {step}/{lengths.total}"
                 progress.begin(task, aloud=compiles)
                 name = _kind(host_batch, kinds)
-                with jax.transfer_guard("disallow"):
+                traced = jax.profiler.StepTraceAnnotation("train", step_num=step)
+                with traced, jax.transfer_guard("disallow"):
                     batch = to_devices(host_batch, inputs[name])
                     state, metrics = train_steps[name](state, fixed, frozen, batch)
                 if is_first:
@@ -235,6 +244,8 @@ def train(
                     progress.restart_clock()
                 else:
                     progress.step(waited, kinds[name].rows)
+                if profile.after(step, metrics):
+                    progress.say(f"traced up to step {step} -> {workdir / PROFILE}")
                 done = step
                 notice.is_unsaved = True
                 window.append(metrics)
