@@ -1,7 +1,7 @@
 # PYTHON=/path/to/python3.12 chooses the interpreter that .venv is made with.
 PYTHON ?=
 BIN := .venv/bin
-CODE := internvideo_jax kernels configs launch tests setup.py
+CODE := internvideo_jax kernels configs launch notebooks tests setup.py
 PACKAGES := .mypy_cache/installed
 
 .PHONY: venv demo test test-slow fuzz lint clean

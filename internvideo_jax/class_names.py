@@ -1,4 +1,4 @@
-"""Names of a classifier's classes, from the files in which they are usually kept."""
+"""Names of a classifier's classes, as lists and from the files in which they are usually kept."""
 
 import logging
 import os
@@ -44,6 +44,31 @@ def read_class_names(
     if num_classes is not None:
         _check_count(names, num_classes, str(path))
     return names
+
+
+def given_class_names(names: Any, where: str = "classes") -> tuple[str, ...]:
+    """Class names that a program hands over, each once, without blanks around them.
+
+    Args:
+      names: a list of them, or something else that goes through them.
+      where: what to call them in errors.
+
+    Raises:
+      TypeError: no list of texts; a text alone is none, as it might be the path of a file.
+      ValueError: no names, an empty one, or one that occurs twice; says which.
+    """
+    if isinstance(names, str | bytes) or not isinstance(names, Iterable):
+        raise TypeError(
+            f"{where}: expected a list of names, found {type(names).__name__}; those in a file"
+            " reads class_names.read_class_names"
+        )
+    listed = list(names)
+    for number, name in enumerate(listed):
+        if not isinstance(name, str):
+            raise TypeError(f"{where}[{number}]: expected a name, found {type(name).__name__}")
+    if not listed:
+        raise ValueError(f"{where}: expected at least one name, found none")
+    return _checked((f"{where}[{number}]", name) for number, name in enumerate(listed))
 
 
 def check_order(names: Sequence[str], own: Sequence[str], where: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from internvideo_jax import saved_model
+from internvideo_jax.class_names import given_class_names
 from internvideo_jax.config import check_counts
 from internvideo_jax.convert.library import model_directory
 from internvideo_jax.data import pipeline
@@ -26,6 +27,8 @@ from internvideo_jax.evaluation.features import (
 )
 from internvideo_jax.evaluation.prediction import Score
 from internvideo_jax.evaluation.progress import watched
+from internvideo_jax.evaluation.prompt_ensemble import PLACE, PromptEnsemble, read_templates
+from internvideo_jax.evaluation.zero_shot import zero_shot_classifier
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.preprocessing import AudioPreprocessing, normalize
 
@@ -37,7 +40,8 @@ class Model(ClipTextModel):
     """A saved model that takes files, frames and texts.
 
     Classifiers have `predict`, encoders `encode`; models that compare clips with texts have
-    `encode_video`, `encode_text` and `similarity`, those of stage 2 also `rerank`.
+    `encode_video`, `encode_text` and `similarity`, `predict` of classes that are named, and those
+    of stage 2 also `rerank`.
 
     A clip is the path of a video, an image or a folder of images, or the frames of one as they are
     decoded: uint8 `[T, H, W, 3]`, RGB, of any size and number, of which the model's are sampled
@@ -87,38 +91,51 @@ class Model(ClipTextModel):
         self,
         clips: Any,
         *,
+        classes: Iterable[str] | None = None,
+        prompts: str | Sequence[str] = PLACE,
         top: int = 5,
         num_frames: int | None = None,
         segments: int = 1,
         crops: int = 1,
         batch_size: int = 8,
     ) -> list[Score] | list[list[Score] | FailedClip]:
-        """The best classes of each clip.
+        """The best classes of each clip: a classifier's own, or any that are named.
 
         Args:
           clips: one clip or a list of them.
+          classes: names to tell apart, of a model that compares clips with texts. Probabilities are
+            a softmax of how well they fit. None: the model has classes of its own.
+          prompts: texts in which these names stand, whose similarities are averaged: templates such
+            as "a video of {}", one or several, or what else `read_templates` of
+            `evaluation.prompt_ensemble` takes ("k400": the published ones). By default the names
+            stand alone.
           top: how many classes; more than there are count as all.
           num_frames: frames per view, if not as many as the model was made for.
-          segments: choices of frames per clip; the probabilities of all views are averaged.
+          segments: choices of frames per clip; the probabilities of all views are averaged, or,
+            where classes are named, the embeddings.
           crops: squares along the longer side, likewise.
           batch_size: views that are held together at most.
 
         Returns:
-          `(name, probability)` of the best classes, the best first; their numbers stand for names
-          where `classes` is None. For a list, a list of these.
+          `(name, probability)` of the best classes, the best first; numbers of classes that nobody
+          has named stand for their names. For a list, a list of these.
 
         Raises:
-          ValueError: the model is no classifier, an argument that counts is not a whole number of
-            at least 1, the model's tubelets do not divide the frames, frames are of another layout,
-            dtype or range, or the one clip cannot be read.
+          ValueError: the model has no classes and none are named, or they are named of one that
+            compares no clips with texts; a name is empty or there twice, or no prompts; an argument
+            that counts is not a whole number of at least 1, the model's tubelets do not divide the
+            frames, frames are of another layout, dtype or range, or the one clip cannot be read.
+          TypeError: classes that are no list of names.
         """
         check_counts(top=top, batch_size=batch_size)
-        names = prediction.class_names(self)
+        classifier = self._classifier(classes, prompts)
         views = prediction.view_config(self, num_frames=num_frames, segments=segments, crops=crops)
         given, is_one = split_clips(clips)
-        results = prediction.predict_clips(given, self, views, batch_size=batch_size)
+        results = prediction.predict_clips(
+            given, self, views, batch_size=batch_size, classifier=classifier
+        )
         best = [
-            r if isinstance(r, FailedClip) else r.best(names, top)
+            r if isinstance(r, FailedClip) else r.best(classifier.names, top)
             for r in watched(results, len(given), "clip")
         ]
         return _only(best) if is_one else best
@@ -164,6 +181,20 @@ class Model(ClipTextModel):
                 for r in watched(results, len(given), "clip")
             ]
         return _only(features) if is_one else features
+
+    def _classifier(
+        self, classes: Iterable[str] | None, prompts: str | Sequence[str]
+    ) -> prediction.Classifier:
+        """What `predict` classifies with; arguments and errors are those of `predict`."""
+        if classes is not None:
+            names = given_class_names(classes)
+            return zero_shot_classifier(self, names, PromptEnsemble(read_templates(prompts)))
+        if prompts != PLACE:
+            raise ValueError(
+                "prompts: expected classes whose names they are for, found none; pass"
+                " classes=[...], or leave them out"
+            )
+        return prediction.model_classifier(self)
 
     def _sound(self) -> AudioPreprocessing | None:
         """How a model wants its sound that takes sound, rather than videos.

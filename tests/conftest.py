@@ -7,6 +7,8 @@ import hypothesis
 import jax
 import pytest
 
+from tests.fast_demo import shared
+
 # The dev extra's libtpu would look for a TPU in every process of the suite.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # XLA adds in another order where there is AVX-512, by which two gradients of the goldens are off by
@@ -33,6 +35,13 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INTERNVIDEO_HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture(scope="session")
+def fast_demo(tmp_path_factory):
+    """A fast demo that has run; all processes of the suite have the same, and only read it."""
+    base = tmp_path_factory.getbasetemp()
+    return shared(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,17 +4,22 @@ import http.server
 import json
 import threading
 import urllib.parse
+from collections.abc import Callable
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class FakeHub:
-    """The parts of the hub's interface that a download of a model uses."""
+    """The parts of the hub's interface that a download of a model uses, one repository."""
 
     def __init__(self):
         self.files: dict[str, bytes] = {}
         self.gated = False
+        # Its names.
+        self.repos = {"owner/name"}
         self.requested: list[str] = []
+        # Called with each file that is asked for, before it is sent.
+        self.on_request: Callable[[str], object] = lambda name: None
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -42,7 +47,7 @@ class FakeHub:
         repo, kind, revision, *file = ["/".join(parts[:2]), *parts[2:]] if not is_listing else [
             "/".join(parts[2:4]), *parts[4:], *["revision", "main"][: 6 - len(parts)]
         ]  # fmt: skip
-        if repo != "owner/name":
+        if repo not in self.repos:
             return self.reply(request, 401, b"", {"X-Error-Code": "RepoNotFound"})
         if revision not in ("main", COMMIT):
             return self.reply(request, 404, b"", {"X-Error-Code": "RevisionNotFound"})
@@ -58,6 +63,7 @@ class FakeHub:
             return self.reply(request, 404, b"", {"X-Error-Code": "EntryNotFound"})
         if request.command == "GET":
             self.requested.append(name)
+            self.on_request(name)
         etag = f'"{abs(hash(self.files[name]))}"'
         headers = {"X-Repo-Commit": COMMIT, "ETag": etag, "Content-Type": "binary/octet-stream"}
         self.reply(request, 200, self.files[name], headers)

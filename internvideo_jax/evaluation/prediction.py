@@ -229,8 +229,8 @@ def _evaluator(model: "SavedModel") -> ClassificationEvaluator:
     if isinstance(model.module, DualEncoder):
         raise ValueError(
             f"expected a model with classes, found {type(model.module).__name__}, which compares"
-            " clips with texts: name the classes (`internvideo-jax predict --classes=FILE`,"
-            " `evaluation.zero_shot.zero_shot_classifier`)"
+            " clips with texts: name the classes (`model.predict(clips, classes=[...])`,"
+            " `internvideo-jax predict --classes=FILE`)"
         )
     if not isinstance(model.module, VideoClassifier):
         raise ValueError(

@@ -1,5 +1,6 @@
 """How far a function has got that takes long, for who looks on at a terminal or in a notebook."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -25,8 +26,13 @@ def watched(results: Iterable[T], total: int, unit: str) -> Iterator[T]:
 
 def progress_bar(total: int, unit: str) -> Any:
     """A bar of tqdm, as a context manager with `update`."""
-    from tqdm.auto import tqdm
-    from tqdm.notebook import tqdm_notebook
+    from tqdm import TqdmWarning
+
+    with warnings.catch_warnings():
+        # A notebook without ipywidgets shows no bar, and need not be told of it.
+        warnings.simplefilter("ignore", TqdmWarning)
+        from tqdm.auto import tqdm
+        from tqdm.notebook import tqdm_notebook
 
     # Notebooks are no terminals, and show it all the same.
     is_hidden = False if issubclass(tqdm, tqdm_notebook) else None

@@ -4,6 +4,7 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh
 
+from internvideo_jax.configs.demo import stage2 as demo_stage2
 from internvideo_jax.configs.stage2 import finetune, pretrain
 from internvideo_jax.convert.engine import registry
 from internvideo_jax.launch.common.run_config import parse_run
@@ -104,6 +105,23 @@ def test_fine_tuning_is_for_retrieval_on_any_number_of_chips(name, tmp_path):
     assert (run.eval_data.part, run.eval_data.augmentation) == ("validation", "none")
     assert (run.eval_data.resize, run.train.eval_epochs) == ("bicubic_square", 1.0)
     assert run.stage.evaluators().keys() == {"eval"}
+
+
+@pytest.mark.parametrize(("name", "size"), [("demo", "full"), ("demo,fast", "fast")])
+def test_the_demos_model_is_fine_tuned_on_clips_without_sound(name, size, tmp_path):
+    config = finetune.get_config(name)
+    assert config.stage.model == demo_stage2.get_config(size).stage.model
+    config.data.annotations = "clips.jsonl"
+    config.data.vocabulary = write_words(tmp_path, 39)
+    run = parse_run(config)
+    assert set(run.stage.config.weights.terms) == {"vtc", "vtm"}
+    assert list(run.kinds()) == ["video"]
+    assert (run.train.batch_size, run.stage.config.match_group) == (32, 8)
+    assert (run.train.steps, run.train.epochs) == (None, 5)
+    with pytest.raises(ValueError, match="found 'slow'.*recipes: full, fast"):
+        finetune.get_config("demo,slow")
+    with pytest.raises(ValueError, match="found '2b'.*recipes: 1b, 6b, demo"):
+        finetune.get_config("2b")
 
 
 def write_words(folder, count):

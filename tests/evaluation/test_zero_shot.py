@@ -21,6 +21,7 @@ from internvideo_jax.evaluation.zero_shot import (
     zero_shot_classifier,
     zero_shot_encoder,
 )
+from internvideo_jax.loading import Model
 from internvideo_jax.models.stage2 import TEMPERATURES
 from internvideo_jax.preprocessing import normalize
 from tests.small_models import save_stage2
@@ -143,9 +144,48 @@ def test_predictions_are_the_probabilities_of_names(model, records, expected):
     np.testing.assert_allclose(probabilities, softmax(expected[:, :3]), atol=1e-4)
 
 
+def loaded(model):
+    """The same as `ivj.load` gives it."""
+    return Model(**{field.name: getattr(model, field.name) for field in dataclasses.fields(model)})
+
+
+def test_a_loaded_model_predicts_classes_that_are_named(model, records, expected):
+    paths = [record.path for record in records]
+    named = {"classes": iter(NAMES), "prompts": ENSEMBLE.templates, "segments": SEGMENTS}
+    *found, failed = loaded(model).predict([*paths, "none.mp4"], **named)
+    assert isinstance(failed, FailedClip)
+    for scores, row in zip(found, softmax(expected[:, :3]), strict=True):
+        assert [name for name, _ in scores] == [NAMES[i] for i in np.argsort(-row)]
+        assert dict(scores) == pytest.approx(dict(zip(NAMES, row, strict=True)), abs=1e-4)
+    named |= {"classes": NAMES, "top": 1}
+    assert loaded(model).predict(paths[0], **named) == found[0][:1]
+    assert loaded(model).predict(paths[0], classes=["a ring"]) == [("a ring", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"classes": "red"}, TypeError, "classes: expected a list of names, found str"),
+        ({"classes": ["red", 3]}, TypeError, r"classes\[1\]: expected a name, found int"),
+        ({"classes": []}, ValueError, "classes: expected at least one name, found none"),
+        ({"classes": ["red", "red "]}, ValueError, r"than 'red', which classes\[0\] has"),
+        ({"classes": ["red", "!"]}, ValueError, "found 1 without: '!'"),
+        ({"classes": ["red"], "prompts": "a ring"}, ValueError, "prompts: .*found 'a ring'"),
+        ({"classes": ["red"], "prompts": []}, ValueError, "prompts: expected at least one"),
+        ({"prompts": "the {}"}, ValueError, r"prompts: expected classes .*pass classes=\["),
+        ({}, ValueError, r"found Stage2, .*model\.predict\(clips, classes=\["),
+    ],
+)
+def test_what_names_no_classes_is_refused(model, options, error, message):
+    with pytest.raises(error, match=message):
+        loaded(model).predict("none.mp4", **options)
+
+
 def test_models_without_texts_classify_nothing_by_names(encoder, model):
     with pytest.raises(ValueError, match="compares clips with texts, found VideoViT"):
         zero_shot_encoder(encoder, ENSEMBLE)
+    with pytest.raises(ValueError, match="compares clips with texts, found VideoViT"):
+        loaded(encoder).predict("none.mp4", classes=NAMES)
     without = dataclasses.replace(
         model, preprocessing=dataclasses.replace(model.preprocessing, text=None)
     )

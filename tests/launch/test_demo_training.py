@@ -2,14 +2,11 @@
 
 import dataclasses
 import json
-import os
 import random
 import re
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -24,36 +21,11 @@ from internvideo_jax.data.decode.video import VideoReader
 from internvideo_jax.launch import evaluate
 from internvideo_jax.launch.demonstration import retrieval
 from internvideo_jax.training.checkpoints import checksums
+from tests.fast_demo import finish, start
 
 pytestmark = pytest.mark.slow
 
 RUNS = {"image_teacher": 4, "video_teacher": 4, "stage_1": 6, "control": 6, "stage_2": 6}
-
-
-def start(home):
-    """Starts the fast demo, with a home of its own."""
-    environment = os.environ | {
-        "INTERNVIDEO_HOME": str(home),
-        "JAX_PLATFORMS": "cpu",
-        # Most of the time goes into compiling the same programs.
-        "JAX_COMPILATION_CACHE_DIR": str(home.parent / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "internvideo_jax.launch.main", "demo", "--fast"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(home):
-    """Runs the demo to its end; returns what it prints."""
-    process = start(home)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-    return output
 
 
 def folder(home):
@@ -83,10 +55,8 @@ def wait_for_checkpoint(process, home, name, step):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    home = tmp_path_factory.mktemp("unbroken")
-    output = finish(home)
-    return results(home), output, home
+def unbroken(fast_demo):
+    return results(fast_demo.home), fast_demo.output, fast_demo.home
 
 
 def test_the_demo_runs_to_its_report(unbroken):
@@ -155,27 +125,30 @@ def test_the_saved_model_names_motions_and_looks(unbroken, tmp_path, monkeypatch
         assert 0 <= card["metrics"]["top1"] <= card["metrics"]["top5"] <= 100
 
 
-def test_killed_at_random_steps_it_ends_bit_identical(unbroken, tmp_path):
+def test_killed_at_random_steps_it_ends_bit_identical(unbroken, fast_demo, tmp_path):
     rng = random.Random(0)
     for name, steps in RUNS.items():
-        process = start(tmp_path)
+        process = start(tmp_path, fast_demo.programs)
         wait_for_checkpoint(process, tmp_path, name, rng.randrange(1, steps))
         time.sleep(0.1 * rng.random())
         process.send_signal(signal.SIGKILL)
         output, _ = process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL, output
-    output = finish(tmp_path)
+    output = finish(tmp_path, fast_demo.programs)
     # Runs that were complete are not trained again.
     assert output.count("nothing is left to train") == len(RUNS) - 1
     assert results(tmp_path) == unbroken[0]
 
 
-def test_a_finished_demo_starts_anew_but_keeps_its_clips(unbroken):
+def test_a_finished_demo_starts_anew_but_keeps_its_clips(unbroken, fast_demo, tmp_path):
     found, _, home = unbroken
+    # Others look at that one.
+    shutil.copytree(home / "demo", tmp_path / "demo")
+    home = tmp_path
     (clip,) = (home / "demo").glob("world-*/train/00000.mp4")
     model = folder(home) / "stage_1/model"
     times = clip.stat().st_mtime_ns, model.stat().st_mtime_ns
-    finish(home)
+    finish(home, fast_demo.programs)
     assert results(home) == found
     assert clip.stat().st_mtime_ns == times[0]
     assert model.stat().st_mtime_ns > times[1]

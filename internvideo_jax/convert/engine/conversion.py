@@ -25,7 +25,7 @@ from internvideo_jax.convert.engine.writer import Declared, write_arrays
 from internvideo_jax.convert.files.checkpoint import Checkpoint, LazyTensor
 from internvideo_jax.convert.files.checksums import Checksums
 from internvideo_jax.convert.files.labels import Labels, labels_beside
-from internvideo_jax.convert.files.sources import open_checkpoint
+from internvideo_jax.convert.files.sources import distinct_names, open_checkpoint
 from internvideo_jax.files import atomic_directory, parse_json
 from internvideo_jax.model_description import ARRAYS, write_description
 from internvideo_jax.preprocessing import Preprocessing
@@ -116,7 +116,7 @@ class Conversion:
     def summary(self) -> list[str]:
         """Lines: what model it is, how many tensors are loaded, what each of several files gave,
         and notes."""
-        names = [checkpoint.path.name for checkpoint in self.checkpoints]
+        names = distinct_names([checkpoint.path for checkpoint in self.checkpoints])
         made = self.plan
         described = self.family.describe(made.config)
         lines = [f"{names[0]}: {made.architecture}, {described}", made.summary()]
@@ -220,6 +220,7 @@ def write(
     """
     started = time.perf_counter()
     files = _files(conversion)
+    names = distinct_names([checkpoint.path for checkpoint in conversion.checkpoints])
     with atomic_directory(output, conversion.stored_bytes) as directory:
         if checksums is not None:
             for file in files:
@@ -230,7 +231,7 @@ def write(
         metadata = {
             "source": _describe_source(conversion, sha256),
             "conversion": {
-                **conversion.plan.report([c.path.name for c in conversion.checkpoints]),
+                **conversion.plan.report(names),
                 "notes": list(conversion.notes),
                 "not_finite": not_finite,
                 "internvideo_jax": __version__,
@@ -380,10 +381,11 @@ def _stored_options(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe_source(conversion: Conversion, sha256: Mapping[Path, str]) -> dict[str, Any]:
+    paths = _files(conversion)
     files = [
-        {"name": path.name, "bytes": path.stat().st_size}
+        {"name": name, "bytes": path.stat().st_size}
         | ({"sha256": sha256[path]} if path in sha256 else {})
-        for path in _files(conversion)
+        for name, path in zip(distinct_names(paths), paths, strict=True)
     ]
     description: dict[str, Any] = {"files": files}
     if conversion.request.release:

@@ -1,7 +1,7 @@
 """Opening a checkpoint wherever it lies: a file, a folder of shards, a Hugging Face repository."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from internvideo_jax.convert.files import hub, torch_zip
@@ -225,3 +225,16 @@ def _read_index(index: Path) -> dict[str, str]:
 def _is_plain(name: str) -> bool:
     """Tells whether a relative path stays below its folder on every system."""
     return bool(name) and not re.search(r"^/|\\|:|\0|(^|/)\.{0,2}(/|$)", name)
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Names of files, each with as many of its folders as tell it from the others."""
+
+    def name(path: Path) -> str:
+        for depth in range(1, len(path.parts) + 1):
+            end = path.parts[-depth:]
+            if sum(other.parts[-depth:] == end for other in paths) == 1:
+                return "/".join(end)
+        return str(path)
+
+    return [name(path) for path in paths]

@@ -20,6 +20,7 @@ from internvideo_jax.convert.engine.upstream import infer_config, to_upstream
 from internvideo_jax.convert.files.checkpoint import CheckpointError
 from internvideo_jax.models import internvideo2_clip
 from internvideo_jax.nn.lora import LoRAConfig
+from tests.convert.clip_files import as_mobileclip, split
 from tests.small_models import INTERNVIDEO2_CLIP, STAGE2, fold_lora
 
 LLAMA, MOBILECLIP = INTERNVIDEO2_CLIP["llama"], INTERNVIDEO2_CLIP["mobileclip"]
@@ -38,28 +39,6 @@ CONFIGS = {
     ),
 }
 RELEASED = ("1b", "6b", "s14", "b14", "l14")
-
-# How MobileCLIP spells its keys, by CLIP's own.
-_MOBILECLIP = {
-    "token_embedding.": "embedding_layer.",
-    "positional_embedding": "positional_embedding.pos_embed.pos_embed",
-    "ln_final.": "final_layer_norm.",
-    "text_projection": "projection_layer",
-    "resblocks.": "",
-    "ln_1.": "pre_norm_mha.0.",
-    "attn.in_proj_": "pre_norm_mha.1.qkv_proj.",
-    "attn.out_proj.": "pre_norm_mha.1.out_proj.",
-    "ln_2.": "pre_norm_ffn.0.",
-    "mlp.c_fc.": "pre_norm_ffn.1.",
-    "mlp.c_proj.": "pre_norm_ffn.4.",
-}
-
-
-def as_mobileclip(key):
-    if key.startswith("text_encoder."):
-        for ours, theirs in _MOBILECLIP.items():
-            key = key.replace(ours, theirs)
-    return key
 
 
 def shapes(*states):
@@ -94,35 +73,14 @@ def test_released_models_are_read_from_their_tensors_but_for_the_drop_path(size,
 def parts(make_state):
     """The files of towers and what adds to them, by the text tower: the add-on is the last."""
 
-    def split(name, options=()):
+    def made(name):
         config = INTERNVIDEO2_CLIP[name]
         whole = make_state(config)
         if name == "mobileclip":
             whole = {as_mobileclip(key): x for key, x in whole.items()}
-        trained = ("vision_encoder.clip_projector.", "vision_align.", "temp")
-        addon = {k: np.asarray(x + 1) for k, x in whole.items() if k.startswith(trained)}
-        video = {k: x for k, x in whole.items() if k.startswith("vision_encoder.")}
-        text = {k: x for k, x in whole.items() if k.startswith("text_encoder.")}
-        other = np.zeros(3, np.float32)
-        if name == "llama":
-            # What else the files of stage 2 and of InternVL-C hold.
-            video |= {
-                "temp": np.zeros((), np.float32),
-                "text_encoder.bert.word": other,
-                "itm_head.bias": other,
-            }
-            video |= {"vision_encoder.clip_decoder.0.norm.bias": other, "text_proj.bias": other}
-            text = {key.removeprefix("text_encoder."): x for key, x in text.items()}
-            image = np.zeros((4, 3, 2, 2), np.float32)
-            text |= {"patch_embed.proj.weight": image, "cls_token": other, "logit_scale": other}
-        else:
-            # Distilled encoders have no prefix.
-            video = {key.removeprefix("vision_encoder."): x for key, x in video.items()}
-            video |= {"clip_decoder.0.norm.bias": other, "clip_pos_embed": other}
-            text |= {"image_encoder.model.cls_token": other, "logit_scale": other}
-        return config, whole, [video, text, addon]
+        return config, whole, split(whole, is_small=name == "mobileclip")
 
-    return split
+    return made
 
 
 @pytest.mark.parametrize("name", INTERNVIDEO2_CLIP)
