@@ -27,6 +27,9 @@ _MAX_PIXELS = 2**27
 
 # How decoded frames reach the size that a model wants.
 Resize = Literal["bilinear_short_side", "bicubic_square"]
+# Kinds of tokenizers, and what some models put before every text.
+TokenizerKind = Literal["wordpiece", "sentencepiece", "clip_bpe", "open_clip_bpe"]
+Prompt = Literal["", "summarize:"]
 
 # A NumPy or JAX array.
 Array = TypeVar("Array")
@@ -92,10 +95,10 @@ class TextPreprocessing(CheckedConfig):
       prompt: what is put before every text.
     """
 
-    tokenizer: Literal["wordpiece", "sentencepiece", "clip_bpe", "open_clip_bpe"]
+    tokenizer: TokenizerKind
     files: tuple[str, ...]
     max_length: Size
-    prompt: Literal["", "summarize:"] = ""
+    prompt: Prompt = ""
 
 
 @dataclasses.dataclass(frozen=True)

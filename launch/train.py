@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-SUMMARY = "train: stage 1, distillation, fine-tuning, probing, stage 2"
+SUMMARY = "train: stage 1, distillation, fine-tuning, probing, stage 2, CLIP"
 
 _EXIT_CODES: dict[int, int] = {
     signal.SIGTERM: arguments.EXIT_PREEMPTED,

@@ -6,7 +6,7 @@ from typing import Literal
 from internvideo_jax.class_names import read_class_names
 from internvideo_jax.data.annotations.entries import Format
 from internvideo_jax.data.transforms.sampling import Sampling
-from internvideo_jax.preprocessing import AudioPreprocessing, Resize
+from internvideo_jax.preprocessing import AudioPreprocessing, Prompt, Resize, TokenizerKind
 
 __all__ = ["Augmentation", "ClipSet", "DataConfig", "MixtureMember", "Sampling"]
 
@@ -104,7 +104,9 @@ class DataConfig(ClipSet):
       num_sample: augmented copies of each clip, all of the same frames, side by side in the batch.
       segments: temporal views in evaluation.
       crops: spatial views in evaluation.
-      vocabulary: file of the words that captions are cut into, one on each line.
+      vocabulary: file of the words that captions are cut into.
+      tokenizer: what cuts them (`data.tokenizers`).
+      prompt: what is put before every caption.
       max_text_length: tokens of a caption, its first and last one included; longer ones are cut.
       audio: what becomes of sound.
       missing_audio: whether clips without sound are errors, or zeros (with `has_audio`).
@@ -135,6 +137,8 @@ class DataConfig(ClipSet):
     segments: int = 1
     crops: int = 1
     vocabulary: str | None = None
+    tokenizer: TokenizerKind = "wordpiece"
+    prompt: Prompt = ""
     max_text_length: int = 32
     audio: AudioPreprocessing = dataclasses.field(default_factory=AudioPreprocessing)
     missing_audio: Literal["error", "zeros"] = "error"

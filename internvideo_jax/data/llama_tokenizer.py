@@ -31,6 +31,7 @@ class LlamaTokenizer:
     Attributes:
       max_length: L, the tokens of a text, its first and last one included: longer ones are cut
         before the last, shorter ones padded on the right.
+      vocab_size: how many pieces there are.
 
     Source: upstream `internvideo2_clip_text.py` with the slow tokenizer, `legacy=False`.
     """
@@ -55,6 +56,7 @@ class LlamaTokenizer:
         self._prompt = prompt
         self._pieces = read_pieces(Path(path))
         pieces = self._pieces
+        self.vocab_size = pieces.get_piece_size()
         self._special = {name: pieces.piece_to_id(name) for name in _SPECIAL}
         if pieces.piece_to_id(_PADDING_WORD) != 0:
             self._special[_PADDING_WORD] = pieces.piece_to_id(_PADDING_WORD)

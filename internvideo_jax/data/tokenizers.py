@@ -25,9 +25,11 @@ class Tokenizer(Protocol):
 
     Attributes:
       max_length: L, the tokens of a text: longer ones are cut, shorter ones padded.
+      vocab_size: how many ids there are.
     """
 
     max_length: int
+    vocab_size: int
 
     def __call__(
         self, texts: Sequence[str]

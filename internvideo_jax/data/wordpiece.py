@@ -21,6 +21,7 @@ class WordPiece:
     Attributes:
       vocabulary: its size and its special words.
       max_length: L, the tokens of a text: longer ones are cut before the last, shorter ones padded.
+      vocab_size: how many words there are.
     """
 
     def __init__(self, path: str | Path, max_length: int) -> None:
@@ -38,6 +39,7 @@ class WordPiece:
         self.vocabulary = Vocabulary(
             len(words), *(words[f"[{name}]"] for name in ("PAD", "CLS", "MASK"))
         )
+        self.vocab_size = self.vocabulary.size
         self._tokenizer = BertWordPieceTokenizer(words, lowercase=True)
         self._tokenizer.enable_truncation(max_length)
         self._tokenizer.enable_padding(length=max_length, pad_id=self.vocabulary.pad_id)

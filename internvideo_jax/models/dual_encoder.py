@@ -85,6 +85,10 @@ class DualEncoder(Tower):
         """What cosines are multiplied by to be logits of a softmax over texts, float32 []."""
         return 1 / self.bounded_temperature()
 
+    def text_tower(self) -> tuple[Tower, tuple[str, ...]] | None:
+        """The encoder of texts as a module of its own, and the way to it as in `video_tower`."""
+        return None
+
     @property
     def media(self) -> tuple[Medium, ...]:
         """What its texts can be compared with; for sound it has `encode_audio` and `join`."""

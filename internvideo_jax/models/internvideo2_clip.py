@@ -162,11 +162,14 @@ class InternVideo2Clip(DualEncoder):
     def video_tower(self) -> tuple[Tower, tuple[str, ...]]:
         return VideoViT(self.config.vision, parent=None), ("vision",)
 
+    def text_tower(self) -> tuple[Tower, tuple[str, ...]]:
+        text = self.config.text
+        return _text_class(text)(text, parent=None), ("text",)
+
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of clips and ids."""
-        c = self.config
-        towers = VideoViT(c.vision, parent=None), _text_class(c.text)(c.text, parent=None)
-        return tuple(x for tower in towers for x in tower.example_inputs(batch_size))
+        towers = self.video_tower(), self.text_tower()
+        return tuple(x for tower, _ in towers for x in tower.example_inputs(batch_size))
 
     def is_decayed(self, path: str) -> bool:
         """Whether weight decay applies: to matrices, but not to the text tower's."""

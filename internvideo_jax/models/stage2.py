@@ -330,6 +330,9 @@ class Stage2(DualEncoder):
     def video_tower(self) -> tuple[Tower, tuple[str, ...]] | None:
         return inside("vision", DistillStudent(self.config.vision, parent=None))
 
+    def text_tower(self) -> tuple[Tower, tuple[str, ...]]:
+        return Bert(self.config.text, parent=None), ("text",)
+
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of clips, ids, masks and, with an audio tower, filterbanks."""
         c = self.config

@@ -103,6 +103,9 @@ class ViClip(DualEncoder):
     def video_tower(self) -> tuple[Tower, tuple[str, ...]] | None:
         return inside("vision", self._towers()["vision"])
 
+    def text_tower(self) -> tuple[Tower, tuple[str, ...]]:
+        return self._towers()["text"], ("text",)
+
     def example_inputs(self, batch_size: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of clips and ids."""
         return (

@@ -14,6 +14,9 @@ from internvideo_jax.config import to_dict
 from internvideo_jax.files import atomic_directory
 from internvideo_jax.models import ARCHITECTURES
 
+# What is dropped at random; models before and after a training may differ in it.
+_OF_TRAINING = ("drop_path_rate", "dropout_rate", "attention_dropout_rate")
+
 
 def average_models(
     models: Sequence[str], output: Path, shares: Sequence[float] | None = None
@@ -25,7 +28,8 @@ def average_models(
     (WiSE-FT, https://arxiv.org/abs/2109.01903, whose alpha is the share of the one after).
 
     Args:
-      models: folders of at least two models of one architecture, config, preprocessing and classes.
+      models: folders of at least two models of one architecture, config (but for what is dropped in
+        training), preprocessing and classes.
       output: does not exist yet, or is empty.
       shares: how much each of them counts, in proportion; None counts all alike.
 
@@ -76,6 +80,15 @@ def _read(path: str) -> saved_model.SavedModel:
     return dataclasses.replace(model, variables=variables)
 
 
+def _without_chance(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a config without what acts in training alone."""
+    return {
+        name: _without_chance(value) if isinstance(value, dict) else value
+        for name, value in fields.items()
+        if name not in _OF_TRAINING
+    }
+
+
 def _add(total: np.ndarray, x: np.ndarray) -> np.ndarray:
     return np.add(total, x, out=total if total.flags.writeable else None)
 
@@ -88,7 +101,7 @@ def _check_alike(
     def described(model: saved_model.SavedModel) -> dict[str, Any]:
         return {
             "architecture": type(model.module).__name__,
-            "config": to_dict(model.config),
+            "config": _without_chance(to_dict(model.config)),
             "preprocessing": to_dict(model.preprocessing),
             "classes": model.classes,
             "tokenizer": {n: path.read_bytes() for n, path in model.tokenizer_files.items()},

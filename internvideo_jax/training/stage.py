@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from internvideo_jax.evaluation.runner import Evaluator
 from internvideo_jax.models import Tower
 from internvideo_jax.parallel.rules import Rules
+from internvideo_jax.preprocessing import Preprocessing
 
 PyTree = Any
 Variables = dict[str, Any]
@@ -37,6 +38,7 @@ class Stage(abc.ABC):
       loss_is_mean_over_rows: whether the mean of micro-batches' losses is the loss of the batch. A
         loss over the global batch, as contrastive ones are, says False and is not split.
       media: kinds of media that batches may be of, the first one being those of `example_batch`.
+      preprocessing: how the model wants its inputs, where that is known; data must agree with it.
       targets_see_averages: whether `targets` finds the model's variables with averaged weights
         under `AVERAGED` in `frozen`, for self-distillation; needs `train.ema_decay`.
     """
@@ -44,6 +46,7 @@ class Stage(abc.ABC):
     module: Tower
     loss_is_mean_over_rows: ClassVar[bool] = True
     media: tuple[str, ...] = ("video",)
+    preprocessing: Preprocessing | None = None
     targets_see_averages: ClassVar[bool] = False
 
     @abc.abstractmethod

@@ -150,17 +150,19 @@ def _check_fits(stage: "Stage", data: "DataConfig", where: str) -> None:
     wanted: dict[str, Any] = {}
     found = {name: getattr(data, name) for name in ("num_frames", "image_size", "num_classes")}
     found |= {f"audio.{name}": getattr(data.audio, name) for name in ("num_frames", "num_mels")}
-    found["max_text_length"] = data.max_text_length
+    found |= {n: getattr(data, n) for n in ("max_text_length", "tokenizer", "prompt")}
     if "video" in batch:
         wanted["num_frames"], wanted["image_size"] = batch["video"].shape[1:3]
     if "audio" in batch:
         wanted["audio.num_frames"], wanted["audio.num_mels"] = batch["audio"].shape[1:]
     if "text" in batch:
         wanted["max_text_length"] = batch["text"].shape[1]
+    if stage.preprocessing is not None and (text := stage.preprocessing.text) is not None:
+        wanted |= {"tokenizer": text.tokenizer, "prompt": text.prompt}
     if stage.num_classes is not None:
         wanted["num_classes"] = stage.num_classes
     wrong = [
-        f"{where}.{name}: expected {value} as in config.stage, found {found[name]}"
+        f"{where}.{name}: expected {value!r} as in config.stage, found {found[name]!r}"
         for name, value in wanted.items()
         if found[name] != value
     ]
@@ -191,7 +193,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
         _set(data, name, encoder.get(name))
     if stage.get("kind") == "classify" and model is not None:
         complete_classes(stage, data, has_clips=_names_clips(data))
-    if stage.get("kind") == "cross_modal":
+    if "vocabulary" in stage:
         _complete_vocabulary(stage, data)
     if data.get("validation_share") and not (eval_data and _is_held_out(eval_data, data)):
         _check_names_none(eval_data)
@@ -212,8 +214,8 @@ def _set(fields: dict[str, Any], name: str, value: Any) -> None:
 
 def _complete_vocabulary(stage: dict[str, Any], data: dict[str, Any]) -> None:
     beside = [stage[name] for name in ("initial", "initial_text") if stage.get(name)]
-    paths = [os.path.join(model, "tokenizer", "vocab.txt") for model in beside]
-    given = (stage.get("vocabulary"), data.get("vocabulary"), *filter(os.path.isfile, paths))
+    found = map(_vocabulary_of, beside)
+    given = (stage.get("vocabulary"), data.get("vocabulary"), *found)
     vocabulary = next(filter(None, given), None)
     _set(stage, "vocabulary", vocabulary)
     _set(data, "vocabulary", vocabulary)
@@ -222,6 +224,13 @@ def _complete_vocabulary(stage: dict[str, Any], data: dict[str, Any]) -> None:
             f"expected one vocabulary, found stage.vocabulary={stage['vocabulary']} and"
             f" data.vocabulary={data['vocabulary']}; set one of them"
         )
+
+
+def _vocabulary_of(model: str) -> str | None:
+    """The tokenizer's file of a saved model, if there is one."""
+    folder = os.path.join(model, "tokenizer")
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return os.path.join(folder, names[0]) if len(names) == 1 else None
 
 
 def _held_out(data: dict[str, Any], eval_data: dict[str, Any] | None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def say_what_next(run: Run, workdir: Path) -> None:
     """Prints where a complete run has its models, its last metrics, and what takes the models."""
     import jax
 
+    from internvideo_jax.models.dual_encoder import DualEncoder
     from internvideo_jax.training import outputs
 
     if jax.process_index():
@@ -39,7 +40,7 @@ def say_what_next(run: Run, workdir: Path) -> None:
     quoted = shlex.quote(str(model))
     if run.stage.num_classes is None:
         print(f"  internvideo-jax extract FILE_OR_FOLDER --model={quoted} --output=DIR")
-        if run.as_json["stage"]["kind"] == "cross_modal":
+        if isinstance(run.stage.module, DualEncoder):
             recipe = "--config=configs/eval/retrieval.py:custom"
             clips = "--config.eval_data.annotations=LIST --config.eval_data.root=DIR"
             print(f"  internvideo-jax evaluate --model={quoted} {recipe} {clips} --output=DIR")

@@ -66,3 +66,13 @@ def test_models_that_differ_are_refused_and_nothing_is_left(tmp_path):
     with pytest.raises(ValueError, match="at least two models to average, found 1"):
         average_models([str(tmp_path / "a")], tmp_path / "mean")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+def test_what_is_dropped_in_training_makes_no_difference(tmp_path):
+    dropping = dataclasses.replace(CONFIG.encoder, drop_path_rate=0.3)
+    after = dataclasses.replace(CONFIG, encoder=dropping)
+    names = [str(tmp_path / name) for name in ("before", "after")]
+    for seed, (name, config) in enumerate(zip(names, (CONFIG, after), strict=True)):
+        save(name, seed, config)
+    average_models(names, tmp_path / "mean")
+    assert saved_model.load(tmp_path / "mean").config == CONFIG

@@ -5,8 +5,9 @@ import numpy as np
 from internvideo_jax.data.config import DataConfig
 from internvideo_jax.data.fields.captions import drawn_caption
 from internvideo_jax.data.fields.field import Columns, Draws, Field, LazyClip
+from internvideo_jax.data.tokenizers import tokenizer_of
 from internvideo_jax.data.transforms.captions import clean_caption
-from internvideo_jax.data.wordpiece import WordPiece
+from internvideo_jax.preprocessing import TextPreprocessing
 
 NAMED = "text/"
 
@@ -20,7 +21,7 @@ def given_vocabulary(path: str | None) -> str:
     if path is None:
         raise ValueError(
             "vocabulary: expected the file of the words that captions are cut into, found none;"
-            " set --config.data.vocabulary=vocab.txt"
+            " set --config.data.vocabulary=FILE, the tokenizer's file of the model"
         )
     return path
 
@@ -38,7 +39,10 @@ class TextField(Field):
     def __init__(self, config: DataConfig, name: str = "text"):
         self.name = name  # type: ignore[misc]  # captions of each name are a field of their own
         self._caption = name.removeprefix(NAMED) if name.startswith(NAMED) else ""
-        self._tokenize = WordPiece(given_vocabulary(config.vocabulary), config.max_text_length)
+        path = given_vocabulary(config.vocabulary)
+        length = config.max_text_length
+        text = TextPreprocessing(config.tokenizer, ("vocabulary",), length, config.prompt)
+        self._tokenize = tokenizer_of(text, {"vocabulary": path})
 
     def train(self, clip: LazyClip, draws: Draws) -> Columns:
         return self._columns(drawn_caption(clip, draws, self._caption))

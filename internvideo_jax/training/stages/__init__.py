@@ -7,6 +7,8 @@ from internvideo_jax.config import from_dict, nearest_name
 from internvideo_jax.training.stage import Stage
 from internvideo_jax.training.stages.alignment import AlignmentStage
 from internvideo_jax.training.stages.classify import ClassifyConfig, ClassifyStage
+from internvideo_jax.training.stages.contrastive import ContrastiveStage
+from internvideo_jax.training.stages.contrastive_config import ContrastiveConfig
 from internvideo_jax.training.stages.cross_modal import CrossModalStage
 from internvideo_jax.training.stages.cross_modal_config import CrossModalConfig
 from internvideo_jax.training.stages.distill import DistillConfig
@@ -17,6 +19,7 @@ STAGES: dict[str, tuple[type, type]] = {
     "distill": (DistillConfig, AlignmentStage),
     "classify": (ClassifyConfig, ClassifyStage),
     "cross_modal": (CrossModalConfig, CrossModalStage),
+    "contrastive": (ContrastiveConfig, ContrastiveStage),
 }
 
 

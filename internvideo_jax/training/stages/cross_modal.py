@@ -30,18 +30,17 @@ from internvideo_jax.objectives.masked_lm import BERT_VOCABULARY, Vocabulary
 from internvideo_jax.objectives.matching import check_groups
 from internvideo_jax.parallel.rules import Rules
 from internvideo_jax.preprocessing import AudioPreprocessing, Preprocessing, TextPreprocessing
-from internvideo_jax.training.stage import Batch, PyTree, Variables
+from internvideo_jax.training.stage import Batch, PyTree
 from internvideo_jax.training.stages.alignment import align
 from internvideo_jax.training.stages.clips import check_pass, normalized
 from internvideo_jax.training.stages.cross_modal_config import SHOWN, CrossModalConfig
-from internvideo_jax.training.stages.model import ModelStage, clips_of
+from internvideo_jax.training.stages.model import ModelStage, TowerStart, clips_of
 from internvideo_jax.training.stages.teachers import (
     FrozenTeacher,
     check_teachers,
     load_teachers,
     masked_targets,
 )
-from internvideo_jax.training.stages.weights import check_weights, load_weights
 
 _BEFORE_BLOCKS = ("patch_embed/", "cls_token", "pos_embed", "img_pos_embed")
 _VOCABULARY = "vocab.txt"
@@ -86,6 +85,7 @@ class CrossModalStage(ModelStage):
             build(config.model),
             initial=config.initial,
             starts_from=config.starts_from,
+            towers=_tower_starts(config),
             fan_in=[_TOWERS[name] for name in config.fan_in],
             preprocessing=_preprocessing(config),
             tokenizer_files={_VOCABULARY: config.vocabulary} if config.vocabulary else {},
@@ -180,27 +180,9 @@ class CrossModalStage(ModelStage):
         check_text_length(self.module, words, "--config.stage.retrieval.max_text_length")
         return {"eval": RetrievalEvaluator(self.module, video, words, c.retrieval)}
 
-    def load_initial(self, variables: Variables) -> Variables:
-        params = dict(super().load_initial(variables)["params"])
-        for name, (path, config) in self._initial_towers().items():
-            inner = params[name]["encoder"] if name == "vision" else params[name]
-            loaded = load_weights(
-                path,
-                config,
-                {"params": inner},
-                name=f"{name} tower",
-                dtype="float32",
-                may_start_afresh=_is_new_in_stage2,
-            )["params"]
-            params[name] = {**params[name], "encoder": loaded} if name == "vision" else loaded
-        return {**variables, "params": params}
-
     def check_weights(self) -> None:
         check_teachers(self.config.teachers())
         super().check_weights()
-        for path, config in self._initial_towers().values():
-            shapes = abstract_variables(build(config))
-            check_weights(path, config, shapes, may_start_afresh=_is_new_in_stage2)
 
     def check_batch(self, rows: int, devices: int) -> None:
         if self._pixels is not None:
@@ -215,16 +197,6 @@ class CrossModalStage(ModelStage):
                 f"{error}; set --config.stage.match_group (0: the whole batch) or"
                 " --config.train.batch_size"
             ) from None
-
-    def _initial_towers(self) -> dict[str, tuple[str, Any]]:
-        """Saved models of single towers to start from, with the towers' configs."""
-        c = self.config
-        towers: dict[str, tuple[str | None, Any]] = {
-            "vision": (c.initial_vision, c.model.vision.encoder),
-            "text": (c.initial_text, c.model.text),
-            "audio": (c.initial_audio, c.model.audio),
-        }
-        return {name: (path, config) for name, (path, config) in towers.items() if path}
 
     @property
     def teachers(self) -> tuple[FrozenTeacher, ...]:
@@ -342,6 +314,18 @@ class CrossModalStage(ModelStage):
         if "temperature" not in params:
             return params
         return {**params, "temperature": jnp.clip(params["temperature"], *TEMPERATURES)}
+
+
+def _tower_starts(config: CrossModalConfig) -> tuple[TowerStart, ...]:
+    """The towers that may start from saved models of their own."""
+    model = config.model
+    return (
+        TowerStart(
+            _TOWERS["vision"], config.initial_vision, model.vision.encoder, _is_new_in_stage2
+        ),
+        TowerStart(_TOWERS["text"], config.initial_text, model.text, _is_new_in_stage2),
+        TowerStart(_TOWERS["audio"], config.initial_audio, model.audio, _is_new_in_stage2),
+    )
 
 
 def _vocabulary(config: CrossModalConfig) -> Vocabulary | None:

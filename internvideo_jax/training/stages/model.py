@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +15,7 @@ from etils import epath
 from flax import traverse_util
 
 from internvideo_jax import saved_model
-from internvideo_jax.models import ARCHITECTURES, Tower, abstract_variables
+from internvideo_jax.models import ARCHITECTURES, Tower, abstract_variables, build
 from internvideo_jax.nn.int8 import Kernel
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.stage import Stage, Variables
@@ -29,8 +29,28 @@ _PORTABLE = {"remat": "none", "dtype": "float32"}
 _RELEASED_STD = 0.02
 
 
+@dataclasses.dataclass(frozen=True)
+class TowerStart:
+    """A tower that starts from a saved model of its own, or the tower of one.
+
+    Attributes:
+      place: where its parameters lie below those of the model, as "vision/encoder".
+      path: the saved model; None: it has none.
+      config: of the tower.
+      may_start_afresh: by path ("params/encoder/cls_token"), whether a parameter may be missing
+        there.
+    """
+
+    place: str
+    path: str | None
+    config: Any
+    may_start_afresh: Callable[[str], bool] = lambda path: False
+
+
 class ModelStage(Stage):
     """A stage whose model is one of `models.ARCHITECTURES`."""
+
+    preprocessing: Preprocessing
 
     def __init__(
         self,
@@ -38,6 +58,7 @@ class ModelStage(Stage):
         *,
         initial: str | None,
         starts_from: str = "",
+        towers: Sequence[TowerStart] = (),
         preprocessing: Preprocessing | None = None,
         tokenizer_files: Mapping[str, str] = MappingProxyType({}),
         new_head: bool | None = False,
@@ -50,6 +71,7 @@ class ModelStage(Stage):
           module: the module to train.
           initial: saved model to start from; None starts from nothing.
           starts_from: what a recipe wants `initial` to be; "" allows to start from nothing.
+          towers: that do not start from `initial`, but from models of their own.
           preprocessing: of the model's inputs; None: of clips as its config's video `encoder` takes
             them.
           tokenizer_files: of its texts, by name, where they lie.
@@ -63,6 +85,7 @@ class ModelStage(Stage):
         self.tokenizer_files = tokenizer_files
         self.initial, self.new_head, self.fan_in = initial, new_head, fan_in
         self._starts_from = starts_from
+        self._towers = [tower for tower in towers if tower.path]
         self.classes = classes
 
     def init(self, key: jax.Array) -> Variables:
@@ -71,6 +94,27 @@ class ModelStage(Stage):
 
     def load_initial(self, variables: Variables) -> Variables:
         self._check_start()
+        loaded = self._load_whole(variables)
+        if not self._towers:
+            return loaded
+        params = traverse_util.flatten_dict(loaded["params"], sep="/")
+        for tower in self._towers:
+            prefix = f"{tower.place}/"
+            own = {n.removeprefix(prefix): x for n, x in params.items() if n.startswith(prefix)}
+            found = load_weights(
+                str(tower.path),
+                tower.config,
+                {"params": traverse_util.unflatten_dict(own, sep="/")},
+                name=f"{tower.place.partition('/')[0]} tower",
+                dtype="float32",
+                may_start_afresh=tower.may_start_afresh,
+            )["params"]
+            flat = traverse_util.flatten_dict(found, sep="/")
+            params |= {f"{prefix}{name}": x for name, x in flat.items()}
+        return {**loaded, "params": traverse_util.unflatten_dict(params, sep="/")}
+
+    def _load_whole(self, variables: Variables) -> Variables:
+        """Those of `initial`, or where there is none the ones that are given."""
         if self.initial is None:
             return fan_in(variables, self.module, self.fan_in) if self.fan_in else variables
         loaded: Variables = load_weights(
@@ -94,14 +138,20 @@ class ModelStage(Stage):
                 may_start_afresh=self.may_start_afresh,
                 new_head=self._starts_new_head(),
             )
+        for tower in self._towers:
+            shapes = abstract_variables(build(tower.config))
+            afresh = tower.may_start_afresh
+            check_weights(str(tower.path), tower.config, shapes, may_start_afresh=afresh)
 
     def _check_start(self) -> None:
+        """Raises ValueError where a start is missing that the stage cannot do without."""
         if self.initial is None and self._starts_from:
             raise ValueError(
                 "expected a saved model in stage.initial, found none: this recipe starts from"
-                f" {self._starts_from} (docs/stage1.md and docs/stage2.md name the checkpoints);"
-                " convert it with `internvideo-jax convert` and set --config.stage.initial=DIR, or"
-                " set --config.stage.starts_from= to start from nothing"
+                f" {self._starts_from} (docs/stage1.md, docs/stage2.md and docs/clip_training.md"
+                " name the checkpoints); convert it with `internvideo-jax convert` and set"
+                " --config.stage.initial=DIR, or set --config.stage.starts_from= to start from"
+                " nothing"
             )
 
     def may_start_afresh(self, path: str) -> bool:
@@ -136,7 +186,7 @@ class ModelStage(Stage):
         saved_model.save(
             directory,
             modules[type(self.module)],
-            _portable(self.module.config),
+            portable(self.module.config),
             self.preprocessing,
             variables,
             metadata,
@@ -185,12 +235,13 @@ def clips_of(encoder: Any) -> VideoPreprocessing:
     return VideoPreprocessing(image_size=encoder.image_size, num_frames=encoder.num_frames)
 
 
-def _portable(config: Any) -> Any:
+def portable(config: Any) -> Any:
+    """The config without what only the machine that trains needs, float32 and without remat."""
     changes = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            changes[field.name] = _portable(value)
+            changes[field.name] = portable(value)
         elif field.name in _PORTABLE:
             changes[field.name] = _PORTABLE[field.name]
     return dataclasses.replace(config, **changes)

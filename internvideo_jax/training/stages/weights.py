@@ -1,16 +1,17 @@
 """Weights of a saved model for a model of other clips, other classes or another kind.
 
 A classifier starts from a pre-trained student or another classifier; a teacher is the encoder of
-whatever was trained. Parameters are matched by path, wherever the encoder lies. The family says how
-one is fitted (position tables, patch kernels, K710 heads); of a model of another kind all but the
-encoder is left out; everything else that does not fit is listed at once. A plain BERT's last layers
-become fusion layers, whose cross attention starts untrained.
+whatever was trained, and a single tower may be that of a larger model. Parameters are matched by
+path, wherever the encoder lies. The family says how one is fitted (position tables, patch kernels,
+K710 heads); of a model of another kind all but the encoder is left out; everything else that does
+not fit is listed at once. A plain BERT's last layers become fusion layers, whose cross attention
+starts untrained.
 """
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,37 +21,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from internvideo_jax import saved_model
 from internvideo_jax.config import from_dict
-from internvideo_jax.convert.engine.adaptations import Adaptation
-from internvideo_jax.convert.engine.family import family_of
-from internvideo_jax.convert.engine.upstream import architecture_of
-from internvideo_jax.models import ARCHITECTURES, abstract_variables
+from internvideo_jax.models import ARCHITECTURES, abstract_variables, build
 from internvideo_jax.models.bert import BertConfig
-from internvideo_jax.models.stage2 import Stage2Config
+from internvideo_jax.models.dual_encoder import DualEncoder
 from internvideo_jax.parallel.sharding import placed
+from internvideo_jax.training.stages.weight_match import ENCODER, WeightMatch, match_weights
 
 log = logging.getLogger(__name__)
 
 PyTree = Any
-
-# What a model may choose for itself: sizes that weights are adapted to, and how it computes. That
-# two encoders agree on having layer scales and a learned table shows in their parameters.
-_FREE_FIELDS = {
-    "num_frames",
-    "image_size",
-    "tubelet_size",
-    "learned_position",
-    "as_released",
-    "layer_scale_init",
-    "drop_path_rate",
-    "image_positions",
-    "dropout_rate",
-    "attention_dropout_rate",
-    "mlm_head",
-    "remat",
-    "dtype",
-}
-_ENCODER = "params/encoder/"
-_HEAD = "params/head/"
 
 
 def load_weights(
@@ -85,7 +64,7 @@ def load_weights(
     mesh = _mesh_of(targets.values())
     match = check_weights(path, config, like, may_start_afresh=may_start_afresh, new_head=new_head)
     saved = saved_model.load(path, dtype=dtype, storage=dtype, mesh=mesh)
-    arrays, _ = _as_grouped(_nested(saved.variables, saved.config), saved.config, config)
+    arrays, _ = _as_wanted(saved.variables, saved.config, config)
 
     loaded: dict[str, Any] = {}
     for key in match.taken:
@@ -100,7 +79,7 @@ def load_weights(
     )
     loaded |= {key: targets[key] for key in match.fresh}
     if _is_bare(config):
-        loaded = {key.replace(_ENCODER, "params/", 1): array for key, array in loaded.items()}
+        loaded = {key.replace(ENCODER, "params/", 1): array for key, array in loaded.items()}
     log.info("%s: %s", name, summary)
     return traverse_util.unflatten_dict(loaded, sep="/")
 
@@ -112,7 +91,7 @@ def check_weights(
     *,
     may_start_afresh: Callable[[str], bool] = lambda path: False,
     new_head: bool = False,
-) -> "WeightMatch":
+) -> WeightMatch:
     """Checks by a saved model's description what `load_weights` asks of it; no array is read.
 
     Arguments and errors are those of `load_weights`.
@@ -121,73 +100,14 @@ def check_weights(
     architecture = ARCHITECTURES[description["architecture"]]
     where = f"{path}/{saved_model.DESCRIPTION}: config"
     saved: Any = from_dict(architecture.config_cls, description["config"], where)
-    shapes = _nested(abstract_variables(architecture.module_cls(saved)), saved)
-    shapes, saved = _as_grouped(shapes, saved, config)
+    shapes, saved = _as_wanted(abstract_variables(architecture.module_cls(saved)), saved, config)
     targets = _nested(like, config)
-    return _match(path, shapes, saved, config, targets, may_start_afresh, new_head)
-
-
-class WeightMatch(NamedTuple):
-    """Which parameters of a model come from where.
-
-    Attributes:
-      taken: those of the saved model.
-      adapted: what is done to some of these.
-      fresh: those that keep the values that they start with.
-      num_left: parameters of the saved model without a use.
-    """
-
-    taken: list[str]
-    adapted: dict[str, Adaptation]
-    fresh: list[str]
-    num_left: int
-
-
-def _match(
-    path: str,
-    shapes: Mapping[str, Any],
-    saved: Any,
-    config: Any,
-    targets: Mapping[str, Any],
-    may_start_afresh: Callable[[str], bool],
-    new_head: bool,
-) -> WeightMatch:
-    """Matches the shapes of a saved model's parameters with those that are wanted."""
-    left = {n: x.shape for n, x in shapes.items() if not (new_head and n.startswith(_HEAD))}
-    problems = _contradictions(saved, config)
-    match = WeightMatch([], {}, [], len(left) - len(left.keys() & targets.keys()))
-    for key, target in targets.items():
-        if key in left:
-            shape = left.pop(key)
-            match.taken.append(key)
-            try:
-                change = _fit(key, shape, target.shape, saved, config)
-            except ValueError as error:
-                problems.append(f"{key}: {error}")
-            else:
-                match.adapted.update({key: change} if change else {})
-        elif may_start_afresh(key):
-            match.fresh.append(key)
-        else:
-            problems.append(f"{key}: missing, expected shape {target.shape}")
-    is_same_kind = type(saved) is type(config)
-    problems += [
-        f"{key}: not part of the model, found shape {shape}"
-        for key, shape in left.items()
-        if is_same_kind or key.startswith(_ENCODER)
-    ]
-    if problems:
-        raise ValueError(
-            f"the saved model {path} does not fit: {len(problems)} misfits\n  "
-            + "\n  ".join(problems)
-            + "\ncheck that this is the right model, and the stage's config"
-        )
-    return match
+    return match_weights(path, shapes, saved, config, targets, may_start_afresh, new_head)
 
 
 def _is_bare(config: Any) -> bool:
     """Whether a model is a single tower."""
-    return not hasattr(config, "encoder") and not isinstance(config, Stage2Config)
+    return not hasattr(config, "encoder") and not isinstance(build(config), DualEncoder)
 
 
 def _nested(variables: PyTree, config: Any) -> dict[str, Any]:
@@ -195,7 +115,28 @@ def _nested(variables: PyTree, config: Any) -> dict[str, Any]:
     flat = traverse_util.flatten_dict(variables, sep="/")
     if not _is_bare(config):
         return flat
-    return {name.replace("params/", _ENCODER, 1): array for name, array in flat.items()}
+    return {name.replace("params/", ENCODER, 1): array for name, array in flat.items()}
+
+
+def _as_wanted(variables: PyTree, source: Any, target: Any) -> tuple[dict[str, Any], Any]:
+    """Parameters by path, arrays or shapes, as a model of another kind would have them.
+
+    Of a model of several towers they are those of the one that the other model has.
+
+    Returns:
+      The parameters, and the config that they then are of.
+    """
+    arrays, module = _nested(variables, source), build(source)
+    if isinstance(module, DualEncoder) and type(source) is not type(target):
+        text = module.text_tower()
+        is_text = text is not None and type(text[0].config) is type(target)
+        found = text if is_text else module.video_tower()
+        if found is not None:
+            tower, names = found
+            prefix = "/".join(("params", *names, ""))
+            inside = {n.removeprefix(prefix): x for n, x in arrays.items() if n.startswith(prefix)}
+            arrays, source = {f"{ENCODER}{n}": x for n, x in inside.items()}, tower.config
+    return _as_grouped(arrays, source, target)
 
 
 def _as_grouped(arrays: dict[str, Any], source: Any, target: Any) -> tuple[dict[str, Any], Any]:
@@ -224,50 +165,6 @@ def _as_grouped(arrays: dict[str, Any], source: Any, target: Any) -> tuple[dict[
             grouped[path] = x
     changes = {"fusion_layer": first, "cross_width": target.cross_width}
     return grouped, dataclasses.replace(source, **changes)
-
-
-def _towers(config: Any) -> dict[str, Any]:
-    """The configs of a model's towers by their place in its own."""
-    if not isinstance(config, Stage2Config):
-        return {"encoder": getattr(config, "encoder", config)}
-    towers = {"vision.encoder": config.vision.encoder, "text": config.text, "audio": config.audio}
-    return {name: tower for name, tower in towers.items() if tower is not None}
-
-
-def _contradictions(source: Any, target: Any) -> list[str]:
-    """Fields in which towers differ although no adaptation makes up for it."""
-    found, problems = _towers(source), []
-    for name, tower in _towers(target).items():
-        other = found.get(name)
-        if other is None and isinstance(source, Stage2Config):
-            # Its parameters start afresh, or are missing.
-            continue
-        if other is None or type(other) is not type(tower):
-            kind = type(source if other is None else other).__name__
-            problems.append(f"config: expected {type(tower).__name__}, found {kind}")
-            continue
-        problems += [
-            f"config.{name}.{field.name}: expected {wanted!r}, found {got!r}"
-            for field in dataclasses.fields(tower)
-            if field.name not in _FREE_FIELDS
-            and (wanted := getattr(tower, field.name)) != (got := getattr(other, field.name))
-        ]
-    return problems
-
-
-def _fit(
-    name: str, shape: tuple[int, ...], wanted: tuple[int, ...], source: Any, target: Any
-) -> Adaptation | None:
-    """The change that makes a saved parameter fit, None if it fits as it is.
-
-    Raises:
-      ValueError: nothing makes it fit.
-    """
-    family = family_of(architecture_of(target))
-    change = family.fit(name, shape, source, target, None, shape)
-    if (change.shape if change else shape) != wanted:
-        raise ValueError(f"expected shape {wanted}, found {shape}")
-    return change
 
 
 def _whole(array: jax.Array, mesh: Mesh | None) -> np.ndarray:

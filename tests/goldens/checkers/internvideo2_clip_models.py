@@ -18,14 +18,17 @@ from internvideo_jax.convert.engine.state_dict import to_state_dict
 from internvideo_jax.convert.engine.transforms import CONV2D_TO_3D, CONV3D
 from internvideo_jax.convert.families.internvideo2_clip import with_image_positions
 from internvideo_jax.models import build
+from internvideo_jax.models.llama_text import LlamaTextConfig
 from internvideo_jax.nn.position_embedding import (
     resize_position_table,
     sincos_1d,
     sincos_2d,
     sincos_3d,
 )
-from internvideo_jax.objectives.contrastive import contrastive_loss, unit_vectors
+from internvideo_jax.objectives.contrastive import unit_vectors
 from internvideo_jax.training.optimizer import map_paths
+from internvideo_jax.training.stages.contrastive import ContrastiveStage
+from internvideo_jax.training.stages.contrastive_config import ContrastiveConfig
 
 
 @checker("internvideo2_clip.vision")
@@ -91,24 +94,24 @@ def convert_whole(golden: Golden) -> Converted:
 @checker("internvideo2_clip.full_llama", "internvideo2_clip.full_mobileclip")
 def check_whole(golden: Golden) -> None:
     c = golden.config
-    # What is trained stands in `trainable`.
-    c.ignore("open_text_projection", "open_text_lora")
     model = convert_whole(golden)
     video = np.moveaxis(golden["in/video"], 2, -1)
     ids, clip_ids = jnp.asarray(golden["in/text_tokens"]), jnp.asarray(golden["in/idx"])
+
+    stage = _stage(golden, model)
+    batch = {"video": video, "text": ids, "clip_id": clip_ids}
 
     def objective(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         def call(method: str, *inputs: Any) -> Any:
             return model.module.apply({"params": params}, *inputs, method=method)
 
         clips, texts = call("encode_video", video), call("encode_text", ids)
-        temperature = call("bounded_temperature")
-        loss = contrastive_loss(clips.embedding, texts.embedding, temperature, clip_ids)
+        loss, (metrics, _) = stage.loss(params, {}, batch, {}, jax.random.key(0))
         cosines = unit_vectors(clips.embedding) @ unit_vectors(texts.embedding).T
         return loss, {
             "vision_embed": clips.embedding,
             "text_embed": texts.embedding,
-            "temp_after_clamp": temperature,
+            "temp_after_clamp": metrics["temperature"],
             "sim_cosine": cosines,
             "sim_over_temp": cosines * call("cosine_scale"),
             "loss_vtc": loss,
@@ -125,6 +128,7 @@ def check_whole(golden: Golden) -> None:
     zero = [key for key in ours if key.endswith(POOLER_KEY_SHIFTS)]
     assert_gradients_close(ours, expected, zero=zero)
     _check_decay(golden, model)
+    _check_trained(golden, model, stage)
 
 
 def _check_decay(golden: Golden, model: Converted) -> None:
@@ -139,6 +143,38 @@ def _check_decay(golden: Golden, model: Converted) -> None:
         key: [key not in named and x.ndim > 1 and not key.endswith(".bias")]
         for key, x in golden.group("state/").items()
     }
+
+
+def _stage(golden: Golden, model: Converted) -> ContrastiveStage:
+    """Upstream's training of the model, nothing dropped at random."""
+    config = model.module.config
+    vision, text = dataclasses.replace(config.vision, drop_path_rate=0.0), config.text
+    if isinstance(text, LlamaTextConfig) and text.lm.lora is not None:
+        lora = dataclasses.replace(text.lm.lora, dropout_rate=0.0)
+        text = dataclasses.replace(text, lm=dataclasses.replace(text.lm, lora=lora))
+    config = dataclasses.replace(config, vision=vision, text=text)
+    opened = _opened(golden)
+    return ContrastiveStage(
+        ContrastiveConfig(config, open_blocks=0, text="adapters" if any(opened) else "frozen")
+    )
+
+
+def _opened(golden: Golden) -> tuple[bool, bool]:
+    """Whether the projection and the adapters of the text tower are trained."""
+    c = golden.config
+    return c.get("open_text_projection", False), c.get("open_text_lora", False)
+
+
+def _check_trained(golden: Golden, model: Converted, stage: ContrastiveStage) -> None:
+    """Checks which parameters are trained, where upstream opens both of these or none."""
+    if len(set(_opened(golden))) > 1:
+        return
+    flags = map_paths(
+        lambda path, x: np.ones(x.shape, bool) & stage.trainable(path), model.variables["params"]
+    )
+    found = to_state_dict({"params": flags}, model.plan)
+    assert sorted(key for key, x in found.items() if x.all()) == sorted(golden.config["trainable"])
+    assert not any(x.any() and not x.all() for x in found.values())
 
 
 @checker("internvideo2_clip.internvl_teacher")

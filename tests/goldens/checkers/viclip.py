@@ -1,5 +1,6 @@
 """ViCLIP and CLIP's text towers: outputs, gradients, loading rules, texts, the published demo."""
 
+import dataclasses
 import gzip
 import hashlib
 import os
@@ -28,9 +29,11 @@ from internvideo_jax.models.clip_text import clip_b_text, fit_text_positions
 from internvideo_jax.models.clip_vision import fit_temporal_positions
 from internvideo_jax.nn.normalization import l2_normalize
 from internvideo_jax.nn.position_embedding import resize_position_table
-from internvideo_jax.objectives.contrastive import contrastive_loss
 from internvideo_jax.preprocessing import VideoPreprocessing, normalize
-from internvideo_jax.training.masking import kept_to_mask, least_kept
+from internvideo_jax.training.masking import MaskConfig, kept_to_mask, least_kept
+from internvideo_jax.training.stages.contrastive import ContrastiveStage
+from internvideo_jax.training.stages.contrastive_config import ContrastiveConfig
+from internvideo_jax.training.state import merge, split_trained
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -81,6 +84,16 @@ def check_training(golden: Golden) -> None:
     video = np.moveaxis(golden["in/video"], 2, -1)
     kept = kept_in_upstream_order(golden["in/keep"], video.shape[1])
     ids, same = golden["in/tokens"], golden["in/idx"]
+    vision = dataclasses.replace(model.module.config.vision, drop_path_rate=0.0)
+    stage = ContrastiveStage(
+        ContrastiveConfig(
+            dataclasses.replace(model.module.config, vision=vision),
+            mask=MaskConfig("random", c["masking_prob"]),
+            text="frozen" if is_frozen else "trained",
+        )
+    )
+    trained, fixed = split_trained(model.variables["params"], stage.trainable)
+    batch = {"video": video, "text": ids, "clip_id": same}
 
     def embed(variables: Any) -> tuple[jax.Array, ...]:
         module: Any = model.module
@@ -90,16 +103,14 @@ def check_training(golden: Golden) -> None:
         temperature = module.apply(variables, method="bounded_temperature")
         return whole, masked, text, temperature
 
-    def objective(params: Any) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        variables = {"params": params}
-        values = embed(variables)
-        _, masked, text, temperature = values
-        text = jax.lax.stop_gradient(text) if is_frozen else text
-        return contrastive_loss(masked, text, temperature, same), values
+    def objective(trained: Any) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        params = merge(fixed, trained)
+        loss, _ = stage.loss(params, {}, batch, {"kept": kept}, jax.random.key(0))
+        return loss, embed({"params": params})
 
     with jax.default_matmul_precision("highest"):
         gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))
-        (loss, values), gradients = gradient(model.variables["params"])
+        (loss, values), gradients = gradient(trained)
     whole, masked, text, temperature = (np.asarray(x) for x in values)
     outputs = golden.group("out/")
     expected = {name: outputs.pop(name) for name in ("loss_vtc", "label_probs")}
@@ -113,6 +124,8 @@ def check_training(golden: Golden) -> None:
         "sim_cosine": np.asarray(l2_normalize(whole) @ l2_normalize(text).T),
     }
     assert_tensors_close(found, outputs)
+    assert stage.bounded(trained)["temperature"] == temperature
+    gradients = merge(jax.tree.map(np.zeros_like, fixed), gradients)
     ours = to_state_dict({"params": gradients}, model.plan)
     assert_gradients_close(ours, golden.group("grad/"))
 

@@ -14,19 +14,21 @@ from internvideo_jax.launch.common.run_messages import (
     say_overlap,
     say_what_next,
 )
+from internvideo_jax.models import build
+from tests.small_models import CONFIGS, STAGE2
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "cross_modal"])
+@pytest.mark.parametrize("kind", ["stage1_student", "visual"])
 def test_of_a_stage_without_classes_features_come_next(tmp_path, capsys, kind):
-    stage = SimpleNamespace(num_classes=None)
-    run = SimpleNamespace(stage=stage, as_json={"stage": {"kind": kind}})
+    stage = SimpleNamespace(num_classes=None, module=build(CONFIGS.get(kind) or STAGE2[kind]))
+    run = SimpleNamespace(stage=stage)
     say_what_next(run, tmp_path)
     out = capsys.readouterr().out
     assert f"  internvideo-jax extract FILE_OR_FOLDER --model={tmp_path}/model --output=DIR" in out
     assert "predict" not in out
-    # Texts are looked for by stage-2 models alone.
+    # Texts are looked for by models alone that compare them with clips.
     assert ("evaluate" in out) == ("configs/eval/retrieval.py:custom" in out)
-    assert ("evaluate" in out) == (kind == "cross_modal")
+    assert ("evaluate" in out) == (kind == "visual")
 
 
 @pytest.mark.parametrize(

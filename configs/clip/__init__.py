@@ -1,0 +1,1 @@
+"""Recipes of the CLIP family: InternVideo2-CLIP and ViCLIP."""
