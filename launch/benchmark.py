@@ -50,6 +50,9 @@ Figures have bounds beside them; the exit code is 1 where one is not kept.
   search/1000000x512    a query of an index of random vectors, on two CPUs: compared with all of
                         them, and with those of the nearest clusters, which must find 95 % of the
                         true ten best; and how long clustering takes
+  gpu                   on a GPU in bfloat16, in a table of its own: attention at our shapes, and
+                        InternVideo2-1B forward, with gradients, and with those of masked clips; the
+                        peer is PyTorch with cuDNN's attention, blocks compiled, by its best row
   lists/10000000        the start of a run on three lists with captions, on one CPU: reading them,
                         and once they have been read, opening them and any record; memory but for
                         what is mapped
@@ -66,6 +69,8 @@ examples:
   internvideo-jax benchmark search --vectors=200000
   internvideo-jax benchmark decode --clips=videos
   internvideo-jax benchmark start --repeats=5
+  internvideo-jax benchmark gpu --json=gpu.json
+  internvideo-jax benchmark gpu --rehearse
 """
 
 
@@ -74,6 +79,13 @@ def main(argv: Sequence[str]) -> int:
     """Runs one benchmark; returns 0, or 1 where a bound is not kept."""
     args = _parser().parse_args(argv)
     arguments.new_output_file(args.json, "--json")
+    if args.subject == "gpu":
+        from internvideo_jax.launch.benchmarks.gpu.comparison import benchmark_gpu
+
+        if args.rehearse:
+            os.environ["JAX_PLATFORMS"] = "cpu"
+        print(f"{machine_line()}\n")
+        return benchmark_gpu(rehearse=args.rehearse, limit_s=args.limit, json=args.json)
     # A device would be waited for here and is not used: what is measured runs on the CPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
     print(f"{machine_line()}\n")
@@ -145,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     subjects = parser.add_subparsers(
         dest="subject",
         metavar="encoder|text_encoder|extract|encode_video|convert|rerank|contrastive|search|lists"
-        "|decode|start",
+        "|decode|start|gpu",
         required=True,
     )
     encoder = subjects.add_parser("encoder", help="forward of the video encoder, beside PyTorch")
@@ -162,6 +174,19 @@ def _parser() -> argparse.ArgumentParser:
     decode = subjects.add_parser("decode", help="sampling frames of clips, beside decord")
     start = subjects.add_parser(
         "start", help="stage 2 from stage 1, and from the untrained encoder"
+    )
+    gpu = subjects.add_parser("gpu", help="attention and the 1B encoder on a GPU, beside PyTorch")
+    gpu.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="small cases on the CPU, to see that all of it works; their times say nothing",
+    )
+    gpu.add_argument(
+        "--limit",
+        type=arguments.positive_int,
+        default=225,
+        metavar="SECONDS",
+        help="begin no more cases after that, on each side (default: %(default)s)",
     )
     for subject in subjects.choices.values():
         subject.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")

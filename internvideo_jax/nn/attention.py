@@ -75,7 +75,9 @@ def attend(
         axes["segment_ids"] = ("batch", row_axis), ("batch", None)
     if kv_lengths is not None:
         options["kv_lengths"], axes["kv_lengths"] = kv_lengths, ("batch",)
-    if is_causal:
+    # A number stays one where it can: kernels may be made for sequences that begin at zero.
+    is_number = isinstance(query_offset, int) and rows.parts == 1
+    if is_causal and not is_number:
         options["query_offset"] = jnp.asarray(query_offset)
         axes["query_offset"] = ("batch",) if jnp.ndim(query_offset) else ()
     if dropout_rng is not None:
@@ -94,7 +96,8 @@ def attend(
                 of_queries = of_queries[:1]
             k, v = (jnp.take(x, of_queries, axis=2, mode="clip") for x in (k, v))
         if is_causal:
-            options = options | {"query_offset": options["query_offset"] + first_query}
+            offset = query_offset if is_number else options["query_offset"] + first_query
+            options = options | {"query_offset": offset}
         return attention(
             q,
             k,

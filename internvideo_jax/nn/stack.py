@@ -11,15 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from internvideo_jax.config import Blocks, CheckedConfig, Few, Size, Width
+from internvideo_jax.kernels.attention.request import RESIDUALS
 from internvideo_jax.nn.linear import Dtype
 
-Remat = Literal["none", "full", "dots"]
+Remat = Literal["none", "full", "dots", "attention"]
 # What the backward pass need not compute again, as `jax.checkpoint` takes it.
 Policy = Callable[..., bool]
 
+_PRODUCTS: Policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 _POLICIES: dict[str, Policy | None] = {
     "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": _PRODUCTS,
+    "attention": jax.checkpoint_policies.save_from_both_policies(
+        _PRODUCTS, jax.checkpoint_policies.save_only_these_names(RESIDUALS)
+    ),
 }
 
 
@@ -32,7 +37,8 @@ class StackConfig(CheckedConfig):
       depth: number of blocks.
       num_heads: attention heads; of queries, where keys and values have fewer.
       mlp_dim: hidden size of the MLPs.
-      remat: what the backward pass recomputes.
+      remat: what the backward pass recomputes: nothing, whole blocks, all but products ("dots"), or
+        all but products and fused attention.
       dtype: compute dtype.
     """
 
@@ -111,8 +117,9 @@ def stack(
       shared: pytree of arrays that every layer gets as they are.
       depth: number of layers that have parameters.
       name: the stack's name among the parameters.
-      remat: what the backward pass recomputes: nothing, whole blocks, or all but products without a
-        batch dimension; or a policy of `jax.checkpoint`.
+      remat: what the backward pass recomputes: nothing ("none"), whole blocks ("full"), all but the
+        linear layers' products ("dots"), all but these and what a fused attention leaves to its
+        gradient ("attention"); or a policy of `jax.checkpoint`.
       hidden_layers: ascending indices, within the whole stack, of the layers whose outputs are
         wanted.
       span: first layer to run and the one after the last; all by default.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from internvideo_jax.kernels.attention import reference, xla_chunked
+from internvideo_jax.kernels.attention import cudnn, reference, xla_chunked, xla_half
 from internvideo_jax.kernels.attention.masks import Dropout, Masks
 from internvideo_jax.kernels.attention.request import (
     Operands,
@@ -25,7 +25,12 @@ _logger = logging.getLogger(__name__)
 
 # In the order in which the first that serves is looked for. Each module has `supports(request)`,
 # the reason why it cannot serve a request or None, and `attend(request, operands)`.
-_IMPLEMENTATIONS: dict[str, ModuleType] = {"xla_chunked": xla_chunked, "reference": reference}
+_IMPLEMENTATIONS: dict[str, ModuleType] = {
+    "cudnn": cudnn,
+    "xla_half": xla_half,
+    "xla_chunked": xla_chunked,
+    "reference": reference,
+}
 
 _PREFERENCE = "INTERNVIDEO_ATTENTION"
 _preferred: contextvars.ContextVar[str | None] = contextvars.ContextVar("preferred", default=None)
@@ -35,6 +40,9 @@ _preferred: contextvars.ContextVar[str | None] = contextvars.ContextVar("preferr
 # all examples: 512 MiB.
 _CPU_SHORT = 2**14
 _SHORT = 2**27
+# The scores of fewer queries, such as a pooler's one, are few; fused kernels would compute those of
+# 64 or 128.
+_FEW_QUERIES = 32
 
 
 class Choice(NamedTuple):
@@ -100,11 +108,13 @@ def attention(
       ValueError: shapes, dtypes or options do not fit, or the named implementation cannot serve.
     """
     offset = jnp.asarray(query_offset) if is_causal else None
+    starts_at_zero = isinstance(query_offset, int) and query_offset == 0
     operands = Operands(q, k, v, bias, Masks(segment_ids, kv_lengths, offset))
     request = make_request(
         operands,
         scale=scale,
         is_causal=is_causal,
+        starts_at_zero=starts_at_zero,
         dropout_rate=dropout_rate,
         return_lse=return_lse,
         return_weights=return_weights,
@@ -184,11 +194,19 @@ def select_implementation(request: Request, implementation: str | None = None) -
 
 
 def _default(request: Request) -> Choice:
+    aside = ""
+    if request.platform == "gpu" and request.queries >= _FEW_QUERIES:
+        refusal = cudnn.supports(request)
+        if refusal is None:
+            return Choice("cudnn", "fused")
+        aside = f"; cudnn cannot serve: {refusal}"
+        if xla_half.supports(request) is None:
+            return Choice("xla_half", f"short{aside}")
     scores = request.heads * request.queries * request.keys
     on_cpu = request.platform == "cpu"
     if scores <= _CPU_SHORT if on_cpu else request.batch * scores <= _SHORT:
-        return Choice("reference", "short")
-    return Choice(_first_that_serves(request), "the first that can serve")
+        return Choice("reference", f"short{aside}")
+    return Choice(_first_that_serves(request), f"the first that can serve{aside}")
 
 
 def _first_that_serves(request: Request) -> str:

@@ -1,5 +1,7 @@
 """Attention as its definition: scores, softmax, weighted sum, each a whole array in float32."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -12,23 +14,27 @@ def supports(request: Request) -> str | None:
     return None
 
 
-def attend(request: Request, operands: Operands) -> Result:
+def attend(request: Request, operands: Operands, products: Any = jnp.float32) -> Result:
     """Attention with all B·H·N·M scores in memory; differentiated by JAX.
 
     Args:
       request: what is asked.
       operands: the arrays.
+      products: dtype of what the two matrix products multiply; their sums are float32.
 
     Returns:
       The result; its out has q's dtype, lse and weights are float32.
     """
     b, n, h, d = operands.q.shape
     m, kv_heads, group = request.keys, request.kv_heads, request.group
-    q = operands.q.astype(jnp.float32).reshape(b, n, kv_heads, group, d) * request.scale
-    k = operands.k.astype(jnp.float32)
-    v = operands.v.astype(jnp.float32)
-
-    scores = jnp.einsum("bnkgd,bmkd->bkgnm", q, k).reshape(b, h, n, m)
+    q, k, v = (x.astype(products) for x in operands[:3])
+    q = q.reshape(b, n, kv_heads, group, d)
+    # In half precision a scaled q would be rounded again.
+    is_exact = q.dtype == jnp.float32
+    q = q * request.scale if is_exact else q
+    sums = {"preferred_element_type": jnp.float32}
+    scores = jnp.einsum("bnkgd,bmkd->bkgnm", q, k, **sums).reshape(b, h, n, m)
+    scores = scores if is_exact else scores * request.scale
     if operands.bias is not None:
         scores = scores + operands.bias.astype(jnp.float32)
     allowed = visible(jnp.arange(n), m, operands.masks)
@@ -51,7 +57,8 @@ def attend(request: Request, operands: Operands) -> Result:
         examples, heads, rows = jnp.ix_(jnp.arange(b), jnp.arange(h), jnp.arange(n))
         keep = dropout_keep(operands.masks.dropout, examples, heads, rows, m, request.dropout_rate)
         kept = jnp.where(keep, weights / (1 - request.dropout_rate), 0.0)
-    out = jnp.einsum("bkgnm,bmkd->bnkgd", kept.reshape(b, kv_heads, group, n, m), v)
+    kept = kept.reshape(b, kv_heads, group, n, m).astype(products)
+    out = jnp.einsum("bkgnm,bmkd->bnkgd", kept, v, **sums)
 
     lse = None
     if request.return_lse:

@@ -10,6 +10,9 @@ from jaxtyping import Array, Float
 from internvideo_jax.kernels.attention.masks import Masks
 
 _DTYPES = ("float32", "bfloat16", "float16")
+# What a forward pass leaves to its backward pass has this name (`checkpoint_name`), by which remat
+# policies may keep it.
+RESIDUALS = "attention_residuals"
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Request:
       scale: factor on q·k.
       platform: where the call will run: "cpu", "gpu" or "tpu".
       bias_shape: [B|1, H|1, N, M], None without a bias.
+      starts_at_zero: whether it is known while tracing that query 0 is the first token.
     """
 
     batch: int
@@ -39,6 +43,7 @@ class Request:
     has_segment_ids: bool = False
     has_kv_lengths: bool = False
     is_causal: bool = False
+    starts_at_zero: bool = False
     dropout_rate: float = 0.0
     return_lse: bool = False
     return_weights: bool = False
@@ -88,6 +93,7 @@ def make_request(
     *,
     scale: float | None = None,
     is_causal: bool = False,
+    starts_at_zero: bool = False,
     dropout_rate: float = 0.0,
     return_lse: bool = False,
     return_weights: bool = False,
@@ -161,6 +167,7 @@ def make_request(
         has_segment_ids=segment_ids is not None,
         has_kv_lengths=kv_lengths is not None,
         is_causal=is_causal,
+        starts_at_zero=starts_at_zero,
         dropout_rate=float(dropout_rate),
         return_lse=return_lse,
         return_weights=return_weights,

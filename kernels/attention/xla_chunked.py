@@ -17,10 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from internvideo_jax.kernels.attention.masks import Masks
-from internvideo_jax.kernels.attention.request import Operands, Request, Result
+from internvideo_jax.kernels.attention.request import RESIDUALS, Operands, Request, Result
 from internvideo_jax.kernels.attention.tiles import Block, block_indices, split_bias
 
 PyTree = Any
@@ -77,7 +78,8 @@ def _attend(
 def _attend_forward(
     request: Request, q: Array, k: Array, v: Array, bias: Array | None, masks: Masks
 ) -> tuple[tuple[Array, Array], PyTree]:
-    out, lse = _attend(request, q, k, v, bias, masks)
+    results = _attend(request, q, k, v, bias, masks)
+    out, lse = (checkpoint_name(x, RESIDUALS) for x in results)
     return (out, lse), (q, k, v, bias, masks, out, lse)
 
 

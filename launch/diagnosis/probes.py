@@ -22,6 +22,8 @@ from internvideo_jax.processes import end_with_parent
 if TYPE_CHECKING:
     import jax
 
+    from internvideo_jax.kernels.attention import Request
+
 Status = Literal["ok", "note", "bad"]
 
 # Distributions whose module is named otherwise than they are.
@@ -198,7 +200,7 @@ def matmul_error(device: "jax.Device", dtype: str) -> float:
 
 def attention_checks() -> Iterator[Check]:
     """The attention implementations, and which is preferred."""
-    from internvideo_jax.kernels.attention import available_implementations
+    from internvideo_jax.kernels.attention import available_implementations, select_implementation
 
     implementations = available_implementations()
     for name, reason in implementations.items():
@@ -206,7 +208,10 @@ def attention_checks() -> Iterator[Check]:
     variable = "INTERNVIDEO_ATTENTION"
     preferred = os.environ.get(variable)
     if not preferred:
-        yield Check("attention", variable, "ok", "unset: chosen by backend, shape and options")
+        request = _request_of_a_clip()
+        chosen, reason = select_implementation(request)
+        found = f"unset: for {request.queries:,} tokens in {request.dtype} {chosen} ({reason})"
+        yield Check("attention", variable, "ok", found)
     elif preferred not in implementations:
         found = f"{preferred}: unknown{nearest_name(preferred, implementations)}"
         advice = f"set it to one of {', '.join(implementations)}"
@@ -216,6 +221,28 @@ def attention_checks() -> Iterator[Check]:
         yield Check("attention", variable, "note", found)
     else:
         yield Check("attention", variable, "ok", f"{preferred}: used where it can serve")
+
+
+def _request_of_a_clip() -> "Request":
+    """The attention of InternVideo2-1B to 8 frames, in a batch of 8 on the default device."""
+    import jax
+
+    from internvideo_jax.kernels.attention import Request
+    from internvideo_jax.kernels.attention.request import current_platform
+    from internvideo_jax.kernels.attention.shapes import SHAPES
+
+    shape = SHAPES["1b_f8"]
+    return Request(
+        batch=8,
+        queries=shape.tokens,
+        keys=shape.tokens,
+        heads=shape.heads,
+        kv_heads=shape.heads,
+        head_dim=shape.head_dim,
+        dtype=default_dtype(jax.local_devices()[0]),
+        scale=shape.head_dim**-0.5,
+        platform=current_platform(),
+    )
 
 
 def codec_checks() -> Iterator[Check]:

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -7,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from internvideo_jax.kernels.attention import request
 from internvideo_jax.nn.blocks import PreNormBlock
 from internvideo_jax.nn.stack import Layer, stack, unstack
 
 DEPTH = 4
+POLICIES = ("full", "dots", "attention")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +94,13 @@ def plain(tokens, variables):
     "other",
     [
         module(remat="full", hidden_layers=(1, 3)),
+        module(remat="attention", hidden_layers=(1, 3)),
         module(remat=jax.checkpoint_policies.everything_saveable, hidden_layers=(1, 3)),
         module(unroll=True, remat="dots", hidden_layers=(1, 3)),
         Spans(),
         Spans(unroll=True),
     ],
-    ids=["full", "policy", "unrolled-dots", "spans", "unrolled-spans"],
+    ids=["full", "attention", "policy", "unrolled-dots", "spans", "unrolled-spans"],
 )
 def test_the_numbers_do_not_depend_on_how_the_layers_run(tokens, variables, plain, other):
     want, gradients = plain
@@ -209,6 +213,42 @@ def test_a_half_precision_block_saves_no_float32_activation(norm, monkeypatch):
     # and its branch, the sum, norm2, the MLP's two (2 each) and its branch.
     per_layer = sum(x.size for x in activations) / tokens.size / DEPTH
     assert per_layer <= 17, [x.shape for x in activations]
+
+
+def test_the_attention_policy_keeps_products_and_what_attention_leaves(tokens, monkeypatch):
+    monkeypatch.setenv("INTERNVIDEO_ATTENTION", "xla_chunked")
+    tokens = jnp.zeros((3, 37, 16), jnp.bfloat16)
+
+    def saved(remat):
+        stack = module(Config(dtype="bfloat16"), remat=remat)
+        variables = nn.unbox(jax.eval_shape(stack.init, jax.random.key(0), tokens))
+        arrays = saved_arrays(stack, variables, tokens)
+        return [x for x in arrays if 37 in x.shape and x.ndim > 3]
+
+    units = {remat: sum(x.size for x in saved(remat)) / tokens.size / DEPTH for remat in POLICIES}
+    # The block's input; then qkv (3), proj, fc1 (2), fc2; then out and one lse per head of 8.
+    assert units == {"full": 1, "dots": 8, "attention": 9 + 1 / 8}
+
+
+@pytest.mark.parametrize(
+    ("remat", "forwards"), [("none", 1), ("full", 2), ("dots", 2), ("attention", 1)]
+)
+def test_attention_runs_once_where_a_policy_keeps_its_results(monkeypatch, remat, forwards):
+    """Counted in the program for a CUDA device."""
+    monkeypatch.delenv("INTERNVIDEO_ATTENTION", raising=False)
+    monkeypatch.setattr(request, "current_platform", lambda: "gpu")
+    tokens = jax.ShapeDtypeStruct((2, 33, 16), jnp.bfloat16)
+    stack = module(Config(dtype="bfloat16"), remat=remat)
+    variables = nn.unbox(jax.eval_shape(stack.init, jax.random.key(0), tokens))
+
+    def loss(variables, tokens):
+        return stack.apply(variables, tokens).x.astype(jnp.float32).sum()
+
+    traced = jax.jit(jax.grad(loss)).trace(variables, tokens)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    calls = re.findall(r"__cudnn\$(\w+)", text)
+    assert calls.count("fmhaSoftmax") == forwards
+    assert calls.count("fmhaSoftmaxBackward") == 1
 
 
 def test_output_projections_start_smaller_with_depth():

@@ -97,6 +97,7 @@ ATTENTION = {
     "one bias": attention_case(n=8, m=8, bias=(1, 1)),
     "segments": attention_case(m=5, segment_ids=SEGMENTS),
     "caches": attention_case(m=9, is_causal=True, query_offset=jnp.array([2, 0, 1, -3])),
+    "causal": attention_case(n=8, m=8, is_causal=True),
     "grouped": attention_case(kv_heads=2),
     "grouped unevenly": attention_case(h=12, kv_heads=3),
     "multi-query": attention_case(kv_heads=1),

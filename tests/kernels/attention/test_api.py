@@ -82,7 +82,7 @@ def test_returns_what_is_asked_in_order(qkv):
         ({"scale": jnp.ones(())}, r"expected scale as a Python number, found float32\[\]"),
         ({"dropout_rate": 1.0}, r"expected dropout_rate in \[0, 1\), found 1.0"),
         ({"dropout_rate": 0.1}, "expected a random key as dropout_rng"),
-        ({"implementation": "flash"}, "of xla_chunked, reference, found 'flash'"),
+        ({"implementation": "flash"}, "of cudnn, xla_half, xla_chunked, reference, found 'flash'"),
     ],
 )
 def test_misfits_are_named(qkv, change, message):
@@ -135,8 +135,13 @@ def test_an_unknown_preference_is_an_error(qkv, monkeypatch):
         attention(*qkv)
 
 
-def test_all_implementations_are_available_on_cpu():
-    assert available_implementations() == {"xla_chunked": None, "reference": None}
+def test_what_is_available_on_cpu():
+    assert available_implementations() == {
+        "cudnn": "it needs an NVIDIA GPU, found platform 'cpu'",
+        "xla_half": "it is for GPUs, found platform 'cpu'",
+        "xla_chunked": None,
+        "reference": None,
+    }
 
 
 def test_the_choice_is_logged(qkv, caplog):

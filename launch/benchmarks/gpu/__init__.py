@@ -1,0 +1,1 @@
+"""Attention and the 1B encoder on a GPU beside PyTorch."""
