@@ -197,16 +197,25 @@ def use_tpu_compiler(name: str, argv: Sequence[str]) -> int | None:
     Raises:
       UsageError: the compiler is not installed.
     """
-    if aot.compiler_version() is None:
-        raise UsageError(
-            "expected the TPU compiler, found no package libtpu; install it with"
-            " `pip install libtpu` (Linux on x86-64; the extras `dev` and `tpu` contain it)"
-        )
+    require_tpu_compiler()
     if "jax" in sys.modules:
         command = [sys.executable, "-m", "internvideo_jax.launch.main", name, *argv]
         return subprocess.run(command, env=os.environ | aot.ENVIRONMENT).returncode
     os.environ.update(aot.ENVIRONMENT)
     return None
+
+
+def require_tpu_compiler() -> None:
+    """Refuses a machine without the TPU compiler.
+
+    Raises:
+      UsageError: it is not installed.
+    """
+    if aot.compiler_version() is None:
+        raise UsageError(
+            "expected the TPU compiler, found no package libtpu; install it with"
+            " `pip install libtpu` (Linux on x86-64; the extras `dev` and `tpu` contain it)"
+        )
 
 
 def positive_int(text: str) -> int:

@@ -12,6 +12,7 @@ from internvideo_jax.launch import arguments
 from internvideo_jax.launch.benchmarks.runner import machine, machine_line
 
 if TYPE_CHECKING:
+    from internvideo_jax.launch.benchmarks.attention import AttentionRow, TunedRow
     from internvideo_jax.launch.benchmarks.figures import Figures
     from internvideo_jax.launch.benchmarks.runner import Row
     from internvideo_jax.launch.benchmarks.start import StartRow
@@ -38,6 +39,11 @@ does nothing else. GB are 10^9 bytes. The table goes to the standard output, pro
                         after as many from the encoder that stage 1 started from
   decode/clips          8 evenly spread frames of every clip of a folder, as 224x224 views, on one
                         CPU; the peer is a plain decord loop that does the same
+
+Estimates are not times: the TPU compiler counts the cycles of a program on a machine without one.
+
+  attention             of one clip on kinds of TPUs, forward and with gradients: our kernels, JAX's
+                        flash attention, XLA, and recorded figures of splash attention
 
 Figures have bounds beside them; the exit code is 1 where one is not kept.
 
@@ -69,6 +75,7 @@ examples:
   internvideo-jax benchmark search --vectors=200000
   internvideo-jax benchmark decode --clips=videos
   internvideo-jax benchmark start --repeats=5
+  internvideo-jax benchmark attention --chip=v5e,v6e --shape=417x16x88
   internvideo-jax benchmark gpu --json=gpu.json
   internvideo-jax benchmark gpu --rehearse
 """
@@ -89,11 +96,29 @@ def main(argv: Sequence[str]) -> int:
     # A device would be waited for here and is not used: what is measured runs on the CPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
     print(f"{machine_line()}\n")
+    if args.subject == "attention":
+        return _attention(args)
     rows = _measure(args)
     if args.json:
         write_json(args.json, [row.to_json() | {"machine": machine()} for row in rows])
     print("\n\n".join(row.table() for row in rows))
     return 0 if all(row.holds for row in rows) else 1
+
+
+def _attention(args: argparse.Namespace) -> int:
+    from internvideo_jax.launch.benchmarks import attention
+
+    arguments.require_tpu_compiler()
+    chips, shapes = attention.check_names(args.chip, args.shape)
+    rows: Sequence[AttentionRow] | Sequence[TunedRow]
+    if args.tune:
+        rows = attention.tune_attention(chips)
+    else:
+        rows = attention.benchmark_attention(chips, shapes)
+    if args.json:
+        write_json(args.json, [row.to_json() | {"machine": machine()} for row in rows])
+    print(attention.table(rows))
+    return 0
 
 
 def _measure(args: argparse.Namespace) -> "Sequence[Row | Figures | StartRow]":
@@ -157,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     subjects = parser.add_subparsers(
         dest="subject",
         metavar="encoder|text_encoder|extract|encode_video|convert|rerank|contrastive|search|lists"
-        "|decode|start|gpu",
+        "|decode|start|attention|gpu",
         required=True,
     )
     encoder = subjects.add_parser("encoder", help="forward of the video encoder, beside PyTorch")
@@ -175,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     start = subjects.add_parser(
         "start", help="stage 2 from stage 1, and from the untrained encoder"
     )
+    attention = subjects.add_parser("attention", help="TPU kernels, by the compiler's estimates")
     gpu = subjects.add_parser("gpu", help="attention and the 1B encoder on a GPU, beside PyTorch")
     gpu.add_argument(
         "--rehearse",
@@ -258,6 +284,18 @@ def _parser() -> argparse.ArgumentParser:
         default=150,
         metavar="N",
         help="of each run (default: %(default)s)",
+    )
+    attention.add_argument(
+        "--chip",
+        default="v5e,v6e,v5p,tpu7x",
+        metavar="NAME[,NAME]",
+        help="kinds of TPUs (default: %(default)s)",
+    )
+    attention.add_argument(
+        "--shape", metavar="NxHxD[,...]", help="tokens, heads, channels (default: all that matter)"
+    )
+    attention.add_argument(
+        "--tune", action="store_true", help="search the best block sizes of our kernels instead"
     )
     decode.add_argument(
         "--clips",

@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from internvideo_jax.kernels.attention import cudnn, reference, xla_chunked, xla_half
+from internvideo_jax.kernels.attention import (
+    cudnn,
+    pallas_tpu,
+    reference,
+    xla_chunked,
+    xla_half,
+)
 from internvideo_jax.kernels.attention.masks import Dropout, Masks
 from internvideo_jax.kernels.attention.request import (
     Operands,
@@ -27,10 +33,13 @@ _logger = logging.getLogger(__name__)
 # the reason why it cannot serve a request or None, and `attend(request, operands)`.
 _IMPLEMENTATIONS: dict[str, ModuleType] = {
     "cudnn": cudnn,
+    "pallas_tpu": pallas_tpu,
     "xla_half": xla_half,
     "xla_chunked": xla_chunked,
     "reference": reference,
 }
+# What runs elsewhere too, but should not be chosen there.
+_HOME = {"pallas_tpu": "tpu"}
 
 _PREFERENCE = "INTERNVIDEO_ATTENTION"
 _preferred: contextvars.ContextVar[str | None] = contextvars.ContextVar("preferred", default=None)
@@ -194,23 +203,45 @@ def select_implementation(request: Request, implementation: str | None = None) -
 
 
 def _default(request: Request) -> Choice:
+    of_platform = {"cpu": _cpu_default, "gpu": _gpu_default, "tpu": _tpu_default}
+    return of_platform[request.platform](request)
+
+
+def _cpu_default(request: Request) -> Choice:
+    if request.heads * request.queries * request.keys <= _CPU_SHORT:
+        return Choice("reference", "short")
+    return Choice(_first_that_serves(request), "the first that can serve")
+
+
+def _gpu_default(request: Request) -> Choice:
     aside = ""
-    if request.platform == "gpu" and request.queries >= _FEW_QUERIES:
+    if request.queries >= _FEW_QUERIES:
         refusal = cudnn.supports(request)
         if refusal is None:
             return Choice("cudnn", "fused")
         aside = f"; cudnn cannot serve: {refusal}"
         if xla_half.supports(request) is None:
             return Choice("xla_half", f"short{aside}")
-    scores = request.heads * request.queries * request.keys
-    on_cpu = request.platform == "cpu"
-    if scores <= _CPU_SHORT if on_cpu else request.batch * scores <= _SHORT:
+    if request.batch * request.heads * request.queries * request.keys <= _SHORT:
         return Choice("reference", f"short{aside}")
     return Choice(_first_that_serves(request), f"the first that can serve{aside}")
 
 
+def _tpu_default(request: Request) -> Choice:
+    if pallas_tpu.is_best(request):
+        return Choice("pallas_tpu", "fused")
+    if request.batch * request.heads * request.queries * request.keys <= _SHORT:
+        return Choice("reference", "short")
+    return Choice(_first_that_serves(request), "the first that can serve")
+
+
 def _first_that_serves(request: Request) -> str:
-    return next(name for name, m in _IMPLEMENTATIONS.items() if m.supports(request) is None)
+    at_home = {
+        name: module
+        for name, module in _IMPLEMENTATIONS.items()
+        if _HOME.get(name, request.platform) == request.platform
+    }
+    return next(name for name, module in at_home.items() if module.supports(request) is None)
 
 
 def _module(where: str, name: str) -> ModuleType:

@@ -141,8 +141,9 @@ TOKENS_OVER_FOUR = {"data": 1, "fsdp": 2, "context": 4}
         (CUBE, "reference", ATTENTION),
         (HEADS_OVER_FOUR, "xla_chunked", ATTENTION),
         (TOKENS_OVER_FOUR, "reference", ATTENTION),
+        (CUBE, "pallas_tpu", ("padded", "grouped", "multi-query", "one query")),
     ],
-    ids=["all", "heads", "tokens"],
+    ids=["all", "heads", "tokens", "kernel"],
 )
 def test_each_option_of_attention_gives_what_it_gives_on_one_device(
     sizes, implementation, names, monkeypatch

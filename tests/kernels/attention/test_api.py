@@ -82,7 +82,10 @@ def test_returns_what_is_asked_in_order(qkv):
         ({"scale": jnp.ones(())}, r"expected scale as a Python number, found float32\[\]"),
         ({"dropout_rate": 1.0}, r"expected dropout_rate in \[0, 1\), found 1.0"),
         ({"dropout_rate": 0.1}, "expected a random key as dropout_rng"),
-        ({"implementation": "flash"}, "of cudnn, xla_half, xla_chunked, reference, found 'flash'"),
+        (
+            {"implementation": "flash"},
+            "of cudnn, pallas_tpu, xla_half, xla_chunked, reference, found 'flash'",
+        ),
     ],
 )
 def test_misfits_are_named(qkv, change, message):
@@ -104,7 +107,8 @@ def test_a_named_implementation_that_cannot_serve_says_why_and_which_can(qkv):
 def test_long_sequences_are_tiled_and_short_ones_are_not(platform):
     short = Request(**{**vars(SHORT), "platform": platform})
     assert select_implementation(short).name == "reference"
-    assert select_implementation(long_request(platform)).name == "xla_chunked"
+    tiled = "pallas_tpu" if platform == "tpu" else "xla_chunked"
+    assert select_implementation(long_request(platform)).name == tiled
     # One example of them fits an accelerator whole.
     one = select_implementation(long_request(platform, batch=1)).name
     assert one == ("xla_chunked" if platform == "cpu" else "reference")
@@ -138,6 +142,7 @@ def test_an_unknown_preference_is_an_error(qkv, monkeypatch):
 def test_what_is_available_on_cpu():
     assert available_implementations() == {
         "cudnn": "it needs an NVIDIA GPU, found platform 'cpu'",
+        "pallas_tpu": None,
         "xla_half": "it is for GPUs, found platform 'cpu'",
         "xla_chunked": None,
         "reference": None,

@@ -1,0 +1,219 @@
+"""The forward pass.
+
+Scores lie with keys along the rows and queries along the lanes: Sᵀ = K Qᵀ. So maxima and sums over
+the keys are plain additions of registers, what belongs to a query is one row, and of the output,
+Oᵀ = Vᵀ Pᵀ, the matrix unit streams only as many rows as a head has channels (88 take 96, not 128).
+All keys of a head are at hand, hence the maximum is known before the first exponential, and nothing
+is ever rescaled. While a tile's weights are made and multiplied by the values, chunk by chunk, the
+scores of the next tile, of the same head or the next, take their place.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from internvideo_jax.kernels.attention.pallas_tpu.plan import LANES, ROWS, Plan, Shapes
+from internvideo_jax.kernels.attention.pallas_tpu.vectors import (
+    HIDDEN,
+    Ref,
+    add,
+    fold_rows,
+    lane_is_below,
+    loop,
+    product,
+    slot,
+    store_extended,
+    store_scores,
+)
+
+
+class Tile(NamedTuple):
+    """Queries [start, start + size) of a head of this step."""
+
+    head: int | Array
+    start: int | Array
+    size: int
+
+
+class Scored(NamedTuple):
+    """What is known of a tile whose scores are stored.
+
+    Attributes:
+      largest: of each query's scores.
+      last: scores of the key that is set apart; () without one.
+    """
+
+    largest: Float[Array, "1 n"]
+    last: Float[Array, "1 n"] | tuple[()]
+
+
+def forward(
+    plan: Plan,
+    q: Float[Array, "G D N"],
+    k: Float[Array, "K D M"],
+    v: Float[Array, "K D M"],
+    interpret: bool | pltpu.InterpretParams,
+) -> tuple[Float[Array, "G D N"], Float[Array, "G 1 N"]]:
+    """Output, and the logarithm to the base 2 of the sum of exponentials.
+
+    Args:
+      plan: the cut.
+      q, k, v: queries, keys and values by heads.
+      interpret: as `pallas_call` takes it.
+    """
+    grid = (q.shape[0] // plan.heads,)
+    of_queries = pl.BlockSpec((plan.heads, plan.head_dim, plan.query_lanes), lambda i: (i, 0, 0))
+    of_keys = key_spec(plan)
+    of_lse = pl.BlockSpec((plan.heads, 1, plan.query_lanes), lambda i: (i, 0, 0))
+    products = q.shape[0] * plan.queries * plan.keys
+    return pl.pallas_call(
+        functools.partial(_kernel, plan=plan),
+        grid=grid,
+        in_specs=[of_queries, of_keys, of_keys],
+        out_specs=[of_queries, of_lse],
+        out_shape=[
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct((q.shape[0], 1, q.shape[2]), jnp.float32),
+        ],
+        scratch_shapes=vmem(plan.forward_scratch()),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel",), vmem_limit_bytes=plan.vmem_bytes("forward")
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=4 * products * plan.head_dim,
+            transcendentals=products,
+            bytes_accessed=2 * (q.nbytes + k.nbytes),
+        ),
+        interpret=interpret,
+        name="attention_forward",
+    )(q, k, v)
+
+
+def key_spec(plan: Plan) -> pl.BlockSpec:
+    """The keys or values of a step's heads."""
+    block = (plan.heads, plan.head_dim, plan.key_lanes)
+    if plan.group == 1:
+        return pl.BlockSpec(block, lambda i: (i, 0, 0))
+    return pl.BlockSpec(block, lambda i: (i // plan.group, 0, 0))
+
+
+def vmem(shapes: Shapes) -> dict[str, pl.MemoryRef]:
+    """Vector memory by name."""
+    return {name: pltpu.VMEM(shape, jnp.dtype(dtype)) for name, (shape, dtype) in shapes.items()}
+
+
+def _kernel(
+    q_ref: Ref,
+    k_ref: Ref,
+    v_ref: Ref,
+    o_ref: Ref,
+    lse_ref: Ref,
+    *,
+    keys_ref: Ref,
+    values_ref: Ref,
+    scores_ref: Ref,
+    plan: Plan,
+) -> None:
+    sum_in_product = plan.folded and not plan.exact_lse
+
+    def prepare(head: int | Array) -> None:
+        own = slot(head, plan.buffers)
+        keys_ref[own] = k_ref[head].T
+        store_extended(values_ref.at[own], v_ref.at[head], plan.keys, [1.0])
+        if plan.odd_query:
+            attend_last_query(head)
+
+    def attend_last_query(head: int | Array) -> None:
+        """One row of scores costs the matrix unit 16 rows, a tile 128 lanes."""
+        lane = plan.queries - 1
+        query = q_ref[head, :, lane : lane + LANES].T[:ROWS]
+        scores = product(query, k_ref[head])[:1]
+        scores = jnp.where(lane_is_below(plan.keys, scores.shape), scores, HIDDEN)
+        largest = jnp.max(scores, axis=1, keepdims=True)
+        weights = jnp.exp2((scores - largest) * plan.exponent)
+        total = jnp.sum(weights, axis=1, keepdims=True)
+        values = values_ref[slot(head, plan.buffers)].astype(jnp.float32)[: plan.head_dim]
+        out = jnp.sum(values * weights, axis=1, keepdims=True)
+        o_ref[head, :, lane : lane + 1] = (out / total).astype(o_ref.dtype)
+        lse_ref[head, :, lane : lane + 1] = largest * plan.exponent + jnp.log2(total)
+
+    def queries(tile: Tile) -> Float[Array, "D n"]:
+        return q_ref[tile.head, :, pl.ds(tile.start, tile.size)]
+
+    def score(tile: Tile, chunk: slice) -> Float[Array, "8 n"]:
+        keys = keys_ref[slot(tile.head, plan.buffers), chunk, :]
+        scores = product(keys, queries(tile))
+        return store_scores(scores_ref.at[chunk], scores, plan.visible - chunk.start)
+
+    def score_last_key(tile: Tile, largest: Float[Array, "8 n"]) -> Scored:
+        highest = jnp.max(largest, axis=0, keepdims=True)
+        if not plan.odd_key:
+            return Scored(highest, ())
+        last = slice(plan.visible, plan.visible + ROWS)
+        keys = keys_ref[slot(tile.head, plan.buffers), last, :]
+        scores = product(keys, queries(tile))[:1]
+        return Scored(jnp.maximum(highest, scores), scores)
+
+    def step(tile: Tile | None, scored: Scored | None, following: Tile | None) -> Scored | None:
+        """The output of a tile, beside the scores of the following one."""
+        out = total = largest = None
+        for chunk in plan.chunks:
+            if tile and scored:
+                scores = scores_ref[chunk, : tile.size]
+                weights = jnp.exp2((scores - scored.largest) * plan.exponent)
+                if not sum_in_product:
+                    total = add(total, fold_rows(weights, jnp.sum))
+            if following:
+                highest = score(following, chunk)
+                largest = highest if largest is None else jnp.maximum(largest, highest)
+            if tile:
+                values = values_ref[slot(tile.head, plan.buffers), :, chunk]
+                out = add(out, product(values, weights.astype(values.dtype)))
+        if tile and scored and out is not None:
+            finish(tile, scored, out, total)
+        return None if following is None else score_last_key(following, largest)
+
+    def finish(tile: Tile, scored: Scored, out: Array, total: Array | None) -> None:
+        if total is None:
+            total = out[plan.head_dim : plan.head_dim + 1]
+        else:
+            total = jnp.sum(total, axis=0, keepdims=True)
+        out = out[: plan.head_dim]
+        if plan.odd_key:
+            weight = jnp.exp2((scored.last - scored.largest) * plan.exponent)
+            last = v_ref[tile.head, :, plan.keys - 1 : plan.keys].astype(jnp.float32)
+            out, total = out + last * weight, total + weight
+        place = pl.ds(tile.start, tile.size)
+        o_ref[tile.head, :, place] = (out * (1 / total)).astype(o_ref.dtype)
+        lse_ref[tile.head, :, place] = scored.largest * plan.exponent + jnp.log2(total)
+
+    def attend_head(head: int | Array, scored: Scored, following: Tile | None) -> Scored | None:
+        """All tiles of a head, and the scores of the next one's first tile."""
+
+        def tile_at(i: int | Array) -> Tile:
+            start = i * plan.tile
+            start = start if isinstance(i, int) else pl.multiple_of(start, LANES)
+            return Tile(head, start, plan.tile)
+
+        last = plan.full_tiles - 1
+        scored = loop(last, lambda i, x: step(tile_at(i), x, tile_at(i + 1)), scored)
+        ends = [tile_at(last)]
+        if plan.rest:
+            ends.append(Tile(head, plan.full_tiles * plan.tile, plan.rest))
+        for tile, next_tile in zip(ends, [*ends[1:], following], strict=True):
+            scored = step(tile, scored, next_tile)
+        return scored
+
+    def attend_and_prepare(head: int | Array, scored: Scored) -> Scored | None:
+        prepare(head + 1)
+        return attend_head(head, scored, Tile(head + 1, 0, plan.tile))
+
+    prepare(0)
+    scored = step(None, None, Tile(0, 0, plan.tile))
+    scored = loop(plan.heads - 1, attend_and_prepare, scored)
+    attend_head(plan.heads - 1, scored, None)

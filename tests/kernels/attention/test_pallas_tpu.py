@@ -1,0 +1,247 @@
+"""The TPU kernels, interpreted, against attention written out in float64."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.experimental.pallas import tpu as pltpu
+
+from internvideo_jax.kernels.attention import Request, attention, pallas_tpu, select_implementation
+from internvideo_jax.kernels.attention.pallas_tpu import plan, table
+from internvideo_jax.kernels.attention.shapes import SHAPES
+from internvideo_jax.parallel import aot
+from tests.processes import run_cases
+
+# Lengths with and without a last token that is set apart, with padding, of one and several tiles,
+# with a smaller last tile, of several heads in a step.
+CASES = {
+    "class token": ((1, 257, 257, 2, 2, 88), table.Sizes(1, 128, 128)),
+    "padding": ((2, 161, 161, 3, 3, 8), table.Sizes(3, 512, 128)),
+    "smaller last tile": ((1, 300, 257, 2, 2, 16), table.Sizes(2, 256, 256)),
+    "few keys": ((1, 385, 9, 1, 1, 24), table.Sizes(1, 128, 256)),
+    "class token, several heads": ((1, 129, 385, 3, 3, 64), table.Sizes(3, 128, 256)),
+    "shared keys": ((2, 20, 33, 4, 2, 20), table.Sizes(8, 128, 128)),
+}
+
+SCALE = 0.2
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """Function that sets the sizes which the kernels take instead of the table's."""
+
+    def use(sizes: table.Sizes) -> None:
+        monkeypatch.setattr(plan, "sizes_for", lambda *_: sizes)
+
+    return use
+
+
+def written_out(q, k, v):
+    """Output and lse in float64, and what turns their gradients into those of q, k and v."""
+    (b, _, h, d), kv_heads = q.shape, k.shape[2]
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    k, v = (np.repeat(x, h // kv_heads, axis=2) for x in (k, v))
+    scores = np.einsum("bnhd,bmhd->bhnm", q, k) * SCALE
+    lse = np.log(np.exp(scores).sum(axis=-1))
+    weights = np.exp(scores - lse[..., None])
+    out = np.einsum("bhnm,bmhd->bnhd", weights, v)
+
+    def pull_back(d_out, d_lse):
+        d_out, d_lse = np.asarray(d_out, np.float64), np.asarray(d_lse, np.float64)
+        d_weights = np.einsum("bnhd,bmhd->bhnm", d_out, v)
+        mean = np.einsum("bnhd,bnhd->bhn", d_out, out) - d_lse
+        d_scores = weights * (d_weights - mean[..., None]) * SCALE
+        gradients = (
+            np.einsum("bhnm,bmhd->bnhd", d_scores, k),
+            np.einsum("bhnm,bnhd->bmhd", d_scores, q),
+            np.einsum("bhnm,bnhd->bmhd", weights, d_out),
+        )
+        shared = (b, -1, kv_heads, h // kv_heads, d)
+        dq, dk, dv = gradients
+        return dq, *(x.reshape(shared).sum(axis=3) for x in (dk, dv))
+
+    return out, lse, pull_back
+
+
+def ours(q, k, v):
+    return attention(q, k, v, scale=SCALE, return_lse=True, implementation="pallas_tpu")
+
+
+def usual(q, k, v):
+    """XLA's bfloat16 path on a TPU, which rounds the weights for the second product."""
+    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32) * SCALE
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, v), jax.nn.logsumexp(scores, axis=-1)
+
+
+def errors(function, qkv):
+    """Of out, lse and the gradients of both together, in relative L2."""
+
+    @jax.jit
+    def call(qkv):
+        (out, lse), pull_back = jax.vjp(function, *qkv)
+        d_out = jnp.cos(jnp.arange(out.size)).reshape(out.shape).astype(out.dtype)
+        d_lse = jnp.sin(jnp.arange(lse.size)).reshape(lse.shape)
+        return (out, lse, *pull_back((d_out, d_lse))), (d_out, d_lse)
+
+    found, cotangents = call(qkv)
+    out, lse, pull_back = written_out(*qkv)
+    expected = (out, lse, *pull_back(*cotangents))
+    assert all(x.dtype == qkv[0].dtype for x in (found[0], *found[2:]))
+    return [
+        float(np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b))
+        for a, b in zip(found, expected, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32_is_exact(name, cut, make_qkv):
+    shape, sizes = CASES[name]
+    cut(sizes)
+    assert max(errors(ours, make_qkv(*shape))) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["class token", "padding", "class token, several heads"])
+def test_bfloat16_is_as_exact_as_xla(name, cut, make_qkv):
+    """Half as much more error is allowed: weights are rounded before they are divided."""
+    shape, sizes = CASES[name]
+    cut(sizes)
+    qkv = make_qkv(*shape, dtype=jnp.bfloat16)
+    (out, lse, *gradients), (xla_out, _, *xla_gradients) = errors(ours, qkv), errors(usual, qkv)
+    assert out <= 1.5 * xla_out
+    assert all(a <= 1.5 * b for a, b in zip(gradients, xla_gradients, strict=True))
+    assert lse < 1e-6
+
+
+@pytest.mark.parametrize("examples", [2, pytest.param(40, marks=pytest.mark.slow)])
+def test_any_shape(examples, cut, make_qkv):
+    @settings(max_examples=examples)
+    @given(data=st.data())
+    def run(data):
+        lengths = st.integers(1, 300) | st.sampled_from([128, 129, 256, 257])
+        n, m = data.draw(lengths), data.draw(lengths)
+        kv_heads, group = data.draw(st.sampled_from([(1, 1), (3, 1), (4, 1), (2, 2)]))
+        d = data.draw(st.sampled_from([4, 8, 20, 64, 88]))
+        sizes = (st.integers(1, 4), st.sampled_from([128, 256]), st.sampled_from([128, 256]))
+        cut(table.Sizes(*(data.draw(size) for size in sizes)))
+        assert max(errors(ours, make_qkv(1, n, m, kv_heads * group, kv_heads, d))) < 1e-6
+
+    run()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_of_the_models(name, make_qkv):
+    """With the sizes of the table, one head; the bounds are those of bfloat16."""
+    tokens, _, head_dim = SHAPES[name]
+    qkv = make_qkv(1, tokens, tokens, 1, 1, head_dim, dtype=jnp.bfloat16)
+    assert max(errors(ours, qkv)) < 5e-3
+
+
+@pytest.mark.parametrize("name", ["class token", "class token, several heads"])
+def test_kernels_read_nothing_that_was_not_written(name, cut, make_qkv, capfd):
+    """Memory that nobody wrote is NaN, and nothing is read beyond a buffer or during a write."""
+    from internvideo_jax.kernels.attention.pallas_tpu.backward import backward
+    from internvideo_jax.kernels.attention.pallas_tpu.forward import forward
+
+    (b, n, m, h, kv_heads, d), sizes = CASES[name]
+    cut(sizes)
+    request = Request(b, n, m, h, kv_heads, d, "bfloat16", 1.0, "cpu")
+    strict = pltpu.InterpretParams(
+        uninitialized_memory="nan", out_of_bounds_reads="raise", detect_races=True
+    )
+    q, k, v = make_qkv(b, n, m, h, kv_heads, d, dtype=jnp.bfloat16)
+    by_head = [pallas_tpu._by_head(request, x) for x in (q, k, v)]
+    out, lse = forward(plan.make_plan(request, "forward"), *by_head, strict)
+    gradients = backward(plan.make_plan(request, "backward"), *by_head, out, lse, out, None, strict)
+    assert all(bool(jnp.isfinite(x.astype(jnp.float32)).all()) for x in (out, lse, *gradients))
+    assert "RACE" not in capfd.readouterr().out
+
+
+def test_works_inside_scan_remat_vmap_and_jit(make_qkv, fast_jit):
+    q, k, v = make_qkv(2, 7, 7, 4, 4, 4)
+
+    def loss(implementation, q):
+        def layer(x, _):
+            return attention(x, k, v, implementation=implementation), None
+
+        return jnp.sum(jnp.sin(jax.lax.scan(jax.checkpoint(layer), q, None, length=3)[0]))
+
+    stacked = jnp.stack([q, 2 * q])
+    expected = fast_jit(jax.vmap(jax.grad(lambda q: loss("reference", q))))(stacked)
+    found = fast_jit(jax.vmap(jax.grad(lambda q: loss("pallas_tpu", q))))(stacked)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+PLAIN = Request(8, 2049, 2049, 16, 16, 88, "bfloat16", 0.1, "tpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"bias_shape": (1, 1, 2049, 2049)}, "a bias is not part of this kernel"),
+        ({"has_kv_lengths": True}, "kv_lengths is not part"),
+        ({"is_causal": True}, "is_causal is not part"),
+        ({"dropout_rate": 0.1}, "dropout is not part"),
+        ({"platform": "gpu"}, "needs a TPU, or a CPU that interprets it"),
+        ({"dtype": "float16"}, "cast to bfloat16"),
+        ({"scale": 0.0}, "the scale must be above zero"),
+        ({"keys": 100_000}, "must fit into .* MiB of vector memory, the .* pass of 2049 queries"),
+    ],
+)
+def test_what_is_refused(change, reason):
+    request = Request(**{**vars(PLAIN), **change})
+    with pytest.raises(ValueError, match=reason):
+        select_implementation(request, "pallas_tpu")
+
+
+def test_the_choice_on_a_tpu(monkeypatch):
+    monkeypatch.delenv("INTERNVIDEO_ATTENTION", raising=False)
+
+    def chosen(**change):
+        return select_implementation(Request(**{**vars(PLAIN), **change})).name
+
+    assert chosen() == "pallas_tpu"
+    # Short ones too, unless they are shorter than a register is wide.
+    assert chosen(batch=1, queries=257, keys=257) == "pallas_tpu"
+    assert chosen(queries=1) == "reference"
+    assert chosen(is_causal=True) == "xla_chunked"
+    # What only interprets it does not choose it.
+    assert chosen(platform="cpu") == "xla_chunked"
+
+
+@settings(max_examples=200)
+@given(
+    queries=st.integers(1, 3000),
+    keys=st.integers(1, 3000),
+    name=st.sampled_from(["forward", "backward"]),
+)
+def test_tiles_and_chunks_cover_all_tokens(queries, keys, name):
+    made = plan.make_plan(
+        Request(**{**vars(PLAIN), "queries": queries, "keys": keys, "platform": "cpu"}), name
+    )
+    assert made.full_tiles >= 1
+    tiled = made.full_tiles * made.tile + made.rest
+    assert queries <= tiled + made.odd_query <= queries + plan.LANES
+    stops = [chunk.stop for chunk in made.chunks]
+    assert [chunk.start for chunk in made.chunks] == [0, *stops[:-1]]
+    assert all(stop % plan.LANES == 0 for stop in stops[:-1])
+    assert keys <= stops[-1] + made.odd_key <= keys + plan.ROWS
+
+
+def test_the_table_is_small_and_of_known_classes():
+    assert len(table.TABLE) <= 24
+    for generation, name, kind in table.TABLE:
+        assert generation in {"v5e", "v5p", "v6e", "tpu7x"}
+        assert name in {"forward", "backward"}
+        assert kind in {"short", "narrow", "wide"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(aot.compiler_version() is None, reason="libtpu is not installed")
+def test_with_the_tpu_compiler():
+    run_cases(Path(__file__).with_name("tpu_kernel_cases.py"), **aot.ENVIRONMENT)
