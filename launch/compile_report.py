@@ -7,13 +7,14 @@ from internvideo_jax.launch import arguments
 from internvideo_jax.launch.compilation.text import render
 from internvideo_jax.parallel import aot
 
-SUMMARY = "compile a model or a training step for a TPU slice without one: memory, collectives"
+SUMMARY = "compile a model or training step for a TPU slice without one: memory, time, collectives"
 
 EPILOG = """\
 Compiles for a TPU slice: of the config of a run the training step, frozen teachers included; of the
 config of a model its forward pass and its loss with gradients. Needs no TPU, only its compiler
-(libtpu, on Linux). Prints memory per device, collectives and analytic FLOPs; says nothing about
-speed. Exit code 3: it does not fit.
+(libtpu, on Linux). Prints memory per device, collectives, analytic FLOPs and how long the compiler
+expects its operations to take, by loops: a static estimate (docs/step_time.md), nothing has run.
+Exit code 3: it does not fit.
 
 examples:
   internvideo-jax compile_report --config=configs/encoder.py:1b --topology=v5e:4x4

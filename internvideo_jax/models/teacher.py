@@ -6,6 +6,7 @@ stochastic depth; here teachers are always deterministic.
 """
 
 import dataclasses
+from typing import Literal
 
 import flax.linen as nn
 import flax.struct
@@ -25,6 +26,8 @@ from internvideo_jax.models.video_vit import (
 from internvideo_jax.models.videomae import VideoMAE, VideoMAEConfig, VideoMAEOutput, videomae_g14
 from internvideo_jax.nn.normalization import l2_normalize
 
+Quantization = Literal["none", "int8"]
+
 
 @dataclasses.dataclass(frozen=True)
 class TeacherConfig(CheckedConfig):
@@ -35,12 +38,16 @@ class TeacherConfig(CheckedConfig):
       layers: ascending blocks whose outputs are targets.
       per_frame: encode each frame by itself and average class tokens and pooled features.
       normalization: whether targets are divided by their length.
+      quantization: while it is a frozen teacher, what the blocks' linear layers multiply: int8
+        values, in about half the time, once `internvideo-jax calibrate` has measured the teacher
+        (docs/step_time.md); none: numbers in the compute dtype.
     """
 
     encoder: VideoViTConfig
     layers: tuple[Blocks, ...]
     per_frame: bool = False
     normalization: Normalization = "l2"
+    quantization: Quantization = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,11 @@
-"""Linear layers' kernels kept as int8 values with a float32 scale per output channel.
+"""Linear layers' kernels as int8 values with a float32 scale per output channel.
 
-In a variables tree a `kernel` in int8 has a `kernel_scale` beside it; `nn.linear.Dense` multiplies
-the two when it is called, one layer at a time under a scan.
+In a variables tree a `kernel` in int8 has one of two scales beside it. With a `kernel_scale` it is
+kept in int8 alone: `nn.linear.Dense` multiplies the two when it is called, one layer at a time
+under a scan. With a `product_scale` the layer also rounds its inputs to int8 and sums the products
+as integers, which TPUs do at twice the rate of bfloat16: the inputs of each token by a scale of
+their own, or all by the `input_scale` that lies beside, where there is one (`nn.smoothing` makes
+both).
 """
 
 from collections.abc import Callable, Mapping
@@ -9,6 +13,7 @@ from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -16,6 +21,10 @@ from flax import struct
 Array = TypeVar("Array", np.ndarray, jax.Array)
 
 SUFFIX = "_scale"
+PRODUCT_SCALE = "product_scale"
+INPUT_SCALE = "input_scale"
+# What is measured of the inputs of linear layers, where this collection is mutable.
+STATISTICS, LARGEST = "statistics", "largest"
 
 
 class Kernel(nn.LogicallyPartitioned):
@@ -50,6 +59,41 @@ def dequantize(values: Array, scale: Array, input_dims: tuple[int, ...]) -> Arra
     dims = [dim % values.ndim for dim in input_dims]
     shape = [1 if i in dims else size for i, size in enumerate(values.shape)]
     return values.astype(np.float32) * scale.reshape(shape)
+
+
+def product(
+    x: jax.Array, kernel: jax.Array, product_scale: jax.Array, input_scale: jax.Array | None = None
+) -> jax.Array:
+    """`x` times a kernel, both as int8 values, their products summed in int32.
+
+    Args:
+      x: `[..., *inputs]`, any float dtype.
+      kernel: int8 `[*inputs, *outputs]`.
+      product_scale: of each output, float32 `[*outputs]`.
+      input_scale: of all inputs, float32 []; larger ones than 127 times it are cut. None: of each
+        token its own, by its largest input.
+
+    Returns:
+      float32 `[..., *outputs]`.
+    """
+    first_output = kernel.ndim - product_scale.ndim
+    inputs = tuple(range(x.ndim - first_output, x.ndim))
+    wide = x.astype(jnp.float32)
+    if input_scale is None:
+        scale = jnp.max(jnp.abs(wide), axis=inputs) * np.float32(1 / 127)
+        scale = jnp.where(scale == 0, 1, scale)
+        values = jnp.round(wide * jnp.expand_dims(1 / scale, inputs))
+        scale = scale.reshape(scale.shape + (1,) * product_scale.ndim)
+    else:
+        scale = input_scale
+        values = jnp.round(jnp.clip(wide * (1 / scale), -127, 127))
+    sums = jax.lax.dot_general(
+        values.astype(jnp.int8),
+        kernel,
+        ((inputs, tuple(range(first_output))), ((), ())),
+        preferred_element_type=jnp.int32,
+    )
+    return sums.astype(jnp.float32) * (scale * product_scale)
 
 
 def quantize_kernels(

@@ -28,7 +28,31 @@ def torch_uniform(inputs: int) -> Initializer:
 
 
 class Dense(nn.DenseGeneral):
-    """A linear map whose kernel may be stored as int8 values beside a `kernel_scale`."""
+    """A linear map whose kernel may be int8 values with a scale beside them; see `nn.int8`.
+
+    Where the collection `int8.STATISTICS` is mutable, a call leaves the largest magnitude of each
+    input there, float32 `[*inputs]`.
+    """
+
+    # Not wrapped by Flax, for the scopes of a plain layer to be named once.
+    @nn.nowrap
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        if self.is_mutable_collection(int8.STATISTICS) and not self.is_initializing():
+            num_inputs = 1 if isinstance(self.axis, int) else len(self.axis)
+            leading = tuple(range(inputs.ndim - num_inputs))
+            largest = jnp.max(jnp.abs(inputs.astype(jnp.float32)), axis=leading)
+            self.put_variable(int8.STATISTICS, int8.LARGEST, largest)
+        if self.has_variable("params", int8.PRODUCT_SCALE):
+            return self.multiply_int8(inputs)
+        output: jax.Array = super().__call__(inputs)
+        return output
+
+    def multiply_int8(self, inputs: jax.Array) -> jax.Array:
+        """The map where a `product_scale` lies beside the kernel."""
+        names = "kernel", int8.PRODUCT_SCALE, int8.INPUT_SCALE, "bias"
+        kernel, scale, input_scale, bias = (self.get_variable("params", name) for name in names)
+        output = int8.product(inputs, kernel, scale, input_scale)
+        return (output if bias is None else output + bias).astype(self.dtype)
 
     @nn.nowrap
     def param(self, name: str, *args: Any, **kwargs: Any) -> Any:

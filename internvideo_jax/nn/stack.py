@@ -12,6 +12,7 @@ import numpy as np
 
 from internvideo_jax.config import Blocks, CheckedConfig, Few, Size, Width
 from internvideo_jax.kernels.attention.request import RESIDUALS
+from internvideo_jax.nn.int8 import STATISTICS
 from internvideo_jax.nn.linear import Dtype
 
 Remat = Literal["none", "full", "dots", "attention"]
@@ -103,7 +104,8 @@ def stack(
     """Runs layers of a stack on tokens; call it inside a compact method.
 
     Parameters are stacked on a leading `layers` axis however the layers run, so their layout
-    depends neither on `unroll` nor on what is returned. A scan compiles 48 layers like two. On a
+    depends neither on `unroll` nor on what is returned; nor does that of the `nn.int8.STATISTICS`,
+    which layers leave where that collection is mutable. A scan compiles 48 layers like two. On a
     CPU it copies each layer's weights out of the stack, which makes decoding 1.6 to 2.9 times
     slower: there, unroll over parameters that `unstack` has split into a buffer per layer.
 
@@ -156,14 +158,18 @@ def stack(
         x = _initialize(block, x, Layer(jnp.arange(depth), rates, None), shared)
         return Stacked(x, jnp.zeros((len(hidden_layers), *x.shape), x.dtype), cache)
 
+    measured = [STATISTICS] if block.is_mutable_collection(STATISTICS) else []
     params = nn.unbox(block.variables["params"])
     rngs = _split_rngs(block, depth)
     layers = (rngs, Layer(jnp.arange(depth), rates, None))
     body = block.clone(parent=None, name=None)
 
     def run(params: Any, rngs: Any, x: jax.Array, layer: Layer, shared: Any) -> tuple[Any, Any]:
-        out = body.apply({"params": params}, x, layer, shared, rngs=rngs)
-        return (out, None) if layer.cache is None else out
+        """The new x; then the new cache and what was measured."""
+        variables = {"params": params}
+        out, found = body.apply(variables, x, layer, shared, rngs=rngs, mutable=measured)
+        x, new_cache = (out, None) if layer.cache is None else out
+        return x, (new_cache, found)
 
     forward = run
     if remat != "none":
@@ -172,17 +178,19 @@ def stack(
         forward = jax.checkpoint(run, policy=policy, prevent_cse=unroll)
 
     if unroll:
-        hidden, caches = [], []
+        hidden, caches, statistics = [], [], []
         for i in range(start, stop):
             weights = params[str(i)] if str(i) in params else _at(params, i)
             rng, layer = _at(layers, i)
             layer = dataclasses.replace(layer, cache=None if cache is None else cache[i - start])
-            x, new_cache = forward(weights, rng, x, layer, shared)
+            x, (new_cache, found) = forward(weights, rng, x, layer, shared)
             x = _constrain(x)
             caches.append(new_cache)
+            statistics.append(found)
             if i in hidden_layers:
                 hidden.append(x)
         buffer = jnp.stack(hidden) if hidden else jnp.zeros((0, *x.shape), x.dtype)
+        _put(block, jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *statistics))
         return Stacked(x, buffer, None if cache is None else tuple(caches))
 
     if span is not None:
@@ -194,18 +202,19 @@ def stack(
     def scan_body(carry: Any, xs: Any) -> tuple[Any, Any]:
         """Only the block itself is under remat: the buffer must not be one of its saved inputs."""
         (x, buffer), (params, rng, layer, slot) = carry, xs
-        x, new_cache = forward(params, rng, x, layer, shared)
+        x, rest = forward(params, rng, x, layer, shared)
         x = _constrain(x)
         if buffer.size:
             place = jnp.maximum(slot, 0)
             current = jax.lax.dynamic_index_in_dim(buffer, place, keepdims=False)
             update = jnp.where(slot >= 0, x, current)
             buffer = jax.lax.dynamic_update_index_in_dim(buffer, update, place, 0)
-        return (x, buffer), new_cache
+        return (x, buffer), rest
 
     buffer = jnp.zeros((len(hidden_layers), *x.shape), x.dtype)
     xs = (params, rngs, dataclasses.replace(layer, cache=cache), jnp.asarray(slots[start:stop]))
-    (x, buffer), cache = jax.lax.scan(scan_body, (x, buffer), xs)
+    (x, buffer), (cache, statistics) = jax.lax.scan(scan_body, (x, buffer), xs)
+    _put(block, statistics)
     return Stacked(x, buffer, cache)
 
 
@@ -236,6 +245,12 @@ def _initialize(block: nn.Module, x: jax.Array, layers: Layer, shared: Any) -> j
     )
     x, _ = scan(block, x, layers, shared)
     return x
+
+
+def _put(block: nn.Module, statistics: Mapping[str, Any]) -> None:
+    """Leaves what was measured of the layers, `[depth, ...]`, with the stack."""
+    for name, value in statistics.get(STATISTICS, {}).items():
+        block.put_variable(STATISTICS, name, value)
 
 
 def _split_rngs(block: nn.Module, depth: int) -> dict[str, Any]:

@@ -8,10 +8,12 @@ JAX must be imported with the variables of `ENVIRONMENT` set, so this module imp
 import dataclasses
 import importlib.metadata
 import re
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from internvideo_jax.parallel import hlo
+from internvideo_jax.parallel import hlo, step_time
 
 if TYPE_CHECKING:
     import jax
@@ -36,20 +38,32 @@ EXAMPLE_TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v5p:2x2x2", "v5p:8x8x8", "v6e:16x
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A TPU generation: product name and the memory per JAX device that the compiler accepts."""
+    """A TPU generation, its figures per JAX device.
+
+    Attributes:
+      product: its name.
+      hbm_bytes: memory that the compiler accepts.
+      clock_hz: of the cores.
+      flops: products of bfloat16 numbers per second, at best.
+      wire_bytes: what it can send to its neighbours per second.
+    """
 
     product: str
     hbm_bytes: int
+    clock_hz: float
+    flops: float
+    wire_bytes: float
 
 
-# Limits as the compiler (libtpu 0.0.51) states them when they are exceeded. A device is a chip,
-# but half a chip on tpu7x.
+# Memory as the compiler (libtpu 0.0.51) states it when it is exceeded. The clocks are those by
+# which its cycles of a large product give the published peaks; links count in one direction, half
+# of what Cloud TPU's pages say. A device is a chip, but half a chip on tpu7x.
 CHIPS = {
-    "v4": Chip("TPU v4", int(30.75 * 2**30)),
-    "v5e": Chip("TPU v5e", int(15.75 * 2**30)),
-    "v5p": Chip("TPU v5p", int(95.73 * 2**30)),
-    "v6e": Chip("TPU v6e, Trillium", int(31.24 * 2**30)),
-    "tpu7x": Chip("TPU7x, Ironwood", int(94.74 * 2**30)),
+    "v4": Chip("TPU v4", int(30.75 * 2**30), 1.05e9, 275e12, 300e9),
+    "v5e": Chip("TPU v5e", int(15.75 * 2**30), 1.5e9, 197e12, 200e9),
+    "v5p": Chip("TPU v5p", int(95.73 * 2**30), 1.75e9, 459e12, 600e9),
+    "v6e": Chip("TPU v6e, Trillium", int(31.24 * 2**30), 1.75e9, 918e12, 400e9),
+    "tpu7x": Chip("TPU7x, Ironwood", int(94.74 * 2**30), 2.2e9, 1153.5e12, 300e9),
 }
 
 
@@ -92,7 +106,8 @@ class Program:
       lower_seconds: time to trace and lower.
       compile_seconds: time to compile.
       memory: what it needs; None if it does not fit.
-      collectives: None if it does not fit, or if its text cannot be read (tpu7x; see `note`).
+      collectives: None if it does not fit, or if its text cannot be read (see `note`).
+      estimate: how long it takes; None likewise.
       overflow: the compiler's message if the program does not fit into memory.
       required_bytes: memory per device that the compiler found necessary if it does not fit.
       note: why something is missing.
@@ -102,6 +117,7 @@ class Program:
     compile_seconds: float
     memory: Memory | None = None
     collectives: list[hlo.Collective] | None = None
+    estimate: step_time.Loop | None = None
     overflow: str | None = None
     required_bytes: int | None = None
     note: str | None = None
@@ -192,10 +208,23 @@ def compile_ahead(
     try:
         text = str(compiled.as_text())
     except jax.errors.JaxRuntimeError as error:
-        # jaxlib 0.10.2 cannot always read what libtpu 0.0.51 compiles for tpu7x.
-        note = f"no collectives: {str(error).splitlines()[0]}"
-        return Program(lower_seconds, compile_seconds, memory, note=note)
-    return Program(lower_seconds, compile_seconds, memory, hlo.collectives(text))
+        # jaxlib 0.10.2 cannot always read what libtpu compiles for v5p and tpu7x.
+        found = _written_text(lowered)
+        if found is None:
+            note = f"no collectives and no estimate: {str(error).splitlines()[0]}"
+            return Program(lower_seconds, compile_seconds, memory, note=note)
+        text = found
+    return Program(
+        lower_seconds, compile_seconds, memory, hlo.collectives(text), step_time.estimate(text)
+    )
+
+
+def _written_text(lowered: Any) -> str | None:
+    """A program's text as the compiler itself writes it, which takes compiling it once more."""
+    with tempfile.TemporaryDirectory() as folder:
+        lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        files = list(Path(folder).glob("*.after_codegen.txt"))
+        return max((file.read_text() for file in files), key=len, default=None)
 
 
 def required_bytes(message: str) -> int | None:

@@ -1,4 +1,4 @@
-"""Reads the collectives of a compiled program from its optimised HLO text.
+"""Reads a compiled program from its optimised HLO text: computations, loops, collectives.
 
 Written for what the TPU compiler prints, which differs from other backends: an asynchronous
 collective is cloned into start, overlap and done fusions; a reduce-scatter is a fusion called
@@ -9,7 +9,7 @@ condition.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 _KINDS = (
     "all-gather",
@@ -67,13 +67,23 @@ class CollectiveTotal:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instruction:
+class Instruction:
+    """An instruction of a computation.
+
+    Attributes:
+      name: of its result.
+      type: of its result, as HLO writes it.
+      opcode: e.g. "fusion".
+      rest: the line from the operands on.
+    """
+
+    name: str
     type: str
     opcode: str
-    # The line from the operands on.
     rest: str
 
     def attribute(self, pattern: str) -> str | None:
+        """What the pattern's group matches behind the opcode, None without a match."""
         match = re.search(pattern, self.rest)
         return match.group(1) if match else None
 
@@ -87,7 +97,7 @@ def collectives(hlo: str) -> list[Collective]:
     Raises:
       ValueError: the text has no entry computation.
     """
-    entry, computations = _parse(hlo)
+    entry, computations = parse(hlo)
     num_devices = _num_devices(hlo)
     found: list[Collective] = []
     seen: set[tuple[str, ...]] = set()
@@ -101,12 +111,12 @@ def collectives(hlo: str) -> list[Collective]:
                     seen.add(key)
                     found.append(_collective(name, instruction, trips, known, num_devices))
             elif instruction.opcode == "while":
-                length = _trip_count(instruction, computations)
+                length = trip_count(instruction, computations)
                 body = instruction.attribute(r"body=%?([\w.\-]+)")
                 times = 1 if length is None else length
                 visit(body or "", trips * times, known and length is not None)
             else:
-                for callee in _callees(instruction):
+                for callee in callees(instruction):
                     visit(callee, trips, known)
 
     visit(entry, 1, True)
@@ -133,10 +143,14 @@ def totals(found: list[Collective]) -> list[CollectiveTotal]:
     return sorted(sums, key=lambda total: -total.wire_bytes)
 
 
-def _parse(hlo: str) -> tuple[str, dict[str, list[_Instruction]]]:
-    """Name of the entry computation and the instructions of all."""
+def parse(hlo: str) -> tuple[str, dict[str, list[Instruction]]]:
+    """Name of the entry computation, and the instructions of all by their computations' names.
+
+    Raises:
+      ValueError: the text has no entry computation.
+    """
     entry, current = None, None
-    computations: dict[str, list[_Instruction]] = {}
+    computations: dict[str, list[Instruction]] = {}
     for line in hlo.splitlines():
         header = re.match(r"(ENTRY )?%?([\w.\-<>]+) \(.*\) -> .*\{\s*$", line)
         if header:
@@ -152,11 +166,13 @@ def _parse(hlo: str) -> tuple[str, dict[str, list[_Instruction]]]:
     return entry, computations
 
 
-def _parse_instruction(line: str) -> _Instruction:
-    text = re.sub(r"/\*index=\d+\*/", "", line.split(" = ", 1)[1])
+def _parse_instruction(line: str) -> Instruction:
+    name, _, text = line.partition(" = ")
+    text = re.sub(r"/\*index=\d+\*/", "", text)
     end = _closing_parenthesis(text) + 1 if text.startswith("(") else text.find(" ")
     opcode, _, rest = text[end:].strip().partition("(")
-    return _Instruction(text[:end], opcode, rest)
+    name = name.strip().removeprefix("ROOT ").removeprefix("%")
+    return Instruction(name, text[:end], opcode, rest)
 
 
 def _closing_parenthesis(text: str) -> int:
@@ -168,7 +184,7 @@ def _closing_parenthesis(text: str) -> int:
     return len(text)
 
 
-def _identity(kind: str, instruction: _Instruction) -> tuple[str, ...]:
+def _identity(kind: str, instruction: Instruction) -> tuple[str, ...]:
     """Equal for the clones of one collective, which differ in layouts and operand names only.
 
     A channel alone does not identify one: the compiler reuses channels of collective-permutes.
@@ -179,7 +195,7 @@ def _identity(kind: str, instruction: _Instruction) -> tuple[str, ...]:
 
 
 def _collective(
-    computation: str, instruction: _Instruction, trips: int, known: bool, num_devices: int
+    computation: str, instruction: Instruction, trips: int, known: bool, num_devices: int
 ) -> Collective:
     kind = instruction.opcode.removesuffix("-start")
     group = _group_size(instruction, num_devices)
@@ -220,7 +236,7 @@ def _num_devices(hlo: str) -> int:
     return count
 
 
-def _group_size(instruction: _Instruction, num_devices: int) -> int:
+def _group_size(instruction: Instruction, num_devices: int) -> int:
     if instruction.opcode.startswith("collective-permute"):
         # Each device has one partner; what matters is how many devices exchange.
         return num_devices
@@ -238,14 +254,16 @@ def _group_size(instruction: _Instruction, num_devices: int) -> int:
     return int(iota) if iota else num_devices
 
 
-def _trip_count(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int | None:
+def trip_count(
+    loop: Instruction, computations: Mapping[str, Sequence[Instruction]]
+) -> int | None:
     """Iterations of a loop that counts up from 0 to a constant, as `jax.lax.scan` makes them."""
     stated = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
     if stated:
         return int(stated)
     instructions = list(computations.get(loop.attribute(r"condition=%?([\w.\-]+)") or "", ()))
     for instruction in list(instructions):
-        for callee in _callees(instruction):
+        for callee in callees(instruction):
             instructions += computations.get(callee, ())
     bounds = [
         int(i.rest.split(")")[0])
@@ -256,7 +274,8 @@ def _trip_count(loop: _Instruction, computations: dict[str, list[_Instruction]])
     return max(bounds) if bounds and counts_up else None
 
 
-def _callees(instruction: _Instruction) -> list[str]:
+def callees(instruction: Instruction) -> list[str]:
+    """The computations that an instruction runs, but for a loop's."""
     attributes = "calls|to_apply|true_computation|false_computation"
     names = re.findall(rf"(?:{attributes})=%?([\w.\-<>]+)", instruction.rest)
     branches = instruction.attribute(r"branch_computations=\{([^}]*)\}")

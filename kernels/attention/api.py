@@ -18,6 +18,7 @@ from internvideo_jax.kernels.attention import (
     reference,
     xla_chunked,
     xla_half,
+    xla_heads,
 )
 from internvideo_jax.kernels.attention.masks import Dropout, Masks
 from internvideo_jax.kernels.attention.request import (
@@ -36,6 +37,7 @@ _IMPLEMENTATIONS: dict[str, ModuleType] = {
     "pallas_tpu": pallas_tpu,
     "xla_half": xla_half,
     "xla_chunked": xla_chunked,
+    "xla_heads": xla_heads,
     "reference": reference,
 }
 # What runs elsewhere too, but should not be chosen there.
@@ -52,6 +54,12 @@ _SHORT = 2**27
 # The scores of fewer queries, such as a pooler's one, are few; fused kernels would compute those of
 # 64 or 128.
 _FEW_QUERIES = 32
+# On a TPU, by the compiler's estimates of whole blocks (docs/step_time.md). Up to so many scores
+# `reference`: they fit into its fast memory. Above, `xla_heads` for sequences of at most so many
+# queries times keys, where one head's scores of all examples are at most so many (512 MiB).
+_TPU_SHORT = 2**22
+_TPU_PAIRS = 2**21
+_TPU_HEAD = 2**27
 
 
 class Choice(NamedTuple):
@@ -230,8 +238,11 @@ def _gpu_default(request: Request) -> Choice:
 def _tpu_default(request: Request) -> Choice:
     if pallas_tpu.is_best(request):
         return Choice("pallas_tpu", "fused")
-    if request.batch * request.heads * request.queries * request.keys <= _SHORT:
+    pairs = request.queries * request.keys
+    if request.batch * request.heads * pairs <= _TPU_SHORT or request.return_weights:
         return Choice("reference", "short")
+    if pairs <= _TPU_PAIRS and request.batch * request.group * pairs <= _TPU_HEAD:
+        return Choice("xla_heads", "short sequences")
     return Choice(_first_that_serves(request), "the first that can serve")
 
 

@@ -16,11 +16,15 @@ from internvideo_jax.launch.common.run_config import parse_run
 from internvideo_jax.launch.compilation import tasks
 from internvideo_jax.launch.compilation.text import LABEL
 from internvideo_jax.models import gradient_flops
-from internvideo_jax.parallel import aot, hlo
+from internvideo_jax.parallel import aot, hlo, step_time
 from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
 from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import unsplit_dimensions
 from internvideo_jax.training.state import unsplit
+
+
+# Operations of a loop that a report names.
+_DEAREST = 10
 
 
 class Work(NamedTuple):
@@ -63,12 +67,13 @@ def compile_report(config: ConfigDict, topology_name: str) -> dict[str, Any]:
         print(f"compiling the {name} program of {topology_name} ...", file=sys.stderr, flush=True)
         program = aot.compile_ahead(*task, mesh=mesh, rules=DEFAULT_RULES)
         flops = sum(parts.values())
-        programs[name] = _program_report(program) | {
+        programs[name] = _program_report(program, topology.chip) | {
             "batch_size": rows,
             "clip": {field: list(shape) for field, shape in clip.items()},
             "analytic_flops_by_part": dict(parts),
             "analytic_flops_per_clip": flops,
             "analytic_flops_per_device": flops * rows // mesh.size,
+            "seconds_at_peak": flops * rows / mesh.size / topology.chip.flops,
         }
     return {
         "label": LABEL,
@@ -151,8 +156,8 @@ def _sizes(params: Any) -> dict[str, int]:
     }
 
 
-def _program_report(program: aot.Program) -> dict[str, Any]:
-    memory, collectives = program.memory, program.collectives
+def _program_report(program: aot.Program, chip: aot.Chip) -> dict[str, Any]:
+    memory, collectives, estimate = program.memory, program.collectives, program.estimate
     return {
         "fits": program.overflow is None,
         "overflow": program.overflow,
@@ -163,5 +168,40 @@ def _program_report(program: aot.Program) -> dict[str, Any]:
         "collectives": None
         if collectives is None
         else [dataclasses.asdict(total) for total in hlo.totals(collectives)],
+        "estimate": None if estimate is None else _estimate_report(estimate, chip),
+        "seconds_on_the_wire": None
+        if collectives is None
+        else sum(c.wire_bytes * c.trips for c in collectives) / chip.wire_bytes,
         "note": program.note,
+    }
+
+
+def _estimate_report(program: step_time.Loop, chip: aot.Chip) -> dict[str, Any]:
+    """Seconds of a program and of its loops, the dearest of each depth first."""
+
+    def seconds(cycles: int) -> float:
+        return cycles / chip.clock_hz
+
+    return {
+        "label": LABEL,
+        "seconds": seconds(program.cycles),
+        "clock_hz": chip.clock_hz,
+        "kernel_runs": program.kernel_runs,
+        "loops": [
+            {
+                "depth": depth,
+                "name": loop.name,
+                "source": loop.source,
+                "trips": loop.trips,
+                "trips_known": loop.trips_known,
+                "seconds": seconds(loop.cycles),
+                "seconds_per_trip": seconds(loop.own_cycles),
+                "kernels": loop.kernels,
+                "dearest": [
+                    dataclasses.asdict(operation) | {"seconds": seconds(operation.cycles)}
+                    for operation in loop.operations[:_DEAREST]
+                ],
+            }
+            for depth, loop in program.walk()
+        ],
     }

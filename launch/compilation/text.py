@@ -6,6 +6,12 @@ from typing import Any
 
 LABEL = "static estimate from the compiler, nothing has run"
 _COLLECTIVE_COLUMNS = ("program", "kind", "group", "ops", "runs", "MiB", "MiB sent")
+_TIME_COLUMNS = ("program", "loops and dearest operations", "runs", "ms each", "s")
+# Loops and operations below this share of a program are left to --json; how many operations of a
+# loop, and how many letters of a source, are shown.
+_SHOWN_SHARE = 0.01
+_SHOWN_OPERATIONS = 4
+_SHOWN_LETTERS = 64
 
 
 def render(report: dict[str, Any]) -> str:
@@ -41,7 +47,11 @@ def render(report: dict[str, Any]) -> str:
     for part in ("arguments", "outputs", "temporaries", "program", "total"):
         row(f"memory per device: {part}", functools.partial(_memory, part))
     row("of the device's memory", lambda p: _share(p, limit))
+    row("estimated time", lambda p: _seconds(p["estimate"] and p["estimate"]["seconds"]))
+    row("  products alone, at peak", lambda p: _seconds(p["seconds_at_peak"]))
+    row("  collectives alone, at best", lambda p: _seconds(p["seconds_on_the_wire"]))
 
+    lines += _time_lines(programs)
     lines += ["", "collectives per device and step"]
     rows = [
         _collective_row(name, c) for name, p in programs.items() for c in p["collectives"] or ()
@@ -53,6 +63,47 @@ def render(report: dict[str, Any]) -> str:
         if not program["fits"]:
             lines += ["", f"{name}: DOES NOT FIT. {program['overflow']}"]
     return "\n".join(lines)
+
+
+def _time_lines(programs: dict[str, dict[str, Any]]) -> list[str]:
+    """What the estimated time is made of: loops, indented by their depth, and their operations."""
+    rows, kernel_runs = [], 0
+    for name, program in programs.items():
+        estimate = program["estimate"]
+        if estimate is None:
+            continue
+        kernel_runs += estimate["kernel_runs"]
+        least = _SHOWN_SHARE * estimate["seconds"]
+        for loop in estimate["loops"]:
+            if loop["depth"] and loop["seconds"] < least:
+                continue
+            indent = "  " * loop["depth"]
+            runs = str(loop["trips"]) + ("" if loop["trips_known"] else "+")
+            title = f"{indent}{_tail(loop['source'])}" if loop["depth"] else "all"
+            each = 1e3 * loop["seconds_per_trip"]
+            rows.append((name, title, runs, f"{each:,.3f}", f"{loop['seconds']:.3f}"))
+            for operation in loop["dearest"][:_SHOWN_OPERATIONS]:
+                total = operation["seconds"] * loop["trips"]
+                if total >= least:
+                    title = f"{indent}  - {_tail(operation['source'] or operation['name'])}"
+                    each = 1e3 * operation["seconds"]
+                    rows.append((name, title, runs, f"{each:,.3f}", f"{total:.3f}"))
+    if not rows:
+        return []
+    lines = ["", "estimated time, one operation after the other, collectives left out"]
+    lines += _table([_TIME_COLUMNS, *rows])
+    if kernel_runs:
+        lines.append(f"  left out, too: {kernel_runs} runs of our own kernels, without an estimate")
+    return lines
+
+
+def _tail(source: str) -> str:
+    """The end of a source, which tells more than its beginning."""
+    return source if len(source) <= _SHOWN_LETTERS else f"…{source[1 - _SHOWN_LETTERS :]}"
+
+
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.3f} s"
 
 
 def _batch_lines(report: dict[str, Any]) -> list[str]:

@@ -32,6 +32,22 @@ def run(*arguments):
     )
 
 
+def loop(depth, source, trips, seconds_per_trip, seconds):
+    """A loop of a report, by hand, with one operation that takes half of its time."""
+    operation = {"name": "fusion.1", "source": f"{source}/mul", "cycles": 1}
+    return {
+        "depth": depth,
+        "name": "body",
+        "source": source,
+        "trips": trips,
+        "trips_known": True,
+        "seconds": seconds,
+        "seconds_per_trip": seconds_per_trip,
+        "kernels": 0,
+        "dearest": [operation | {"seconds": seconds_per_trip / 2}],
+    }
+
+
 def report(**changes):
     """What a compilation reports, by hand."""
     program = {
@@ -58,6 +74,15 @@ def report(**changes):
                 "trips_known": True,
             }
         ],
+        "estimate": {
+            "label": report_text.LABEL,
+            "seconds": 6.5,
+            "clock_hz": 1.5e9,
+            "kernel_runs": 0,
+            "loops": [loop(0, "", 1, 0.5, 6.5), loop(1, "VideoViT/blocks", 48, 0.125, 6.0)],
+        },
+        "seconds_at_peak": 2.642,
+        "seconds_on_the_wire": 0.1,
         "note": None,
         "batch_size": 128,
         "clip": {"video": [8, 224, 224, 3]},
@@ -101,9 +126,28 @@ def test_text_of_a_report():
     assert "of the device's memory 25 %" in lines
     assert "forward all-gather 8 5 161 1,500.0 1,312.5" in lines
     assert "forward: no collectives: INTERNAL: async-update" in lines
+    assert "estimated time 6.500 s" in lines
+    assert "products alone, at peak 2.642 s" in lines
+    assert "collectives alone, at best 0.100 s" in lines
+    assert "forward all 1 500.000 6.500" in lines
+    assert "forward VideoViT/blocks 48 125.000 6.000" in lines
+    assert "forward - VideoViT/blocks/mul 48 62.500 3.000" in lines
     assert "note params/head/kernel: axis 'vocab' of size 403 is kept whole" in lines
     given["programs"]["forward"]["collectives"][0]["trips_known"] = False
     assert "forward all-gather 8 5 161+ 1,500.0 1,312.5" in lines_of(given)
+
+
+def test_small_parts_are_left_to_json_and_kernels_without_an_estimate_are_told():
+    given = report()
+    estimate = given["programs"]["forward"]["estimate"]
+    estimate["loops"].append(loop(1, "Head/blocks", 2, 0.01, 0.02))
+    estimate["loops"][1] |= {"trips_known": False, "source": f"{'long/' * 20}blocks"}
+    estimate["kernel_runs"] = 96
+    text = report_text.render(given)
+    assert "Head/blocks" not in text
+    source = f"{'long/' * 20}blocks"
+    assert f"forward …{source[-63:]} 48+ 125.000 6.000" in lines_of(given)
+    assert "left out, too: 96 runs of our own kernels, without an estimate" in text
 
 
 def test_columns_stay_apart_whatever_programs_and_collectives_are_called():
@@ -140,7 +184,8 @@ def test_each_kind_of_media_has_a_batch_of_its_own():
 
 def test_text_of_a_program_that_does_not_fit():
     overflow = "RESOURCE_EXHAUSTED: the total memory required (28.00G) exceeds available HBM"
-    changes = {"required_bytes": 28 * 2**30, "memory": None, "collectives": None}
+    changes = {"required_bytes": 28 * 2**30}
+    changes |= dict.fromkeys(("memory", "collectives", "estimate", "seconds_on_the_wire"))
     lines = lines_of(report(fits=False, overflow=overflow, **changes))
     assert f"forward: DOES NOT FIT. {overflow}" in lines
     assert "of the device's memory 200 %" in lines
@@ -227,6 +272,9 @@ def test_pretraining_of_the_1b_student_fits_with_both_teachers(tmp_path):
     assert step["memory"]["outputs"] < 2**20
     assert step["analytic_flops_per_device"] == 16 * step["analytic_flops_per_clip"]
     assert step["memory"]["total"] < 0.6 * written["hbm_bytes_per_device"]
+    # 31.4 s where the attention of InternVL's frames runs in a loop, 2.6 s of products at peak.
+    assert step["seconds_at_peak"] < step["estimate"]["seconds"] < 6.5
+    assert step["estimate"]["kernel_runs"] == 0
     # Every weight is gathered in bfloat16: teachers' once, the student's for both passes.
     gathered = sum(c["bytes"] for c in step["collectives"] if c["kind"] == "all-gather")
     weights = 2 * (written["frozen_parameters"] + 2 * written["parameters"])

@@ -52,3 +52,27 @@ def test_all_kernels_of_linear_layers_are_quantised():
     assert left == ["params/patch_embed/kernel"]
     scale = packed["params/blocks/attn/proj/kernel_scale"]
     assert (scale.value.shape, scale.names) == ((2, 16), ("layers", "embed"))
+
+
+def test_products_of_int8_values_are_near_and_exact_where_all_values_are_levels():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 4, 5)).astype(np.float32) * np.float32([[1], [0], [30]])[..., None]
+    kernel = rng.normal(size=(4, 5, 6, 7)).astype(np.float32)
+    values, scale = int8.quantize(kernel, (0, 1))
+    wanted = np.einsum("btij,ijkl->btkl", x, kernel)
+    found = int8.product(jnp.asarray(x), jnp.asarray(values), jnp.asarray(scale))
+    # Each token has a scale of its own.
+    size = np.abs(wanted).max((2, 3), keepdims=True)
+    assert (np.abs(found - wanted) <= 0.03 * size).all()
+    levels = rng.integers(-127, 128, x.shape).astype(np.float32)
+    levels[..., 0, 0] = 127
+    exact = np.einsum("btij,ijkl->btkl", levels, values.astype(np.float32)) * scale
+    for input_scale in (None, jnp.float32(0.5)):
+        factor = 1 if input_scale is None else 0.5
+        given = jnp.asarray(levels * factor)
+        found = int8.product(given, jnp.asarray(values), jnp.asarray(scale), input_scale)
+        np.testing.assert_allclose(found, exact * factor, rtol=1e-5, atol=1e-3)
+    # What is larger than the scale allows is cut.
+    cut = int8.product(given * 3, jnp.asarray(values), jnp.asarray(scale), jnp.float32(0.5))
+    full = np.einsum("btij,ijkl->btkl", np.clip(levels * 3, -127, 127), values.astype(np.float32))
+    np.testing.assert_allclose(cut, full * scale / 2, rtol=1e-5, atol=1e-3)

@@ -10,6 +10,7 @@ import pytest
 
 from internvideo_jax.kernels.attention import request
 from internvideo_jax.nn.blocks import PreNormBlock
+from internvideo_jax.nn.int8 import LARGEST, STATISTICS
 from internvideo_jax.nn.stack import Layer, stack, unstack
 
 DEPTH = 4
@@ -115,6 +116,19 @@ def test_parameters_do_not_depend_on_how_the_layers_run(tokens, variables, other
     shapes = nn.unbox(jax.eval_shape(other.init, jax.random.key(0), tokens))
     want = jax.eval_shape(lambda: variables)
     assert shapes == want
+
+
+@pytest.mark.parametrize("options", [{}, {"remat": "full"}, {"unroll": True}])
+def test_what_layers_measure_is_stacked_however_they_run(tokens, variables, options):
+    measure = jax.jit(lambda v: module(**options).apply(v, tokens, mutable=[STATISTICS]))
+    (out, _, _), found = measure(variables)
+    np.testing.assert_allclose(out, module().apply(variables, tokens).x, rtol=1e-5, atol=1e-5)
+    largest = found[STATISTICS]["blocks"]["attn"]["proj"][LARGEST]
+    assert largest.shape == (DEPTH, 2, 8)
+    shorter = {"params": {"blocks": first_layers(variables["params"]["blocks"], 2)}}
+    _, of_shorter = module(depth=2, **options).apply(shorter, tokens, mutable=[STATISTICS])
+    wanted = of_shorter[STATISTICS]["blocks"]["attn"]["proj"][LARGEST]
+    np.testing.assert_allclose(largest[:2], wanted, rtol=1e-5)
 
 
 def test_unrolled_layers_read_a_buffer_each(tokens, variables):

@@ -13,18 +13,29 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from internvideo_jax.models import abstract_variables, build
 from internvideo_jax.models.teacher import TeacherConfig, VideoMAETeacherConfig
+from internvideo_jax.nn.int8 import LARGEST, STATISTICS
+from internvideo_jax.nn.smoothing import PRODUCTS
 from internvideo_jax.parallel.rules import Rules
 from internvideo_jax.parallel.sharding import abstract_params
 from internvideo_jax.training.masking import MaskConfig
 from internvideo_jax.training.optimizer import map_paths
 from internvideo_jax.training.stages.clips import map_clips, normalized, resized
+from internvideo_jax.training.stages.int8_teachers import (
+    check_devices,
+    int8_products,
+    quantize,
+    quantized_shapes,
+    read_calibration,
+)
 from internvideo_jax.training.stages.weights import check_weights, load_weights
 
 PyTree = Any
@@ -58,6 +69,11 @@ class FrozenTeacher:
         return isinstance(self.config, TeacherConfig)
 
     @property
+    def is_int8(self) -> bool:
+        """Whether its blocks multiply int8 values."""
+        return isinstance(self.config, TeacherConfig) and self.config.quantization == "int8"
+
+    @property
     def per_frame(self) -> bool:
         """Whether it encodes each frame by itself."""
         return isinstance(self.config, TeacherConfig) and self.config.per_frame
@@ -81,8 +97,24 @@ class FrozenTeacher:
 
     def encode(self, variables: PyTree, video: Float[Array, "B T H W 3"]) -> Any:
         """Its encoder's output on normalised clips, the target layers as hidden states."""
+        return self._run(variables, video)
+
+    def largest_inputs(
+        self, variables: PyTree, video: Float[Array, "B T H W 3"]
+    ) -> dict[str, Array]:
+        """The largest magnitudes of the inputs of its blocks' linear layers on normalised clips.
+
+        Returns:
+          By `nn.smoothing.PRODUCTS`, float32 `[layers, *inputs]`.
+        """
+        _, found = self._run(variables, video, mutable=[STATISTICS])
+        flat = traverse_util.flatten_dict(found[STATISTICS]["encoder"]["blocks"], sep="/")
+        return {product: flat[f"{product}/{LARGEST}"] for product in PRODUCTS}
+
+    def _run(self, variables: PyTree, video: Array, **options: Any) -> Any:
         frames = resized(video[:, :: self.stride], self.config.encoder.image_size)
-        return build(self.config).apply({"params": variables["params"]}, frames, method="encode")
+        variables = {"params": variables["params"]}
+        return build(self.config).apply(variables, frames, method="encode", **options)
 
     def rows(self, encoded: Any, kept: Int[Array, "B R"]) -> dict[str, Array]:
         """Targets at the kept rows.
@@ -131,7 +163,14 @@ class FrozenTeacher:
         return (grid[0] if self.per_frame else 1) * sum(build(self.config).flops().values())
 
     def init(self, key: jax.Array) -> PyTree:
-        """Boxed untrained variables: kernels in the compute dtype, all else float32."""
+        """Boxed untrained variables, in int8 where that is asked for; for shapes and shardings."""
+        variables = self.init_wide(key)
+        if not self.is_int8:
+            return variables
+        return quantized_shapes(variables, int8_products(self.path, self.name))
+
+    def init_wide(self, key: jax.Array) -> PyTree:
+        """The same without int8: kernels in the compute dtype, all else float32."""
         dtype = jnp.dtype(self.config.encoder.dtype)
         module = build(self.config)
         inputs = (jnp.zeros(x.shape, x.dtype) for x in module.example_inputs())
@@ -227,21 +266,31 @@ def load_teachers(teachers: Sequence[FrozenTeacher], mesh: Mesh, rules: Rules) -
     """Teachers' variables by name from their saved models, sharded like those of `init`.
 
     Raises:
-      ValueError: a path is not set, or a saved model does not fit its config (all misfits are
-        listed).
+      ValueError: a path is not set, a saved model does not fit its config (all misfits are listed),
+        or int8 is asked for without a calibration or on devices that do not gain by it.
     """
     _check_paths(teachers)
-    loaded = {}
-    for teacher in teachers:
-        shapes = abstract_params(teacher.init, mesh, rules, jax.random.key(0))
-        loaded[teacher.name] = load_weights(
-            str(teacher.path),
-            teacher.config,
-            shapes,
-            name=teacher.name,
-            dtype=teacher.config.encoder.dtype,
-        )
-    return loaded
+    return {teacher.name: _load_teacher(teacher, mesh, rules) for teacher in teachers}
+
+
+def _load_teacher(teacher: FrozenTeacher, mesh: Mesh, rules: Rules) -> PyTree:
+    path, key = str(teacher.path), jax.random.key(0)
+    calibration = None
+    if teacher.is_int8:
+        check_devices(mesh.devices.flat, teacher.name)
+        calibration = read_calibration(path, teacher.name)
+    loaded = load_weights(
+        path,
+        teacher.config,
+        abstract_params(teacher.init_wide, mesh, rules, key),
+        name=teacher.name,
+        dtype=teacher.config.encoder.dtype,
+    )
+    if calibration is None:
+        return loaded
+    with nn.logical_axis_rules(()):
+        boxes = jax.eval_shape(teacher.init_wide, key)
+    return quantize(loaded, boxes, calibration, mesh, rules)
 
 
 def check_teachers(teachers: Sequence[FrozenTeacher]) -> None:
@@ -250,6 +299,8 @@ def check_teachers(teachers: Sequence[FrozenTeacher]) -> None:
     for teacher in teachers:
         shapes = abstract_variables(build(teacher.config))
         check_weights(str(teacher.path), teacher.config, shapes)
+        if teacher.is_int8:
+            read_calibration(str(teacher.path), teacher.name)
 
 
 def _check_paths(teachers: Sequence[FrozenTeacher]) -> None:

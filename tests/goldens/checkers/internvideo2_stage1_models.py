@@ -22,15 +22,21 @@ from internvideo_jax.convert.engine.verify import Reference, run_reference
 from internvideo_jax.models import build
 from internvideo_jax.models.stage1 import StudentOutput
 from internvideo_jax.nn.position_embedding import resize_position_table, sinusoid_table
+from internvideo_jax.nn.smoothing import PRODUCTS
 from internvideo_jax.objectives.classification import soft_cross_entropy
 from internvideo_jax.objectives.distillation import distillation_loss
+from internvideo_jax.parallel.mesh import MeshConfig, make_mesh
+from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.training.masking import (
     MaskConfig,
     kept_to_mask,
     mask_to_kept,
 )
+from internvideo_jax.training.stages import calibration
 from internvideo_jax.training.stages.alignment import AlignmentStage
+from internvideo_jax.training.stages.int8_teachers import Calibration
 from internvideo_jax.training.stages.pretrain import PretrainConfig
+from internvideo_jax.training.stages.teachers import FrozenTeacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +183,20 @@ def check_teacher(golden: Golden) -> None:
     model = convert(kind, dict(golden.config), golden.group("state/"))
     check_forward(golden, model, "importance", "mask")
     check_attention_mask(golden, golden.config["batch"])
+    if kind == "internvl_teacher":
+        check_int8(model, np.moveaxis(golden["in/video"], 1, -1))
+
+
+def check_int8(model: Converted, video: np.ndarray) -> None:
+    """Checks that targets and masks stay where the blocks multiply int8 values."""
+    teacher = FrozenTeacher("clip_teacher", model.module.config, None, 1)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    clips = calibration.Clips([jnp.asarray(video)], MaskConfig(), mesh, DEFAULT_RULES)
+    largest = calibration.largest_inputs(teacher, model.variables, clips)
+    found = Calibration(PRODUCTS, largest)
+    deviation = calibration.deviation(teacher, model.variables, found, clips)
+    assert deviation.of_targets(teacher.config.layers) <= 1e-3
+    assert deviation.agreement >= 0.99
 
 
 @checker("internvideo2_stage1.videomae_teacher")

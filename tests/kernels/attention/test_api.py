@@ -84,7 +84,7 @@ def test_returns_what_is_asked_in_order(qkv):
         ({"dropout_rate": 0.1}, "expected a random key as dropout_rng"),
         (
             {"implementation": "flash"},
-            "of cudnn, pallas_tpu, xla_half, xla_chunked, reference, found 'flash'",
+            "of cudnn, pallas_tpu, xla_half, xla_chunked, xla_heads, reference, found 'flash'",
         ),
     ],
 )
@@ -109,11 +109,21 @@ def test_long_sequences_are_tiled_and_short_ones_are_not(platform):
     assert select_implementation(short).name == "reference"
     tiled = "pallas_tpu" if platform == "tpu" else "xla_chunked"
     assert select_implementation(long_request(platform)).name == tiled
-    # One example of them fits an accelerator whole.
+    # One example of them fits a GPU whole.
     one = select_implementation(long_request(platform, batch=1)).name
-    assert one == ("xla_chunked" if platform == "cpu" else "reference")
+    assert one == ("reference" if platform == "gpu" else tiled)
     # Weights come from the reference alone.
     assert select_implementation(long_request(platform, return_weights=True)).name == "reference"
+
+
+@pytest.mark.parametrize(
+    ("frames", "name"), [(2, "reference"), (128, "xla_heads"), (256, "xla_heads")]
+)
+def test_a_tpu_takes_the_frames_of_an_image_teacher_head_by_head(frames, name):
+    tokens, heads, head_dim = SHAPES["internvl"]
+    sizes = {"batch": frames, "queries": tokens, "keys": tokens, "head_dim": head_dim}
+    request = long_request("tpu", heads=heads, kv_heads=heads, **sizes)
+    assert select_implementation(request).name == name
 
 
 def test_the_environment_is_a_preference(qkv, monkeypatch):
@@ -145,6 +155,7 @@ def test_what_is_available_on_cpu():
         "pallas_tpu": None,
         "xla_half": "it is for GPUs, found platform 'cpu'",
         "xla_chunked": None,
+        "xla_heads": None,
         "reference": None,
     }
 

@@ -37,20 +37,22 @@ def plain_request(**changes) -> Request:
         (2, 5, 7, 4, 4, 8, (2, 4)),
     ],
 )
+@pytest.mark.parametrize("implementation", ["xla_chunked", "xla_heads"])
 def test_equals_the_reference(
-    b, n, m, h, kv_heads, d, bias_shape, small_tiles, make_qkv, outputs_and_gradients, assert_close
+    implementation, b, n, m, h, kv_heads, d, bias_shape, small_tiles, make_qkv, outputs_and_gradients, assert_close
 ):
     qkv = make_qkv(b, n, m, h, kv_heads, d)
     bias = None
     if bias_shape is not None:
         bias = jnp.asarray(np.random.default_rng(0).standard_normal((*bias_shape, n, m)))
     expected = outputs_and_gradients("reference", qkv, bias)
-    assert_close(outputs_and_gradients("xla_chunked", qkv, bias), expected)
+    assert_close(outputs_and_gradients(implementation, qkv, bias), expected)
 
 
+@pytest.mark.parametrize("implementation", ["xla_chunked", "xla_heads"])
 @pytest.mark.parametrize("examples", [3, pytest.param(80, marks=pytest.mark.slow)])
 def test_any_combination_of_options_equals_the_reference(
-    examples, small_tiles, make_qkv, outputs_and_gradients, assert_close
+    implementation, examples, small_tiles, make_qkv, outputs_and_gradients, assert_close
 ):
     @settings(max_examples=examples)
     @given(data=st.data())
@@ -79,7 +81,8 @@ def test_any_combination_of_options_equals_the_reference(
             options["scale"] = 0.7
         qkv = make_qkv(b, n, m, heads, kv_heads, 4)
         expected = outputs_and_gradients("reference", qkv, bias, **options)
-        assert_close(outputs_and_gradients("xla_chunked", qkv, bias, **options), expected)
+        found = outputs_and_gradients(implementation, qkv, bias, **options)
+        assert_close(found, expected)
 
     run()
 
@@ -178,7 +181,7 @@ def test_tiles_cover_all_rows_and_stay_small(queries, keys, kv_heads, platform):
         queries=queries, keys=keys, heads=kv_heads, kv_heads=kv_heads, platform=platform
     )
     cut = tiles.tiling(request)
-    limit = tiles._CPU_TILE_SCORES if platform == "cpu" else tiles._TILE_SCORES
+    limit = tiles._CPU_TILE_SCORES if platform == "cpu" else tiles._TPU_TILE_SCORES
     assert kv_heads % cut.kv_heads == 0
     assert queries <= cut.rows * cut.tiles < queries + cut.tiles
     assert cut.kv_heads * cut.rows * keys <= max(limit, tiles._MIN_ROWS * keys)
