@@ -57,14 +57,14 @@ def main(argv: Sequence[str]) -> int:
     from internvideo_jax.training.stages.teachers import load_teachers
 
     mesh = make_mesh(run.train.mesh, jax.devices())
-    wide = dataclasses.replace(teacher.config, quantization="none")
-    teacher = dataclasses.replace(teacher, config=wide)
+    config: Any = teacher.config
+    teacher = dataclasses.replace(teacher, config=dataclasses.replace(config, quantization="none"))
     variables = load_teachers([teacher], mesh, DEFAULT_RULES)[teacher.name]
     videos = _videos(run, args.clips, mesh)
     stage: Any = run.stage
     clips = calibration.Clips(videos, stage.mask, mesh, DEFAULT_RULES)
     found, report = calibration.calibrate(teacher, variables, clips)
-    layers = teacher.config.layers
+    layers = config.layers
     if jax.process_index() == 0:
         file = write_calibration(str(teacher.path), found)
         print("\n".join(_table(report)))

@@ -116,7 +116,8 @@ def _type_name(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         inner = [_type_name(item) for item in typing.get_args(hint) if item is not Ellipsis]
         return f"tuple of {', '.join(inner)}"
-    return " or ".join(_type_name(option) for option in typing.get_args(hint)) or "any"
+    names = (_type_name(option) for option in typing.get_args(hint))
+    return " or ".join(dict.fromkeys(names)) or "any"
 
 
 def _default(field: "dataclasses.Field[Any]") -> str:

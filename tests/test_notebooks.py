@@ -85,7 +85,7 @@ def run(fast_demo, tmp_path):
         notebooks.run(
             notebook,
             tmp_path,
-            seconds=180,
+            seconds=300,
             INTERNVIDEO_HOME=str(fast_demo.home),
             JAX_PLATFORMS="cpu",
             JAX_COMPILATION_CACHE_DIR=jax.config.jax_compilation_cache_dir,

@@ -16,9 +16,10 @@ Set the models to start from, the tokenizer's file and the data (docs/clip_train
     --config.data.mixture="(...)"
 
 Source: `scripts/pretraining/clip` of upstream `InternVideo2/multi_modality` with
-`tasks_clip/pretrain.py`; `exp/exp_pretrain_ViCLIP` of `InternVideo1/Pretrain/ViCLIP`: `viclip_base`,
-which recorded 8 GPUs, `webvid_10m` and `our_0613_filtered_30p_10m`. What `efficient` hides of texts
-is ours: upstream published neither model nor configs of arXiv 2310.19554.
+`tasks_clip/pretrain.py`; `exp/exp_pretrain_ViCLIP` of `InternVideo1/Pretrain/ViCLIP`, its folders
+`viclip_base` (which recorded 8 GPUs), `webvid_10m` and `our_0613_filtered_30p_10m`. What
+`efficient` hides of texts is ours: upstream published neither model nor configs of arXiv
+2310.19554.
 """
 
 import dataclasses
@@ -84,9 +85,7 @@ def _with_lora(model: InternVideo2ClipConfig) -> InternVideo2ClipConfig:
 
 
 def _with_drop_path(model: ViClipConfig) -> ViClipConfig:
-    return dataclasses.replace(
-        model, vision=dataclasses.replace(model.vision, drop_path_rate=0.1)
-    )
+    return dataclasses.replace(model, vision=dataclasses.replace(model.vision, drop_path_rate=0.1))
 
 
 _6B = _Recipe(internvideo2_clip_6b(), rows=128, epochs=1, warmup=0.2)
@@ -100,16 +99,12 @@ _VICLIP_B = _Recipe(
     mask_ratio=0.9,
     open_blocks=None,
 )
-_VICLIP_L = dataclasses.replace(
-    _VICLIP_B, model=_with_drop_path(viclip_l14()), gpus=64, lr=4e-4
-)
+_VICLIP_L = dataclasses.replace(_VICLIP_B, model=_with_drop_path(viclip_l14()), gpus=64, lr=4e-4)
 RECIPES = {
     "1b": _Recipe(internvideo2_clip_1b()),
     "6b": _6B,
     "1b_lora": _Recipe(_with_lora(internvideo2_clip_1b()), text="adapters"),
-    "6b_lora": dataclasses.replace(
-        _6B, model=_with_lora(internvideo2_clip_6b()), text="adapters"
-    ),
+    "6b_lora": dataclasses.replace(_6B, model=_with_lora(internvideo2_clip_6b()), text="adapters"),
     "s14": _Recipe(internvideo2_clip_s14()),
     "b14": _Recipe(internvideo2_clip_b14()),
     "l14": _Recipe(internvideo2_clip_l14()),

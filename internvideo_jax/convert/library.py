@@ -4,9 +4,10 @@ They lie in `$INTERNVIDEO_HOME/models` (by default in the user's cache directory
 there without a network. Deleting a folder makes its model anew.
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from internvideo_jax.config import nearest_name
@@ -75,8 +76,20 @@ def model_directory(name: str | os.PathLike[str], say: Say = _say) -> str:
     lock = target.with_name(f".{target.name}.lock")
     with locked(lock, lambda: say(f"{text}: waiting for another process that makes it")):
         if not _is_model(target):
-            _make(text, release, address, target, say)
+            with _named_as_folder(text, address):
+                _make(text, release, address, target, say)
     return str(target)
+
+
+@contextlib.contextmanager
+def _named_as_folder(text: str, address: hub.Address | None) -> Iterator[None]:
+    """Says of a repository that cannot be had that no folder has its name, which may be meant."""
+    try:
+        yield
+    except CheckpointError as error:
+        if text.startswith("hf://") or not str(error).startswith(f"{address} "):
+            raise
+        raise CheckpointError(f"{error}; there is no folder {text!r} here, either") from error
 
 
 def say_download(name: str, sources: Sequence[str], target: Path, say: Say = _say) -> None:

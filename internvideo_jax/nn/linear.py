@@ -49,8 +49,10 @@ class Dense(nn.DenseGeneral):
 
     def multiply_int8(self, inputs: jax.Array) -> jax.Array:
         """The map where a `product_scale` lies beside the kernel."""
-        names = "kernel", int8.PRODUCT_SCALE, int8.INPUT_SCALE, "bias"
-        kernel, scale, input_scale, bias = (self.get_variable("params", name) for name in names)
+        kernel: jax.Array = self.get_variable("params", "kernel")
+        scale: jax.Array = self.get_variable("params", int8.PRODUCT_SCALE)
+        input_scale: jax.Array | None = self.get_variable("params", int8.INPUT_SCALE)
+        bias: jax.Array | None = self.get_variable("params", "bias")
         output = int8.product(inputs, kernel, scale, input_scale)
         return (output if bias is None else output + bias).astype(self.dtype)
 

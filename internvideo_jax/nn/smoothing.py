@@ -109,7 +109,8 @@ def quantize_blocks(
       products: which layers multiply int8 values.
     """
     values = {path: leaf.value for path, leaf in boxed.items()}
-    made = jax.lax.map(lambda layer: quantize_block(*layer, products), (values, dict(largest)))
+    layers = values, dict(largest)
+    made = jax.lax.map(lambda layer: quantize_block(layer[0], layer[1], products), layers)
     return {path: _boxed(path, value, boxed) for path, value in made.items()}
 
 

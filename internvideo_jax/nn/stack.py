@@ -178,7 +178,7 @@ def stack(
         forward = jax.checkpoint(run, policy=policy, prevent_cse=unroll)
 
     if unroll:
-        hidden, caches, statistics = [], [], []
+        hidden, caches, measurements = [], [], []
         for i in range(start, stop):
             weights = params[str(i)] if str(i) in params else _at(params, i)
             rng, layer = _at(layers, i)
@@ -186,11 +186,11 @@ def stack(
             x, (new_cache, found) = forward(weights, rng, x, layer, shared)
             x = _constrain(x)
             caches.append(new_cache)
-            statistics.append(found)
+            measurements.append(found)
             if i in hidden_layers:
                 hidden.append(x)
         buffer = jnp.stack(hidden) if hidden else jnp.zeros((0, *x.shape), x.dtype)
-        _put(block, jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *statistics))
+        _put(block, jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *measurements))
         return Stacked(x, buffer, None if cache is None else tuple(caches))
 
     if span is not None:

@@ -254,9 +254,7 @@ def _group_size(instruction: Instruction, num_devices: int) -> int:
     return int(iota) if iota else num_devices
 
 
-def trip_count(
-    loop: Instruction, computations: Mapping[str, Sequence[Instruction]]
-) -> int | None:
+def trip_count(loop: Instruction, computations: Mapping[str, Sequence[Instruction]]) -> int | None:
     """Iterations of a loop that counts up from 0 to a constant, as `jax.lax.scan` makes them."""
     stated = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"')
     if stated:

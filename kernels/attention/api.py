@@ -32,16 +32,15 @@ _logger = logging.getLogger(__name__)
 
 # In the order in which the first that serves is looked for. Each module has `supports(request)`,
 # the reason why it cannot serve a request or None, and `attend(request, operands)`.
+# The last one is served to those who name or prefer it: it has not run on a TPU yet.
 _IMPLEMENTATIONS: dict[str, ModuleType] = {
     "cudnn": cudnn,
-    "pallas_tpu": pallas_tpu,
     "xla_half": xla_half,
     "xla_chunked": xla_chunked,
     "xla_heads": xla_heads,
     "reference": reference,
+    "pallas_tpu": pallas_tpu,
 }
-# What runs elsewhere too, but should not be chosen there.
-_HOME = {"pallas_tpu": "tpu"}
 
 _PREFERENCE = "INTERNVIDEO_ATTENTION"
 _preferred: contextvars.ContextVar[str | None] = contextvars.ContextVar("preferred", default=None)
@@ -236,8 +235,6 @@ def _gpu_default(request: Request) -> Choice:
 
 
 def _tpu_default(request: Request) -> Choice:
-    if pallas_tpu.is_best(request):
-        return Choice("pallas_tpu", "fused")
     pairs = request.queries * request.keys
     if request.batch * request.heads * pairs <= _TPU_SHORT or request.return_weights:
         return Choice("reference", "short")
@@ -247,12 +244,7 @@ def _tpu_default(request: Request) -> Choice:
 
 
 def _first_that_serves(request: Request) -> str:
-    at_home = {
-        name: module
-        for name, module in _IMPLEMENTATIONS.items()
-        if _HOME.get(name, request.platform) == request.platform
-    }
-    return next(name for name, module in at_home.items() if module.supports(request) is None)
+    return next(name for name, m in _IMPLEMENTATIONS.items() if m.supports(request) is None)
 
 
 def _module(where: str, name: str) -> ModuleType:

@@ -188,14 +188,12 @@ def _attend_publicly(
 ) -> Float[Array, "B N H D"]:
     """By JAX's public function, odd lengths made even, as it demands under differentiation."""
     n, m = request.queries, request.keys
-    lengths: dict[str, Array] = {}
+    query_lengths = key_lengths = None
     if n % 2 or m % 2 or kv_lengths is not None:
         seen = jnp.int32(m) if kv_lengths is None else kv_lengths.astype(jnp.int32)
-        lengths = {
-            "query_seq_lengths": jnp.full(request.batch, n, jnp.int32),
-            # At least one: an empty row's zeros are written below, so that none is divided by.
-            "key_value_seq_lengths": jnp.broadcast_to(jnp.maximum(seen, 1), (request.batch,)),
-        }
+        query_lengths = jnp.full(request.batch, n, jnp.int32)
+        # At least one: an empty row's zeros are written below, so that none is divided by.
+        key_lengths = jnp.broadcast_to(jnp.maximum(seen, 1), (request.batch,))
         q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
     out = jax.nn.dot_product_attention(
         q,
@@ -203,8 +201,9 @@ def _attend_publicly(
         v,
         scale=request.scale,
         is_causal=request.is_causal,
+        query_seq_lengths=query_lengths,
+        key_value_seq_lengths=key_lengths,
         implementation="cudnn",
-        **lengths,
     )[:, :n]
     if kv_lengths is not None:
         out = jnp.where((kv_lengths > 0)[:, None, None, None], out, 0)

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from internvideo_jax.kernels.attention import reference
+from internvideo_jax.kernels.attention.masks import Masks
 from internvideo_jax.kernels.attention.request import Operands, Request, Result
 
 
@@ -60,7 +61,7 @@ def attend(request: Request, operands: Operands) -> Result:
         by_head(operands.k, 2, 1),
         by_head(operands.v, 2, 1),
         None if bias is None or whole_bias else by_head(bias, 1, request.group),
-        None,
+        Masks(),
     )
     out, lse = lax.map(run_head, (jnp.arange(request.kv_heads), parts))
     out = jnp.moveaxis(out, 0, 2).reshape(b, n, h, d)

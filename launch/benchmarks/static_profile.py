@@ -3,8 +3,8 @@
 The compiler can step through the finished schedule of a program, instruction by instruction, with
 loops, pipelines and transfers. Kernels whose times on real chips are published come out within 15
 to 30 % of these: good for comparing two programs, not for a promise. What it does not know: that
-reads and writes share the memory's bandwidth (hence the larger of both times), how often XLA's own
-run (they count once), and which way a branch on data in memory goes.
+reads and writes share the memory's bandwidth (hence the larger of both times), how often
+XLA's own loops run (they count once), and which way a branch on data in memory goes.
 
 JAX is imported late, in a process of its own: libtpu reads its options when it starts.
 """

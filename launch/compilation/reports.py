@@ -22,7 +22,6 @@ from internvideo_jax.parallel.rules import DEFAULT_RULES
 from internvideo_jax.parallel.sharding import unsplit_dimensions
 from internvideo_jax.training.state import unsplit
 
-
 # Operations of a loop that a report names.
 _DEAREST = 10
 

@@ -192,7 +192,7 @@ def test_a_release_that_cannot_be_fetched_says_how_to_bring_a_file(models, relea
 
 
 def test_an_absent_repository_is_an_error_of_its_own(hub, models):
-    with pytest.raises(CheckpointError, match="owner/nothing.*does not exist or is private"):
+    with pytest.raises(CheckpointError, match="is private.*no folder 'owner/nothing'"):
         library.model_directory("owner/nothing")
     assert not any(path.is_dir() for path in models.iterdir())
 

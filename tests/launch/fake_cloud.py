@@ -32,7 +32,7 @@ case $tool in
   sudo)
     case "$*" in
       tee*) cat >/dev/null ;;
-      *"install -y gcsfuse") cp "$0" "${0%/*}/gcsfuse" ;;
+      *"install -y gcsfuse") cp "$0" "$HOME/new" && mv "$HOME/new" "${0%/*}/gcsfuse" ;;
     esac
     ;;
   lsb_release) echo jammy ;;
@@ -206,18 +206,19 @@ def _hosts(args, folder):
 
 
 def _ssh(args, folder):
-    code = 0
+    # As the connection does: split at blanks, and put together again.
+    line = " ".join(args.line.split(" "))
+    running = []
     for home in _hosts(args, folder):
         environment = {
             "HOME": str(home),
             "HOSTNAME": f"host-{home.name}",
             "PATH": f"{folder / 'host_bin'}:/usr/bin:/bin",
         }
-        # As the connection does: split at blanks, and put together again.
-        line = " ".join(args.line.split(" "))
-        done = subprocess.run(["sh", "-c", line], cwd=home, env=environment)
-        code = code or done.returncode
-    raise SystemExit(code)
+        running.append(subprocess.Popen(["sh", "-c", line], cwd=home, env=environment))
+    # The first failure counts, after all of them.
+    codes = [process.wait() for process in running]
+    raise SystemExit(next(filter(None, codes), 0))
 
 
 def _scp(args, folder):

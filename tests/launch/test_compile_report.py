@@ -272,8 +272,8 @@ def test_pretraining_of_the_1b_student_fits_with_both_teachers(tmp_path):
     assert step["memory"]["outputs"] < 2**20
     assert step["analytic_flops_per_device"] == 16 * step["analytic_flops_per_clip"]
     assert step["memory"]["total"] < 0.6 * written["hbm_bytes_per_device"]
-    # 31.4 s where the attention of InternVL's frames runs in a loop, 2.6 s of products at peak.
-    assert step["seconds_at_peak"] < step["estimate"]["seconds"] < 6.5
+    # It is 5.4 s, and was 31.4 s while attention took the frames of InternVL one by one.
+    assert step["seconds_at_peak"] < step["estimate"]["seconds"] < 6
     assert step["estimate"]["kernel_runs"] == 0
     # Every weight is gathered in bfloat16: teachers' once, the student's for both passes.
     gathered = sum(c["bytes"] for c in step["collectives"] if c["kind"] == "all-gather")

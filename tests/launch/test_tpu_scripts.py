@@ -181,6 +181,7 @@ def wait_for_start(home, times=1):
     wait_until(lambda: log.read_text().count("training in") == times, f"start on {home.name}")
 
 
+@pytest.mark.slow
 def test_the_life_of_a_run_on_two_slices(cloud):
     hosts = cloud.folder / "hosts"
     cloud("create.sh", *HERE, "--topology=v5e:4x4", "--slices=2", "--poll=0")
@@ -203,10 +204,9 @@ def test_the_life_of_a_run_on_two_slices(cloud):
             "gcsfuse --implicit-dirs -o ro my-clips /mnt/data"
         )
         assert [line for line in tools if line.endswith("/internvideo[tpu]")]
-    # The first of them had no gcsfuse, the others share its tools.
-    assert "sudo apt-get -o DPkg::Lock::Timeout=600 -qq install -y gcsfuse" in (
-        (homes[0] / "tools.log").read_text()
-    )
+    # They share their tools: there is no gcsfuse for the first of them.
+    installed = "sudo apt-get -o DPkg::Lock::Timeout=600 -qq install -y gcsfuse"
+    assert any(installed in (home / "tools.log").read_text() for home in homes)
 
     said = cloud("run.sh", *HERE, "--failures=4", "--", *FLAGS).stdout
     assert said.count(": started\n") == 4
@@ -220,7 +220,7 @@ def test_the_life_of_a_run_on_two_slices(cloud):
     assert "a run is going on: stop.sh first" in cloud("run.sh", *HERE, "--", *FLAGS, code=1).stderr
     assert "whose code this would change" in cloud("setup.sh", *HERE, code=1).stderr
 
-    last = cloud("logs.sh", *HERE, "--all", "--lines=1").stdout.splitlines()
+    last = sorted(cloud("logs.sh", *HERE, "--all", "--lines=1").stdout.splitlines())
     assert last == [f"host-{home.name}: training in {home / 'internvideo'}" for home in homes]
     assert cloud("logs.sh", *HERE, "--lines=1").stdout.splitlines() == last[:1]
     assert cloud("stop.sh", *HERE).stdout.count(": stopped\n") == 4
@@ -330,8 +330,8 @@ def test_the_page_for_new_users_is_followed_literally(cloud, tmp_path):
     for each in (smoke, run):
         assert each.data.shards == "/mnt/data/shards"
         assert each.data.workers == 16
-        assert each.stage.config.clip_teacher_path.startswith("/mnt/data/models/")
-        assert each.stage.config.mae_teacher_path.startswith("/mnt/data/models/")
+        for teacher in ("clip_teacher_path", "mae_teacher_path"):
+            assert each.as_json["stage"][teacher].startswith("/mnt/data/models/")
 
 
 def parsed(flags):

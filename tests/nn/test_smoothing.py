@@ -1,5 +1,6 @@
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,14 +36,13 @@ def run(params, x, **options):
 def block():
     """A block with channels 30 times larger than others, its inputs, and their largest values."""
     x = jax.random.normal(jax.random.key(0), (2, 9, CONFIG.width))
-    params = PreNormBlock(CONFIG, True).init(jax.random.key(1), x, LAYER)["params"]
-    params = traverse_util.flatten_dict(jax.tree.map(jnp.asarray, params), sep="/")
-    params = {path: leaf.value if hasattr(leaf, "names") else leaf for path, leaf in params.items()}
-    rng = np.random.default_rng(0)
-    for path, leaf in params.items():
-        if path.endswith("kernel"):
-            inputs = leaf.shape[0] if "proj" not in path else CONFIG.width
-            params[path] = jnp.asarray(rng.normal(0, inputs**-0.5, leaf.shape), jnp.float32)
+    init = PreNormBlock(CONFIG, True).init
+    shapes = nn.unbox(jax.eval_shape(init, jax.random.key(1), x, LAYER)["params"])
+    rng, params = np.random.default_rng(0), {}
+    for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items():
+        inputs = leaf.shape[0] if "proj" not in path else CONFIG.width
+        values = rng.normal(0, inputs**-0.5, leaf.shape)
+        params[path] = jnp.asarray(np.ones(leaf.shape) if "scale" in path else values, jnp.float32)
     loud = np.ones(CONFIG.width, np.float32)
     loud[[3, 17]] = 30
     for norm, kernel in (("norm1/scale", "attn/qkv/kernel"), ("norm2/scale", "mlp/fc1/kernel")):

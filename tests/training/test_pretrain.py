@@ -172,7 +172,7 @@ def test_all_that_does_not_match_is_named():
 
 
 def test_a_stage_is_made_of_a_mapping():
-    assert set(STAGES) == {"pretrain", "distill", "classify", "cross_modal"}
+    assert set(STAGES) == {"pretrain", "distill", "classify", "cross_modal", "contrastive"}
     stage = make_stage({"kind": "pretrain", **to_dict(CONFIG)})
     assert isinstance(stage, AlignmentStage)
     assert stage.config == CONFIG.student

@@ -103,7 +103,7 @@ def calibrate(
         return deviation(teacher, variables, Calibration(products, largest), clips)
 
     alone = {product: tested((product,)) for product in PRODUCTS}
-    products = PRODUCTS
+    products: tuple[str, ...] = PRODUCTS
     tried = {products: tested(products)}
     while not tried[products].is_small(layers):
         worst = max(products, key=lambda product: alone[product].of_targets(layers))

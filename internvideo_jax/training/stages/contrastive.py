@@ -80,9 +80,7 @@ class ContrastiveStage(ModelStage):
                 TowerStart("text", config.initial_text, text, _is_adapter),
             ),
             # A model without its vocabulary cannot say how it reads texts.
-            preprocessing=preprocessing
-            if files
-            else dataclasses.replace(preprocessing, text=None),
+            preprocessing=preprocessing if files else dataclasses.replace(preprocessing, text=None),
             tokenizer_files=files,
         )
         self.media = ("video", "image") if vision.tubelet_size == 1 else ("video",)
@@ -125,7 +123,10 @@ class ContrastiveStage(ModelStage):
 
     def trainable(self, path: str) -> bool | np.ndarray:
         c = self.config
-        for found, is_text in ((self.module.video_tower(), False), (self.module.text_tower(), True)):
+        for found, is_text in (
+            (self.module.video_tower(), False),
+            (self.module.text_tower(), True),
+        ):
             assert found is not None
             tower, names = found
             prefix = "/".join((*names, ""))
@@ -169,10 +170,10 @@ class ContrastiveStage(ModelStage):
             )
 
     def targets(self, frozen: PyTree, batch: Batch, key: jax.Array) -> PyTree:
-        """What is hidden: kept tokens `kept` `[B, R]`, and words to leave out `dropped` `[B, L]`."""
+        """What is hidden: the tokens `kept` `[B, R]` are not, the words `dropped` `[B, L]` are."""
         clips, texts = batch[self.kind], batch[self._text_field]
         mask_key, word_key = jax.random.split(key)
-        targets = {}
+        targets: dict[str, Array] = {}
         if self.config.mask.ratio:
             mask = self.config.mask
             drawn = mask.draw(mask_key, len(clips), self.grid, per_frame=False)
@@ -214,8 +215,9 @@ class ContrastiveStage(ModelStage):
             )
             return loss, temperature
 
-        found: tuple[Array, Array] = module.apply(variables, rngs={"dropout": key}, method=compare)
-        return found
+        found: Any = module.apply(variables, rngs={"dropout": key}, method=compare)
+        loss, temperature = found
+        return loss, temperature
 
     def flops(self) -> dict[str, int]:
         """FLOPs of a training step per row; what is frozen counts with its forward pass alone.
@@ -260,7 +262,7 @@ def _check_vocabulary(tokenizer: Tokenizer, config: ContrastiveConfig) -> None:
     if tokenizer.vocab_size != size:
         raise ValueError(
             f"vocabulary: expected {size} tokens, as the model has them, found"
-            f" {tokenizer.vocab_size} in {config.vocabulary}; name the tokenizer's file of the model"
+            f" {tokenizer.vocab_size} in {config.vocabulary}; name the model's tokenizer"
         )
 
 

@@ -8,6 +8,9 @@ from internvideo_jax.models.internvideo2_clip import InternVideo2ClipConfig
 from internvideo_jax.models.viclip import ViClipConfig
 from internvideo_jax.training.masking import MaskConfig
 
+_EVERYTHING = MaskConfig("random", 0.0)
+_RETRIEVAL = RetrievalOptions()
+
 
 @dataclasses.dataclass(frozen=True)
 class ContrastiveConfig:
@@ -34,15 +37,15 @@ class ContrastiveConfig:
       initial_text: saved model that the text tower starts from: one, or what has one like it.
     """
 
-    model: InternVideo2ClipConfig | ViClipConfig
-    mask: MaskConfig = MaskConfig("random", 0.0)
+    model: ViClipConfig | InternVideo2ClipConfig
+    mask: MaskConfig = _EVERYTHING
     word_drop: float = 0.0
     caption: str = ""
     open_blocks: int | None = None
     text: Literal["frozen", "adapters", "trained"] = "frozen"
     vocabulary: str | None = None
     contrastive_gradient_scale: float = 1.0
-    retrieval: RetrievalOptions = RetrievalOptions()
+    retrieval: RetrievalOptions = _RETRIEVAL
     initial: str | None = None
     starts_from: str = ""
     initial_vision: str | None = None

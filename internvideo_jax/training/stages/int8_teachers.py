@@ -33,7 +33,7 @@ PyTree = Any
 FILE = "int8.npz"
 _BLOCKS = "params/encoder/blocks/"
 # Kinds of devices that multiply int8 values at twice the rate of bfloat16, as JAX calls them.
-_FAST = {"TPU v5 lite", "TPU v5e", "TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e"}
+_FAST = {"TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Calibration:
 def write_calibration(path: str, calibration: Calibration) -> epath.Path:
     """Writes a calibration into the folder of a saved model; returns its file."""
     content, file = io.BytesIO(), epath.Path(path).expanduser() / FILE
-    arrays = {f"largest/{product}": x for product, x in calibration.largest.items()}
+    arrays: dict[str, Any] = {f"largest/{n}": x for n, x in calibration.largest.items()}
     np.savez(content, products=np.array(calibration.products, str), **arrays)
     file.write_bytes(content.getvalue())
     return file
@@ -153,7 +153,7 @@ def check_devices(devices: Iterable[Any], name: str) -> None:
         is_v4 = device.device_kind == "TPU v4"
         why = "multiply int8 no faster than bfloat16" if is_v4 else "have not been measured"
         raise ValueError(
-            f"expected TPUs v5e, v5p or v6e for a teacher with quantization int8, found"
+            f"expected TPUs v5e or v6e for a teacher with quantization int8, found"
             f" {device.device_kind}, which {why}; set --config.stage.{name}.quantization=none"
         )
 

@@ -137,9 +137,7 @@ def _contradictions(source: Any, target: Any) -> list[str]:
             f"config.{name}.{field.name}: expected {wanted!r}, found {got!r}"
             for field in dataclasses.fields(tower)
             if field.name not in _FREE_FIELDS
-            and not _agree(
-                wanted := getattr(tower, field.name), got := getattr(other, field.name)
-            )
+            and not _agree(wanted := getattr(tower, field.name), got := getattr(other, field.name))
         ]
     return problems
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from internvideo_jax.kernels.attention.pallas_tpu.plan import LANES, make_plan, round_up
+from internvideo_jax.kernels.attention.pallas_tpu.plan import make_plan, round_up
 from internvideo_jax.kernels.attention.request import Operands, Request, Result
 
 
@@ -44,12 +44,6 @@ def supports(request: Request) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-def is_best(request: Request) -> bool:
-    """Whether a TPU should take this call whatever its length: XLA is better at few tokens."""
-    is_long = min(request.queries, request.keys) >= LANES
-    return is_long and request.dtype == "bfloat16" and supports(request) is None
 
 
 def attend(request: Request, operands: Operands) -> Result:

@@ -10,7 +10,7 @@ subtracts these: each in three rows, as bfloat16 has a third of float32's digits
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +36,10 @@ from internvideo_jax.kernels.attention.pallas_tpu.vectors import (
 
 
 class Gradients(NamedTuple):
-    """Those of the key that is set apart, as partial sums; () without one."""
+    """Those of the key that is set apart, as partial sums `[D, 128]`; () without one."""
 
-    key: Float[Array, "D 128"] | tuple[()]
-    value: Float[Array, "D 128"] | tuple[()]
+    key: Any
+    value: Any
 
 
 def backward(
@@ -243,7 +243,7 @@ def _kernel(
 
     def differentiate_head(head: int | Array, following: Tile | None) -> None:
         def tile_at(i: int | Array) -> Tile:
-            start = i * plan.tile
+            start: Any = i * plan.tile
             start = start if isinstance(i, int) else pl.multiple_of(start, LANES)
             return Tile(head, start, plan.tile)
 

@@ -9,7 +9,7 @@ scores of the next tile, of the same head or the next, take their place.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,11 +45,11 @@ class Scored(NamedTuple):
 
     Attributes:
       largest: of each query's scores.
-      last: scores of the key that is set apart; () without one.
+      last: scores `[1, n]` of the key that is set apart; () without one.
     """
 
     largest: Float[Array, "1 n"]
-    last: Float[Array, "1 n"] | tuple[()]
+    last: Any
 
 
 def forward(
@@ -161,7 +161,8 @@ def _kernel(
 
     def step(tile: Tile | None, scored: Scored | None, following: Tile | None) -> Scored | None:
         """The output of a tile, beside the scores of the following one."""
-        out = total = largest = None
+        out = total = None
+        largest: Any = None
         for chunk in plan.chunks:
             if tile and scored:
                 scores = scores_ref[chunk, : tile.size]
@@ -192,11 +193,11 @@ def _kernel(
         o_ref[tile.head, :, place] = (out * (1 / total)).astype(o_ref.dtype)
         lse_ref[tile.head, :, place] = scored.largest * plan.exponent + jnp.log2(total)
 
-    def attend_head(head: int | Array, scored: Scored, following: Tile | None) -> Scored | None:
+    def attend_head(head: int | Array, scored: Any, following: Tile | None) -> Scored | None:
         """All tiles of a head, and the scores of the next one's first tile."""
 
         def tile_at(i: int | Array) -> Tile:
-            start = i * plan.tile
+            start: Any = i * plan.tile
             start = start if isinstance(i, int) else pl.multiple_of(start, LANES)
             return Tile(head, start, plan.tile)
 

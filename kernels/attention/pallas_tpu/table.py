@@ -1,6 +1,6 @@
 """Sizes of the kernels' blocks, by generation of the TPU, pass and class of shape.
 
-Found by `internvideo-jax benchmark attention --tune`, a search over static cycle counts.
+Those of a prototype; `internvideo-jax benchmark attention --tune` searches for better ones.
 """
 
 from typing import NamedTuple

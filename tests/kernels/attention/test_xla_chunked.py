@@ -37,16 +37,15 @@ def plain_request(**changes) -> Request:
         (2, 5, 7, 4, 4, 8, (2, 4)),
     ],
 )
-@pytest.mark.parametrize("implementation", ["xla_chunked", "xla_heads"])
 def test_equals_the_reference(
-    implementation, b, n, m, h, kv_heads, d, bias_shape, small_tiles, make_qkv, outputs_and_gradients, assert_close
+    b, n, m, h, kv_heads, d, bias_shape, small_tiles, make_qkv, outputs_and_gradients, assert_close
 ):
     qkv = make_qkv(b, n, m, h, kv_heads, d)
     bias = None
     if bias_shape is not None:
         bias = jnp.asarray(np.random.default_rng(0).standard_normal((*bias_shape, n, m)))
     expected = outputs_and_gradients("reference", qkv, bias)
-    assert_close(outputs_and_gradients(implementation, qkv, bias), expected)
+    assert_close(outputs_and_gradients("xla_chunked", qkv, bias), expected)
 
 
 @pytest.mark.parametrize("implementation", ["xla_chunked", "xla_heads"])
