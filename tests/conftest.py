@@ -21,6 +21,11 @@ hypothesis.settings.register_profile("internvideo", deadline=None, derandomize=T
 hypothesis.settings.load_profile("internvideo")
 
 
+def pytest_make_parametrize_id(config, val, argname):
+    """Bytes give a test no name: they may hold the time, and processes of one run must agree."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def hangups():
     """SIGHUP is not ignored, even where the tests run under `nohup`."""
