@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from internvideo_jax import environment
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.demonstration.commands import as_typed, run_command
@@ -76,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
         help="a few clips and steps: shows that everything runs, and proves nothing",
     )
     args = parser.parse_args(argv)
+    environment.keep_freed_memory()
 
     from internvideo_jax.configs.demo import common
     from internvideo_jax.launch.demonstration import report, retrieval, training

@@ -1,4 +1,7 @@
 import os
+import platform
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -62,3 +65,26 @@ def test_devices_that_are_not_there_are_named(monkeypatch, platforms, raised, fo
 def test_terminals_are_given_no_control_characters():
     assert printable("a\tb\nc é") == "a\tb\nc é"
     assert printable("\x1b[2Jx\r\x07\u202e") == r"\x1b[2Jx\r\x07\u202e"
+
+
+_FREED = """
+import resource
+import numpy as np
+from internvideo_jax.environment import keep_freed_memory
+kept = keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(1 << 23)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(kept, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="for the GNU C library")
+def test_freed_memory_is_kept_for_the_next_array():
+    run = subprocess.run([sys.executable, "-c", _FREED], check=True, capture_output=True, text=True)
+    kept, faults = run.stdout.split()
+    assert kept == "True"
+    # 64 MiB in pages of 4 KiB, or of 2 MiB.
+    assert int(faults) < 16

@@ -161,7 +161,7 @@ class SelfAttention(nn.Module):
             "qkv",
             use_bias=self.qkv_bias,
         )(x)
-        q, k, v = (qkv[:, :, i] for i in range(3))
+        q, k, v = (x.squeeze(2) for x in jnp.split(qkv, 3, axis=2))
         if self.qk_norm:
             head_axes = ("heads", "head_dim")
             q = rms_norm(self.norm_epsilon, self.dtype, "q_norm", head_axes)(q)
