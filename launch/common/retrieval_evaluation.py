@@ -12,7 +12,7 @@ from internvideo_jax.config import from_dict, to_dict
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.common import inference
 from internvideo_jax.launch.common.measurement import Measurement
-from internvideo_jax.launch.common.missing_clips import check_missing
+from internvideo_jax.launch.common.missing_clips import check_list, check_missing
 from internvideo_jax.launch.common.progress import Progress
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def evaluate_retrieval(
             "expected a list of videos with captions, found none; set"
             " --config.eval_data.annotations=FILE"
         )
+    check_list(data.annotations, args.config)
     clips = read_retrieval(
         data.annotations,
         root=data.root,
