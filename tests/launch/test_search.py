@@ -148,7 +148,7 @@ def test_what_is_no_index_is_refused(videos, model, tmp_path, capsys):
         )
     assert path.read_text() == "{}" * 50
     assert search.main([str(tmp_path / "nowhere"), "red"]) == 2
-    assert "nowhere: expected an index that `internvideo-jax index` wrote" in capsys.readouterr().err
+    assert "nowhere: expected an index that" in capsys.readouterr().err
     assert search.main([str(videos), "red"]) == 2
     assert "expected a regular file, found a folder" in capsys.readouterr().err
 

@@ -262,5 +262,6 @@ def test_clips_of_the_demo_are_made_by_it(config, remedy, tmp_path, monkeypatch,
     assert "internvideo-jax demo" in error
     assert remedy in error
     lost = f"--config.eval_data.annotations={tmp_path / 'lost.csv'}"
-    assert evaluate.main([*command[:1], "--config=configs/eval/zero_shot.py", lost, command[2]]) == 2
+    command[1] = "--config=configs/eval/zero_shot.py"
+    assert evaluate.main([*command, lost]) == 2
     assert "lost.csv; correct --config.eval_data.annotations" in capsys.readouterr().err
