@@ -191,6 +191,8 @@ def read_index(path: str | os.PathLike[str], *, check_vectors: bool = False) -> 
         check_regular(file)
     except FileNotFoundError:
         raise FileNotFoundError(f"{expected}, found nothing there; make it first") from None
+    except ValueError as error:
+        raise IndexFileError(f"{error}; name an index that `internvideo-jax index` wrote") from None
     try:
         return _read(open_safetensors_file(file), check_vectors)
     except CheckpointError as error:

@@ -161,6 +161,13 @@ def test_nothing_is_written_where_nothing_can_be_read(model, tmp_path, capsys):
     assert not output.exists()
 
 
+def test_the_nearest_option_is_suggested(capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        search.main(["videos.index", "red", "--topk=3", "--shet=x.png"])
+    error = capsys.readouterr().err
+    assert "unrecognized arguments: --topk=3 --shet=x.png; did you mean '--top'?" in error
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED, reason="real clips are found through INTERNVIDEO_SHARED")
 def test_real_clips_end_to_end(model, tmp_path, capsys):
