@@ -42,8 +42,14 @@ def read_class_names(
             f"{path}: expected a file with the names of the classes, one on each line or as .json,"
             " found no such file; correct its path"
         ) from None
-    if PurePath(path).suffix.lower() == ".json":
+    suffix = PurePath(path).suffix.lower()
+    if suffix == ".json":
         names = names_in_json(parse_json(content, str(path)), str(path))
+    elif suffix in (".yaml", ".yml"):
+        raise ValueError(
+            f"{path}: expected the names of the classes one on each line, or as .json, found a name"
+            " of YAML; write one of these"
+        )
     else:
         names = _names_in_lines(content, str(path))
     if num_classes is not None:

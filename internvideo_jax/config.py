@@ -75,12 +75,14 @@ def check_counts(**counts: Any) -> None:
 def nearest_name(name: str, names: Iterable[str]) -> str:
     """The ending of an error message that suggests a name: `; did you mean 'x'?`, or nothing.
 
-    Capitals do not count, and names that begin with what was found come before others.
+    Capitals do not count. Names that begin with what was found come before others, and the first
+    three are suggested.
     """
     sought, folded = name.casefold(), {other.casefold(): other for other in names}
     longer = [other for other in folded if len(sought) > 2 and other.startswith(sought)]
-    matches = sorted(longer, key=len) or difflib.get_close_matches(sought, folded, n=1)
-    return f"; did you mean {folded[matches[0]]!r}?" if matches else ""
+    matches = longer[:3] or difflib.get_close_matches(sought, folded, n=1)
+    suggested = " or ".join(repr(folded[match]) for match in matches)
+    return f"; did you mean {suggested}?" if matches else ""
 
 
 def nearest_fields(name: str, names: Iterable[str]) -> list[str]:

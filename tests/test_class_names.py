@@ -53,6 +53,7 @@ def test_names_that_are_numbers(tmp_path):
         ("a.txt", "a\n\nc", "a.txt:2: expected the name of a class, found none"),
         ("a.txt", "a\nb\na", "a.txt:3: expected another name than 'a', which .*a.txt:1 has"),
         ("a.txt", "a\nb", "expected names of the model's 3 classes, found 2"),
+        ("a.yaml", "- a\n- b\n- c", "one on each line, or as .json, found a name of YAML"),
         ("a.json", ["a", "", "c"], "class 1: expected the name of a class"),
         ("a.json", ["a", "b", "b"], "class 2: expected another name than 'b', which .* class 1"),
         ("a.json", ["a", 1, "c"], "found another form"),

@@ -173,6 +173,7 @@ def test_nearest_name_passes_over_capitals_and_knows_beginnings():
         "model-clip-b14": known[1], "Model-Clip-B15": known[1], "Model-CLIP-1B": known[0],
     }.items():  # fmt: skip
         assert nearest_name(found, known) == f"; did you mean {expected!r}?"
+    assert nearest_name("MODEL-C", known) == f"; did you mean {known[0]!r} or {known[1]!r}?"
 
 
 def test_to_dict_takes_instances_only():

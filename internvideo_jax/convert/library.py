@@ -188,7 +188,7 @@ def _nearest(text: str) -> str:
     folder = Path(text).parent
     beside = [str(path) for path in folder.iterdir()] if folder.is_dir() else []
     released = [release.name for release in registry.releases()]
-    return nearest_name(text, released) or nearest_name(text, beside)
+    return nearest_name(text, [DEMO, *released]) or nearest_name(text, beside)
 
 
 def _is_model(path: Path) -> bool:

@@ -36,10 +36,15 @@ def evaluate_retrieval(
     from internvideo_jax.evaluation.retrieval.evaluator import retrieval_evaluator, view_config
     from internvideo_jax.evaluation.retrieval.options import RetrievalData, RetrievalOptions
 
-    if set(config) != {"retrieval", "eval_data"} or args.classes is not None:
+    if set(config) != {"retrieval", "eval_data"}:
         raise arguments.UsageError(
-            f"expected a config of retrieval and eval_data, without --classes, found"
-            f" {', '.join(config)}; start from configs/eval/retrieval.py"
+            f"expected a config of retrieval and eval_data, found {', '.join(config)}; start from"
+            " configs/eval/retrieval.py"
+        )
+    if args.classes is not None:
+        raise arguments.UsageError(
+            "--classes: expected no classes where clips have captions; leave it out, or take"
+            " configs/eval/zero_shot.py"
         )
     options = from_dict(RetrievalOptions, config.retrieval.to_dict(), "config.retrieval")
     data = from_dict(RetrievalData, config.eval_data.to_dict(), "config.eval_data")

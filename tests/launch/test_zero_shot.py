@@ -265,3 +265,10 @@ def test_clips_of_the_demo_are_made_by_it(config, remedy, tmp_path, monkeypatch,
     command[1] = "--config=configs/eval/zero_shot.py"
     assert evaluate.main([*command, lost]) == 2
     assert "lost.csv; correct --config.eval_data.annotations" in capsys.readouterr().err
+
+
+def test_lists_of_a_classifier_are_no_measure_of_texts(model, tmp_path, capsys):
+    (tmp_path / "list.csv").write_text(named())
+    options = [f"--annotations={tmp_path / 'list.csv'}", f"--output={tmp_path / 'result'}"]
+    assert evaluate.main([f"--model={model}", *options]) == 2
+    assert "found Stage2, which compares clips with texts; measure it" in capsys.readouterr().err
