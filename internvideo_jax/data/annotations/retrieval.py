@@ -245,7 +245,7 @@ def _checked(stated: Stated, folder: str) -> list[str]:
         raise EntryError("the path or the id of a video", quote(video))
     if join_inside(folder, video) is None:
         raise EntryError(
-            f"a video inside the root {folder} (--root, a config's root, or root= names another)",
+            f"a video inside the root {folder} (--root or root= names another)",
             quote(video),
         )
     texts = [captions] if isinstance(captions, str) else captions
