@@ -197,8 +197,7 @@ def _order_path(entry: Entry, root: str) -> None:
         raise EntryError("the path of a local file", quote(written))
     if join_inside(root, written) is None:
         raise EntryError(
-            f"a path inside the root {root} (--root or root= names another)",
-            quote(written),
+            f"a path inside the root {root} (--root or root= names another)", quote(written)
         )
     ordered = os.path.normpath(written)
     if ordered != written:

@@ -245,8 +245,7 @@ def _checked(stated: Stated, folder: str) -> list[str]:
         raise EntryError("the path or the id of a video", quote(video))
     if join_inside(folder, video) is None:
         raise EntryError(
-            f"a video inside the root {folder} (--root or root= names another)",
-            quote(video),
+            f"a video inside the root {folder} (--root or root= names another)", quote(video)
         )
     texts = [captions] if isinstance(captions, str) else captions
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
