@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -13,6 +14,9 @@ _log = logging.getLogger(__name__)
 # Names of a million classes.
 _MAX_BYTES = 64 * 2**20
 
+# The number of a line's class, before its name or behind it.
+_NUMBERS = (re.compile(r"^([0-9]{1,9})(?: ?[,;:] ?|\s)"), re.compile(r"[,;\t] ?([0-9]{1,9})$"))
+
 
 def read_class_names(
     path: str | os.PathLike[str], num_classes: int | None = None
@@ -22,7 +26,8 @@ def read_class_names(
     Args:
       path: a UTF-8 file of any origin. `.json`: a list of names, `{name: number}`,
         `{number: name}`, or a Hugging Face config that holds one of these as `id2label` or
-        `label2id`. Any other: one name per line.
+        `label2id`. Any other: one name per line, perhaps with its number before it ("1 Archery",
+        "0,archery") or behind it ("archery,0"), from 0 or from 1, and a heading ("id,name").
       num_classes: how many there must be; None for any number.
 
     Raises:
@@ -37,8 +42,14 @@ def read_class_names(
             f"{path}: expected a file with the names of the classes, one on each line or as .json,"
             " found no such file; correct its path"
         ) from None
-    if PurePath(path).suffix.lower() == ".json":
+    suffix = PurePath(path).suffix.lower()
+    if suffix == ".json":
         names = names_in_json(parse_json(content, str(path)), str(path))
+    elif suffix in (".yaml", ".yml"):
+        raise ValueError(
+            f"{path}: expected the names of the classes one on each line, or as .json, found a name"
+            " of YAML; write one of these"
+        )
     else:
         names = _names_in_lines(content, str(path))
     if num_classes is not None:
@@ -153,7 +164,32 @@ def _names_in_lines(content: bytes, where: str) -> tuple[str, ...]:
         lines = content.decode("utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: expected UTF-8 text, found {error.reason}") from None
-    return _checked((f"{where}:{i}", line) for i, line in enumerate(lines, start=1))
+    numbered = _numbered_lines(lines)
+    if numbered is None:
+        return _checked((f"{where}:{i}", line) for i, line in enumerate(lines, start=1))
+    first = min(numbered)
+    _log.info(
+        "%s: its lines are numbered from %d to %d, which is no part of the names",
+        where,
+        first,
+        max(numbered),
+    )
+    return _checked((f"{where}: class {n}", name) for n, name in sorted(numbered.items()))
+
+
+def _numbered_lines(lines: Sequence[str]) -> dict[int, str] | None:
+    """Names by the numbers that their lines give them, if these are 0, 1, ... or 1, 2, ..."""
+    lines = [line.strip() for line in lines]
+    for pattern in _NUMBERS:
+        # Tables may name their columns first.
+        has_heading = lines and not pattern.search(lines[0]) and re.search("[,;\t]", lines[0])
+        rows = lines[1:] if has_heading else lines
+        matches = [match for row in rows if (match := pattern.search(row))]
+        names = {int(m[1]): pattern.sub("", m.string).strip().strip('"') for m in matches}
+        first = min(names, default=0)
+        if len(names) == len(rows) > 1 and first < 2 and max(names) == first + len(rows) - 1:
+            return names
+    return None
 
 
 def _checked(names: Iterable[tuple[str, str]]) -> tuple[str, ...]:

@@ -73,9 +73,16 @@ def check_counts(**counts: Any) -> None:
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str:
-    """The ending of an error message that suggests a name: `; did you mean 'x'?`, or nothing."""
-    matches = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    """The ending of an error message that suggests a name: `; did you mean 'x'?`, or nothing.
+
+    Capitals do not count. Names that begin with what was found come before others, and the first
+    three are suggested.
+    """
+    sought, folded = name.casefold(), {other.casefold(): other for other in names}
+    longer = [other for other in folded if len(sought) > 2 and other.startswith(sought)]
+    matches = longer[:3] or difflib.get_close_matches(sought, folded, n=1)
+    suggested = " or ".join(repr(folded[match]) for match in matches)
+    return f"; did you mean {suggested}?" if matches else ""
 
 
 def nearest_fields(name: str, names: Iterable[str]) -> list[str]:

@@ -20,7 +20,7 @@ from argparse import (
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from internvideo_jax.config import nearest_fields, nearest_name
 from internvideo_jax.environment import is_debugging, missing_devices, printable
@@ -173,9 +173,20 @@ def _message(error: Exception) -> str:
     return str(error)
 
 
+class _Parser(ArgumentParser):
+    """Suggests the nearest option where one is not known."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            option = unknown.split()[0].partition("=")[0]
+            message += nearest_name(option, self._option_string_actions)
+        super().error(message)
+
+
 def make_parser(name: str, description: str, epilog: str) -> ArgumentParser:
     """The parser of the command `name`; its help shows the epilog as it is."""
-    return ArgumentParser(
+    return _Parser(
         prog=f"internvideo-jax {name}",
         description=description,
         epilog=epilog,

@@ -196,12 +196,23 @@ def _evaluate(
 
 
 def _annotated_clips(args: argparse.Namespace, model: "SavedModel") -> "_Task":
-    """Classification of the clips of `--annotations`."""
+    """Classification of the clips of `--annotations`.
+
+    Raises:
+      UsageError: the model compares clips with texts instead.
+    """
     from internvideo_jax.data.config import ClipSet, DataConfig
     from internvideo_jax.data.sources.clips import RecordSource, open_source
     from internvideo_jax.evaluation.classification import ClassificationEvaluator
+    from internvideo_jax.models.dual_encoder import DualEncoder
     from internvideo_jax.models.video_vit import check_num_frames
 
+    if isinstance(model.module, DualEncoder):
+        raise arguments.UsageError(
+            f"--annotations: expected a classifier, found {type(model.module).__name__}, which"
+            " compares clips with texts; measure it with --config=configs/eval/zero_shot.py"
+            " (classes) or retrieval.py (captions) and --config.eval_data.annotations=FILE"
+        )
     preprocessing = model.preprocessing.require_video()
     num_frames = args.frames or preprocessing.num_frames
     check_num_frames(model.module, num_frames)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from internvideo_jax.files import readable_bytes
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.common import inference, named_clips
+from internvideo_jax.launch.common.indexed_model import load_indexed_model
 from internvideo_jax.launch.common.progress import Progress
 
 if TYPE_CHECKING:
@@ -54,11 +55,12 @@ def main(argv: Sequence[str]) -> int:
     videos = named_clips.named(args)
     if args.output.is_file():
         known = read_index(args.output, check_vectors=True)
+        loaded = load_indexed_model(args, known.settings)
     else:
         arguments.new_output_file(args.output, "--output")
         known = None
-    args.model = args.model or (known.settings.model if known else DEMO)
-    loaded = inference.load_model(args)
+        args.model = args.model or DEMO
+        loaded = inference.load_model(args)
     settings = _settings(args, loaded, known)
     if known and (differing := known.settings.differences(settings)):
         raise arguments.UsageError(

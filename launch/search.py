@@ -13,6 +13,7 @@ from internvideo_jax.evaluation.figures.timeline import format_time
 from internvideo_jax.files import write_json
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.common import inference
+from internvideo_jax.launch.common.indexed_model import load_indexed_model
 
 if TYPE_CHECKING:
     from internvideo_jax.loading import Model
@@ -73,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
         raise arguments.UsageError(f"expected texts with words, found {blank[0]!r}")
     _check_outputs(args)
     index = read_index(args.index)
-    model = _load(args, index)
+    model = load_indexed_model(args, index.settings).model
     vectors = _embedded(args, model, index.settings.num_frames)
     started = time.perf_counter()
     found = find_moments(index, vectors, args.top, is_exact=args.exact)
@@ -107,32 +108,6 @@ def _check_outputs(args: argparse.Namespace) -> None:
         raise arguments.UsageError(
             f"--sheet={args.sheet}: expected a name that ends in one of {', '.join(PICTURES)}"
         )
-
-
-def _load(args: argparse.Namespace, index: "Index") -> "Model":
-    """The model that the index was made with.
-
-    Raises:
-      UsageError: what is named is another, or it is not where it was.
-    """
-    from internvideo_jax.convert.library import model_directory
-
-    settings = index.settings
-    args.model = args.model or settings.model
-    try:
-        digest = inference.model_digest(model_directory(args.model))
-    except ValueError as error:
-        raise arguments.UsageError(
-            f"expected the model that the index was made with, found: {error}; say with --model"
-            " where it is"
-        ) from error
-    if digest != settings.model_digest:
-        raise arguments.UsageError(
-            f"expected the model that the index was made with, {settings.model}"
-            f" ({settings.model_digest}), found {args.model} ({digest}), whose vectors are others;"
-            " say with --model where that one is, or make the index anew"
-        )
-    return inference.load_model(args).model
 
 
 def _embedded(args: argparse.Namespace, model: "Model", num_frames: int) -> Any:

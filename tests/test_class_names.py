@@ -19,6 +19,10 @@ def written(path, value):
         ("names.txt", "\n".join(NAMES)),
         ("names.txt", "\ufeff" + "\r\n".join(NAMES) + "\r\n\r\n"),
         ("names.csv", "  " + " \n".join(NAMES)),
+        ("classInd.txt", "".join(f"{i} {name}\r\n" for i, name in enumerate(NAMES, start=1))),
+        ("labels.csv", "id,name\n" + "\n".join(f"{i},{name}" for i, name in enumerate(NAMES))),
+        ("names.txt", "\n".join(f"{NAMES[i]}, {i}" for i in (2, 0, 1))),
+        ("names.tsv", "\n".join(f'"{name}"\t{i}' for i, name in enumerate(NAMES))),
         ("names.json", list(NAMES)),
         ("names.JSON", {"1": NAMES[1], "0": NAMES[0], "2": NAMES[2]}),
         ("names.json", {NAMES[2]: 2, NAMES[0]: 0, NAMES[1]: 1}),
@@ -33,6 +37,11 @@ def test_the_usual_forms_are_read(tmp_path, name, value):
     assert read_class_names(file) == read_class_names(file, num_classes=3) == NAMES
 
 
+@pytest.mark.parametrize("lines", [("1 a", "3 b"), ("2 a", "3 b"), ("a", "1 b", "2 c"), "01"])
+def test_names_that_begin_with_numbers(tmp_path, lines):
+    assert read_class_names(written(tmp_path / "a.txt", "\n".join(lines))) == tuple(lines)
+
+
 def test_names_that_are_numbers(tmp_path):
     assert read_class_names(written(tmp_path / "a.json", {"0": "1", "1": "0"})) == ("1", "0")
 
@@ -44,6 +53,7 @@ def test_names_that_are_numbers(tmp_path):
         ("a.txt", "a\n\nc", "a.txt:2: expected the name of a class, found none"),
         ("a.txt", "a\nb\na", "a.txt:3: expected another name than 'a', which .*a.txt:1 has"),
         ("a.txt", "a\nb", "expected names of the model's 3 classes, found 2"),
+        ("a.yaml", "- a\n- b\n- c", "one on each line, or as .json, found a name of YAML"),
         ("a.json", ["a", "", "c"], "class 1: expected the name of a class"),
         ("a.json", ["a", "b", "b"], "class 2: expected another name than 'b', which .* class 1"),
         ("a.json", ["a", 1, "c"], "found another form"),

@@ -167,6 +167,15 @@ def test_nearest_name_is_silent_when_nothing_is_near():
     assert nearest_name("zzz", ["depth"]) == ""
 
 
+def test_nearest_name_passes_over_capitals_and_knows_beginnings():
+    known = ["Model-CLIP-1B-224p-f8", "Model-CLIP-B14", "model-b14-clips"]
+    for found, expected in {
+        "model-clip-b14": known[1], "Model-Clip-B15": known[1], "Model-CLIP-1B": known[0],
+    }.items():  # fmt: skip
+        assert nearest_name(found, known) == f"; did you mean {expected!r}?"
+    assert nearest_name("MODEL-C", known) == f"; did you mean {known[0]!r} or {known[1]!r}?"
+
+
 def test_to_dict_takes_instances_only():
     with pytest.raises(TypeError, match="expected an instance of a dataclass"):
         to_dict(Inner)

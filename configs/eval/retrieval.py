@@ -58,8 +58,7 @@ def get_config(name: str = "custom") -> ConfigDict:
     kind, _, measurement = name.partition(",")
     if kind == "demo":
         return demo.get_config(measurement or "clips_1")
-    known = BENCHMARKS | {"demo": None}
-    benchmark: Benchmark = common.choose(known, name, "eval/retrieval.py")
+    benchmark: Benchmark = common.choose(BENCHMARKS, name, "eval/retrieval.py", others=("demo",))
     config = ConfigDict()
     config.retrieval = common.as_config(
         RetrievalOptions(max_text_length=benchmark.max_text_length, paragraphs=benchmark.paragraphs)

@@ -61,7 +61,7 @@ def get_config(name: str = "custom") -> ConfigDict:
     kind, _, measurement = name.partition(",")
     if kind == "demo":
         return demo.get_config(measurement or "motions")
-    benchmark: Benchmark = common.choose(BENCHMARKS | {"demo": None}, name, "eval/zero_shot.py")
+    benchmark: Benchmark = common.choose(BENCHMARKS, name, "eval/zero_shot.py", others=("demo",))
     config = ConfigDict()
     config.zero_shot = common.as_config(
         ZeroShotOptions(prompts=benchmark.prompts, split_names=benchmark.split_names)

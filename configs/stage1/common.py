@@ -84,17 +84,24 @@ def scaled(rate: float, batch_size: int, num_sample: int = 1) -> float:
     return rate * batch_size * num_sample / 256
 
 
-def choose(recipes: dict[str, Any], name: str, file: str) -> Any:
+def choose(recipes: dict[str, Any], name: str, file: str, others: Iterable[str] = ()) -> Any:
     """The recipe of that name.
+
+    Args:
+      recipes: by name.
+      name: of one of them.
+      file: below configs/, that asks.
+      others: recipes of this file that are made elsewhere.
 
     Raises:
       ValueError: there is none; lists all.
     """
     if name in recipes:
         return recipes[name]
+    known = [*recipes, *others]
     raise ValueError(
-        f"expected a recipe of configs/{file}, found {name!r}{nearest_name(name, recipes)}"
-        f" (recipes: {', '.join(recipes)})"
+        f"expected a recipe of configs/{file}, found {name!r}{nearest_name(name, known)}"
+        f" (recipes: {', '.join(known)})"
     )
 
 

@@ -41,8 +41,9 @@ def get_config(name: str = "1b") -> ConfigDict:
     kind, _, size = name.partition(",")
     if kind == "demo":
         return _demo(size or "full")
-    known = RECIPES | {"demo": None}
-    model, max_text_length, starts_from = choose(known, name, "stage2/finetune.py")
+    model, max_text_length, starts_from = choose(
+        RECIPES, name, "stage2/finetune.py", others=("demo",)
+    )
     stage = CrossModalConfig(
         common.in_bfloat16(model),
         weights=LossWeights(mlm=0.0),

@@ -62,7 +62,7 @@ def model_directory(name: str | os.PathLike[str], say: Say = _say) -> str:
         raise ValueError(
             f"expected the folder of a saved model, found nothing at {text!r}{_nearest(text)}"
         )
-    release = next((r for r in registry.releases() if r.name == text), None)
+    release = registry.named(text)
     address = None if release is not None else _address(text)
     if release is None and address is None:
         raise ValueError(
@@ -70,7 +70,7 @@ def model_directory(name: str | os.PathLike[str], say: Say = _say) -> str:
             f" repository (owner/name, owner/name:file), found {text!r}{_nearest(text)}"
             " (`internvideo-jax convert --list` shows all names)"
         )
-    target = home() / "models" / (text if release is not None else _folder_name(str(address)))
+    target = home() / "models" / (release.name if release else _folder_name(str(address)))
     if _is_model(target):
         return str(target)
     lock = target.with_name(f".{target.name}.lock")
@@ -188,7 +188,7 @@ def _nearest(text: str) -> str:
     folder = Path(text).parent
     beside = [str(path) for path in folder.iterdir()] if folder.is_dir() else []
     released = [release.name for release in registry.releases()]
-    return nearest_name(text.lower(), released) or nearest_name(text, beside)
+    return nearest_name(text, [DEMO, *released]) or nearest_name(text, beside)
 
 
 def _is_model(path: Path) -> bool:

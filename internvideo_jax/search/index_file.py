@@ -186,14 +186,19 @@ def read_index(path: str | os.PathLike[str], *, check_vectors: bool = False) -> 
       FileNotFoundError: there is no such file.
       IndexFileError: it is no index, damaged, or of another version.
     """
-    file = Path(path)
-    check_regular(file)
+    file, expected = Path(path), f"{path}: expected an index that `internvideo-jax index` wrote"
+    try:
+        check_regular(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{expected}, found nothing there; make it first") from None
+    except ValueError as error:
+        raise IndexFileError(f"{error}; name an index that `internvideo-jax index` wrote") from None
     try:
         return _read(open_safetensors_file(file), check_vectors)
     except CheckpointError as error:
         raise IndexFileError(
-            f"{file}: expected an index that `internvideo-jax index` wrote, found another or a"
-            f" damaged file ({error}); remove it and make it anew"
+            f"{expected}, found another or a damaged file ({error}); if it was an index, remove it"
+            " and make it anew"
         ) from None
     except ValueError as error:
         raise IndexFileError(f"{file}: {error}") from None

@@ -1,5 +1,6 @@
-"""What is done about clips of a list that are not on disk."""
+"""What is done about lists, and clips of a list, that are not on disk."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -7,6 +8,37 @@ from internvideo_jax.environment import printable
 from internvideo_jax.launch import arguments
 
 _MAX_LISTED = 20
+
+
+def check_list(annotations: str | os.PathLike[str], config: str) -> None:
+    """Refuses a list that is not there.
+
+    Args:
+      annotations: the list, or a folder.
+      config: `--config` of the command; `FILE.py:demo[,NAME[,SIZE]]` has lists that the demo makes.
+
+    Raises:
+      UsageError: there is nothing.
+    """
+    if os.path.lexists(annotations):
+        return
+    file, _, chosen = config.partition(":")
+    kind, name, size = (*chosen.split(","), "", "")[:3]
+    if kind != "demo":
+        raise arguments.UsageError(
+            f"expected a list of clips, found nothing at {annotations}; correct"
+            " --config.eval_data.annotations"
+        )
+    if size == "fast":
+        how = "make them by `internvideo-jax demo --fast`"
+    else:
+        how = (
+            "make them by `internvideo-jax demo`; what `internvideo-jax demo --fast` has made is"
+            f" measured by --config={file}:demo,{name or 'NAME'},fast"
+        )
+    raise arguments.UsageError(
+        f"expected the clips of the demo in {annotations}, found none: {how}"
+    )
 
 
 def check_missing(

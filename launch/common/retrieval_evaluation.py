@@ -12,7 +12,7 @@ from internvideo_jax.config import from_dict, to_dict
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.common import inference
 from internvideo_jax.launch.common.measurement import Measurement
-from internvideo_jax.launch.common.missing_clips import check_missing
+from internvideo_jax.launch.common.missing_clips import check_list, check_missing
 from internvideo_jax.launch.common.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,10 +36,15 @@ def evaluate_retrieval(
     from internvideo_jax.evaluation.retrieval.evaluator import retrieval_evaluator, view_config
     from internvideo_jax.evaluation.retrieval.options import RetrievalData, RetrievalOptions
 
-    if set(config) != {"retrieval", "eval_data"} or args.classes is not None:
+    if set(config) != {"retrieval", "eval_data"}:
         raise arguments.UsageError(
-            f"expected a config of retrieval and eval_data, without --classes, found"
-            f" {', '.join(config)}; start from configs/eval/retrieval.py"
+            f"expected a config of retrieval and eval_data, found {', '.join(config)}; start from"
+            " configs/eval/retrieval.py"
+        )
+    if args.classes is not None:
+        raise arguments.UsageError(
+            "--classes: expected no classes where clips have captions; leave it out, or take"
+            " configs/eval/zero_shot.py"
         )
     options = from_dict(RetrievalOptions, config.retrieval.to_dict(), "config.retrieval")
     data = from_dict(RetrievalData, config.eval_data.to_dict(), "config.eval_data")
@@ -48,6 +53,7 @@ def evaluate_retrieval(
             "expected a list of videos with captions, found none; set"
             " --config.eval_data.annotations=FILE"
         )
+    check_list(data.annotations, args.config)
     clips = read_retrieval(
         data.annotations,
         root=data.root,

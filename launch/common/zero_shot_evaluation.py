@@ -9,7 +9,7 @@ from internvideo_jax.config import from_dict, to_dict
 from internvideo_jax.launch import arguments
 from internvideo_jax.launch.common import inference
 from internvideo_jax.launch.common.measurement import Measurement
-from internvideo_jax.launch.common.missing_clips import check_missing
+from internvideo_jax.launch.common.missing_clips import check_list, check_missing
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -131,6 +131,7 @@ def _read(args: argparse.Namespace, kind: str, config: "ConfigDict") -> "tuple[C
             f"expected a list of clips with {'candidates' if is_choice else 'labels'}, found none;"
             " set --config.eval_data.annotations=FILE"
         )
+    check_list(data.annotations, args.config)
     if isinstance(data, ZeroShotData):
         classes = data.classes if args.classes is None else args.classes
         known = read_classified(data.annotations, root=data.root, classes=classes)

@@ -63,6 +63,17 @@ def test_a_release_is_converted_once_and_used_offline_ever_after(
     assert capsys.readouterr().err == ""
 
 
+def test_capitals_of_names_do_not_count(hub, models, checkpoint, release):
+    hub.files = {release.file: checkpoint}
+    assert library.model_directory("Tiny-K7") == str(models / "tiny-k7")
+    assert registry.find("TINY-k7") is release
+
+
+def test_no_two_releases_differ_by_capitals_alone():
+    names = [release.name.lower() for release in registry.releases()]
+    assert len(set(names)) == len(names)
+
+
 @pytest.mark.parametrize("is_cached", [True, False])
 def test_without_a_network_the_hubs_cache_serves_or_one_line_says_what_to_do(
     hub, models, checkpoint, release, is_cached, caplog
@@ -173,7 +184,7 @@ def test_paths_are_taken_as_they_are(tmp_path, monkeypatch):
     ("name", "suggested"),
     [
         ("internvideo2-b14-k40", "internvideo2-b14-k400"),
-        ("InternVideo2-B14-K400", "internvideo2-b14-k400"),
+        ("InternVideo2-Clip-1B", "InternVideo2-CLIP-1B-224p-f8"),
         ("runs/modle", "runs/model"),
         ("./runs/modle", "runs/model"),
     ],

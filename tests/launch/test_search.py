@@ -96,15 +96,15 @@ def test_another_model_is_refused(made, model, videos, tmp_path, capsys):
     other, made_of = tmp_path / "other", clip_model(CLIP_ENCODER)
     parts = (made_of.config, made_of.preprocessing, made_of.variables)
     saved_model.save(other, "video_vit", *parts)
-    assert search.main([str(made), "red", f"--model={other}"]) == 2
-    error = capsys.readouterr().err
-    assert "expected the model that the index was made with" in error
-    assert str(model) in error
-    assert str(other) in error
-    assert index.main([str(videos), f"--output={made}", f"--model={other}"]) == 2
-    assert "model_digest: expected " in capsys.readouterr().err
-    assert search.main([str(made), "red", "--model=./nowhere"]) == 2
-    assert "say with --model where it is" in capsys.readouterr().err
+    for command in ([str(made), "red"], [str(videos), f"--output={made}"]):
+        run = search.main if "red" in command else index.main
+        assert run([*command, f"--model={other}"]) == 2
+        error = capsys.readouterr().err
+        assert "expected the model that the index was made with" in error
+        assert str(model) in error
+        assert str(other) in error
+        assert run([*command, "--model=./nowhere"]) == 2
+        assert "say with --model where it is" in capsys.readouterr().err
 
 
 def test_the_demos_model_is_meant_without_one(videos, model, tmp_path, monkeypatch, capsys):
@@ -147,6 +147,10 @@ def test_what_is_no_index_is_refused(videos, model, tmp_path, capsys):
             capsys.readouterr().err
         )
     assert path.read_text() == "{}" * 50
+    assert search.main([str(tmp_path / "nowhere"), "red"]) == 2
+    assert "nowhere: expected an index that" in capsys.readouterr().err
+    assert search.main([str(videos), "red"]) == 2
+    assert "expected a regular file, found a folder" in capsys.readouterr().err
 
 
 def test_nothing_is_written_where_nothing_can_be_read(model, tmp_path, capsys):
@@ -155,6 +159,13 @@ def test_nothing_is_written_where_nothing_can_be_read(model, tmp_path, capsys):
     assert index.main([str(tmp_path), f"--output={output}", f"--model={model}"]) == 2
     assert "found none of 1; nothing is written" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_the_nearest_option_is_suggested(capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        search.main(["videos.index", "red", "--topk=3", "--shet=x.png"])
+    error = capsys.readouterr().err
+    assert "unrecognized arguments: --topk=3 --shet=x.png; did you mean '--top'?" in error
 
 
 @pytest.mark.slow

@@ -243,3 +243,32 @@ def test_classes_must_be_named_and_prompts_are_for_texts(model, video, classes, 
     )
     assert predict.main([str(video), f"--model={tmp_path / 'm'}", "--prompts=k400"]) == 2
     assert "found VideoClassifier; leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "remedy"),
+    [
+        ("zero_shot.py:demo,looks", "--config=configs/eval/zero_shot.py:demo,looks,fast"),
+        ("zero_shot.py:demo,looks,fast", "by `internvideo-jax demo --fast`"),
+        ("retrieval.py:demo", "--config=configs/eval/retrieval.py:demo,NAME,fast"),
+    ],
+)
+def test_clips_of_the_demo_are_made_by_it(config, remedy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("INTERNVIDEO_HOME", str(tmp_path))
+    command = ["--model=demo", f"--config=configs/eval/{config}", f"--output={tmp_path / 'result'}"]
+    assert evaluate.main(command) == 2
+    error = capsys.readouterr().err
+    assert f"expected the clips of the demo in {tmp_path}/demo/world" in error
+    assert "internvideo-jax demo" in error
+    assert remedy in error
+    lost = f"--config.eval_data.annotations={tmp_path / 'lost.csv'}"
+    command[1] = "--config=configs/eval/zero_shot.py"
+    assert evaluate.main([*command, lost]) == 2
+    assert "lost.csv; correct --config.eval_data.annotations" in capsys.readouterr().err
+
+
+def test_lists_of_a_classifier_are_no_measure_of_texts(model, tmp_path, capsys):
+    (tmp_path / "list.csv").write_text(named())
+    options = [f"--annotations={tmp_path / 'list.csv'}", f"--output={tmp_path / 'result'}"]
+    assert evaluate.main([f"--model={model}", *options]) == 2
+    assert "found Stage2, which compares clips with texts; measure it" in capsys.readouterr().err

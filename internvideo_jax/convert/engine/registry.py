@@ -135,19 +135,24 @@ def _released(fields: Mapping[str, Any]) -> Released:
     return Released(**{**fields, **files})
 
 
+def named(name: str) -> Released | None:
+    """The release of that name, in whatever capitals; None if there is none."""
+    return next((each for each in releases() if each.name.lower() == name.lower()), None)
+
+
 def find(name: str) -> Released:
-    """The release of that name.
+    """The release of that name, in whatever capitals.
 
     Raises:
       ValueError: there is none; suggests the nearest name.
     """
-    known = {release.name: release for release in releases()}
-    if name not in known:
+    if (release := named(name)) is None:
+        known = [each.name for each in releases()]
         raise ValueError(
             f"expected the name of a release, found {name!r}{nearest_name(name, known)}"
             " (`internvideo-jax convert --list` shows all)"
         )
-    return known[name]
+    return release
 
 
 def table(listed: Iterable[Released]) -> str:

@@ -8,6 +8,7 @@ those of their configs.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,15 @@ from internvideo_jax.convert.engine.family import Family, Part, Shapes
 from internvideo_jax.convert.engine.options import Options
 from internvideo_jax.convert.engine.rules import Table, layer, norm, rule, under
 from internvideo_jax.convert.engine.shapes import sized
-from internvideo_jax.convert.families import clip_text, internvideo2, llama, towers, video_vit
+from internvideo_jax.convert.engine.verify import Arrays, Recipe, Reference
+from internvideo_jax.convert.families import (
+    clip_text,
+    dual_encoder_recipes,
+    internvideo2,
+    llama,
+    towers,
+    video_vit,
+)
 from internvideo_jax.models.clip_text import ClipTextConfig
 from internvideo_jax.models.internvideo2_clip import InternVideo2ClipConfig
 from internvideo_jax.models.llama_text import LlamaTextConfig
@@ -161,6 +170,34 @@ def _describe(config: InternVideo2ClipConfig) -> str:
     return f"video tower of {video_vit.describe(config.vision)}; text tower of {text}"
 
 
+_VIDEO_RECIPE = _VIDEO.family.recipes["video_vit"]
+
+
+def _text_recipe(place: towers.Place) -> Recipe:
+    """How a text tower is verified by itself, which has one architecture."""
+    (recipe,) = place.family.recipes.values()
+    return recipe
+
+
+def _inside(prefix: str, recipe: Recipe) -> tuple[tuple[str, str], ...]:
+    """The hooks of a tower whose submodules are called by their names in the whole."""
+    return tuple((rf"{re.escape(prefix)}(?:{path})", name) for path, name in recipe.hooks)
+
+
+_HOOKS = (
+    *_inside(_VISION, _VIDEO_RECIPE),
+    *(hook for place in _TEXTS.values() for hook in _inside(_TEXT, _text_recipe(place))),
+)
+
+
+def _run_towers(module: Any, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
+    """What the towers' own recipes find."""
+    text, (name,) = module.text_tower()
+    run = _text_recipe(_text_place(module.config)).run
+    of_text = run(text, {"params": variables["params"][name]}, inputs, reference)
+    return of_text | _VIDEO_RECIPE.run(module, variables, inputs, reference)
+
+
 FAMILY = Family(
     name="internvideo2_clip",
     anchors=(_WORDS, _FREQUENCIES, _ALIGNMENT),
@@ -173,6 +210,7 @@ FAMILY = Family(
     describe=_describe,
     retarget=_retarget,
     fit=_fit,
+    recipes={"internvideo2_clip": dual_encoder_recipes.recipe(_run_towers, _HOOKS)},
     spellings=(*llama.FAMILY.spellings, *clip_text.SPELLINGS),
     parts=(
         Part(_VISION, "internvideo2", "video_vit", "a file of stage 2, or of a distilled encoder"),

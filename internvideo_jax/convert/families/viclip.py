@@ -16,8 +16,13 @@ from internvideo_jax.convert.engine.family import Family, Shapes
 from internvideo_jax.convert.engine.options import Options
 from internvideo_jax.convert.engine.rules import Ignore, InitialValue, Table, rule, under
 from internvideo_jax.convert.engine.transforms import Shape
-from internvideo_jax.convert.engine.verify import Arrays, Recipe, Reference
-from internvideo_jax.convert.families import clip_text, clip_vision, towers, video_vit
+from internvideo_jax.convert.families import (
+    clip_text,
+    clip_vision,
+    dual_encoder_recipes,
+    towers,
+    video_vit,
+)
 from internvideo_jax.models.viclip import ViClipConfig
 from internvideo_jax.preprocessing import Preprocessing
 
@@ -106,17 +111,6 @@ def _describe(config: ViClipConfig) -> str:
     )
 
 
-def _prepare(inputs: Arrays) -> Arrays:
-    """Videos `[B, T, H, W, 3]`."""
-    return inputs | {"video": np.moveaxis(inputs["video"], 1, -1)}
-
-
-def _run(module: Any, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
-    video = module.apply(variables, inputs["video"], method="encode_video")
-    text = module.apply(variables, inputs["input_ids"], method="encode_text")
-    return {"vision_embed": video.embedding, "text_embed": text.embedding}
-
-
 FAMILY = Family(
     name="viclip",
     anchors=(f"{_VISION}class_embedding",),
@@ -130,11 +124,7 @@ FAMILY = Family(
     neutral=_NEUTRAL,
     retarget=_retarget,
     fit=_fit,
-    recipes={
-        "viclip": Recipe(
-            ("video", "input_ids"), _run, _prepare, outputs=("vision_embed", "text_embed")
-        )
-    },
+    recipes={"viclip": dual_encoder_recipes.recipe()},
     spellings=(
         # CLIP's own names.
         (r"^((?:model\.)*)visual\.", rf"\1{_VISION}"),

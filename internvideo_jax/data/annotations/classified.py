@@ -73,6 +73,8 @@ def read_classified(
     names: tuple[str, ...] | None = None
     if isinstance(classes, str | os.PathLike):
         names = read_class_names(classes)
+        if not names:
+            raise ValueError(f"{classes}: expected the names of classes, found an empty file")
     elif classes is not None:
         names = tuple(classes)
     if not os.path.isdir(path):

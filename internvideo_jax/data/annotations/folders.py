@@ -158,7 +158,13 @@ def _walk(folder: str) -> Iterator[str]:
     while folders or links:
         # What links lead to may lie in the folder: then it is found there first.
         path = folders.pop() if folders else links.pop(0)
-        status = os.stat(path)
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            # An inner one may be gone since its folder was read.
+            if path == folder:
+                raise
+            continue
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))

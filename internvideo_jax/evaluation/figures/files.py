@@ -34,6 +34,6 @@ def save_figure(figure: "Figure", path: Path) -> None:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if len(others) < len(caught):
         print(
-            f"{path.name}: the font lacks characters of the class names; they show as boxes",
+            f"{path.name}: the font lacks characters of some names; they show as boxes",
             file=sys.stderr,
         )

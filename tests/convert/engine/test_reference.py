@@ -11,7 +11,7 @@ from internvideo_jax.convert.engine.family import all_families
 from internvideo_jax.convert.engine.verify import Recipe, find_recipe, load_reference
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.training.masking import mask_to_kept
-from tests.small_models import CONFIGS, ENCODER, TOWERS, VICLIP
+from tests.small_models import CONFIGS, ENCODER, INTERNVIDEO2_CLIP, TOWERS, VICLIP
 from tests.small_torch import make_torch
 
 SIZE = Preprocessing(VideoPreprocessing(image_size=8, num_frames=2))
@@ -148,7 +148,8 @@ def test_all_tensors_that_do_not_fit_are_listed(make, tmp_path):
     "name", sorted(name for family in all_families() for name in family.recipes)
 )
 def test_inputs_are_those_of_the_model_and_drawn_by_the_seed(name):
-    config = (CONFIGS | TOWERS | {"viclip": VICLIP})[name]
+    whole = {"viclip": VICLIP, "internvideo2_clip": INTERNVIDEO2_CLIP["llama"]}
+    config = (CONFIGS | TOWERS | whole)[name]
     inputs = reference.make_inputs(config, SIZE)
     recipe = find_recipe(name)
     assert tuple(inputs) == recipe.inputs
@@ -160,7 +161,8 @@ def test_inputs_are_those_of_the_model_and_drawn_by_the_seed(name):
         assert inputs["video"].shape == (2, 3, 2, 8, 8)
     if "input_ids" in inputs:
         assert inputs["input_ids"].min() >= 0
-        assert (inputs["input_ids"] != getattr(config, "pad_id", 29)).all()
+        text = getattr(config, "text", config)
+        assert (inputs["input_ids"] != getattr(text, "pad_id", 29)).all()
     if "mask" in inputs:
         kept = mask_to_kept(inputs["mask"])
         assert inputs["mask"].shape == (2, ENCODER.num_tokens)

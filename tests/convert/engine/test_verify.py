@@ -20,6 +20,7 @@ from internvideo_jax.convert.engine.verify import (
 from internvideo_jax.convert.files.checkpoint import CheckpointError
 from internvideo_jax.preprocessing import Preprocessing, VideoPreprocessing
 from internvideo_jax.saved_model import SavedModel, load
+from tests.small_models import INTERNVIDEO2_CLIP, VICLIP
 
 ASSETS = Path(launch.__file__).parent / "assets"
 REFERENCE = ASSETS / "demo_reference.safetensors"
@@ -38,7 +39,7 @@ def random_model(configs, make_state):
     """Makes a model with random parameters: `random_model(name)`."""
 
     def make(name):
-        config = configs[name]
+        config = (configs | INTERNVIDEO2_CLIP | {"viclip": VICLIP})[name]
         variables = to_tree(make_state(config), export_plan(config))
         return SavedModel(
             models.build(config), variables, config, Preprocessing(VideoPreprocessing()), {}
@@ -72,6 +73,27 @@ def test_an_encoder_gives_its_hidden_states(random_model):
     reference = Reference({"video": _random(2, 3, 4, 8, 8)}, shapes)
     values = run_reference(random_model("encoder"), reference)
     assert {name: value.shape for name, value in values.items()} == shapes
+
+
+@pytest.mark.parametrize("name", [*INTERNVIDEO2_CLIP, "viclip"])
+def test_clip_models_give_their_embeddings_and_what_is_inside_their_towers(name, random_model):
+    model, video = random_model(name), _random(2, 3, 2, 8, 8)
+    ids = np.array([[3, 9, 4, 29], [7, 2, 29, 0]])
+    size = model.config.text.projection_dim
+    shapes = {
+        "vision_embed": (2, size), "text_embed": (2, size), "sim_cosine": (2, 2),
+        "temp_after_clamp": (),
+    }  # fmt: skip
+    if name != "viclip":
+        shapes |= {"hidden/blocks.1": (2, 9, 32), "layer_1": (2, 4, 16)}
+    values = run_reference(model, Reference({"video": video, "input_ids": ids}, shapes))
+    assert {name: value.shape for name, value in values.items()} == shapes
+    whole = model.module.apply(model.variables, np.moveaxis(video, 1, -1), ids)
+    np.testing.assert_allclose(values["sim_cosine"], whole, atol=1e-5)
+    # Upstream's whole models take frames before channels.
+    frames_first = {"video": video.swapaxes(1, 2), "text_tokens": ids}
+    for name, value in run_reference(model, Reference(frames_first, shapes)).items():
+        np.testing.assert_array_equal(value, values[name])
 
 
 def test_train_mode_uses_and_updates_batch_statistics(random_model):

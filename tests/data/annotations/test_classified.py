@@ -104,3 +104,9 @@ def test_what_has_no_classes_is_refused(content, classes, message, folder):
     name = "list.csv" if isinstance(content, str) else "list.json"
     with pytest.raises(ValueError, match=message):
         read_classified(write(folder / name, content), classes=classes)
+
+
+def test_an_empty_file_of_classes_is_named(folder):
+    path = write(folder / "list.csv", "a.mp4,swim\nb.mp4,run\n")
+    with pytest.raises(ValueError, match=r"none\.txt: expected .* found an empty file"):
+        read_classified(path, classes=write(folder / "none.txt", ""))

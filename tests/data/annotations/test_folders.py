@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from internvideo_jax.data.annotations import folders
 from internvideo_jax.data.annotations.folders import (
     find_videos,
     has_class_folders,
@@ -90,6 +91,20 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(ValueError, match="can be searched for videos, found 'Permission denied'"):
         find_videos(tmp_path)
+
+
+def test_a_folder_may_go_while_its_own_is_searched(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "a.mp4").touch()
+    entries = folders._entries
+
+    def read(folder):
+        found = entries(folder)
+        (tmp_path / "gone").rmdir()
+        return found
+
+    monkeypatch.setattr(folders, "_entries", read)
+    assert find_videos(tmp_path) == [str(tmp_path / "a.mp4")]
 
 
 def test_a_folder_for_each_class(tmp_path):
