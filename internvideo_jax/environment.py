@@ -44,7 +44,7 @@ def keep_freed_memory() -> bool:
         return False
     # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of malloc.h.
     options = ((-8, 1), (-4, 0), (-1, 2**31 - 1), (-2, 2**26))
-    return all([bool(set_option(*option)) for option in options])
+    return sum(set_option(*option) for option in options) == len(options)
 
 
 def is_debugging() -> bool:
