@@ -31,7 +31,7 @@ def keep_freed_memory() -> bool:
     """Has this process keep what it frees for the arrays that it makes next.
 
     The GNU C library returns every large array to the system, page by page, and takes the next one
-    from there: on a CPU, a fifth of a small training step is spent on that (docs/demo.md). To be
+    from there, which costs small training steps on a CPU some of their time (docs/demo.md). To be
     called before other threads start, as each has a pool of its own otherwise. What the process
     has once held is not free for others until it ends.
 
@@ -43,7 +43,7 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of malloc.h.
-    options = ((-8, 1), (-4, 0), (-1, 2**31 - 1), (-2, 2**26))
+    options = ((-8, 1), (-4, 0), (-1, 2**31 - 1), (-2, 2**28))
     return sum(set_option(*option) for option in options) == len(options)
 
 

@@ -14,13 +14,13 @@ def check_list(annotations: str | os.PathLike[str], config: str) -> None:
     """Refuses a list that is not there.
 
     Args:
-      annotations: the list, or a folder.
+      annotations: the list, or a folder; what is not on this machine's disks (`gs://…`) passes.
       config: `--config` of the command; `FILE.py:demo[,NAME[,SIZE]]` has lists that the demo makes.
 
     Raises:
       UsageError: there is nothing.
     """
-    if os.path.lexists(annotations):
+    if "://" in os.fspath(annotations) or os.path.lexists(annotations):
         return
     file, _, chosen = config.partition(":")
     kind, name, size = (*chosen.split(","), "", "")[:3]

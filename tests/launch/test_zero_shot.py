@@ -9,6 +9,7 @@ from internvideo_jax import saved_model
 from internvideo_jax.data.synthetic import scenes
 from internvideo_jax.evaluation.retrieval.store import RetrievalStore
 from internvideo_jax.launch import evaluate, predict
+from internvideo_jax.launch.common.missing_clips import check_list
 from internvideo_jax.models import VideoClassifierConfig
 from tests.small_models import CLIP_ENCODER, clip_model, save_stage2
 
@@ -265,6 +266,8 @@ def test_clips_of_the_demo_are_made_by_it(config, remedy, tmp_path, monkeypatch,
     command[1] = "--config=configs/eval/zero_shot.py"
     assert evaluate.main([*command, lost]) == 2
     assert "lost.csv; correct --config.eval_data.annotations" in capsys.readouterr().err
+    # Whether there is such a file is for its reader to find out.
+    check_list("gs://bucket/list.json", "configs/eval/zero_shot.py:choices")
 
 
 def test_lists_of_a_classifier_are_no_measure_of_texts(model, tmp_path, capsys):

@@ -13,7 +13,17 @@ def recipe(
     more: Callable[[Any, Arrays, Arrays, Reference], Arrays] | None = None,
     hooks: tuple[tuple[str, str], ...] = (),
 ) -> Recipe:
-    """The recipe of a whole model: of its embeddings, and what `more` finds inside its towers."""
+    """The recipe of a whole model, of inputs `video` and `input_ids` `[B, L]`.
+
+    Args:
+      more: finds what else references may hold, of module, variables, inputs and reference; None:
+        nothing.
+      hooks: patterns of paths of upstream's submodules, and the names of what they give.
+
+    Returns:
+      A recipe of `vision_embed` and `text_embed` `[B, C]`, not normalised, `sim_cosine` and
+      `sim_over_temp` `[B, B]`, `temp_after_clamp` `[]`, and what `more` finds.
+    """
 
     def run(module: Any, variables: Arrays, inputs: Arrays, reference: Reference) -> Arrays:
         inner = {} if more is None else more(module, variables, inputs, reference)
@@ -22,14 +32,14 @@ def recipe(
     return Recipe(
         ("video", "input_ids"),
         run,
-        prepare,
+        _prepare,
         hooks,
         outputs=("vision_embed", "text_embed"),
         other_names={"text_tokens": "input_ids", "tokens": "input_ids"},
     )
 
 
-def prepare(inputs: Arrays) -> Arrays:
+def _prepare(inputs: Arrays) -> Arrays:
     """Videos `[B, T, H, W, 3]`.
 
     References have them `[B, 3, T, H, W]`, as towers do, or `[B, T, 3, H, W]`, as upstream's whole
