@@ -37,8 +37,9 @@ def make_inputs(
       video: normalised clips `[B, T, H, W, 3]` in place of drawn ones.
 
     Returns:
-      By name, those that the model's recipe needs: "video" `[B, 3, T, H, W]`, "mask" `[B, N]` (true
-      where a token is dropped), "input_ids" `[B, N]`, "fbank" `[B, T, M]`.
+      By name, those that the model's recipe needs: "video" `[B, 3, T, H, W]` (of whole models with
+      two towers `[B, T, 3, H, W]`, as upstream's), "mask" `[B, N]` (true where a token is dropped),
+      "input_ids" `[B, N]`, "fbank" `[B, T, M]`.
     """
     rng = np.random.default_rng(seed)
     module: Any = build(config)
@@ -50,7 +51,7 @@ def make_inputs(
                 size = preprocessing.require_video()
                 side = size.image_size
                 video = _normal(rng, (BATCH, size.num_frames, side, side, 3))
-            inputs[name] = np.ascontiguousarray(np.moveaxis(video, -1, 1))
+            inputs[name] = np.ascontiguousarray(np.moveaxis(video, -1, recipe.channel_axis))
         elif name == "mask":
             inputs[name] = _mask(rng, module, len(inputs["video"]))
         elif name == "input_ids":

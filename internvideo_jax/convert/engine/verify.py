@@ -29,7 +29,7 @@ class Reference:
     """Inputs of a model and what the original made of them, by names without `in/` and `out/`.
 
     Attributes:
-      inputs: arrays, as PyTorch has them (videos `[B, 3, T, H, W]`).
+      inputs: arrays, as PyTorch has them (videos with channels where `Recipe.channel_axis` says).
       outputs: arrays.
       train_mode: whether the original ran in train mode (batch norm with batch statistics).
     """
@@ -51,6 +51,7 @@ class Recipe:
       hooks: (pattern of a submodule's path in the original, name of its output in references).
       outputs: names of what the original returns, in its order.
       other_names: names that some references have for the inputs, and those meant.
+      channel_axis: axis of the channels in the videos that the original takes.
     """
 
     inputs: tuple[str, ...]
@@ -59,6 +60,7 @@ class Recipe:
     hooks: tuple[tuple[str, str], ...] = ()
     outputs: tuple[str, ...] = ()
     other_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    channel_axis: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,17 +36,18 @@ def recipe(
         hooks,
         outputs=("vision_embed", "text_embed"),
         other_names={"text_tokens": "input_ids", "tokens": "input_ids"},
+        channel_axis=2,
     )
 
 
 def _prepare(inputs: Arrays) -> Arrays:
     """Videos `[B, T, H, W, 3]`.
 
-    References have them `[B, 3, T, H, W]`, as towers do, or `[B, T, 3, H, W]`, as upstream's whole
-    models; with three frames the former are meant.
+    References have them `[B, T, 3, H, W]`, as upstream's whole models, or `[B, 3, T, H, W]`, as
+    towers do; with three frames the former are meant.
     """
     video = inputs["video"]
-    return inputs | {"video": np.moveaxis(video, 1 if video.shape[1] == 3 else 2, -1)}
+    return inputs | {"video": np.moveaxis(video, 2 if video.shape[2] == 3 else 1, -1)}
 
 
 def _compared(module: Any, variables: Arrays, inputs: Arrays) -> Arrays:

@@ -14,6 +14,7 @@ from internvideo_jax.convert.engine.state_dict import to_tree
 from internvideo_jax.convert.engine.verify import (
     Reference,
     compare,
+    find_recipe,
     load_reference,
     run_reference,
 )
@@ -77,7 +78,7 @@ def test_an_encoder_gives_its_hidden_states(random_model):
 
 @pytest.mark.parametrize("name", [*INTERNVIDEO2_CLIP, "viclip"])
 def test_clip_models_give_their_embeddings_and_what_is_inside_their_towers(name, random_model):
-    model, video = random_model(name), _random(2, 3, 2, 8, 8)
+    model, video = random_model(name), _random(2, 2, 3, 8, 8)
     ids = np.array([[3, 9, 4, 29], [7, 2, 29, 0]])
     size = model.config.text.projection_dim
     shapes = {
@@ -88,12 +89,18 @@ def test_clip_models_give_their_embeddings_and_what_is_inside_their_towers(name,
         shapes |= {"hidden/blocks.1": (2, 9, 32), "layer_1": (2, 4, 16)}
     values = run_reference(model, Reference({"video": video, "input_ids": ids}, shapes))
     assert {name: value.shape for name, value in values.items()} == shapes
-    whole = model.module.apply(model.variables, np.moveaxis(video, 1, -1), ids)
+    whole = model.module.apply(model.variables, np.moveaxis(video, 2, -1), ids)
     np.testing.assert_allclose(values["sim_cosine"], whole, atol=1e-5)
-    # Upstream's whole models take frames before channels.
-    frames_first = {"video": video.swapaxes(1, 2), "text_tokens": ids}
-    for name, value in run_reference(model, Reference(frames_first, shapes)).items():
+    # Towers take channels before frames.
+    channels_first = {"video": video.swapaxes(1, 2), "text_tokens": ids}
+    for name, value in run_reference(model, Reference(channels_first, shapes)).items():
         np.testing.assert_array_equal(value, values[name])
+
+
+def test_whole_models_take_frames_before_channels_when_either_could_be_meant():
+    video = np.arange(9).reshape(1, 3, 3, 1, 1)
+    found = find_recipe("viclip").prepare({"video": video})["video"]
+    np.testing.assert_array_equal(found[0, 1].ravel(), [3, 4, 5])
 
 
 def test_train_mode_uses_and_updates_batch_statistics(random_model):
