@@ -14,6 +14,7 @@ Compiles for a TPU slice: of the config of a run the training step, frozen teach
 config of a model its forward pass and its loss with gradients. Needs no TPU, only its compiler
 (libtpu, on Linux). Prints memory per device, collectives, analytic FLOPs and how long the compiler
 expects its operations to take, by loops: a static estimate (docs/step_time.md), nothing has run.
+For our own attention kernels, of which it says nothing, profiles of their instructions are made.
 Exit code 3: it does not fit.
 
 examples:

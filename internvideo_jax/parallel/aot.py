@@ -164,6 +164,7 @@ def compile_ahead(
     *,
     mesh: "Mesh",
     rules: "Rules",
+    kernel_cycles: step_time.KernelCycles = lambda kernel: None,
 ) -> Program:
     """Lowers and compiles a function for the devices of a mesh without running it.
 
@@ -172,6 +173,7 @@ def compile_ahead(
       arguments: pytrees of `jax.ShapeDtypeStruct` with shardings on `mesh`.
       mesh: mesh of described or attached devices.
       rules: logical axis rules for the models' constraints.
+      kernel_cycles: what is known of kernels of our own, for the estimate.
 
     Returns:
       What the compiler says. A program that does not fit into device memory is such a result;
@@ -214,9 +216,8 @@ def compile_ahead(
             note = f"no collectives and no estimate: {str(error).splitlines()[0]}"
             return Program(lower_seconds, compile_seconds, memory, note=note)
         text = found
-    return Program(
-        lower_seconds, compile_seconds, memory, hlo.collectives(text), step_time.estimate(text)
-    )
+    estimate = step_time.estimate(text, kernel_cycles)
+    return Program(lower_seconds, compile_seconds, memory, hlo.collectives(text), estimate)
 
 
 def _written_text(lowered: Any) -> str | None:

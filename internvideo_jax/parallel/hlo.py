@@ -9,7 +9,7 @@ condition.
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 _KINDS = (
     "all-gather",
@@ -23,6 +23,9 @@ _KINDS = (
 _COLLECTIVE = re.compile(rf"({'|'.join(_KINDS)})(-start)?")
 # Bits, because there are types of half a byte.
 _BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
+
+# Element type, e.g. "bf16", and dimensions.
+Array = tuple[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +194,7 @@ def _identity(kind: str, instruction: Instruction) -> tuple[str, ...]:
     """
     channel = instruction.attribute(r"channel_id=(\d+)") or instruction.rest
     source = instruction.attribute(r'op_name="([^"]*)"') or ""
-    return kind, channel, source, *(f"{t}{dims}" for t, dims in _arrays(instruction.type))
+    return kind, channel, source, *(f"{t}{dims}" for t, dims in arrays(instruction.type))
 
 
 def _collective(
@@ -199,11 +202,10 @@ def _collective(
 ) -> Collective:
     kind = instruction.opcode.removesuffix("-start")
     group = _group_size(instruction, num_devices)
-    sizes = [_array_bytes(dtype, dims) for dtype, dims in _arrays(instruction.type)]
+    sizes = [_array_bytes(*array) for array in arrays(instruction.type)]
     if instruction.opcode.endswith("-start") and kind != "all-reduce":
         # The type lists operands, results and, for some kinds, semaphores.
-        operands = instruction.rest[: _closing_parenthesis("(" + instruction.rest) - 1]
-        count = operands.count("%")
+        count = len(operands(instruction))
         sizes = sizes[count : 2 * count]
     size = sum(sizes)
     if kind == "reduce-scatter":
@@ -213,18 +215,12 @@ def _collective(
     return Collective(kind, group, trips, known, size)
 
 
-def _arrays(type_text: str) -> Iterator[tuple[str, str]]:
-    """Element type and dimensions of each array in an HLO type."""
-    for match in re.finditer(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]", type_text):
-        yield match.group(1), match.group(2)
-
-
-def _array_bytes(dtype: str, dims: str) -> int:
+def _array_bytes(dtype: str, dims: tuple[int, ...]) -> int:
     bits = _BITS.get(dtype)
     if bits is None:
         digits = re.match(r"[a-z]+(\d+)", dtype)
         bits = int(digits.group(1)) if digits else 0
-    return math.ceil(math.prod(int(d) for d in dims.split(",") if d) * bits / 8)
+    return math.ceil(math.prod(dims) * bits / 8)
 
 
 def _num_devices(hlo: str) -> int:
@@ -252,6 +248,18 @@ def _group_size(instruction: Instruction, num_devices: int) -> int:
     # [groups, size]<=[devices...]
     iota = instruction.attribute(r"replica_groups=\[\d+,(\d+)\]")
     return int(iota) if iota else num_devices
+
+
+def arrays(type_text: str) -> list[Array]:
+    """Element type and dimensions of each array in an HLO type."""
+    found = re.findall(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]", type_text)
+    return [(dtype, tuple(int(d) for d in dims.split(",") if d)) for dtype, dims in found]
+
+
+def operands(instruction: Instruction) -> list[str]:
+    """Names of the instructions whose results an instruction takes."""
+    inside = instruction.rest[: _closing_parenthesis("(" + instruction.rest) - 1]
+    return re.findall(r"%([\w.\-<>]+)", inside)
 
 
 def trip_count(loop: Instruction, computations: Mapping[str, Sequence[Instruction]]) -> int | None:

@@ -3,19 +3,45 @@
 The TPU compiler writes the cycles that it expects beside most operations. Here they are summed as
 if one operation followed the other, those of a loop times its trips. A static estimate: nothing
 has run. It is too high for products in bfloat16, which reach more of the peak than it assumes, and
-it leaves out what carries no estimate: collectives, and kernels of our own (Pallas).
+it leaves out what carries no estimate: collectives, and kernels of our own (Pallas), but for those
+whose cycles the caller knows.
 """
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from internvideo_jax.parallel.hlo import Instruction, callees, parse, trip_count
+from internvideo_jax.parallel.hlo import (
+    Array,
+    Instruction,
+    arrays,
+    callees,
+    operands,
+    parse,
+    trip_count,
+)
 
 _CYCLES = r'"estimated_cycles":"(\d+)"'
 _KERNEL = 'custom_call_target="tpu_custom_call"'
 # Scopes that JAX's transformations add to those of our modules.
 _NOISE = re.compile(r"jit\(.*\)|while|body|cond|closed_call|checkpoint|rematted_computation|")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A call of a kernel of our own.
+
+    Attributes:
+      name: of its result in the compiled program, which begins with the kernel's.
+      operands: element types and dimensions of what it takes.
+    """
+
+    name: str
+    operands: tuple[Array, ...]
+
+
+# The cycles that a call takes; None if they are not known.
+KernelCycles = Callable[[Kernel], int | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +52,13 @@ class Operation:
       name: of its result in the compiled program.
       source: the scopes and the operation of our program that it is made of; "" if unknown.
       cycles: that one execution takes.
+      is_kernel: whether it is a kernel of our own, whose cycles are not the compiler's estimate.
     """
 
     name: str
     source: str
     cycles: int
+    is_kernel: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +71,8 @@ class Loop:
       trips: executions of the body in a run of the program, those of the loops around it counted.
       trips_known: whether the lengths of all these loops could be read; those of unknown length
         count once.
-      operations: that carry an estimate, the dearest first; those of inner loops left out.
-      kernels: how many of our own kernels an execution of the body runs; they carry none.
+      operations: whose cycles are known, the dearest first; those of inner loops left out.
+      kernels: how many of our own kernels of unknown cycles an execution of the body runs.
       inner: the loops inside.
     """
 
@@ -67,8 +95,14 @@ class Loop:
         return self.trips * self.own_cycles + sum(loop.cycles for loop in self.inner)
 
     @property
+    def kernel_cycles(self) -> int:
+        """Of them, those of our own kernels."""
+        own = sum(operation.cycles for operation in self.operations if operation.is_kernel)
+        return self.trips * own + sum(loop.kernel_cycles for loop in self.inner)
+
+    @property
     def kernel_runs(self) -> int:
-        """How often kernels of our own run in a run of the program."""
+        """How often kernels of our own whose cycles are not known run in a run of the program."""
         return self.trips * self.kernels + sum(loop.kernel_runs for loop in self.inner)
 
     def walk(self, depth: int = 0) -> Iterator[tuple[int, "Loop"]]:
@@ -78,13 +112,14 @@ class Loop:
             yield from loop.walk(depth + 1)
 
 
-def estimate(hlo: str) -> Loop:
+def estimate(hlo: str, kernel_cycles: KernelCycles = lambda kernel: None) -> Loop:
     """The loops and the dearest operations of a program.
 
     Of the branches of a condition the dearest counts.
 
     Args:
       hlo: optimised HLO text, as `jax.stages.Compiled.as_text()` gives.
+      kernel_cycles: what is known of kernels of our own.
 
     Returns:
       The whole program as a loop of one trip.
@@ -93,13 +128,14 @@ def estimate(hlo: str) -> Loop:
       ValueError: the text has no entry computation.
     """
     entry, computations = parse(hlo)
-    return _loop(entry, "", computations, 1, True)
+    return _loop(entry, "", computations, kernel_cycles, 1, True)
 
 
 def _loop(
     name: str,
     source: str,
     computations: Mapping[str, Sequence[Instruction]],
+    kernel_cycles: KernelCycles,
     trips: int,
     known: bool,
 ) -> Loop:
@@ -107,31 +143,47 @@ def _loop(
     inner: list[Loop] = []
     kernels = 0
 
+    def loop_of(body: str, instruction: Instruction, trips: int, known: bool) -> Loop:
+        return _loop(body, _source(instruction), computations, kernel_cycles, trips, known)
+
+    def add_operation(instruction: Instruction, cycles: int, is_kernel: bool = False) -> None:
+        operation = Operation(instruction.name, _source(instruction), cycles, is_kernel)
+        operations.append(operation)
+
     def visit(computation: str) -> None:
         nonlocal kernels
-        for instruction in computations.get(computation, ()):
+        instructions = computations.get(computation, ())
+        for instruction in instructions:
             if instruction.opcode == "while":
                 length = trip_count(instruction, computations)
                 body = instruction.attribute(r"body=%?([\w.\-]+)") or ""
                 times, is_known = trips * (length or 1), known and length is not None
-                inner.append(_loop(body, _source(instruction), computations, times, is_known))
+                inner.append(loop_of(body, instruction, times, is_known))
             elif instruction.opcode == "conditional":
-                branches = [
-                    _loop(branch, _source(instruction), computations, trips, known)
-                    for branch in callees(instruction)
-                ]
+                branches = [loop_of(b, instruction, trips, known) for b in callees(instruction)]
                 inner.append(max(branches, key=lambda branch: branch.cycles))
             elif instruction.opcode == "call":
                 for callee in callees(instruction):
                     visit(callee)
-            elif cycles := instruction.attribute(_CYCLES):
-                operations.append(Operation(instruction.name, _source(instruction), int(cycles)))
+            elif stated := instruction.attribute(_CYCLES):
+                add_operation(instruction, int(stated))
             elif _KERNEL in instruction.rest:
-                kernels += 1
+                cycles = kernel_cycles(_kernel(instruction, instructions))
+                if cycles is None:
+                    kernels += 1
+                else:
+                    add_operation(instruction, cycles, is_kernel=True)
 
     visit(name)
     operations.sort(key=lambda operation: -operation.cycles)
     return Loop(name, source, trips, known, tuple(operations), kernels, tuple(inner))
+
+
+def _kernel(instruction: Instruction, instructions: Sequence[Instruction]) -> Kernel:
+    """A call among the instructions of its computation."""
+    types = {other.name: other.type for other in instructions}
+    found = (arrays(types.get(name, "")) for name in operands(instruction))
+    return Kernel(instruction.name, tuple(array for taken in found for array in taken))
 
 
 def _source(instruction: Instruction) -> str:

@@ -21,6 +21,7 @@ from internvideo_jax.kernels.attention import (
     xla_heads,
 )
 from internvideo_jax.kernels.attention.masks import Dropout, Masks
+from internvideo_jax.kernels.attention.pallas_tpu import table
 from internvideo_jax.kernels.attention.request import (
     Operands,
     Request,
@@ -32,7 +33,7 @@ _logger = logging.getLogger(__name__)
 
 # In the order in which the first that serves is looked for. Each module has `supports(request)`,
 # the reason why it cannot serve a request or None, and `attend(request, operands)`.
-# The last one is served to those who name or prefer it: it has not run on a TPU yet.
+# The last one is chosen in `_tpu_default` alone.
 _IMPLEMENTATIONS: dict[str, ModuleType] = {
     "cudnn": cudnn,
     "xla_half": xla_half,
@@ -53,10 +54,13 @@ _SHORT = 2**27
 # The scores of fewer queries, such as a pooler's one, are few; fused kernels would compute those of
 # 64 or 128.
 _FEW_QUERIES = 32
-# On a TPU, by the compiler's estimates of whole blocks (docs/step_time.md). Up to so many scores
-# `reference`: they fit into its fast memory. Above, `xla_heads` for sequences of at most so many
-# queries times keys, where one head's scores of all examples are at most so many (512 MiB).
+# On a TPU, by the compiler's estimates of whole steps (docs/step_time.md). Up to so many scores
+# `reference`: they fit into its fast memory. Above, on these generations, the kernels for at least
+# so many queries and keys: they want tokens in multiples of 128 in memory, half as many again as
+# 257. Else `xla_heads` for sequences of at most so many queries times keys, where one head's scores
+# of all examples are at most so many (512 MiB).
 _TPU_SHORT = 2**22
+_KERNEL_CHIPS, _KERNEL_TOKENS = ("v5e", "v6e"), 384
 _TPU_PAIRS = 2**21
 _TPU_HEAD = 2**27
 
@@ -238,9 +242,18 @@ def _tpu_default(request: Request) -> Choice:
     pairs = request.queries * request.keys
     if request.batch * request.heads * pairs <= _TPU_SHORT or request.return_weights:
         return Choice("reference", "short")
+    if _is_for_kernels(request) and pallas_tpu.supports(request) is None:
+        return Choice("pallas_tpu", "the fastest by estimates; it has never run on a TPU")
     if pairs <= _TPU_PAIRS and request.batch * request.group * pairs <= _TPU_HEAD:
         return Choice("xla_heads", "short sequences")
     return Choice(_first_that_serves(request), "the first that can serve")
+
+
+def _is_for_kernels(request: Request) -> bool:
+    """Whether it is of the kind that estimates were made of."""
+    is_long = min(request.queries, request.keys) >= _KERNEL_TOKENS
+    is_plain = request.dtype == "bfloat16" and request.group == 1
+    return is_long and is_plain and table.generation() in _KERNEL_CHIPS
 
 
 def _first_that_serves(request: Request) -> str:

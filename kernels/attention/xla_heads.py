@@ -12,11 +12,12 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Int
 
 from internvideo_jax.kernels.attention import reference
 from internvideo_jax.kernels.attention.masks import Masks
-from internvideo_jax.kernels.attention.request import Operands, Request, Result
+from internvideo_jax.kernels.attention.request import RESIDUALS, Operands, Request, Result
 
 
 def supports(request: Request) -> str | None:
@@ -64,5 +65,5 @@ def attend(request: Request, operands: Operands) -> Result:
         Masks(),
     )
     out, lse = lax.map(run_head, (jnp.arange(request.kv_heads), parts))
-    out = jnp.moveaxis(out, 0, 2).reshape(b, n, h, d)
+    out = checkpoint_name(jnp.moveaxis(out, 0, 2).reshape(b, n, h, d), RESIDUALS)
     return Result(out, None if lse is None else jnp.moveaxis(lse, 0, 1).reshape(b, h, n))

@@ -189,13 +189,16 @@ def run_function(function: Callable[..., object], *arguments: Any) -> Sample:
     return Sample(time.perf_counter() - start, cpu_seconds, peak)
 
 
-def run_apart(function: Callable[..., Any], *arguments: Any, threads: int) -> Any:
+def run_apart(
+    function: Callable[..., Any], *arguments: Any, threads: int, limit_s: float | None = None
+) -> Any:
     """What a function of a module returns in a process of its own, on so many CPUs.
 
     Raises:
       ChildProcessError: the process has died.
+      TimeoutError: it has not answered within the limit, and is ended.
     """
-    with _process(_limit_threads, threads) as call:
+    with _process(_limit_threads, threads, limit_s=limit_s) as call:
         return call(function, *arguments)
 
 
@@ -239,7 +242,7 @@ def machine_line() -> str:
 
 @contextlib.contextmanager
 def _process(
-    initializer: Callable[..., None] | None = None, *initargs: Any
+    initializer: Callable[..., None] | None = None, *initargs: Any, limit_s: float | None = None
 ) -> Iterator[Callable[..., Any]]:
     """A new process, as a function that calls functions of modules there, one after the other."""
     context = multiprocessing.get_context("spawn")
@@ -247,14 +250,14 @@ def _process(
         1, context, _start, (initializer, *initargs)
     ) as pool:
         try:
-            yield lambda function, *arguments: pool.submit(function, *arguments).result()
+            yield lambda function, *arguments: pool.submit(function, *arguments).result(limit_s)
         except BrokenProcessPool as error:
             raise ChildProcessError(
                 "a process of the benchmark ended before it answered; look above for its own"
                 " message, and whether there is memory enough"
             ) from error
         except BaseException:
-            # Who interrupts a benchmark need not wait for the end of its run.
+            # Who interrupts a benchmark need not wait for the end of its run, nor for one too long.
             for child in multiprocessing.active_children():
                 child.kill()
             raise

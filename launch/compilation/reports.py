@@ -14,6 +14,7 @@ from internvideo_jax import models
 from internvideo_jax.config import from_dict
 from internvideo_jax.launch.common.run_config import parse_run
 from internvideo_jax.launch.compilation import tasks
+from internvideo_jax.launch.compilation.kernels import kernel_cycles
 from internvideo_jax.launch.compilation.text import LABEL
 from internvideo_jax.models import gradient_flops
 from internvideo_jax.parallel import aot, hlo, step_time
@@ -61,10 +62,10 @@ def compile_report(config: ConfigDict, topology_name: str) -> dict[str, Any]:
     """
     topology = aot.topology(topology_name)
     mesh, work, facts = (_training_step if "stage" in config else _model)(config, topology)
-    programs = {}
+    programs, cycles = {}, kernel_cycles(topology_name.partition(":")[0])
     for name, (task, rows, clip, parts) in work.items():
         print(f"compiling the {name} program of {topology_name} ...", file=sys.stderr, flush=True)
-        program = aot.compile_ahead(*task, mesh=mesh, rules=DEFAULT_RULES)
+        program = aot.compile_ahead(*task, mesh=mesh, rules=DEFAULT_RULES, kernel_cycles=cycles)
         flops = sum(parts.values())
         programs[name] = _program_report(program, topology.chip) | {
             "batch_size": rows,
@@ -184,6 +185,7 @@ def _estimate_report(program: step_time.Loop, chip: aot.Chip) -> dict[str, Any]:
     return {
         "label": LABEL,
         "seconds": seconds(program.cycles),
+        "kernel_seconds": seconds(program.kernel_cycles),
         "clock_hz": chip.clock_hz,
         "kernel_runs": program.kernel_runs,
         "loops": [

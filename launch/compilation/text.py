@@ -47,7 +47,9 @@ def render(report: dict[str, Any]) -> str:
     for part in ("arguments", "outputs", "temporaries", "program", "total"):
         row(f"memory per device: {part}", functools.partial(_memory, part))
     row("of the device's memory", lambda p: _share(p, limit))
-    row("estimated time", lambda p: _seconds(p["estimate"] and p["estimate"]["seconds"]))
+    row("estimated time", lambda p: _estimated(p, "seconds"))
+    if any(p["estimate"] and p["estimate"]["kernel_seconds"] for p in programs.values()):
+        row("  of it our own kernels", lambda p: _estimated(p, "kernel_seconds"))
     row("  products alone, at peak", lambda p: _seconds(p["seconds_at_peak"]))
     row("  collectives alone, at best", lambda p: _seconds(p["seconds_on_the_wire"]))
 
@@ -93,13 +95,17 @@ def _time_lines(programs: dict[str, dict[str, Any]]) -> list[str]:
     lines = ["", "estimated time, one operation after the other, collectives left out"]
     lines += _table([_TIME_COLUMNS, *rows])
     if kernel_runs:
-        lines.append(f"  left out, too: {kernel_runs} runs of our own kernels, without an estimate")
+        lines.append(f"  left out, too: {kernel_runs} runs of our own kernels of unknown cycles")
     return lines
 
 
 def _tail(source: str) -> str:
     """The end of a source, which tells more than its beginning."""
     return source if len(source) <= _SHOWN_LETTERS else f"…{source[1 - _SHOWN_LETTERS :]}"
+
+
+def _estimated(program: dict[str, Any], part: str) -> str:
+    return _seconds(program["estimate"] and program["estimate"][part])
 
 
 def _seconds(seconds: float | None) -> str:

@@ -26,3 +26,19 @@ def test_the_dearest_operations_are_named_by_our_scopes():
 
 def test_kernels_without_an_estimate_are_counted():
     assert step_time.estimate(PROGRAM).kernel_runs == 48 * 3
+
+
+def test_kernels_whose_cycles_the_caller_knows_count_like_other_operations():
+    seen = []
+
+    def cycles(kernel):
+        seen.append(kernel)
+        return 20
+
+    program = step_time.estimate(PROGRAM, cycles)
+    arrays = ("bf16", (400, 88, 257)), ("bf16", (400, 88, 9))
+    assert seen == [step_time.Kernel("flash.7", arrays)]
+    assert (program.kernel_runs, program.kernel_cycles) == (0, 48 * 3 * 20)
+    assert program.cycles == step_time.estimate(PROGRAM).cycles + 48 * 3 * 20
+    _, _, (_, tiles), *_ = program.walk()
+    assert tiles.operations[0] == step_time.Operation("flash.7", "flash", 20, is_kernel=True)

@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from internvideo_jax.configs.encoder import get_config
+from internvideo_jax.kernels.attention import prefer
 from internvideo_jax.launch.compilation.reports import compile_report
 from internvideo_jax.launch.compilation.tasks import gradient_task
 from internvideo_jax.models.teacher import TeacherConfig
@@ -150,7 +151,8 @@ def test_attention_of_a_teachers_frames_does_not_take_them_one_by_one(frames):
     topology = aot.topology("v5e:1x1")
     mesh = make_mesh(MeshConfig(), topology.devices)
     x = jax.ShapeDtypeStruct((frames, 257, 25, 128), jnp.bfloat16, sharding=spec(mesh))
-    program = aot.compile_ahead(jax.jit(attend), (x, x, x), mesh=mesh, rules=DEFAULT_RULES)
+    with prefer("xla_heads"):
+        program = aot.compile_ahead(jax.jit(attend), (x, x, x), mesh=mesh, rules=DEFAULT_RULES)
     # It is 9 ms for 128 frames, 12 ms with the scores of all heads in memory.
     assert program.estimate.cycles / topology.chip.clock_hz < 0.015 * frames / 128
 

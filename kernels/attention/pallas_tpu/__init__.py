@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from internvideo_jax.kernels.attention.pallas_tpu.plan import make_plan, round_up
-from internvideo_jax.kernels.attention.request import Operands, Request, Result
+from internvideo_jax.kernels.attention.request import RESIDUALS, Operands, Request, Result
 
 
 def supports(request: Request) -> str | None:
@@ -74,7 +75,8 @@ def _attend_forward(
     from internvideo_jax.kernels.attention.pallas_tpu.forward import forward
 
     q, k, v = (_by_head(request, x) for x in (q, k, v))
-    out, lse = forward(make_plan(request, "forward"), q, k, v, _interpret(request))
+    results = forward(make_plan(request, "forward"), q, k, v, _interpret(request))
+    out, lse = (checkpoint_name(x, RESIDUALS) for x in results)
     natural = None
     if request.return_lse:
         natural = lse.reshape(request.batch, request.heads, request.queries) * math.log(2)

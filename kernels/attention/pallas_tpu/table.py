@@ -81,15 +81,16 @@ def shape_class(tokens: int, head_dim: int) -> str:
     return "narrow" if head_dim <= 96 else "wide"
 
 
-def sizes_for(name: str, tokens: int, head_dim: int) -> Sizes:
-    """The table's sizes for the current generation, or safe ones.
+def sizes_for(name: str, tokens: int, head_dim: int, chip: str | None = None) -> Sizes:
+    """The table's sizes for a generation, or safe ones.
 
     Args:
       name: of the pass, "forward" or "backward".
       tokens: the larger of the numbers of queries and keys.
       head_dim: D.
+      chip: the generation; that of code traced now by default.
     """
-    entry = (generation(), name, shape_class(tokens, head_dim))
+    entry = (generation() if chip is None else chip, name, shape_class(tokens, head_dim))
     return TABLE.get(entry, FALLBACK[name])
 
 

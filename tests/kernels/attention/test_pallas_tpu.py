@@ -202,16 +202,36 @@ def test_what_is_refused(change, reason):
         select_implementation(request, "pallas_tpu")
 
 
-def test_it_is_chosen_by_preference(monkeypatch):
-    monkeypatch.setattr(table, "generation", lambda: "v5e")
+@pytest.mark.parametrize(
+    ("chip", "change", "name"),
+    [
+        ("v5e", {}, "pallas_tpu"),
+        ("v6e", {"batch": 32, "queries": 417, "keys": 417}, "pallas_tpu"),
+        ("v6e", {"batch": 128, "queries": 257, "keys": 257}, "xla_heads"),
+        ("v5p", {}, "xla_chunked"),
+        ("v5e", {"dtype": "float32"}, "xla_chunked"),
+        ("v5e", {"kv_heads": 4}, "xla_chunked"),
+        ("v5e", {"queries": 96, "batch": 64}, "xla_heads"),
+        ("v5e", {"is_causal": True}, "xla_chunked"),
+    ],
+)
+def test_it_is_chosen_where_estimates_are_better(monkeypatch, chip, change, name):
+    monkeypatch.setattr(table, "generation", lambda: chip)
     monkeypatch.delenv("INTERNVIDEO_ATTENTION", raising=False)
-    assert select_implementation(PLAIN).name == "xla_chunked"
+    assert select_implementation(Request(**{**vars(PLAIN), **change})).name == name
+
+
+def test_it_can_be_preferred_and_turned_off(monkeypatch):
+    monkeypatch.setattr(table, "generation", lambda: "v5p")
     monkeypatch.setenv("INTERNVIDEO_ATTENTION", "pallas_tpu")
     assert select_implementation(PLAIN).name == "pallas_tpu"
     causal = Request(**{**vars(PLAIN), "is_causal": True})
     name, reason = select_implementation(causal)
     assert name == "xla_chunked"
     assert reason.startswith("INTERNVIDEO_ATTENTION=pallas_tpu cannot serve: is_causal")
+    monkeypatch.setattr(table, "generation", lambda: "v5e")
+    monkeypatch.setenv("INTERNVIDEO_ATTENTION", "xla_heads")
+    assert select_implementation(PLAIN).name == "xla_heads"
 
 
 @settings(max_examples=200)
