@@ -81,12 +81,15 @@ class Compiled:
 
     Attributes:
       hbm_bytes: as of a profile.
-      estimate: cycles by its estimates of single operations; None if one of these has none.
+      estimate: cycles by its estimates of single operations, Pallas kernels left out; None if its
+        text could not be read.
+      kernels: how many Pallas kernels it runs.
       has_loops: whether XLA has made loops.
     """
 
     hbm_bytes: int
     estimate: int | None
+    kernels: int
     has_loops: bool
 
 
@@ -105,32 +108,57 @@ def profile(chip: str, make: Make, *arguments: Any) -> Profile:
     try:
         with tempfile.TemporaryDirectory(prefix="internvideo-") as folder:
             try:
-                compiled = _compile_apart(folder, chip, make, arguments)
+                compiled = compile_apart(folder, chip, make, arguments)
                 texts = [f.read_text() for f in Path(folder).glob("*static_llo_profile*")]
             except ChildProcessError:
                 # The profiler takes the whole process with it.
-                compiled, texts = _compile_apart(None, chip, make, arguments), []
-    except TimeoutError:
-        return Profile(f"not finished after {LIMIT_S} s")
-    except ChildProcessError:
-        return Profile("the compiler died")
+                compiled, texts = compile_apart(None, chip, make, arguments), []
     except Exception as error:
-        # Of the compiler, such as too little vector memory.
-        return Profile(f"not compiled: {str(error).splitlines()[0][:120]}")
+        return Profile(_reason(error))
     pattern = r'hlo_op_name: "([^"]+)"\s+estimated_cycles: (\d+)'
     found = dict(re.findall(pattern, "".join(texts)))
-    if not compiled.estimate and not found:
-        return Profile("the profiler died", hbm_bytes=compiled.hbm_bytes)
-    if compiled.estimate and (compiled.has_loops or not found):
+    if found and not compiled.has_loops:
+        status, cycles = "ok", sum(map(int, found.values()))
+    elif compiled.estimate and not compiled.kernels:
         status, cycles = "estimates of single operations", compiled.estimate
     else:
-        status = "loops counted once" if compiled.has_loops else "ok"
-        cycles = sum(map(int, found.values()))
+        return Profile("the profiler died", hbm_bytes=compiled.hbm_bytes)
     seconds = max(cycles / CHIPS[chip].clock, compiled.hbm_bytes / CHIPS[chip].bandwidth)
     return Profile(status, cycles, compiled.hbm_bytes, seconds)
 
 
-def _compile_apart(folder: str | None, chip: str, make: Make, arguments: Any) -> Compiled:
+def compile_estimated(chip: str, make: Make, *arguments: Any) -> Profile:
+    """The compiler's estimates of a program's operations, without a count; quick.
+
+    Its cycles leave out Pallas kernels. For arguments see `profile`.
+    """
+    try:
+        compiled = compile_apart(None, chip, make, arguments)
+    except Exception as error:
+        return Profile(_reason(error))
+    if compiled.estimate is None:
+        return Profile("the compiler's text cannot be read", hbm_bytes=compiled.hbm_bytes)
+    seconds = compiled.estimate / CHIPS[chip].clock
+    return Profile("ok", compiled.estimate, compiled.hbm_bytes, seconds)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"not finished after {LIMIT_S} s"
+    if isinstance(error, ChildProcessError):
+        return "the compiler died"
+    # Of the compiler, such as too little vector memory.
+    return f"not compiled: {str(error).splitlines()[0][:120]}"
+
+
+def compile_apart(folder: str | None, chip: str, make: Make, arguments: Any) -> Compiled:
+    """`compile_program` in a process of its own.
+
+    Raises:
+      ChildProcessError: it died.
+      TimeoutError: it took longer than `LIMIT_S`.
+      Exception: of the compiler.
+    """
     compiled: Compiled = run_apart(
         compile_program, folder, chip, make, arguments, threads=1, limit_s=LIMIT_S
     )
@@ -159,10 +187,10 @@ def compile_program(
     if program.memory is None:
         raise ValueError(program.overflow)
     memory, estimate = program.memory, program.estimate
-    is_known = estimate is not None and not estimate.kernel_runs and bool(estimate.cycles)
     return Compiled(
         memory.arguments + memory.outputs + 2 * memory.temporaries,
-        estimate.cycles if estimate is not None and is_known else None,
+        None if estimate is None else estimate.cycles,
+        0 if estimate is None else estimate.kernel_runs,
         estimate is not None and bool(estimate.inner),
     )
 
@@ -180,8 +208,8 @@ def pallas_cycles(
 ) -> int:
     """Cycles that one call of our attention kernel takes on a device: a static estimate.
 
-    A few steps of its grid are compiled and profiled in processes of their own (some ten seconds);
-    the others cost as much as the last of these. Transfers at the memory's bandwidth are the least.
+    A few steps of its grid are compiled and profiled in processes of their own (tens of seconds);
+    the others cost as much as the last of these. The least are transfers at full bandwidth.
 
     Args:
       chip: one of `CHIPS`.
@@ -198,22 +226,39 @@ def pallas_cycles(
     """
     name = "forward" if forward else "backward"
     plan = attention_plan(chip, name, (batch, tokens, keys, heads, head_dim), dtype)
-    total = batch * heads // plan.heads
-    # A chip with two cores shares the steps between them.
+    found = profile_kernel(chip, name, plan, batch * heads)
+    if found.seconds is None:
+        raise ValueError(
+            f"expected the TPU compiler's count of cycles of the {name} pass of {tokens} queries"
+            f" and {keys} keys on {chip}, found: {found.status}"
+        )
+    return round(found.seconds * CHIPS[chip].clock)
+
+
+def profile_kernel(chip: str, name: str, plan: "Plan", heads: int) -> Profile:
+    """What a call of our kernel takes, from a few steps of its grid.
+
+    Args:
+      chip: one of `CHIPS`.
+      name: of the pass, "forward" or "backward".
+      plan: the cut.
+      heads: of all examples.
+    """
+    total = heads // plan.heads
+    # The first steps wait for their operands. A chip with two cores shares steps between them.
     fewer, more = min(total, 2), min(total, 4)
-    found = {}
-    for steps in {fewer, more}:
-        found[steps] = profile(chip, make_kernel, plan, name, steps * plan.heads)
-        if found[steps].cycles is None or found[steps].status != "ok":
-            raise ValueError(
-                f"expected the TPU compiler's count of cycles of the {name} pass of {tokens}"
-                f" queries and {keys} keys on {chip}, found: {found[steps].status}"
-            )
-    cycles = float(found[more].cycles or 0)
+    cycles: dict[int, int] = {}
+    for steps in sorted({fewer, more}):
+        found = profile(chip, make_kernel, plan, name, steps * plan.heads)
+        if found.status != "ok" or found.cycles is None or found.hbm_bytes is None:
+            return Profile(found.status)
+        cycles[steps], hbm_bytes = found.cycles, found.hbm_bytes
+    count = cycles[more]
     if total > more:
-        cycles += (total - more) * (cycles - (found[fewer].cycles or 0)) / (more - fewer)
-    seconds = (found[more].hbm_bytes or 0) * total / more / CHIPS[chip].bandwidth
-    return round(max(cycles, seconds * CHIPS[chip].clock))
+        count += (total - more) * (cycles[more] - cycles[fewer]) // (more - fewer)
+        hbm_bytes = hbm_bytes * total // more
+    seconds = max(count / CHIPS[chip].clock, hbm_bytes / CHIPS[chip].bandwidth)
+    return Profile("ok", count, hbm_bytes, seconds)
 
 
 def attention_plan(
