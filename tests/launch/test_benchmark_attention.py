@@ -1,9 +1,16 @@
 import json
 
+import jax
 import pytest
 
+from internvideo_jax.kernels.attention.shapes import Shape
 from internvideo_jax.launch import benchmark
-from internvideo_jax.launch.benchmarks import attention, attention_tuning, static_profile
+from internvideo_jax.launch.benchmarks import (
+    attention,
+    attention_blocks,
+    attention_tuning,
+    static_profile,
+)
 from internvideo_jax.launch.benchmarks.static_profile import Compiled, Profile
 from internvideo_jax.parallel import aot
 
@@ -89,6 +96,41 @@ def test_the_best_sizes_of_each_entry(compiler, tmp_path):
     for row in rows:
         assert row["sizes"] == [4, 256, 256]
         assert row["cycles"] == 1512 < row["table_cycles"]
+
+
+def test_layers_around_attention(compiler, monkeypatch, tmp_path):
+    """Cycles of the kernels are added to those of the rest, of the passes that run."""
+
+    def compile_estimated(chip, make, case, name, backward):
+        return Profile("ok", 3_000_000 * (1 + 2 * backward), 10, 0.0)
+
+    def pallas_cycles(chip, forward, clips, tokens, keys, heads, head_dim):
+        assert (clips, tokens, keys, heads, head_dim) == (32, 417, 417, 16, 88)
+        return 60_000 if forward else 180_000
+
+    monkeypatch.setattr(attention_blocks, "compile_estimated", compile_estimated)
+    monkeypatch.setattr(attention_blocks, "pallas_cycles", pallas_cycles)
+    path = tmp_path / "rows.json"
+    options = ["--blocks", "--chip=v5e", "--shape=417x16x88", f"--json={path}"]
+    assert benchmark.main(["attention", *options]) == 0
+    ours, xla = json.loads(path.read_text())
+    assert (ours["implementation"], xla["implementation"]) == ("pallas_tpu", "xla")
+    # Of 32 clips, at 1.5 GHz.
+    passes = ("forward", "forward_backward")
+    assert [ours[f"{name}_ms"] for name in passes] == pytest.approx([3.06 / 48, 9.24 / 48])
+    assert [xla[f"{name}_ms"] for name in passes] == pytest.approx([3 / 48, 9 / 48])
+
+
+def test_a_layer_as_a_program():
+    """Its gradients are those of its input and parameters."""
+    case = attention.Case(Shape(9, 16, 88), clips=2)
+    program, (x, *parameters) = attention_blocks.make_block(case, "xla", backward=False)
+    assert x == ((2, 9, 1408), "bfloat16")
+    structs = [jax.ShapeDtypeStruct(*shape) for shape in (x, *parameters)]
+    assert jax.eval_shape(program, *structs).shape == x[0]
+    program, shapes = attention_blocks.make_block(case, "pallas_tpu", backward=True)
+    structs = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    assert [x.shape for x in jax.eval_shape(program, *structs)] == [s for s, _ in shapes[1:]]
 
 
 @pytest.mark.parametrize("argument", ["--chip=v9", "--shape=1x1x1", "--implementation=flash"])
