@@ -166,17 +166,18 @@ def _kernel(
         if not plan.odd_query:
             dk_ref[...], dv_ref[...] = jnp.zeros_like(dk_ref), jnp.zeros_like(dv_ref)
             return
-        lane = pl.ds(last_query, 1)
-        query, d_out = (x[head.number, :, lane].astype(jnp.float32) for x in (q_in, do_in))
-        keys, values = (x[head.number].astype(jnp.float32) for x in (k_in, v_in))
-        scores = jnp.sum(query * keys, axis=0, keepdims=True)
-        d_weights = jnp.sum(d_out * values, axis=0, keepdims=True)
+        block, lane = pl.ds(last_query, LANES), pl.ds(last_query, 1)
+        query, d_out = (x[head.number, :, block] for x in (q_in, do_in))
+        keys = k_in[head.number]
+        scores = product(query.T[:ROWS], keys)[:1]
+        d_weights = product(d_out.T[:ROWS], v_in[head.number])[:1]
+        query, d_out = (x[:, :1].astype(jnp.float32) for x in (query, d_out))
         weights = jnp.exp2(scores * plan.exponent - own(lse_ref, head)[:, lane])
         exists = lane_is_below(plan.keys, scores.shape)
         weights = jnp.where(exists, weights, 0)
         d_scores = jnp.where(exists, weights * (d_weights - own(mean_ref, head)[:, lane]), 0)
         dk_ref[:d], dv_ref[:d] = query * d_scores, d_out * weights
-        dq = jnp.where(lane_is_below(plan.keys, keys.shape), keys * d_scores, 0)
+        dq = jnp.where(lane_is_below(plan.keys, keys.shape), keys.astype(jnp.float32) * d_scores, 0)
         dq = jnp.sum(dq, axis=1, keepdims=True)
         dq_out[head.number, :, lane] = (dq * plan.scale).astype(dq_out.dtype)
 

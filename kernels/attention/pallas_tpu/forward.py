@@ -130,10 +130,10 @@ def _kernel(
             attend_last_query(head)
 
     def attend_last_query(head: Head) -> None:
-        """Without the matrix unit, where a tile would cost 128 lanes and all keys their way in."""
+        """One row of scores costs the matrix unit 16 rows, a tile 128 lanes."""
         lane = plan.queries - 1
-        query = q_ref[head.number, :, lane : lane + 1].astype(jnp.float32)
-        scores = jnp.sum(query * k_ref[head.number].astype(jnp.float32), axis=0, keepdims=True)
+        query = q_ref[head.number, :, lane : lane + LANES].T[:ROWS]
+        scores = product(query, k_ref[head.number])[:1]
         scores = jnp.where(lane_is_below(plan.keys, scores.shape), scores, HIDDEN)
         largest = jnp.max(scores, axis=1, keepdims=True)
         weights = jnp.exp2((scores - largest) * plan.exponent)
@@ -146,24 +146,23 @@ def _kernel(
     def queries(tile: Tile) -> Float[Array, "D n"]:
         return q_ref[tile.head.number, :, pl.ds(tile.start, tile.size)]
 
-    def score(tile: Tile, chunk: slice) -> tuple[Float[Array, "8 n"], Any]:
-        """Stores the scores of a chunk.
-
-        Returns their maximum, and those of the key that is set apart, which is one row more of the
-        last chunk: alone it would cost the matrix unit all queries once again.
-        """
-        size = chunk.stop - chunk.start
-        more = ROWS if plan.odd_key and chunk.stop == plan.visible else 0
-        keys = keys_ref[tile.head.buffer, chunk.start : chunk.stop + more, :]
+    def score(tile: Tile, chunk: slice) -> Float[Array, "8 n"]:
+        keys = keys_ref[tile.head.buffer, chunk, :]
         scores = product(keys, queries(tile))
-        largest = store_scores(scores_ref.at[chunk], scores[:size], plan.visible - chunk.start)
-        return largest, scores[size : size + 1] if more else ()
+        return store_scores(scores_ref.at[chunk], scores, plan.visible - chunk.start)
+
+    def score_last_key(tile: Tile, largest: Float[Array, "8 n"]) -> Scored:
+        highest = jnp.max(largest, axis=0, keepdims=True)
+        if not plan.odd_key:
+            return Scored(highest, ())
+        last = slice(plan.visible, plan.visible + ROWS)
+        scores = product(keys_ref[tile.head.buffer, last, :], queries(tile))[:1]
+        return Scored(jnp.maximum(highest, scores), scores)
 
     def step(tile: Tile | None, scored: Scored | None, following: Tile | None) -> Scored | None:
         """The output of a tile, beside the scores of the following one."""
         out = total = None
         largest: Any = None
-        last: Any = ()
         for chunk in plan.chunks:
             if tile and scored:
                 scores = scores_ref[chunk, : tile.size]
@@ -171,17 +170,14 @@ def _kernel(
                 if not sum_in_product:
                     total = add(total, fold_rows(weights, jnp.sum))
             if following:
-                highest, last = score(following, chunk)
+                highest = score(following, chunk)
                 largest = highest if largest is None else jnp.maximum(largest, highest)
             if tile:
                 values = values_ref[tile.head.buffer, :, chunk]
                 out = add(out, product(values, weights.astype(values.dtype)))
         if tile and scored and out is not None:
             finish(tile, scored, out, total)
-        if following is None:
-            return None
-        largest = jnp.max(largest, axis=0, keepdims=True)
-        return Scored(jnp.maximum(largest, last) if plan.odd_key else largest, last)
+        return None if following is None else score_last_key(following, largest)
 
     def finish(tile: Tile, scored: Scored, out: Array, total: Array | None) -> None:
         if total is None:
