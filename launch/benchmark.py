@@ -12,8 +12,8 @@ from internvideo_jax.launch import arguments
 from internvideo_jax.launch.benchmarks.runner import machine, machine_line
 
 if TYPE_CHECKING:
-    from internvideo_jax.launch.benchmarks.attention import AttentionRow
-    from internvideo_jax.launch.benchmarks.attention_tuning import TunedRow
+    from internvideo_jax.launch.benchmarks.tpu.attention import AttentionRow
+    from internvideo_jax.launch.benchmarks.tpu.tuning import TunedRow
     from internvideo_jax.launch.benchmarks.figures import Figures
     from internvideo_jax.launch.benchmarks.runner import Row
     from internvideo_jax.launch.benchmarks.start import StartRow
@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _attention(args: argparse.Namespace) -> int:
-    from internvideo_jax.launch.benchmarks import attention, attention_tuning
+    from internvideo_jax.launch.benchmarks.tpu import attention, tuning
 
     arguments.require_tpu_compiler()
     chips, shapes, implementations = attention.check_names(
@@ -118,7 +118,7 @@ def _attention(args: argparse.Namespace) -> int:
     )
     found: Iterator[AttentionRow] | Iterator[TunedRow]
     if args.tune:
-        found = attention_tuning.tune_attention(chips, shapes)
+        found = tuning.tune_attention(chips, shapes)
     else:
         found = attention.benchmark_attention(
             chips, shapes, implementations, blocks=args.blocks

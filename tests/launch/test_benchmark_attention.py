@@ -5,13 +5,9 @@ import pytest
 
 from internvideo_jax.kernels.attention.shapes import Shape
 from internvideo_jax.launch import benchmark
-from internvideo_jax.launch.benchmarks import (
-    attention,
-    attention_blocks,
-    attention_tuning,
-    static_profile,
-)
+from internvideo_jax.launch.benchmarks import static_profile
 from internvideo_jax.launch.benchmarks.static_profile import Compiled, Profile
+from internvideo_jax.launch.benchmarks.tpu import attention, blocks, tuning
 from internvideo_jax.parallel import aot
 
 
@@ -36,7 +32,7 @@ def compiler(monkeypatch):
         return Profile("ok", 1000 + plan.tile + plan.chunk + 100 * abs(plan.heads - 4))
 
     monkeypatch.setattr(attention, "profile", profile)
-    monkeypatch.setattr(attention_tuning, "profile_kernel", profile_kernel)
+    monkeypatch.setattr(tuning, "profile_kernel", profile_kernel)
     monkeypatch.setattr(aot, "compiler_version", lambda: "1.0")
     return asked
 
@@ -91,7 +87,7 @@ def test_the_best_sizes_of_each_entry(compiler, tmp_path):
     assert benchmark.main(["attention", *options]) == 0
     rows = json.loads(path.read_text())
     assert [(row["kernel_pass"], row["shape_class"]) for row in rows] == [
-        (name, kind) for kind in ("narrow", "wide") for name in attention_tuning.PASSES
+        (name, kind) for kind in ("narrow", "wide") for name in tuning.PASSES
     ]
     for row in rows:
         assert row["sizes"] == [4, 256, 256]
@@ -108,8 +104,8 @@ def test_layers_around_attention(compiler, monkeypatch, tmp_path):
         assert (clips, tokens, keys, heads, head_dim) == (32, 417, 417, 16, 88)
         return 60_000 if forward else 180_000
 
-    monkeypatch.setattr(attention_blocks, "compile_estimated", compile_estimated)
-    monkeypatch.setattr(attention_blocks, "pallas_cycles", pallas_cycles)
+    monkeypatch.setattr(blocks, "compile_estimated", compile_estimated)
+    monkeypatch.setattr(blocks, "pallas_cycles", pallas_cycles)
     path = tmp_path / "rows.json"
     options = ["--blocks", "--chip=v5e", "--shape=417x16x88", f"--json={path}"]
     assert benchmark.main(["attention", *options]) == 0
@@ -124,11 +120,11 @@ def test_layers_around_attention(compiler, monkeypatch, tmp_path):
 def test_a_layer_as_a_program():
     """Its gradients are those of its input and parameters."""
     case = attention.Case(Shape(9, 16, 88), clips=2)
-    program, (x, *parameters) = attention_blocks.make_block(case, "xla", backward=False)
+    program, (x, *parameters) = blocks.make_block(case, "xla", backward=False)
     assert x == ((2, 9, 1408), "bfloat16")
     structs = [jax.ShapeDtypeStruct(*shape) for shape in (x, *parameters)]
     assert jax.eval_shape(program, *structs).shape == x[0]
-    program, shapes = attention_blocks.make_block(case, "pallas_tpu", backward=True)
+    program, shapes = blocks.make_block(case, "pallas_tpu", backward=True)
     structs = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
     assert [x.shape for x in jax.eval_shape(program, *structs)] == [s for s, _ in shapes[1:]]
 

@@ -7,7 +7,6 @@ of InternVideo2: norms, projections, attention and MLP, with the gradients of al
 from typing import Any
 
 from internvideo_jax.kernels.attention.shapes import Shape
-from internvideo_jax.launch.benchmarks.attention_programs import Case
 from internvideo_jax.launch.benchmarks.static_profile import (
     CHIPS,
     Profile,
@@ -15,6 +14,7 @@ from internvideo_jax.launch.benchmarks.static_profile import (
     compile_estimated,
     pallas_cycles,
 )
+from internvideo_jax.launch.benchmarks.tpu.programs import Case
 
 BLOCKS = (
     Case(Shape(2049, 16, 88), batch=4, clips=4),

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from internvideo_jax.kernels.attention.shapes import Shape
-from internvideo_jax.launch.benchmarks import attention_blocks
-from internvideo_jax.launch.benchmarks.attention_programs import PROGRAMS, Case, make_program
 from internvideo_jax.launch.benchmarks.runner import say
 from internvideo_jax.launch.benchmarks.static_profile import CHIPS, Profile, profile
+from internvideo_jax.launch.benchmarks.tpu import blocks as layers
+from internvideo_jax.launch.benchmarks.tpu.programs import PROGRAMS, Case, make_program
 
 CASES = (
     Case(Shape(2049, 16, 88)),
@@ -90,12 +90,12 @@ def benchmark_attention(
       implementations: names of `IMPLEMENTATIONS`.
       blocks: of whole layers around attention.
     """
-    cases = attention_blocks.BLOCKS if blocks else CASES
+    cases = layers.BLOCKS if blocks else CASES
     for chip, case, name in itertools.product(chips, cases, implementations):
         if shapes and case.name not in shapes:
             continue
         if blocks:
-            if name not in attention_blocks.IMPLEMENTATIONS:
+            if name not in layers.IMPLEMENTATIONS:
                 continue
             row: AttentionRow | None = measure_block(chip, case, name)
         else:
@@ -117,7 +117,7 @@ def measure(chip: str, case: Case, implementation: str) -> AttentionRow:
 
 def measure_block(chip: str, case: Case, implementation: str) -> AttentionRow:
     """Compiles a layer around a case, forward and with gradients."""
-    estimate = attention_blocks.estimate_block
+    estimate = layers.estimate_block
     forward = estimate(chip, case, implementation, False)
     both = None if case.forward_only else estimate(chip, case, implementation, True)
     return _row(chip, case, implementation, forward, both)
