@@ -27,7 +27,7 @@ BLOCKS = (
 # Hidden units of the MLP, by width.
 MLP = {1408: 6144, 3200: 12800}
 
-# "xla" is what TPUs take without the kernel.
+# "xla" is what is fastest of XLA's on TPUs: head by head for short sequences, else tile by tile.
 IMPLEMENTATIONS = ("pallas_tpu", "xla")
 
 
@@ -58,8 +58,6 @@ def estimate_block(chip: str, case: Case, implementation: str, backward: bool) -
 
 def make_block(case: Case, implementation: str, backward: bool) -> Program:
     """A layer in bfloat16 as a function of its parameters and input."""
-    import contextlib
-
     import flax.linen as nn
     import jax
     import jax.numpy as jnp
@@ -70,6 +68,8 @@ def make_block(case: Case, implementation: str, backward: bool) -> Program:
     from internvideo_jax.nn.stack import Layer
 
     clips, heads, tokens, head_dim = case.compiled_shape
+    of_xla = "xla_heads" if tokens**2 <= 2**21 else "xla_chunked"
+    by = implementation if implementation == "pallas_tpu" else of_xla
     width = heads * head_dim
     config = VideoViTConfig(width, 1, heads, MLP[width], dtype="bfloat16")
     block = PreNormBlock(config, deterministic=True)
@@ -79,9 +79,7 @@ def make_block(case: Case, implementation: str, backward: bool) -> Program:
     leaves, tree = jax.tree.flatten(variables)
 
     def forward(x: Any, *parameters: Any) -> Any:
-        # Without the kernel, what is chosen.
-        own = prefer(implementation) if implementation == "pallas_tpu" else contextlib.nullcontext()
-        with own:
+        with prefer(by):
             return block.apply(jax.tree.unflatten(tree, parameters), x, layer)
 
     def both(d_out: Any, x: Any, *parameters: Any) -> Any:
