@@ -12,11 +12,11 @@ from internvideo_jax.launch import arguments
 from internvideo_jax.launch.benchmarks.runner import machine, machine_line
 
 if TYPE_CHECKING:
-    from internvideo_jax.launch.benchmarks.tpu.attention import AttentionRow
-    from internvideo_jax.launch.benchmarks.tpu.tuning import TunedRow
     from internvideo_jax.launch.benchmarks.figures import Figures
     from internvideo_jax.launch.benchmarks.runner import Row
     from internvideo_jax.launch.benchmarks.start import StartRow
+    from internvideo_jax.launch.benchmarks.tpu.attention import AttentionRow
+    from internvideo_jax.launch.benchmarks.tpu.tuning import TunedRow
 
 SUMMARY = "measure parts of the library beside peers, or against what is asked of them"
 
@@ -120,9 +120,7 @@ def _attention(args: argparse.Namespace) -> int:
     if args.tune:
         found = tuning.tune_attention(chips, shapes)
     else:
-        found = attention.benchmark_attention(
-            chips, shapes, implementations, blocks=args.blocks
-        )
+        found = attention.benchmark_attention(chips, shapes, implementations, blocks=args.blocks)
     rows: list[AttentionRow | TunedRow] = []
     for row in found:
         rows.append(row)
