@@ -1,11 +1,13 @@
 import json
+import multiprocessing
+import time
 
 import jax
 import pytest
 
 from internvideo_jax.kernels.attention.shapes import Shape
 from internvideo_jax.launch import benchmark
-from internvideo_jax.launch.benchmarks import static_profile
+from internvideo_jax.launch.benchmarks import runner, static_profile
 from internvideo_jax.launch.benchmarks.static_profile import Compiled, Profile
 from internvideo_jax.launch.benchmarks.tpu import attention, blocks, tuning
 from internvideo_jax.parallel import aot
@@ -162,6 +164,12 @@ def test_programs_that_the_profiler_cannot_follow(monkeypatch):
     assert found["kernels"] == Profile("the profiler died", hbm_bytes=8)
     assert found["long"] == Profile("not finished after 900 s")
     assert found["bad"] == Profile("not compiled: too little vector memory")
+
+
+def test_a_program_that_takes_too_long_is_ended():
+    with pytest.raises(TimeoutError):
+        runner.run_apart(time.sleep, 60, threads=1, limit_s=0.1)
+    assert not multiprocessing.active_children()
 
 
 def test_cycles_of_a_kernel_grow_with_its_steps(monkeypatch):
