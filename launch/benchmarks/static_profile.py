@@ -83,63 +83,55 @@ class Compiled:
       hbm_bytes: as of a profile.
       estimate: cycles by its estimates of single operations, Pallas kernels left out; None if its
         text could not be read.
-      kernels: how many Pallas kernels it runs.
-      has_loops: whether XLA has made loops.
     """
 
     hbm_bytes: int
     estimate: int | None
-    kernels: int
-    has_loops: bool
 
 
 def profile(chip: str, make: Make, *arguments: Any) -> Profile:
     """Compiles a program in a process of its own, and counts its cycles.
-
-    Where the profiler fails, or counts a loop of XLA's once, the compiler's estimates of single
-    operations take its place, if all of them have one; the status says so. They are higher: of
-    products in bfloat16 by a quarter to a half.
 
     Args:
       chip: one of `CHIPS`.
       make: a function of a module.
       arguments: of `make`.
     """
-    try:
-        with tempfile.TemporaryDirectory(prefix="internvideo-") as folder:
-            try:
-                compiled = compile_apart(folder, chip, make, arguments)
-                texts = [f.read_text() for f in Path(folder).glob("*static_llo_profile*")]
-            except ChildProcessError:
-                # The profiler takes the whole process with it.
-                compiled, texts = compile_apart(None, chip, make, arguments), []
-    except Exception as error:
-        return Profile(_reason(error))
+    with tempfile.TemporaryDirectory(prefix="internvideo-") as folder:
+        try:
+            compiled = _compile_apart(folder, chip, make, arguments)
+        except ChildProcessError:
+            return Profile("the profiler died")
+        except Exception as error:
+            return Profile(_reason(error))
+        texts = [file.read_text() for file in Path(folder).glob("*static_llo_profile*")]
     pattern = r'hlo_op_name: "([^"]+)"\s+estimated_cycles: (\d+)'
     found = dict(re.findall(pattern, "".join(texts)))
-    if found and not compiled.has_loops:
-        status, cycles = "ok", sum(map(int, found.values()))
-    elif compiled.estimate and not compiled.kernels:
-        status, cycles = "estimates of single operations", compiled.estimate
-    else:
-        return Profile("the profiler died", hbm_bytes=compiled.hbm_bytes)
-    seconds = max(cycles / CHIPS[chip].clock, compiled.hbm_bytes / CHIPS[chip].bandwidth)
-    return Profile(status, cycles, compiled.hbm_bytes, seconds)
+    if not found:
+        return Profile("the profiler is silent", hbm_bytes=compiled.hbm_bytes)
+    cycles = sum(map(int, found.values()))
+    return Profile("ok", cycles, compiled.hbm_bytes, _seconds(chip, cycles, compiled.hbm_bytes))
 
 
 def compile_estimated(chip: str, make: Make, *arguments: Any) -> Profile:
-    """The compiler's estimates of a program's operations, without a count; quick.
+    """The compiler's estimates of a program's operations, those of loops times their trips; quick.
 
-    Its cycles leave out Pallas kernels. For arguments see `profile`.
+    Its cycles leave out Pallas kernels, and are too high for products in bfloat16, by a quarter to
+    a half. For arguments see `profile`.
     """
     try:
-        compiled = compile_apart(None, chip, make, arguments)
+        compiled = _compile_apart(None, chip, make, arguments)
     except Exception as error:
         return Profile(_reason(error))
     if compiled.estimate is None:
         return Profile("the compiler's text cannot be read", hbm_bytes=compiled.hbm_bytes)
-    seconds = compiled.estimate / CHIPS[chip].clock
-    return Profile("ok", compiled.estimate, compiled.hbm_bytes, seconds)
+    cycles, hbm_bytes = compiled.estimate, compiled.hbm_bytes
+    status = "estimated by operation"
+    return Profile(status, cycles, hbm_bytes, _seconds(chip, cycles, hbm_bytes))
+
+
+def _seconds(chip: str, cycles: int, hbm_bytes: int) -> float:
+    return max(cycles / CHIPS[chip].clock, hbm_bytes / CHIPS[chip].bandwidth)
 
 
 def _reason(error: Exception) -> str:
@@ -148,10 +140,11 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ChildProcessError):
         return "the compiler died"
     # Of the compiler, such as too little vector memory.
-    return f"not compiled: {str(error).splitlines()[0][:120]}"
+    first, _, _ = str(error).partition("\n")
+    return f"not compiled: {first[:120]}"
 
 
-def compile_apart(folder: str | None, chip: str, make: Make, arguments: Any) -> Compiled:
+def _compile_apart(folder: str | None, chip: str, make: Make, arguments: Any) -> Compiled:
     """`compile_program` in a process of its own.
 
     Raises:
@@ -190,8 +183,6 @@ def compile_program(
     return Compiled(
         memory.arguments + memory.outputs + 2 * memory.temporaries,
         None if estimate is None else estimate.cycles,
-        0 if estimate is None else estimate.kernel_runs,
-        estimate is not None and bool(estimate.inner),
     )
 
 
@@ -257,8 +248,7 @@ def profile_kernel(chip: str, name: str, plan: "Plan", heads: int) -> Profile:
     if total > more:
         count += (total - more) * (cycles[more] - cycles[fewer]) // (more - fewer)
         hbm_bytes = hbm_bytes * total // more
-    seconds = max(count / CHIPS[chip].clock, hbm_bytes / CHIPS[chip].bandwidth)
-    return Profile("ok", count, hbm_bytes, seconds)
+    return Profile("ok", count, hbm_bytes, _seconds(chip, count, hbm_bytes))
 
 
 def attention_plan(

@@ -23,8 +23,6 @@ def compiler(monkeypatch):
 
     def profile(chip, make, *arguments):
         asked.append((chip, *arguments))
-        if arguments[0] == "xla":
-            return Profile("the profiler died")
         return Profile("ok", 100, 2000, 0.004 * (1 + 2 * arguments[2]))
 
     def profile_kernel(chip, name, plan, heads):
@@ -33,7 +31,12 @@ def compiler(monkeypatch):
             return Profile("not compiled: too much")
         return Profile("ok", 1000 + plan.tile + plan.chunk + 100 * abs(plan.heads - 4))
 
+    def compile_estimated(chip, make, *arguments):
+        asked.append((chip, *arguments))
+        return Profile("the compiler died")
+
     monkeypatch.setattr(attention, "profile", profile)
+    monkeypatch.setattr(attention, "compile_estimated", compile_estimated)
     monkeypatch.setattr(tuning, "profile_kernel", profile_kernel)
     monkeypatch.setattr(aot, "compiler_version", lambda: "1.0")
     return asked
@@ -57,7 +60,7 @@ def test_rows_are_of_one_clip(compiler, tmp_path, capsys):
         "status": "ok",
     }
     found = {(row["shape"], row["implementation"]): row for row in rows}
-    assert found["417x16x88", "xla"]["status"] == "the profiler died"
+    assert found["417x16x88", "xla"]["status"] == "the compiler died"
     assert found["417x16x88", "xla"]["forward_ms"] is None
     assert found["417x16x88", "splash"]["status"] == "recorded, padded"
     # A frozen model has no gradients.
@@ -144,26 +147,27 @@ def test_without_the_compiler(monkeypatch, capsys):
     assert "found no package libtpu" in capsys.readouterr().err
 
 
-def test_programs_that_the_profiler_cannot_follow(monkeypatch):
-    """The compiler's estimates take its place where all operations have one."""
-    compiled = {"loops": Compiled(8, 3000, 0, True), "kernels": Compiled(8, 70, 1, False)}
+def test_programs_without_numbers(monkeypatch):
+    """The status says why. The profiler takes the process with it; the estimates need none."""
+    ends = {"died": ChildProcessError(), "long": TimeoutError(), "bad": ValueError("no room\nmore")}
 
     def run_apart(function, folder, chip, make, arguments, *, threads, limit_s):
         (name,) = arguments
-        if folder is not None and name != "loops":
-            raise ChildProcessError
-        if name == "long":
-            raise TimeoutError
-        if name == "bad":
-            raise ValueError("too little vector memory\nmore")
-        return compiled[name]
+        if name in ends and (folder or name != "died"):
+            raise ends[name]
+        return Compiled(8, 3000)
 
     monkeypatch.setattr(static_profile, "run_apart", run_apart)
-    found = {x: static_profile.profile("v5e", None, x) for x in ("loops", "kernels", "long", "bad")}
-    assert found["loops"] == Profile("estimates of single operations", 3000, 8, 3000 / 1.5e9)
-    assert found["kernels"] == Profile("the profiler died", hbm_bytes=8)
-    assert found["long"] == Profile("not finished after 900 s")
-    assert found["bad"] == Profile("not compiled: too little vector memory")
+    for name, status in {
+        "died": "the profiler died",
+        "long": "not finished after 900 s",
+        "bad": "not compiled: no room",
+    }.items():
+        assert static_profile.profile("v5e", None, name) == Profile(status)
+    silent = Profile("the profiler is silent", hbm_bytes=8)
+    assert static_profile.profile("v5e", None, "well") == silent
+    estimated = Profile("estimated by operation", 3000, 8, 3000 / 1.5e9)
+    assert static_profile.compile_estimated("v5e", None, "died") == estimated
 
 
 def test_a_program_that_takes_too_long_is_ended():
