@@ -1,6 +1,7 @@
 """Sizes of the kernels' blocks, by generation of the TPU, pass and class of shape.
 
-Those of a prototype; `internvideo-jax benchmark attention --tune` searches for better ones.
+Those of a prototype, but for the heads and chunks that docs/kernels.md tells of; `internvideo-jax
+benchmark attention --tune` searches for better ones.
 """
 
 from typing import NamedTuple
