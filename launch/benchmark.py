@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,11 @@ from internvideo_jax.launch import arguments
 from internvideo_jax.launch.benchmarks.runner import machine, machine_line
 
 if TYPE_CHECKING:
-    from internvideo_jax.launch.benchmarks.attention import AttentionRow, TunedRow
     from internvideo_jax.launch.benchmarks.figures import Figures
     from internvideo_jax.launch.benchmarks.runner import Row
     from internvideo_jax.launch.benchmarks.start import StartRow
+    from internvideo_jax.launch.benchmarks.tpu.attention import AttentionRow
+    from internvideo_jax.launch.benchmarks.tpu.tuning import TunedRow
 
 SUMMARY = "measure parts of the library beside peers, or against what is asked of them"
 
@@ -43,7 +44,8 @@ does nothing else. GB are 10^9 bytes. The table goes to the standard output, pro
 Estimates are not times: the TPU compiler counts the cycles of a program on a machine without one.
 
   attention             of one clip on kinds of TPUs, forward and with gradients: our kernels, JAX's
-                        flash attention, XLA, and recorded figures of splash attention
+                        flash attention, XLA, and recorded figures of splash attention. A row takes
+                        minutes and is printed, and written to the file of --json, when it is there
 
 Figures have bounds beside them; the exit code is 1 where one is not kept.
 
@@ -76,6 +78,8 @@ examples:
   internvideo-jax benchmark decode --clips=videos
   internvideo-jax benchmark start --repeats=5
   internvideo-jax benchmark attention --chip=v5e,v6e --shape=417x16x88
+  internvideo-jax benchmark attention --chip=v5e --blocks --json=blocks.json
+  internvideo-jax benchmark attention --chip=v6e --shape=2049x25x128 --tune
   internvideo-jax benchmark gpu --json=gpu.json
   internvideo-jax benchmark gpu --rehearse
 """
@@ -106,17 +110,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _attention(args: argparse.Namespace) -> int:
-    from internvideo_jax.launch.benchmarks import attention
+    from internvideo_jax.launch.benchmarks.tpu import attention, tuning
 
     arguments.require_tpu_compiler()
-    chips, shapes = attention.check_names(args.chip, args.shape)
-    rows: Sequence[AttentionRow] | Sequence[TunedRow]
+    chips, shapes, implementations = attention.check_names(
+        args.chip, args.shape, args.implementation
+    )
+    found: Iterator[AttentionRow] | Iterator[TunedRow]
     if args.tune:
-        rows = attention.tune_attention(chips)
+        found = tuning.tune_attention(chips, shapes)
     else:
-        rows = attention.benchmark_attention(chips, shapes)
-    if args.json:
-        write_json(args.json, [row.to_json() | {"machine": machine()} for row in rows])
+        found = attention.benchmark_attention(chips, shapes, implementations, blocks=args.blocks)
+    rows: list[AttentionRow | TunedRow] = []
+    for row in found:
+        rows.append(row)
+        if args.json:
+            # Rows take minutes: those that are there outlive the end of the run.
+            write_json(args.json, [row.to_json() | {"machine": machine()} for row in rows])
     print(attention.table(rows))
     return 0
 
@@ -293,6 +303,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     attention.add_argument(
         "--shape", metavar="NxHxD[,...]", help="tokens, heads, channels (default: all that matter)"
+    )
+    attention.add_argument(
+        "--implementation",
+        metavar="NAME[,NAME]",
+        help="pallas_tpu (ours), jax_flash, xla, splash (recorded) (default: all)",
+    )
+    attention.add_argument(
+        "--blocks", action="store_true", help="whole layers around attention instead"
     )
     attention.add_argument(
         "--tune", action="store_true", help="search the best block sizes of our kernels instead"

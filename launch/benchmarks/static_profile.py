@@ -81,56 +81,77 @@ class Compiled:
 
     Attributes:
       hbm_bytes: as of a profile.
-      estimate: cycles by its estimates of single operations; None if one of these has none.
-      has_loops: whether XLA has made loops.
+      estimate: cycles by its estimates of single operations, Pallas kernels left out; None if its
+        text could not be read.
     """
 
     hbm_bytes: int
     estimate: int | None
-    has_loops: bool
 
 
 def profile(chip: str, make: Make, *arguments: Any) -> Profile:
     """Compiles a program in a process of its own, and counts its cycles.
-
-    Where the profiler fails, or counts a loop of XLA's once, the compiler's estimates of single
-    operations take its place, if all of them have one; the status says so. They are higher: of
-    products in bfloat16 by a quarter to a half.
 
     Args:
       chip: one of `CHIPS`.
       make: a function of a module.
       arguments: of `make`.
     """
-    try:
-        with tempfile.TemporaryDirectory(prefix="internvideo-") as folder:
-            try:
-                compiled = _compile_apart(folder, chip, make, arguments)
-                texts = [f.read_text() for f in Path(folder).glob("*static_llo_profile*")]
-            except ChildProcessError:
-                # The profiler takes the whole process with it.
-                compiled, texts = _compile_apart(None, chip, make, arguments), []
-    except TimeoutError:
-        return Profile(f"not finished after {LIMIT_S} s")
-    except ChildProcessError:
-        return Profile("the compiler died")
-    except Exception as error:
-        # Of the compiler, such as too little vector memory.
-        return Profile(f"not compiled: {str(error).splitlines()[0][:120]}")
+    with tempfile.TemporaryDirectory(prefix="internvideo-") as folder:
+        try:
+            compiled = _compile_apart(folder, chip, make, arguments)
+        except ChildProcessError:
+            return Profile("the profiler died")
+        except Exception as error:
+            return Profile(_reason(error))
+        texts = [file.read_text() for file in Path(folder).glob("*static_llo_profile*")]
     pattern = r'hlo_op_name: "([^"]+)"\s+estimated_cycles: (\d+)'
     found = dict(re.findall(pattern, "".join(texts)))
-    if not compiled.estimate and not found:
-        return Profile("the profiler died", hbm_bytes=compiled.hbm_bytes)
-    if compiled.estimate and (compiled.has_loops or not found):
-        status, cycles = "estimates of single operations", compiled.estimate
-    else:
-        status = "loops counted once" if compiled.has_loops else "ok"
-        cycles = sum(map(int, found.values()))
-    seconds = max(cycles / CHIPS[chip].clock, compiled.hbm_bytes / CHIPS[chip].bandwidth)
-    return Profile(status, cycles, compiled.hbm_bytes, seconds)
+    if not found:
+        return Profile("the profiler is silent", hbm_bytes=compiled.hbm_bytes)
+    cycles = sum(map(int, found.values()))
+    return Profile("ok", cycles, compiled.hbm_bytes, _seconds(chip, cycles, compiled.hbm_bytes))
+
+
+def compile_estimated(chip: str, make: Make, *arguments: Any) -> Profile:
+    """The compiler's estimates of a program's operations, those of loops times their trips; quick.
+
+    Its cycles leave out Pallas kernels, and are too high for products in bfloat16, by a quarter to
+    a half. For arguments see `profile`.
+    """
+    try:
+        compiled = _compile_apart(None, chip, make, arguments)
+    except Exception as error:
+        return Profile(_reason(error))
+    if compiled.estimate is None:
+        return Profile("the compiler's text cannot be read", hbm_bytes=compiled.hbm_bytes)
+    cycles, hbm_bytes = compiled.estimate, compiled.hbm_bytes
+    status = "estimated by operation"
+    return Profile(status, cycles, hbm_bytes, _seconds(chip, cycles, hbm_bytes))
+
+
+def _seconds(chip: str, cycles: int, hbm_bytes: int) -> float:
+    return max(cycles / CHIPS[chip].clock, hbm_bytes / CHIPS[chip].bandwidth)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"not finished after {LIMIT_S} s"
+    if isinstance(error, ChildProcessError):
+        return "the compiler died"
+    # Of the compiler, such as too little vector memory.
+    first, _, _ = str(error).partition("\n")
+    return f"not compiled: {first[:120]}"
 
 
 def _compile_apart(folder: str | None, chip: str, make: Make, arguments: Any) -> Compiled:
+    """`compile_program` in a process of its own.
+
+    Raises:
+      ChildProcessError: it died.
+      TimeoutError: it took longer than `LIMIT_S`.
+      Exception: of the compiler.
+    """
     compiled: Compiled = run_apart(
         compile_program, folder, chip, make, arguments, threads=1, limit_s=LIMIT_S
     )
@@ -159,11 +180,9 @@ def compile_program(
     if program.memory is None:
         raise ValueError(program.overflow)
     memory, estimate = program.memory, program.estimate
-    is_known = estimate is not None and not estimate.kernel_runs and bool(estimate.cycles)
     return Compiled(
         memory.arguments + memory.outputs + 2 * memory.temporaries,
-        estimate.cycles if estimate is not None and is_known else None,
-        estimate is not None and bool(estimate.inner),
+        None if estimate is None else estimate.cycles,
     )
 
 
@@ -180,8 +199,8 @@ def pallas_cycles(
 ) -> int:
     """Cycles that one call of our attention kernel takes on a device: a static estimate.
 
-    A few steps of its grid are compiled and profiled in processes of their own (some ten seconds);
-    the others cost as much as the last of these. Transfers at the memory's bandwidth are the least.
+    A few steps of its grid are compiled and profiled in processes of their own (tens of seconds);
+    the others cost as much as the last of these. The least are transfers at full bandwidth.
 
     Args:
       chip: one of `CHIPS`.
@@ -198,22 +217,38 @@ def pallas_cycles(
     """
     name = "forward" if forward else "backward"
     plan = attention_plan(chip, name, (batch, tokens, keys, heads, head_dim), dtype)
-    total = batch * heads // plan.heads
-    # A chip with two cores shares the steps between them.
+    found = profile_kernel(chip, name, plan, batch * heads)
+    if found.seconds is None:
+        raise ValueError(
+            f"expected the TPU compiler's count of cycles of the {name} pass of {tokens} queries"
+            f" and {keys} keys on {chip}, found: {found.status}"
+        )
+    return round(found.seconds * CHIPS[chip].clock)
+
+
+def profile_kernel(chip: str, name: str, plan: "Plan", heads: int) -> Profile:
+    """What a call of our kernel takes, from a few steps of its grid.
+
+    Args:
+      chip: one of `CHIPS`.
+      name: of the pass, "forward" or "backward".
+      plan: the cut.
+      heads: of all examples.
+    """
+    total = heads // plan.heads
+    # The first steps wait for their operands. A chip with two cores shares steps between them.
     fewer, more = min(total, 2), min(total, 4)
-    found = {}
-    for steps in {fewer, more}:
-        found[steps] = profile(chip, make_kernel, plan, name, steps * plan.heads)
-        if found[steps].cycles is None or found[steps].status != "ok":
-            raise ValueError(
-                f"expected the TPU compiler's count of cycles of the {name} pass of {tokens}"
-                f" queries and {keys} keys on {chip}, found: {found[steps].status}"
-            )
-    cycles = float(found[more].cycles or 0)
+    cycles: dict[int, int] = {}
+    for steps in sorted({fewer, more}):
+        found = profile(chip, make_kernel, plan, name, steps * plan.heads)
+        if found.status != "ok" or found.cycles is None or found.hbm_bytes is None:
+            return Profile(found.status)
+        cycles[steps], hbm_bytes = found.cycles, found.hbm_bytes
+    count = cycles[more]
     if total > more:
-        cycles += (total - more) * (cycles - (found[fewer].cycles or 0)) / (more - fewer)
-    seconds = (found[more].hbm_bytes or 0) * total / more / CHIPS[chip].bandwidth
-    return round(max(cycles, seconds * CHIPS[chip].clock))
+        count += (total - more) * (cycles[more] - cycles[fewer]) // (more - fewer)
+        hbm_bytes = hbm_bytes * total // more
+    return Profile("ok", count, hbm_bytes, _seconds(chip, count, hbm_bytes))
 
 
 def attention_plan(

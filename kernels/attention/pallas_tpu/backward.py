@@ -22,13 +22,14 @@ from internvideo_jax.kernels.attention.pallas_tpu.forward import Tile, key_spec,
 from internvideo_jax.kernels.attention.pallas_tpu.plan import LANES, ROWS, Plan
 from internvideo_jax.kernels.attention.pallas_tpu.vectors import (
     HIDDEN,
+    Head,
     Ref,
     add,
     fold_lanes,
     lane_is_below,
     loop,
+    loop_over_heads,
     product,
-    slot,
     split_in_three,
     store_extended,
     store_scores,
@@ -120,25 +121,25 @@ def _kernel(
     d, last_query, last_key = plan.head_dim, plan.queries - 1, plan.keys - 1
     is_alone = plan.full_tiles == 1 and not (plan.rest or plan.odd_query or plan.odd_key)
 
-    def own(ref: Ref, head: int | Array) -> Ref:
+    def own(ref: Ref, head: Head) -> Ref:
         """A head's part of what is kept for one or two."""
-        return ref.at[slot(head, plan.buffers)]
+        return ref.at[head.buffer]
 
-    def queries(head: int | Array) -> Ref:
-        return q_in.at[head] if queries_ref is None else own(queries_ref, head)
+    def queries(head: Head) -> Ref:
+        return q_in.at[head.number] if queries_ref is None else own(queries_ref, head)
 
-    def d_outs(head: int | Array) -> Ref:
-        return do_in.at[head] if d_out_ref is None else own(d_out_ref, head)
+    def d_outs(head: Head) -> Ref:
+        return do_in.at[head.number] if d_out_ref is None else own(d_out_ref, head)
 
-    def flat_keys(head: int | Array) -> Ref:
-        return k_in.at[head] if flat_keys_ref is None else own(flat_keys_ref, head)
+    def flat_keys(head: Head) -> Ref:
+        return k_in.at[head.number] if flat_keys_ref is None else own(flat_keys_ref, head)
 
-    def prepare(head: int | Array) -> None:
-        d_out, out = (x[head].astype(jnp.float32) for x in (do_in, o_in))
+    def prepare(head: Head) -> None:
+        d_out, out = (x[head.number].astype(jnp.float32) for x in (do_in, o_in))
         # The mean of the weights' gradients under the weights, of each query.
-        mean, lse = jnp.sum(d_out * out, axis=0, keepdims=True), lse_in[head]
+        mean, lse = jnp.sum(d_out * out, axis=0, keepdims=True), lse_in[head.number]
         if d_lse_in:
-            mean = mean - d_lse_in[0][head]
+            mean = mean - d_lse_in[0][head.number]
         if plan.queries % LANES:
             exists = lane_is_below(plan.queries, lse.shape)
             mean, lse = jnp.where(exists, mean, 0), jnp.where(exists, lse, -HIDDEN)
@@ -148,17 +149,17 @@ def _kernel(
             if plan.folded:
                 rows = split_in_three(-lse / plan.exponent)
                 d_rows = split_in_three(-mean)
-            store_extended(queries(head), q_in.at[head], plan.queries, rows)
-            store_extended(d_outs(head), do_in.at[head], plan.queries, d_rows)
+            store_extended(queries(head), q_in.at[head.number], plan.queries, rows)
+            store_extended(d_outs(head), do_in.at[head.number], plan.queries, d_rows)
         for of_rows, x in ((values_ref, v_in), (keys_ref, k_in)):
-            flat = x.at[head]
+            flat = x.at[head.number]
             if flat_keys_ref is not None:
                 # Values are only passing through.
                 flat = own(flat_keys_ref, head)
-                store_extended(flat, x.at[head], plan.keys, [1.0] * 3)
+                store_extended(flat, x.at[head.number], plan.keys, [1.0] * 3)
             own(of_rows, head)[...] = flat[...].T
 
-    def begin(head: int | Array) -> None:
+    def begin(head: Head) -> None:
         """The sums over queries begin with the one that is set apart, or with nothing."""
         if is_alone:
             return
@@ -166,18 +167,19 @@ def _kernel(
             dk_ref[...], dv_ref[...] = jnp.zeros_like(dk_ref), jnp.zeros_like(dv_ref)
             return
         block, lane = pl.ds(last_query, LANES), pl.ds(last_query, 1)
-        keys = k_in[head]
-        scores = product(q_in[head, :, block].T[:ROWS], keys)[:1]
-        d_weights = product(do_in[head, :, block].T[:ROWS], v_in[head])[:1]
+        query, d_out = (x[head.number, :, block] for x in (q_in, do_in))
+        keys = k_in[head.number]
+        scores = product(query.T[:ROWS], keys)[:1]
+        d_weights = product(d_out.T[:ROWS], v_in[head.number])[:1]
+        query, d_out = (x[:, :1].astype(jnp.float32) for x in (query, d_out))
         weights = jnp.exp2(scores * plan.exponent - own(lse_ref, head)[:, lane])
         exists = lane_is_below(plan.keys, scores.shape)
         weights = jnp.where(exists, weights, 0)
         d_scores = jnp.where(exists, weights * (d_weights - own(mean_ref, head)[:, lane]), 0)
-        dk_ref[:d] = q_in[head, :, lane].astype(jnp.float32) * d_scores
-        dv_ref[:d] = do_in[head, :, lane].astype(jnp.float32) * weights
+        dk_ref[:d], dv_ref[:d] = query * d_scores, d_out * weights
         dq = jnp.where(lane_is_below(plan.keys, keys.shape), keys.astype(jnp.float32) * d_scores, 0)
         dq = jnp.sum(dq, axis=1, keepdims=True)
-        dq_out[head, :, lane] = (dq * plan.scale).astype(dq_out.dtype)
+        dq_out[head.number, :, lane] = (dq * plan.scale).astype(dq_out.dtype)
 
     def score(tile: Tile, number: int) -> None:
         """The scores of a chunk, and the gradients of its weights."""
@@ -215,7 +217,7 @@ def _kernel(
         if plan.odd_key:
             query, d_out = (x.astype(jnp.float32)[:d] for x in (query, d_out))
             key, value = (
-                x[tile.head, :, pl.ds(last_key, 1)].astype(jnp.float32) for x in (k_in, v_in)
+                x[tile.head.number, :, pl.ds(last_key, 1)].astype(jnp.float32) for x in (k_in, v_in)
             )
             scores = jnp.sum(key * query, axis=0, keepdims=True)
             weights = jnp.exp2(scores * plan.exponent - lse)
@@ -224,24 +226,24 @@ def _kernel(
             sums = Gradients(
                 sums.key + fold_lanes(query * d_scores), sums.value + fold_lanes(d_out * weights)
             )
-        dq_out[tile.head, :, place] = (dq * plan.scale).astype(dq_out.dtype)
+        dq_out[tile.head.number, :, place] = (dq * plan.scale).astype(dq_out.dtype)
         return sums
 
     def store_sum(ref: Ref, chunk: slice, x: Array) -> None:
         ref[:, chunk] = x if is_alone else ref[:, chunk] + x
 
-    def finish(head: int | Array, sums: Gradients) -> None:
+    def finish(head: Head, sums: Gradients) -> None:
         for out, ref, total, factor in (
             (dk_out, dk_ref, sums.key, plan.scale),
             (dv_out, dv_ref, sums.value, 1),
         ):
-            out[head] = (ref[:d] * factor).astype(out.dtype)
+            out[head.number] = (ref[:d] * factor).astype(out.dtype)
             if plan.odd_key:
                 lane = pl.ds(last_key, 1)
                 last = jnp.sum(total, axis=1, keepdims=True) + ref[:d, lane]
-                out[head, :, lane] = (last * factor).astype(out.dtype)
+                out[head.number, :, lane] = (last * factor).astype(out.dtype)
 
-    def differentiate_head(head: int | Array, following: Tile | None) -> None:
+    def differentiate_head(head: Head, following: Head | None, carry: tuple[()]) -> tuple[()]:
         def tile_at(i: int | Array) -> Tile:
             start: Any = i * plan.tile
             start = start if isinstance(i, int) else pl.multiple_of(start, LANES)
@@ -252,19 +254,19 @@ def _kernel(
         sums = Gradients(nothing, nothing)
         last = plan.full_tiles - 1
         sums = loop(last, lambda i, x: step(tile_at(i), tile_at(i + 1), x), sums)
+        # Work for the other units beside the products of the last tile.
+        if following:
+            prepare(following)
+        first = Tile(following, 0, plan.tile) if following else None
         ends = [tile_at(last)]
         if plan.rest:
             ends.append(Tile(head, plan.full_tiles * plan.tile, plan.rest))
-        for tile, next_tile in zip(ends, [*ends[1:], following], strict=True):
+        for tile, next_tile in zip(ends, [*ends[1:], first], strict=True):
             sums = step(tile, next_tile, sums)
         finish(head, sums)
-
-    def differentiate_and_prepare(head: int | Array, carry: tuple[()]) -> tuple[()]:
-        prepare(head + 1)
-        differentiate_head(head, Tile(head + 1, 0, plan.tile))
         return carry
 
-    prepare(0)
-    score(Tile(0, 0, plan.tile), 0)
-    loop(plan.heads - 1, differentiate_and_prepare, ())
-    differentiate_head(plan.heads - 1, None)
+    first = Head(0, 0)
+    prepare(first)
+    score(Tile(first, 0, plan.tile), 0)
+    loop_over_heads(plan.heads, differentiate_head, ())

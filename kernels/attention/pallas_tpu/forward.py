@@ -20,22 +20,23 @@ from jaxtyping import Array, Float
 from internvideo_jax.kernels.attention.pallas_tpu.plan import LANES, ROWS, Plan, Shapes
 from internvideo_jax.kernels.attention.pallas_tpu.vectors import (
     HIDDEN,
+    Head,
     Ref,
     add,
     fold_rows,
     lane_is_below,
     loop,
+    loop_over_heads,
     product,
-    slot,
     store_extended,
     store_scores,
 )
 
 
 class Tile(NamedTuple):
-    """Queries [start, start + size) of a head of this step."""
+    """Queries [start, start + size) of a head."""
 
-    head: int | Array
+    head: Head
     start: int | Array
     size: int
 
@@ -121,32 +122,32 @@ def _kernel(
 ) -> None:
     sum_in_product = plan.folded and not plan.exact_lse
 
-    def prepare(head: int | Array) -> None:
-        own = slot(head, plan.buffers)
-        keys_ref[own] = k_ref[head].T
-        store_extended(values_ref.at[own], v_ref.at[head], plan.keys, [1.0])
+    def prepare(head: Head) -> None:
+        keys_ref[head.buffer] = k_ref[head.number].T
+        values = values_ref.at[head.buffer]
+        store_extended(values, v_ref.at[head.number], plan.keys, [1.0])
         if plan.odd_query:
             attend_last_query(head)
 
-    def attend_last_query(head: int | Array) -> None:
+    def attend_last_query(head: Head) -> None:
         """One row of scores costs the matrix unit 16 rows, a tile 128 lanes."""
         lane = plan.queries - 1
-        query = q_ref[head, :, lane : lane + LANES].T[:ROWS]
-        scores = product(query, k_ref[head])[:1]
+        query = q_ref[head.number, :, lane : lane + LANES].T[:ROWS]
+        scores = product(query, k_ref[head.number])[:1]
         scores = jnp.where(lane_is_below(plan.keys, scores.shape), scores, HIDDEN)
         largest = jnp.max(scores, axis=1, keepdims=True)
         weights = jnp.exp2((scores - largest) * plan.exponent)
         total = jnp.sum(weights, axis=1, keepdims=True)
-        values = values_ref[slot(head, plan.buffers)].astype(jnp.float32)[: plan.head_dim]
+        values = values_ref[head.buffer].astype(jnp.float32)[: plan.head_dim]
         out = jnp.sum(values * weights, axis=1, keepdims=True)
-        o_ref[head, :, lane : lane + 1] = (out / total).astype(o_ref.dtype)
-        lse_ref[head, :, lane : lane + 1] = largest * plan.exponent + jnp.log2(total)
+        o_ref[head.number, :, lane : lane + 1] = (out / total).astype(o_ref.dtype)
+        lse_ref[head.number, :, lane : lane + 1] = largest * plan.exponent + jnp.log2(total)
 
     def queries(tile: Tile) -> Float[Array, "D n"]:
-        return q_ref[tile.head, :, pl.ds(tile.start, tile.size)]
+        return q_ref[tile.head.number, :, pl.ds(tile.start, tile.size)]
 
     def score(tile: Tile, chunk: slice) -> Float[Array, "8 n"]:
-        keys = keys_ref[slot(tile.head, plan.buffers), chunk, :]
+        keys = keys_ref[tile.head.buffer, chunk, :]
         scores = product(keys, queries(tile))
         return store_scores(scores_ref.at[chunk], scores, plan.visible - chunk.start)
 
@@ -155,8 +156,7 @@ def _kernel(
         if not plan.odd_key:
             return Scored(highest, ())
         last = slice(plan.visible, plan.visible + ROWS)
-        keys = keys_ref[slot(tile.head, plan.buffers), last, :]
-        scores = product(keys, queries(tile))[:1]
+        scores = product(keys_ref[tile.head.buffer, last, :], queries(tile))[:1]
         return Scored(jnp.maximum(highest, scores), scores)
 
     def step(tile: Tile | None, scored: Scored | None, following: Tile | None) -> Scored | None:
@@ -173,7 +173,7 @@ def _kernel(
                 highest = score(following, chunk)
                 largest = highest if largest is None else jnp.maximum(largest, highest)
             if tile:
-                values = values_ref[slot(tile.head, plan.buffers), :, chunk]
+                values = values_ref[tile.head.buffer, :, chunk]
                 out = add(out, product(values, weights.astype(values.dtype)))
         if tile and scored and out is not None:
             finish(tile, scored, out, total)
@@ -187,14 +187,14 @@ def _kernel(
         out = out[: plan.head_dim]
         if plan.odd_key:
             weight = jnp.exp2((scored.last - scored.largest) * plan.exponent)
-            last = v_ref[tile.head, :, plan.keys - 1 : plan.keys].astype(jnp.float32)
+            last = v_ref[tile.head.number, :, plan.keys - 1 : plan.keys].astype(jnp.float32)
             out, total = out + last * weight, total + weight
         place = pl.ds(tile.start, tile.size)
-        o_ref[tile.head, :, place] = (out * (1 / total)).astype(o_ref.dtype)
-        lse_ref[tile.head, :, place] = scored.largest * plan.exponent + jnp.log2(total)
+        o_ref[tile.head.number, :, place] = (out * (1 / total)).astype(o_ref.dtype)
+        lse_ref[tile.head.number, :, place] = scored.largest * plan.exponent + jnp.log2(total)
 
-    def attend_head(head: int | Array, scored: Any, following: Tile | None) -> Scored | None:
-        """All tiles of a head, and the scores of the next one's first tile."""
+    def attend_head(head: Head, following: Head | None, scored: Any) -> Scored | None:
+        """All tiles of a head, and the scores of the following one's first tile."""
 
         def tile_at(i: int | Array) -> Tile:
             start: Any = i * plan.tile
@@ -203,18 +203,18 @@ def _kernel(
 
         last = plan.full_tiles - 1
         scored = loop(last, lambda i, x: step(tile_at(i), x, tile_at(i + 1)), scored)
+        # Work for the other units beside the products of the last tile.
+        if following:
+            prepare(following)
+        first = Tile(following, 0, plan.tile) if following else None
         ends = [tile_at(last)]
         if plan.rest:
             ends.append(Tile(head, plan.full_tiles * plan.tile, plan.rest))
-        for tile, next_tile in zip(ends, [*ends[1:], following], strict=True):
+        for tile, next_tile in zip(ends, [*ends[1:], first], strict=True):
             scored = step(tile, scored, next_tile)
         return scored
 
-    def attend_and_prepare(head: int | Array, scored: Scored) -> Scored | None:
-        prepare(head + 1)
-        return attend_head(head, scored, Tile(head + 1, 0, plan.tile))
-
-    prepare(0)
-    scored = step(None, None, Tile(0, 0, plan.tile))
-    scored = loop(plan.heads - 1, attend_and_prepare, scored)
-    attend_head(plan.heads - 1, scored, None)
+    first = Head(0, 0)
+    prepare(first)
+    scored = step(None, None, Tile(first, 0, plan.tile))
+    loop_over_heads(plan.heads, attend_head, scored)

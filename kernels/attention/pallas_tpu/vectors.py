@@ -1,9 +1,8 @@
 """What both passes do with registers, inside a kernel."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -33,6 +32,34 @@ def loop(count: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
     if count > 1:
         return lax.fori_loop(0, count, body, carry)
     return body(0, carry) if count == 1 else carry
+
+
+class Head(NamedTuple):
+    """One of the heads of a step.
+
+    Attributes:
+      number: among them.
+      buffer: which of two it has, for while one head is computed the next is made ready. It is
+        known when the kernel is compiled, hence also that one does not touch the other's.
+    """
+
+    number: int | Array
+    buffer: int
+
+
+def loop_over_heads(count: int, run: Callable[[Head, Head | None, Any], Any], carry: Any) -> Any:
+    """Calls run(head, the following one or None, carry) for each, in a loop over pairs."""
+    pairs = (count - 1) // 2
+
+    def run_pair(pair: Any, carry: Any) -> Any:
+        first, second, third = (Head(2 * pair + i, i % 2) for i in range(3))
+        return run(second, third, run(first, second, carry))
+
+    carry = loop(pairs, run_pair, carry)
+    for number in range(2 * pairs, count):
+        following = Head(number + 1, (number + 1) % 2) if number + 1 < count else None
+        carry = run(Head(number, number % 2), following, carry)
+    return carry
 
 
 def fold_rows(x: Float[Array, "m n"], fold: Callable[..., Array]) -> Float[Array, "8 n"]:
@@ -127,10 +154,3 @@ def split_in_three(x: Float[Array, "1 L"]) -> list[Float[Array, "1 L"]]:
 def add(total: Array | None, x: Array) -> Array:
     """A running sum that begins with nothing."""
     return x if total is None else total + x
-
-
-def slot(head: int | jax.Array, buffers: int) -> int | jax.Array:
-    """Which buffer belongs to a head."""
-    if buffers == 1:
-        return 0
-    return head % buffers if isinstance(head, int) else lax.rem(head, buffers)

@@ -17,13 +17,14 @@ from internvideo_jax.parallel import aot
 from tests.processes import run_cases
 
 # Lengths with and without a last token that is set apart, with padding, of one and several tiles,
-# with a smaller last tile, of several heads in a step.
+# with a smaller last tile, of several heads in a step; five are a loop over pairs.
 CASES = {
     "class token": ((1, 257, 257, 2, 2, 88), table.Sizes(1, 128, 128)),
     "padding": ((2, 161, 161, 3, 3, 8), table.Sizes(3, 512, 128)),
     "smaller last tile": ((1, 300, 257, 2, 2, 16), table.Sizes(2, 256, 256)),
     "few keys": ((1, 385, 9, 1, 1, 24), table.Sizes(1, 128, 256)),
     "class token, several heads": ((1, 129, 385, 3, 3, 64), table.Sizes(3, 128, 256)),
+    "many heads in a step": ((1, 20, 33, 5, 5, 8), table.Sizes(5, 128, 128)),
     "shared keys": ((2, 20, 33, 4, 2, 20), table.Sizes(8, 128, 128)),
 }
 

@@ -1,0 +1,1 @@
+"""Attention on TPUs as their compiler sees it, on a machine without one."""
