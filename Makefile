@@ -4,7 +4,7 @@ BIN := .venv/bin
 CODE := internvideo_jax kernels configs launch notebooks tests setup.py
 PACKAGES := .mypy_cache/installed
 
-.PHONY: venv demo test test-slow fuzz lint clean
+.PHONY: venv demo test test-slow faults fuzz lint clean
 
 venv: .venv/installed
 
@@ -37,6 +37,14 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m slow
+
+# What befalls runs, N times in a row, from draw FIRST on; ends with the first failure.
+faults: .venv/installed
+	@for number in $$(seq $(or $(FIRST),0) $$(($(or $(FIRST),0) + $(or $(N),20) - 1))); do \
+	  echo "faults of draw $$number"; \
+	  FAULTS=$$number JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -x tests/training/test_faults.py \
+	    tests/training/test_faults_on_hosts.py tests/launch/test_train_on_hosts.py || exit 1; \
+	done
 
 # N damaged and hostile inputs for the readers, from number FIRST on; faults are kept in fuzz/.
 fuzz: .venv/installed

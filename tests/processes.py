@@ -1,14 +1,18 @@
 """Checks that need a process of their own."""
 
+import concurrent.futures
 import contextlib
 import os
+import random
 import resource
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -51,15 +55,32 @@ def run_on_eight_devices(path: Path) -> None:
     run_cases(path, JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
 
 
-def join_system() -> None:
+def free_port() -> int:
+    """A port at which nobody listens, of those that the system gives to no connection by itself.
+
+    So nobody has it by chance until a process listens there.
+    """
+    draws = random.SystemRandom()
+    while True:
+        port = draws.randrange(20_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+def join_system(timeout: float = 300.0) -> None:
     """Connects a process that `system` started with the others."""
     if found := hosts.detect():
-        hosts.join(found)
+        hosts.join(found, timeout)
     assert jax.process_count() == int(os.environ[hosts.PROCESSES])
 
 
 @contextlib.contextmanager
-def system(count: int, devices: int, *argv: object) -> Iterator[list[subprocess.Popen[str]]]:
+def system(
+    count: int,
+    devices: int,
+    *argv: object,
+    only: Sequence[int] | None = None,
+) -> Iterator[list[subprocess.Popen[str]]]:
     """Python in processes that form one JAX system: `train` does so, others call `join_system`.
 
     They compile without optimising, which is faster, and no program twice; what still runs at the
@@ -69,9 +90,9 @@ def system(count: int, devices: int, *argv: object) -> Iterator[list[subprocess.
       count: processes.
       devices: of each of them.
       argv: what Python runs, the same in all.
+      only: the processes that come; all by default.
     """
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    address = f"127.0.0.1:{free_port()}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         # Without those emitters XLA compiles in half the time.
@@ -87,7 +108,7 @@ def system(count: int, devices: int, *argv: object) -> Iterator[list[subprocess.
             [sys.executable, *map(str, argv)],
             env=environment
             | {
-                hosts.COORDINATOR: f"127.0.0.1:{port}",
+                hosts.COORDINATOR: address,
                 hosts.PROCESSES: str(count),
                 hosts.PROCESS_ID: str(number),
             },
@@ -95,14 +116,54 @@ def system(count: int, devices: int, *argv: object) -> Iterator[list[subprocess.
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number in range(count)
+        for number in (range(count) if only is None else only)
     ]
     try:
         yield running
     finally:
         for process in running:
+            # What it has started may be none of its session.
+            for pid in children(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.kill()
             process.communicate()
+
+
+def children(pid: int) -> set[int]:
+    """The processes that one has started; none once it has ended, or where there is no /proc."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found |= {int(child) for child in task.read_text().split()}
+    return found
+
+
+class Ended(NamedTuple):
+    """How a process ended.
+
+    Attributes:
+      code: its exit code; -n of one that signal n killed.
+      output: what it wrote to stdout, without the lines of Gloo, by which CPUs talk to each other.
+      error: and to stderr.
+    """
+
+    code: int
+    output: str
+    error: str
+
+
+def ends(running: Sequence[subprocess.Popen[str]], seconds: float = 300.0) -> list[Ended]:
+    """Waits for the ends of all processes, all of whose pipes are read meanwhile."""
+
+    def end(process: subprocess.Popen[str]) -> Ended:
+        output, error = process.communicate(timeout=seconds)
+        lines = output.splitlines(keepends=True)
+        output = "".join(line for line in lines if not line.startswith("[Gloo]"))
+        return Ended(process.returncode, output, error)
+
+    with concurrent.futures.ThreadPoolExecutor(len(running)) as pool:
+        return list(pool.map(end, running))
 
 
 def outputs(running: Sequence[subprocess.Popen[str]]) -> list[str]:

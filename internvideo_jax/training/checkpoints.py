@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -21,6 +22,10 @@ from internvideo_jax.training.config import differing_fields
 from internvideo_jax.training.state import TrainState
 
 State = TypeVar("State")
+T = TypeVar("T")
+
+# Bytes of a reason, as one process tells others.
+_MAX_REASON = 400
 
 # Entry of a checkpoint's description with the checksum of the others.
 _SHA256 = "sha256"
@@ -73,6 +78,13 @@ class Checkpoints:
         self._filter = WithoutOrbax()
         if not is_debugging():
             logging.getLogger("absl").addFilter(self._filter)
+        # Reads what this process needs, and waits for no other: one may fail where others do not.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        )
+        self._reader = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(), multiprocessing_options=alone
+        )
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -162,7 +174,16 @@ class Checkpoints:
         return None
 
     def _restore(self, step: int, target: State) -> State:
-        found = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        state, expected = _by_all(lambda: self._read(step, target))
+        wrong = [name for name, value in checksums(state).items() if expected[name] != value]
+        if wrong:
+            raise ValueError(f"the checksums of {', '.join(wrong)} do not match")
+        return state
+
+    def _read(self, step: int, target: State) -> tuple[State, Mapping[str, int]]:
+        """This process's parts of a checkpoint's arrays, and the checksums of all of them."""
+        path = self.directory / str(step)
+        found = self._reader.restore(path, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         meta = found["meta"]
         # A changed byte must not pass for the config of another run. Older versions wrote no sum.
         sha256 = description_sha256(meta)
@@ -175,17 +196,13 @@ class Checkpoints:
                 + "\n  ".join(differing)
                 + "\nresume with the config of that run, or name another workdir"
             )
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_as_dict(target)))
+        restored = self._reader.restore(
+            path, args=ocp.args.Composite(state=ocp.args.StandardRestore(_as_dict(target)))
         )
         state = restored["state"]
         if isinstance(target, TrainState):
             state = target.replace(**state)
-        expected = meta["checksums"]
-        wrong = [name for name, value in checksums(state).items() if expected[name] != value]
-        if wrong:
-            raise ValueError(f"the checksums of {', '.join(wrong)} do not match")
-        return state
+        return state, meta["checksums"]
 
     def _set_aside(self, step: int, cause: str, fallback: int) -> None:
         path = self.directory / str(step)
@@ -234,7 +251,35 @@ class Checkpoints:
             self._say(str(failure))
         finally:
             self._manager.close()
+            self._reader.close()
             logging.getLogger("absl").removeFilter(self._filter)
+
+
+def _by_all(task: Callable[[], T]) -> T:
+    """What a task of every process gives this one; where it fails in one, it fails in all.
+
+    Raises:
+      Exception: that of this process.
+      ValueError: it has failed in another one, by whose number and reason that is known.
+    """
+    if jax.process_count() == 1:
+        return task()
+    outcome: T | Exception
+    try:
+        outcome = task()
+    except Exception as error:
+        outcome = error
+    own = b""
+    if isinstance(outcome, Exception):
+        own = (reason(outcome) or type(outcome).__name__).encode()[:_MAX_REASON]
+    padded = np.frombuffer(own.ljust(_MAX_REASON, b"\0"), np.uint8)
+    gathered = multihost_utils.process_allgather(padded)
+    if isinstance(outcome, Exception):
+        raise outcome
+    for number, row in enumerate(gathered):
+        if told := bytes(row).rstrip(b"\0").decode(errors="ignore"):
+            raise ValueError(f"process {number}: {told}")
+    return outcome
 
 
 def _as_dict(state: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ FREE_FIELDS = (
     "train.eval_epochs",
     "train.checkpoint",
     "train.max_bad_steps",
+    "train.hang_timeout",
     "train.mesh",
     "data.root",
     "data.workers",
@@ -85,6 +86,9 @@ class TrainConfig:
         `eval_epochs` says it; with neither there is none.
       eval_epochs: passes over the data from one evaluation to the next.
       max_bad_steps: the run stops after so many non-finite losses or gradients in a row.
+      hang_timeout: seconds after which processes that wait for each other end, each with where its
+        threads are, if none of them gets on: a step, a batch of an evaluation or a checkpoint takes
+        that long. A process without others may take its time.
     """
 
     batch_size: int
@@ -105,6 +109,7 @@ class TrainConfig:
     eval_every: int | None = None
     eval_epochs: float | None = None
     max_bad_steps: int = 10
+    hang_timeout: float = 1800.0
 
     def __post_init__(self) -> None:
         _check_positive(
@@ -115,6 +120,8 @@ class TrainConfig:
                 _check_positive(self, name)
         if self.eval_epochs is not None and not self.eval_epochs > 0:
             raise ValueError(f"eval_epochs: expected a number above 0, found {self.eval_epochs}")
+        if not self.hang_timeout > 0:
+            raise ValueError(f"hang_timeout: expected seconds above 0, found {self.hang_timeout}")
         if self.steps is None and self.epochs is None:
             raise ValueError("expected steps or epochs, found neither; set one of them")
         if "jsonl" not in self.trackers or len(set(self.trackers)) < len(self.trackers):

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from internvideo_jax.parallel.mesh import make_mesh
@@ -59,6 +60,7 @@ from internvideo_jax.training.trackers import (
     check_trackers,
     trackers,
 )
+from internvideo_jax.training.watchdog import Watchdog
 
 CHECKPOINTS = "checkpoints"
 # Among them, written once: the parameters that are not trained.
@@ -148,7 +150,11 @@ def train(
         keep_files = stack.enter_context(_claimed(workdir))
         stack.enter_context(jax.set_mesh(mesh))
         stack.enter_context(nn.logical_axis_rules(rules))
-        progress = Progress(lengths.total, visible=is_main)
+        name = f"process {jax.process_index()} of {jax.process_count()}"
+        watchdog = Watchdog(config.hang_timeout, name)
+        if jax.process_count() > 1:
+            stack.enter_context(watchdog)
+        progress = Progress(lengths.total, visible=is_main, on_begin=watchdog.begin)
         stack.callback(progress.close)
         checkpoints = stack.enter_context(
             Checkpoints(
@@ -172,6 +178,7 @@ def train(
                     name: make_train_step(kind.stage, config, schedule, target, mesh, rules)
                     for name, kind in kinds.items()
                 }
+                progress.begin("looking for a checkpoint")
                 restored = checkpoints.restore(target)
                 if restored is None:
                     progress.begin("making the first weights", aloud=True)
@@ -254,7 +261,7 @@ def train(
 
                 if step % config.log_every == 0 or is_last:
                     bad_steps.check()
-                    values = average(jax.device_get(window)) | {"replaced": float(replaced)}
+                    values = average(jax.device_get(window)) | {"replaced": _sum_of_all(replaced)}
                     log(step, values | progress.rates())
                     window.clear()
                     replaced = 0
@@ -365,7 +372,18 @@ def _is_evaluation_missing(
         return False
     logged = [line for line in read_metrics(workdir / METRICS) if line["step"] == start]
     names = {key.partition("/")[0] for line in logged for key in line}
-    return not names >= evaluations.keys()
+    is_missing = not names >= evaluations.keys()
+    if jax.process_count() > 1:
+        # What process 0 has written, others may see later.
+        return bool(multihost_utils.broadcast_one_to_all(np.asarray(is_missing)))
+    return is_missing
+
+
+def _sum_of_all(count: int) -> float:
+    """The sum of what the processes have counted, each for itself."""
+    if jax.process_count() > 1:
+        count = int(np.sum(multihost_utils.process_allgather(np.asarray(count))))
+    return float(count)
 
 
 def _kind(host_batch: HostBatch, kinds: Mapping[str, Batches]) -> str:

@@ -5,7 +5,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +59,22 @@ class Progress:
     Where nothing else is said for half a minute, a line says what the run is at.
     """
 
-    def __init__(self, total: int, *, visible: bool) -> None:
+    def __init__(
+        self,
+        total: int,
+        *,
+        visible: bool,
+        on_begin: Callable[[str], None] = lambda task: None,
+    ) -> None:
         """Starts the clock.
 
         Args:
           total: steps of the run.
           visible: False on all processes but one.
+          on_begin: is told, on all of them, what the run is at from now on.
         """
         self._visible = visible
+        self._on_begin = on_begin
         is_terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=total,
@@ -139,6 +147,7 @@ class Progress:
     def begin(self, task: str, *, aloud: bool = False) -> None:
         """Notes what the run is at from now on, to be said at once or when it takes long."""
         self._task, self._task_start = task, time.monotonic()
+        self._on_begin(task)
         if aloud:
             self.say(task)
 

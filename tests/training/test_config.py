@@ -80,7 +80,9 @@ def test_fields_that_may_change_and_those_that_may_not():
     }
     free = {
         "train": to_dict(
-            config(log_every=3, eval_every=5, checkpoint={"keep": 9}, max_bad_steps=1)
+            config(
+                log_every=3, eval_every=5, checkpoint={"keep": 9}, max_bad_steps=1, hang_timeout=9
+            )
         ),
         "data": {"root": "b", "workers": 0, "shards": None, "mixture": []},
         "eval_data": None,

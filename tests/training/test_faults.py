@@ -11,7 +11,7 @@ import pytest
 
 from internvideo_jax.training.metrics import read_metrics
 from tests.launch.test_train import CONFIG, write_clips
-from tests.processes import ROOT, is_running, wait_until
+from tests.processes import ROOT, children, is_running, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -52,9 +52,7 @@ class Run:
         raise AssertionError("".join(said))
 
     def children(self):
-        pid = self.process.pid
-        tasks = Path(f"/proc/{pid}/task").glob("*/children")
-        return {int(child) for task in tasks for child in task.read_text().split()}
+        return children(self.process.pid)
 
     def end(self, number):
         self.process.send_signal(number)
@@ -91,12 +89,12 @@ def test_a_killed_worker_is_replaced_and_a_killed_run_leaves_no_process_and_no_m
     step = read_metrics(run.workdir / "metrics.jsonl")[-1]["step"]
     run.read_until(f"step {step + 20}/")
 
-    children, memory = run.children(), segments(run.process.pid)
+    started, memory = run.children(), segments(run.process.pid)
     # The new worker and Python's resource tracker.
-    assert len(children) == 2
+    assert len(started) == 2
     assert memory
     run.process.kill()
-    wait_until(lambda: not any(map(is_running, children)), "children ended")
+    wait_until(lambda: not any(map(is_running, started)), "children ended")
     assert not [path for path in memory if path.exists()]
 
 
@@ -114,13 +112,13 @@ def test_a_killed_worker_is_replaced_and_a_killed_run_leaves_no_process_and_no_m
 )
 def test_a_signal_while_loading_ends_a_run_that_leaves_nothing(run, phase, number, code, told):
     run.read_until(phase)
-    children = run.children()
+    started = run.children()
     found, error = run.end(number)
     assert found == code, error
     assert told in error
     assert "Traceback" not in error
     assert not run.workdir.exists()
-    wait_until(lambda: not any(map(is_running, children)), "children ended")
+    wait_until(lambda: not any(map(is_running, started)), "children ended")
 
 
 def test_a_run_goes_on_without_a_reader_and_ends_with_its_terminal_in_a_checkpoint(run):
