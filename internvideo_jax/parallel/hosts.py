@@ -8,6 +8,7 @@ import dataclasses
 import os
 import re
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -115,22 +116,18 @@ def join(hosts: Hosts, timeout: float = 300.0) -> None:
     deadline = time.monotonic() + timeout
     if hosts.process_id:
         _await_coordinator(hosts, deadline, timeout)
-    try:
-        jax.distributed.initialize(
-            hosts.coordinator,
-            hosts.count,
-            hosts.process_id,
-            local_device_ids=hosts.local_devices,
-            # What it would find is known, and its way with SLURM takes one GPU of each host.
-            cluster_detection_method="deactivate",
-            initialization_timeout=max(int(deadline - time.monotonic()), 1),
-            # Of a process that ends by an error while the others work on.
-            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
-        )
-    except RuntimeError as error:
+    outcome: list[RuntimeError | None] = []
+    connecting = threading.Thread(
+        target=_connect, args=(hosts, timeout, outcome), name="connecting", daemon=True
+    )
+    connecting.start()
+    connecting.join(max(deadline - time.monotonic(), 0.0))
+    if outcome != [None]:
+        (error,) = outcome or [None]
+        found = _reason(error) if error else "that some are missing"
         raise HostsError(
             f"expected {hosts.count} processes to meet at {hosts.coordinator} within {timeout:g} s"
-            f" ({hosts.source}), found {_reason(error)}; start the same command on every host"
+            f" ({hosts.source}), found {found}; start the same command on every host"
         ) from error
     if jax.process_count() != hosts.count:
         raise HostsError(
@@ -144,6 +141,28 @@ def leave() -> None:
     import jax
 
     jax.distributed.shutdown()
+
+
+def _connect(hosts: Hosts, timeout: float, outcome: list[RuntimeError | None]) -> None:
+    """Connects by JAX, which aborts the process when its own patience ends: not before ours."""
+    import jax
+
+    try:
+        jax.distributed.initialize(
+            hosts.coordinator,
+            hosts.count,
+            hosts.process_id,
+            local_device_ids=hosts.local_devices,
+            # What it would find is known, and its way with SLURM takes one GPU of each host.
+            cluster_detection_method="deactivate",
+            initialization_timeout=int(timeout) + _SHUTDOWN_SECONDS,
+            # Of a process that ends by an error while the others work on.
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
+    except RuntimeError as error:
+        outcome.append(error)
+    else:
+        outcome.append(None)
 
 
 def _explicit(environ: Mapping[str, str]) -> Hosts | None:

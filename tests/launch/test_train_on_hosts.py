@@ -175,15 +175,18 @@ def test_clips_that_one_host_cannot_read_are_replaced_and_counted(command, tmp_p
 
 
 @pytest.mark.slow
-def test_a_host_that_looks_where_nobody_is_says_so_in_time(command, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "missing"), [(0, "2 processes to meet at"), (1, "process 0 of 2 at")]
+)
+def test_a_host_that_finds_nobody_says_so_in_time(command, tmp_path, number, missing):
     argv = [*elsewhere(tmp_path, command, 8), f"--workdir={tmp_path / 'run'}"]
-    with system(2, 1, *argv, only=[1]) as alone:
+    with system(2, 1, *argv, only=[number]) as alone:
         [end] = ends(alone)
     assert end.code == 2, end
     [line] = [text for text in end.error.splitlines() if text.startswith("internvideo-jax")]
     assert re.search(
-        "expected process 0 of 2 at .* within 8 s .JAX_COORDINATOR_ADDRESS.*; start the same"
-        " command on every host",
+        f"expected {missing} .* within 8 s .JAX_COORDINATOR_ADDRESS.*; start the same command on"
+        " every host",
         line,
     ), end.error
     assert not (tmp_path / "run").exists()
