@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "--check_manifest",
         metavar="FILE[,FILE...]",
         help="prove conversions from keys and shapes, of every SOURCE, too; A+B are files of one"
-        " model",
+        " model, which the last one describes",
     )
     parser.add_argument("--list", action="store_true", help="list the released checkpoints")
 

@@ -85,6 +85,7 @@ def main(argv: Sequence[str]) -> int:
     started = time.perf_counter()
     home = common.home()
     output = _output_dir(args.output, home)
+    environment.compile_plainly()
     numbers = itertools.count(1)
 
     def say(title: str) -> None:

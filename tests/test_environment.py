@@ -1,3 +1,4 @@
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from internvideo_jax.environment import (
+    compile_plainly,
     default_dtype,
     is_debugging,
     missing_devices,
@@ -79,6 +81,19 @@ def faults():
 faults()
 print(kept, faults())
 """
+
+
+def test_plain_compilation_is_asked_for_where_it_was_measured(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.11.0")
+    assert not compile_plainly()
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.10.2")
+    assert compile_plainly()
+    expected = "--xla_dump_to=x --xla_cpu_use_fusion_emitters=false"
+    assert os.environ["XLA_FLAGS"] == expected
+    # Whoever has chosen keeps it.
+    assert not compile_plainly()
+    assert os.environ["XLA_FLAGS"] == expected
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="for the GNU C library")

@@ -141,7 +141,9 @@ def _write(
     source: ClipSource, folder: Path, scale: Transform | None, sample_rate: int | None
 ) -> None:
     _log.info("decoding %d clips into %s", len(source), folder)
-    num_threads = usable_cpus()
+    # Between two calls of the decoder a thread holds Python's lock: of small clips, two threads on
+    # two CPUs read fewer than one.
+    num_threads = max(1, usable_cpus() // 2)
     decoded = (
         grain.MapDataset.range(len(source))
         .map(functools.partial(_decode, source=source, scale=scale, sample_rate=sample_rate))
