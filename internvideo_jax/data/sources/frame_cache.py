@@ -142,7 +142,7 @@ def _write(
 ) -> None:
     _log.info("decoding %d clips into %s", len(source), folder)
     # Between two calls of the decoder a thread holds Python's lock, and of small clips these calls
-    # are short: two threads on two CPUs read no more than one, and use twice its time.
+    # are short: two threads on two CPUs read no more than one (docs/demo.md).
     num_threads = max(1, usable_cpus() // 2)
     decoded = (
         grain.MapDataset.range(len(source))
