@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import jax
 
-_PLAIN_FUSIONS = "xla_cpu_use_fusion_emitters"
+_EMITTERS = "xla_cpu_use_fusion_emitters"
 
 
 def usable_cpus() -> int:
@@ -61,9 +61,9 @@ def compile_plainly() -> bool:
       Whether it will; False with other versions, or where the flag is given already.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if not importlib.metadata.version("jaxlib").startswith("0.10.") or _PLAIN_FUSIONS in flags:
+    if not importlib.metadata.version("jaxlib").startswith("0.10.") or _EMITTERS in flags:
         return False
-    os.environ["XLA_FLAGS"] = f"{flags} --{_PLAIN_FUSIONS}=false".strip()
+    os.environ["XLA_FLAGS"] = f"{flags} --{_EMITTERS}=false".strip()
     return True
 
 

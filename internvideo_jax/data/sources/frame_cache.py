@@ -141,8 +141,8 @@ def _write(
     source: ClipSource, folder: Path, scale: Transform | None, sample_rate: int | None
 ) -> None:
     _log.info("decoding %d clips into %s", len(source), folder)
-    # Between two calls of the decoder a thread holds Python's lock: of small clips, two threads on
-    # two CPUs read fewer than one.
+    # Between two calls of the decoder a thread holds Python's lock, and of small clips these calls
+    # are short: two threads on two CPUs read no more than one (docs/demo.md).
     num_threads = max(1, usable_cpus() // 2)
     decoded = (
         grain.MapDataset.range(len(source))
