@@ -13,6 +13,7 @@ from internvideo_jax.launch.benchmarks.runner import machine, machine_line
 
 if TYPE_CHECKING:
     from internvideo_jax.launch.benchmarks.figures import Figures
+    from internvideo_jax.launch.benchmarks.int8 import Int8Row
     from internvideo_jax.launch.benchmarks.runner import Row
     from internvideo_jax.launch.benchmarks.start import StartRow
     from internvideo_jax.launch.benchmarks.tpu.attention import AttentionRow
@@ -36,6 +37,9 @@ does nothing else. GB are 10^9 bytes. The table goes to the standard output, pro
                         that loads the model, decodes the frames, compiles the forward and runs it
   rerank/b14            match scores of 2 clips with 8 texts by a stage-2 model of a B14 and a text
                         tower of BERT-base's size; the peer encodes the clip for every pair
+  int8                  no times: what the demo's students reach after its teachers, and after the
+                        image teacher in int8; exit code 1 where the means of the latter are outside
+                        of what the seeds of the former reach
   start                 no times: R@1 of the demo's stage 2 after a few steps from its stage 1, and
                         after as many from the encoder that stage 1 started from
   decode/clips          8 evenly spread frames of every clip of a folder, as 224x224 views, on one
@@ -77,6 +81,7 @@ examples:
   internvideo-jax benchmark search --vectors=200000
   internvideo-jax benchmark decode --clips=videos
   internvideo-jax benchmark start --repeats=5
+  internvideo-jax benchmark int8
   internvideo-jax benchmark attention --chip=v5e,v6e --shape=417x16x88
   internvideo-jax benchmark attention --chip=v5e --blocks --json=blocks.json
   internvideo-jax benchmark attention --chip=v6e --shape=2049x25x128 --tune
@@ -131,7 +136,7 @@ def _attention(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(args: argparse.Namespace) -> "Sequence[Row | Figures | StartRow]":
+def _measure(args: argparse.Namespace) -> "Sequence[Row | Figures | StartRow | Int8Row]":
     if args.subject == "encoder":
         from internvideo_jax.launch.benchmarks.encoder import benchmark_encoder
 
@@ -170,6 +175,13 @@ def _measure(args: argparse.Namespace) -> "Sequence[Row | Figures | StartRow]":
 
         workdir = args.workdir or environment.home()
         return [benchmark_search(vectors=args.vectors, width=args.width, workdir=workdir)]
+    if args.subject == "int8":
+        from internvideo_jax.launch.benchmarks.int8 import benchmark_int8
+
+        size = "fast" if args.fast else "full"
+        return [
+            benchmark_int8(demo=args.demo, size=size, repeats=args.repeats, workdir=args.workdir)
+        ]
     if args.subject == "start":
         from internvideo_jax.launch.benchmarks.start import benchmark_start
 
@@ -192,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     subjects = parser.add_subparsers(
         dest="subject",
         metavar="encoder|text_encoder|extract|encode_video|convert|rerank|contrastive|search|lists"
-        "|decode|start|attention|gpu",
+        "|decode|start|int8|attention|gpu",
         required=True,
     )
     encoder = subjects.add_parser("encoder", help="forward of the video encoder, beside PyTorch")
@@ -210,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
     start = subjects.add_parser(
         "start", help="stage 2 from stage 1, and from the untrained encoder"
     )
+    int8 = subjects.add_parser("int8", help="the demo's stage 1 after an image teacher in int8")
     attention = subjects.add_parser("attention", help="TPU kernels, by the compiler's estimates")
     gpu = subjects.add_parser("gpu", help="attention and the 1B encoder on a GPU, beside PyTorch")
     gpu.add_argument(
@@ -227,7 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     for subject in subjects.choices.values():
         subject.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
     timed = {encoder: 5, text_encoder: 5, extract: 3, encode_video: 3, convert: 3, rerank: 3}
-    timed |= {decode: 5, start: 3}
+    timed |= {decode: 5, start: 3, int8: 3}
     for subject, repeats in timed.items():
         subject.add_argument(
             "--repeats",
@@ -278,16 +291,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="clips of all lists together (default: %(default)s)",
     )
-    start.add_argument(
-        "--workdir", type=Path, metavar="DIR", help="where to put models for a while"
-    )
-    start.add_argument(
-        "--demo",
-        type=Path,
-        metavar="DIR",
-        help="output of a demo (default: $INTERNVIDEO_HOME/demo)",
-    )
-    start.add_argument("--fast", action="store_true", help="of `internvideo-jax demo --fast`")
+    for subject in (start, int8):
+        subject.add_argument(
+            "--workdir", type=Path, metavar="DIR", help="where to put models for a while"
+        )
+        subject.add_argument(
+            "--demo",
+            type=Path,
+            metavar="DIR",
+            help="output of a demo (default: $INTERNVIDEO_HOME/demo)",
+        )
+        subject.add_argument("--fast", action="store_true", help="of `internvideo-jax demo --fast`")
     start.add_argument(
         "--steps",
         type=arguments.positive_int,

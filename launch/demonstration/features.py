@@ -1,7 +1,7 @@
 """Features of clips: what stage 1 aligns with, and what probes read."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,11 @@ _BATCH = 50
 
 
 def teacher_features(
-    size: common.Size, image_teacher: Path, video_teacher: Path, video: np.ndarray
+    size: common.Size,
+    image_teacher: Path,
+    video_teacher: Path,
+    video: np.ndarray,
+    adapt_image: Callable[[Any], Any] = lambda variables: variables,
 ) -> dict[str, np.ndarray]:
     """What stage 1 takes as `targets/NAME`, for all clips.
 
@@ -32,20 +36,23 @@ def teacher_features(
       image_teacher: saved model of the one.
       video_teacher: saved model of the other, which takes the place of a VideoMAE.
       video: uint8 `[N, T, S, S, 3]`.
+      adapt_image: makes the image teacher's variables others.
     """
     encoder, layers = common.encoder(size), common.aligned_layers(size)
 
-    def run(config: TeacherConfig, path: Path, video: np.ndarray) -> dict[str, np.ndarray]:
+    def load(path: Path) -> dict[str, Any]:
         _, variables = models.video_encoder(*_load(path))
-        variables = {"params": {"encoder": variables["params"]}}
+        return {"params": {"encoder": variables["params"]}}
+
+    def run(config: TeacherConfig, variables: Any, video: np.ndarray) -> dict[str, np.ndarray]:
         return _by_parts(_targets, Teacher(config), variables, video)
 
     image = run(
         TeacherConfig(common.image_encoder(size), layers, per_frame=True, normalization="none"),
-        image_teacher,
+        adapt_image(load(image_teacher)),
         video[:, :: encoder.tubelet_size],
     )
-    clip = run(TeacherConfig(encoder, layers, normalization="none"), video_teacher, video)
+    clip = run(TeacherConfig(encoder, layers, normalization="none"), load(video_teacher), video)
     return {
         "clip_middle": _centred(image["middle"]),
         "clip_final": _centred(image["final"]),
@@ -53,6 +60,14 @@ def teacher_features(
         # A VideoMAE has no class token.
         "mae": _centred(clip["middle"][:, :, 1:]),
     }
+
+
+def save(targets: Mapping[str, np.ndarray], folder: Path) -> str:
+    """Writes features as `data.features_dir` takes them; returns the folder."""
+    folder.mkdir(exist_ok=True)
+    for name, array in targets.items():
+        np.save(folder / f"{name}.npy", array)
+    return str(folder)
 
 
 def probe_features(path: Path, video: np.ndarray) -> np.ndarray:

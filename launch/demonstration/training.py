@@ -94,7 +94,7 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
         targets = features.teacher_features(
             size, image_teacher.model, video_teacher.model, seen.video
         )
-        data = {**motions, "features_dir": _save(targets, folder / "features")}
+        data = {**motions, "features_dir": features.save(targets, folder / "features")}
     with measured(parts, "stage 1") as part:
         student = train("stage 1", part=part, data=data)
 
@@ -103,7 +103,7 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
         untrained = features.teacher_features(
             size, image_teacher.untrained, video_teacher.untrained, seen.video
         )
-        features_dir = _save(untrained, folder / "control_features")
+        features_dir = features.save(untrained, folder / "control_features")
         control = train("control", part=part, data={**motions, "features_dir": features_dir})
 
     say("Stage 2: clips, sounds and texts together, from stage 1's encoder")
@@ -157,14 +157,6 @@ def run(size_name: str, home: Path, output: Path, say: Callable[[str], None]) ->
     _write(report, pictures, output)
     runs.close_folder(folder)
     return report
-
-
-def _save(targets: Mapping[str, np.ndarray], folder: Path) -> str:
-    """Writes features as `data.features_dir` takes them; returns the folder."""
-    folder.mkdir(exist_ok=True)
-    for name, array in targets.items():
-        np.save(folder / f"{name}.npy", array)
-    return str(folder)
 
 
 def _make_clips(size: common.Size, home: Path) -> tuple[World, dict[Split, Clips]]:
