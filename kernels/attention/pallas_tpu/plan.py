@@ -10,7 +10,14 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from internvideo_jax.kernels.attention.pallas_tpu.table import Sizes, sizes_for, vmem_budget
+from internvideo_jax.kernels.attention.pallas_tpu.table import (
+    Sizes,
+    generation,
+    has_one_core,
+    product_depth,
+    sizes_for,
+    vmem_budget,
+)
 from internvideo_jax.kernels.attention.request import Request
 
 LANES = 128
@@ -40,6 +47,8 @@ class Plan:
       chunk: keys whose scores are made at once.
       exact_lse: whether sums are exact to float32. Else those of bfloat16 weights are rounded as
         the weights are, which suits the output and gradients.
+      depth: of the matrix unit, the length of sums that it makes at once.
+      in_order: whether the steps of the grid run one after the other, on one core.
     """
 
     queries: int
@@ -52,6 +61,8 @@ class Plan:
     tile: int
     chunk: int
     exact_lse: bool = False
+    depth: int = 128
+    in_order: bool = False
 
     @property
     def exponent(self) -> float:
@@ -118,6 +129,25 @@ class Plan:
         return self.head_dim + 8 * self.folded
 
     @property
+    def split_keys(self) -> bool:
+        """Whether keys carry the exponent into the scores, which then need no factor of their own.
+
+        Each is two numbers of bfloat16, as one would be too coarse, and queries are doubled: free
+        where the matrix unit is deep enough for both.
+        """
+        return self.dtype == "bfloat16" and not self.exact_lse and 2 * self.rows <= self.depth
+
+    @property
+    def lags(self) -> bool:
+        """Whether a step of the forward pass makes the outputs whose scores the one before made.
+
+        Else a step of few short heads spends much of its time on its first scores, and on its last
+        outputs. Heads are one tile, and what a step leaves to the next is kept for each.
+        """
+        is_one_tile = self.full_tiles == 1 and not (self.rest or self.odd_query or self.odd_key)
+        return self.in_order and self.group == 1 and is_one_tile
+
+    @property
     def buffers(self) -> int:
         """Two, if one head is made ready while another is computed."""
         return min(self.heads, 2)
@@ -134,20 +164,25 @@ class Plan:
 
     def forward_scratch(self) -> Shapes:
         """Vector memory of the forward pass, beside its operands."""
+        channels = 2 * self.rows if self.split_keys else self.head_dim
+        buffers, tiles = (self.heads, self.heads) if self.lags else (self.buffers, 1)
         return {
-            "keys_ref": ((self.buffers, self.key_lanes, self.head_dim), self.dtype),
-            "values_ref": ((self.buffers, self.rows, self.key_lanes), self.dtype),
-            "scores_ref": ((round_up(self.visible, ROWS), self.tile), "float32"),
+            "keys_ref": ((buffers, self.key_lanes, channels), self.dtype),
+            "values_ref": ((buffers, self.rows, self.key_lanes), self.dtype),
+            "scores_ref": ((tiles, round_up(self.visible, ROWS), self.tile), "float32"),
+            "largest_ref": ((tiles, 1, self.tile), "float32"),
         }
 
     def backward_scratch(self) -> Shapes:
         """Vector memory of the backward pass, beside its operands."""
         tile = ((2, self.chunk, self.tile), "float32")
+        of_scores = self.rows * (1 + self.split_keys)
         by_row = ((self.buffers, self.key_lanes, self.rows), self.dtype)
         query_row = ((self.buffers, 1, self.query_lanes), "float32")
-        queries = ((self.buffers, self.rows, self.query_lanes), self.dtype)
+        queries = ((self.buffers, of_scores, self.query_lanes), self.dtype)
+        d_out = ((self.buffers, self.rows, self.query_lanes), self.dtype)
         shapes: dict[str, tuple[tuple[int, ...], str]] = {
-            "keys_ref": by_row,
+            "keys_ref": ((self.buffers, self.key_lanes, of_scores), self.dtype),
             "values_ref": by_row,
             "lse_ref": query_row,
             "mean_ref": query_row,
@@ -157,7 +192,7 @@ class Plan:
             "dv_ref": ((self.rows, self.key_lanes), "float32"),
         }
         if not self.plain_queries:
-            shapes |= {"queries_ref": queries, "d_out_ref": queries}
+            shapes |= {"queries_ref": queries, "d_out_ref": d_out}
         if not self.plain_keys:
             shapes["flat_keys_ref"] = ((self.buffers, self.rows, self.key_lanes), self.dtype)
         return shapes
@@ -176,19 +211,23 @@ class Plan:
         return 2 * blocks + sum(_padded_bytes(*x) for x in scratch.values()) + 6 * 2**20
 
 
-def make_plan(request: Request, name: str, sizes: Sizes | None = None) -> Plan:
+def make_plan(
+    request: Request, name: str, sizes: Sizes | None = None, chip: str | None = None
+) -> Plan:
     """The cut of a pass of a call.
 
     Args:
       request: what is asked.
       name: of the pass, "forward" or "backward".
       sizes: other ones than the table's.
+      chip: the generation of TPU; that of code traced now by default.
 
     Raises:
       ValueError: no cut fits into the vector memory.
     """
     head_dim = round_up(request.head_dim, 8)
-    sizes = sizes or sizes_for(name, max(request.queries, request.keys), head_dim)
+    chip = generation() if chip is None else chip
+    sizes = sizes or sizes_for(name, max(request.queries, request.keys), head_dim, chip)
     total = request.batch * request.heads
     heads = sizes.heads if request.group == 1 else 1
     plan = Plan(
@@ -202,6 +241,8 @@ def make_plan(request: Request, name: str, sizes: Sizes | None = None) -> Plan:
         tile=sizes.tile,
         chunk=sizes.chunk,
         exact_lse=request.return_lse,
+        depth=product_depth(chip),
+        in_order=has_one_core(chip) or (request.platform == "cpu" and not chip),
     )
     plan = replace(plan, tile=min(plan.tile, plan._tiled_lanes))
     budget = vmem_budget(request.platform)

@@ -1,7 +1,7 @@
 """Sizes of the kernels' blocks, by generation of the TPU, pass and class of shape.
 
 Those of a prototype, but for the heads and chunks that docs/kernels.md tells of; `internvideo-jax
-benchmark attention --tune` searches for better ones.
+benchmark attention --tune` searches for better ones. 25 heads fall into steps of one or five.
 """
 
 from typing import NamedTuple
@@ -28,20 +28,27 @@ SHORT = 640
 
 # (generation, pass, class) -> sizes. Classes: see `shape_class`.
 TABLE: dict[tuple[str, str, str], Sizes] = {
-    ("v5e", "forward", "short"): Sizes(8, 512, 512),
+    ("v5e", "forward", "short"): Sizes(2, 512, 512),
+    ("v5e", "forward", "frame"): Sizes(8, 512, 512),
     ("v5e", "forward", "narrow"): Sizes(2, 512, 256),
     ("v5e", "forward", "wide"): Sizes(1, 512, 256),
     ("v5e", "backward", "short"): Sizes(4, 512, 256),
+    ("v5e", "backward", "frame"): Sizes(4, 512, 256),
     ("v5e", "backward", "narrow"): Sizes(2, 512, 256),
     ("v5e", "backward", "wide"): Sizes(1, 512, 512),
-    ("v6e", "forward", "short"): Sizes(8, 512, 256),
+    ("v6e", "forward", "short"): Sizes(2, 512, 256),
+    ("v6e", "forward", "frame"): Sizes(8, 512, 256),
     ("v6e", "forward", "narrow"): Sizes(2, 512, 256),
-    ("v6e", "forward", "wide"): Sizes(1, 512, 1024),
+    ("v6e", "forward", "wide"): Sizes(5, 512, 1024),
     ("v6e", "backward", "short"): Sizes(4, 512, 256),
+    ("v6e", "backward", "frame"): Sizes(4, 512, 256),
     ("v6e", "backward", "narrow"): Sizes(2, 512, 256),
     ("v6e", "backward", "wide"): Sizes(1, 512, 512),
 }
 FALLBACK = {"forward": Sizes(1, 512, 256), "backward": Sizes(1, 512, 256)}
+
+# Generations whose matrix unit makes sums of 256 products at once, not of 128.
+_DEEP = ("v6e", "tpu7x")
 
 # Kinds of devices as JAX names them.
 _GENERATIONS = {
@@ -71,14 +78,14 @@ def generation() -> str:
 
 
 def shape_class(tokens: int, head_dim: int) -> str:
-    """ "short", or by the head's size "narrow" or "wide".
+    """ "short", or "frame" with a class token; of longer ones "narrow" or "wide" by the head.
 
     Args:
       tokens: the larger of the numbers of queries and keys.
       head_dim: D.
     """
     if tokens <= SHORT:
-        return "short"
+        return "frame" if tokens % 128 == 1 else "short"
     return "narrow" if head_dim <= 96 else "wide"
 
 
@@ -93,6 +100,16 @@ def sizes_for(name: str, tokens: int, head_dim: int, chip: str | None = None) ->
     """
     entry = (generation() if chip is None else chip, name, shape_class(tokens, head_dim))
     return TABLE.get(entry, FALLBACK[name])
+
+
+def product_depth(chip: str) -> int:
+    """How long the sums are that the matrix unit of a generation makes at once."""
+    return 256 if chip in _DEEP else 128
+
+
+def has_one_core(chip: str) -> bool:
+    """Whether steps of a grid run in order; other generations share them between two cores."""
+    return chip in ("v5e", "v6e")
 
 
 def vmem_budget(platform: str) -> int:
