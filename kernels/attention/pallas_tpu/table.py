@@ -28,7 +28,7 @@ SHORT = 640
 
 # (generation, pass, class) -> sizes. Classes: see `shape_class`.
 TABLE: dict[tuple[str, str, str], Sizes] = {
-    ("v5e", "forward", "short"): Sizes(2, 512, 512),
+    ("v5e", "forward", "short"): Sizes(4, 512, 512),
     ("v5e", "forward", "frame"): Sizes(8, 512, 512),
     ("v5e", "forward", "narrow"): Sizes(2, 512, 256),
     ("v5e", "forward", "wide"): Sizes(1, 512, 256),
@@ -36,7 +36,7 @@ TABLE: dict[tuple[str, str, str], Sizes] = {
     ("v5e", "backward", "frame"): Sizes(4, 512, 256),
     ("v5e", "backward", "narrow"): Sizes(2, 512, 256),
     ("v5e", "backward", "wide"): Sizes(1, 512, 512),
-    ("v6e", "forward", "short"): Sizes(2, 512, 256),
+    ("v6e", "forward", "short"): Sizes(4, 512, 512),
     ("v6e", "forward", "frame"): Sizes(8, 512, 256),
     ("v6e", "forward", "narrow"): Sizes(2, 512, 256),
     ("v6e", "forward", "wide"): Sizes(5, 512, 1024),
