@@ -25,14 +25,12 @@ from internvideo_jax.kernels.attention.pallas_tpu.vectors import (
     Head,
     Ref,
     add,
-    doubled,
     fold_lanes,
     lane_is_below,
     loop,
     loop_over_heads,
     product,
     split_in_three,
-    split_keys,
     store_extended,
     store_scores,
 )
@@ -128,9 +126,7 @@ def _kernel(
         return ref.at[head.buffer]
 
     def queries(head: Head) -> Ref:
-        if queries_ref is None:
-            return q_in.at[head.number]
-        return own(queries_ref, head).at[: plan.rows]
+        return q_in.at[head.number] if queries_ref is None else own(queries_ref, head)
 
     def d_outs(head: Head) -> Ref:
         return do_in.at[head.number] if d_out_ref is None else own(d_out_ref, head)
@@ -151,24 +147,17 @@ def _kernel(
         if not plan.plain_queries:
             rows, d_rows = ([], [])
             if plan.folded:
-                rows = split_in_three(-lse if plan.split_keys else -lse / plan.exponent)
+                rows = split_in_three(-lse / plan.exponent)
                 d_rows = split_in_three(-mean)
             store_extended(queries(head), q_in.at[head.number], plan.queries, rows)
-            if plan.split_keys:
-                again = own(queries_ref, head).at[plan.rows :]
-                store_extended(again, q_in.at[head.number], plan.queries)
             store_extended(d_outs(head), do_in.at[head.number], plan.queries, d_rows)
-        for of_rows, operand in ((values_ref, v_in), (keys_ref, k_in)):
-            flat = operand.at[head.number]
+        for of_rows, x in ((values_ref, v_in), (keys_ref, k_in)):
+            flat = x.at[head.number]
             if flat_keys_ref is not None:
                 # Values are only passing through.
                 flat = own(flat_keys_ref, head)
-                store_extended(flat, operand.at[head.number], plan.keys, [1.0] * 3)
-            x = flat[...]
-            if of_rows is keys_ref and plan.split_keys:
-                spare = x[d:].astype(jnp.float32) if plan.folded else None
-                x = split_keys(x[:d], plan, spare)
-            own(of_rows, head)[...] = x.T
+                store_extended(flat, x.at[head.number], plan.keys, [1.0] * 3)
+            own(of_rows, head)[...] = flat[...].T
 
     def begin(head: Head) -> None:
         """The sums over queries begin with the one that is set apart, or with nothing."""
@@ -195,12 +184,7 @@ def _kernel(
     def score(tile: Tile, number: int) -> None:
         """The scores of a chunk, and the gradients of its weights."""
         chunk, place = plan.chunks[number], pl.ds(tile.start, tile.size)
-        if queries_ref is not None:
-            query = own(queries_ref, tile.head)[:, place]
-        else:
-            query = q_in[tile.head.number, :, place]
-            query = doubled(query, plan) if plan.split_keys else query
-        scores = product(own(keys_ref, tile.head)[chunk, :], query)
+        scores = product(own(keys_ref, tile.head)[chunk, :], queries(tile.head)[:, place])
         store_scores(scores_ref.at[number % 2], scores, plan.visible - chunk.start)
         d_weights = product(own(values_ref, tile.head)[chunk, :], d_outs(tile.head)[:, place])
         d_weights_ref[number % 2, : scores.shape[0], : tile.size] = d_weights
@@ -214,11 +198,11 @@ def _kernel(
         for number, chunk in enumerate(plan.chunks):
             stored = number % 2, slice(chunk.stop - chunk.start), slice(tile.size)
             scores, d_scores = scores_ref[stored], d_weights_ref[stored]
-            if not plan.split_keys:
-                scores = scores * plan.exponent
-            if not plan.folded:
-                scores, d_scores = scores - lse, d_scores - mean
-            weights = jnp.exp2(scores)
+            if plan.folded:
+                weights = jnp.exp2(scores * plan.exponent)
+            else:
+                weights = jnp.exp2(scores * plan.exponent - lse)
+                d_scores = d_scores - mean
             d_scores = (weights * d_scores).astype(query.dtype)
             weights = weights.astype(query.dtype)
             if number + 1 < len(plan.chunks):

@@ -24,13 +24,12 @@ from internvideo_jax.kernels.attention.pallas_tpu.vectors import (
     Head,
     Ref,
     add,
-    doubled,
     fold_rows,
     lane_is_below,
     loop,
     loop_over_heads,
     product,
-    split_keys,
+    split_in_two,
     store_extended,
     store_scores,
 )
@@ -148,7 +147,9 @@ def _kernel(
 
     def prepare_keys(head: Head) -> None:
         keys = k_ref[head.number]
-        keys_ref[head.buffer] = (split_keys(keys, plan) if plan.split_keys else keys).T
+        if plan.split_keys:
+            keys = split_in_two(keys.astype(jnp.float32) * plan.exponent, keys.dtype)
+        keys_ref[head.buffer] = keys.T
 
     def prepare_values(head: Head) -> None:
         values = values_ref.at[head.buffer]
@@ -170,7 +171,7 @@ def _kernel(
 
     def queries(tile: Tile) -> Float[Array, "C n"]:
         found = q_ref[tile.head.number, :, pl.ds(tile.start, tile.size)]
-        return doubled(found, plan) if plan.split_keys else found
+        return jnp.concatenate([found, found], axis=0) if plan.split_keys else found
 
     def stored(head: Head) -> Ref:
         """Where the scores of a head's tile are."""

@@ -14,7 +14,6 @@ from internvideo_jax.kernels.attention.pallas_tpu.table import (
     Sizes,
     generation,
     has_one_core,
-    product_depth,
     sizes_for,
     vmem_budget,
 )
@@ -47,7 +46,7 @@ class Plan:
       chunk: keys whose scores are made at once.
       exact_lse: whether sums are exact to float32. Else those of bfloat16 weights are rounded as
         the weights are, which suits the output and gradients.
-      depth: of the matrix unit, the length of sums that it makes at once.
+      split_keys: whether keys carry the exponent into the scores; see `Sizes`.
       in_order: whether the steps of the grid run one after the other, on one core.
     """
 
@@ -61,7 +60,7 @@ class Plan:
     tile: int
     chunk: int
     exact_lse: bool = False
-    depth: int = 128
+    split_keys: bool = False
     in_order: bool = False
 
     @property
@@ -129,15 +128,6 @@ class Plan:
         return self.head_dim + 8 * self.folded
 
     @property
-    def split_keys(self) -> bool:
-        """Whether keys carry the exponent into the scores, which then need no factor of their own.
-
-        Each is two numbers of bfloat16, as one would be too coarse, and queries are doubled: free
-        where the matrix unit is deep enough for both.
-        """
-        return self.dtype == "bfloat16" and not self.exact_lse and 2 * self.rows <= self.depth
-
-    @property
     def lags(self) -> bool:
         """Whether a step of the forward pass makes the outputs whose scores the one before made.
 
@@ -164,7 +154,7 @@ class Plan:
 
     def forward_scratch(self) -> Shapes:
         """Vector memory of the forward pass, beside its operands."""
-        channels = 2 * self.rows if self.split_keys else self.head_dim
+        channels = self.head_dim * (1 + self.split_keys)
         buffers, tiles = (self.heads, self.heads) if self.lags else (self.buffers, 1)
         return {
             "keys_ref": ((buffers, self.key_lanes, channels), self.dtype),
@@ -176,13 +166,11 @@ class Plan:
     def backward_scratch(self) -> Shapes:
         """Vector memory of the backward pass, beside its operands."""
         tile = ((2, self.chunk, self.tile), "float32")
-        of_scores = self.rows * (1 + self.split_keys)
         by_row = ((self.buffers, self.key_lanes, self.rows), self.dtype)
         query_row = ((self.buffers, 1, self.query_lanes), "float32")
-        queries = ((self.buffers, of_scores, self.query_lanes), self.dtype)
-        d_out = ((self.buffers, self.rows, self.query_lanes), self.dtype)
+        queries = ((self.buffers, self.rows, self.query_lanes), self.dtype)
         shapes: dict[str, tuple[tuple[int, ...], str]] = {
-            "keys_ref": ((self.buffers, self.key_lanes, of_scores), self.dtype),
+            "keys_ref": by_row,
             "values_ref": by_row,
             "lse_ref": query_row,
             "mean_ref": query_row,
@@ -192,7 +180,7 @@ class Plan:
             "dv_ref": ((self.rows, self.key_lanes), "float32"),
         }
         if not self.plain_queries:
-            shapes |= {"queries_ref": queries, "d_out_ref": d_out}
+            shapes |= {"queries_ref": queries, "d_out_ref": queries}
         if not self.plain_keys:
             shapes["flat_keys_ref"] = ((self.buffers, self.rows, self.key_lanes), self.dtype)
         return shapes
@@ -241,10 +229,14 @@ def make_plan(
         tile=sizes.tile,
         chunk=sizes.chunk,
         exact_lse=request.return_lse,
-        depth=product_depth(chip),
         in_order=has_one_core(chip) or (request.platform == "cpu" and not chip),
     )
-    plan = replace(plan, tile=min(plan.tile, plan._tiled_lanes))
+    is_plain = plan.dtype == "bfloat16" and not (plan.folded or plan.exact_lse)
+    plan = replace(
+        plan,
+        tile=min(plan.tile, plan._tiled_lanes),
+        split_keys=sizes.split_keys and is_plain and head_dim <= 128,
+    )
     budget = vmem_budget(request.platform)
     for smaller in _ever_smaller(plan):
         if smaller.vmem_bytes(name) <= budget:

@@ -16,11 +16,16 @@ class Sizes(NamedTuple):
       heads: at most so many heads in one step of the grid.
       tile: queries that are computed together, a multiple of 128.
       chunk: keys whose scores are made at once, a multiple of 128.
+      split_keys: whether keys carry the exponent into the scores of the forward pass, which then
+        need no factor each. A key is two numbers of bfloat16 then, as one would be too coarse:
+        free where the matrix unit makes sums of 256 and a head has 128 channels. Up to 640 queries
+        are too few to be worth it, and spare rows make it dearer.
     """
 
     heads: int
     tile: int
     chunk: int
+    split_keys: bool = False
 
 
 # Up to so many tokens several heads share a step, so that work of one hides the start of the next.
@@ -39,16 +44,13 @@ TABLE: dict[tuple[str, str, str], Sizes] = {
     ("v6e", "forward", "short"): Sizes(4, 512, 512),
     ("v6e", "forward", "frame"): Sizes(8, 512, 256),
     ("v6e", "forward", "narrow"): Sizes(2, 512, 256),
-    ("v6e", "forward", "wide"): Sizes(5, 512, 1024),
+    ("v6e", "forward", "wide"): Sizes(5, 512, 1024, split_keys=True),
     ("v6e", "backward", "short"): Sizes(4, 512, 256),
     ("v6e", "backward", "frame"): Sizes(4, 512, 256),
     ("v6e", "backward", "narrow"): Sizes(2, 512, 256),
     ("v6e", "backward", "wide"): Sizes(1, 512, 512),
 }
 FALLBACK = {"forward": Sizes(1, 512, 256), "backward": Sizes(1, 512, 256)}
-
-# Generations whose matrix unit makes sums of 256 products at once, not of 128.
-_DEEP = ("v6e", "tpu7x")
 
 # Kinds of devices as JAX names them.
 _GENERATIONS = {
@@ -100,11 +102,6 @@ def sizes_for(name: str, tokens: int, head_dim: int, chip: str | None = None) ->
     """
     entry = (generation() if chip is None else chip, name, shape_class(tokens, head_dim))
     return TABLE.get(entry, FALLBACK[name])
-
-
-def product_depth(chip: str) -> int:
-    """How long the sums are that the matrix unit of a generation makes at once."""
-    return 256 if chip in _DEEP else 128
 
 
 def has_one_core(chip: str) -> bool:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from internvideo_jax.kernels.attention.pallas_tpu.plan import LANES, ROWS, Plan
+from internvideo_jax.kernels.attention.pallas_tpu.plan import LANES, ROWS
 
 # A window on vector memory; Pallas has no one type for it.
 Ref = Any
@@ -141,34 +141,10 @@ def store_extended(
         ref[base:, start:stop] = last.astype(ref.dtype)
 
 
-def split_keys(
-    keys: Float[Array, "D m"], plan: Plan, spare: Float[Array, "8 m"] | None = None
-) -> Float[Array, "C m"]:
-    """Keys times the exponent as sums of two numbers of bfloat16, one below the other.
-
-    Args:
-      keys: as they came.
-      plan: the cut, whose keys are split.
-      spare: the spare rows of the former, where there are any; zeros by default.
-    """
-    exact = keys.astype(jnp.float32) * plan.exponent
-    high = exact.astype(keys.dtype).astype(jnp.float32)
-    parts = [high, exact - high]
-    if plan.folded:
-        nothing = jnp.zeros((8, keys.shape[1]), jnp.float32)
-        parts = [high, nothing if spare is None else spare, exact - high, nothing]
-    return jnp.concatenate(parts, axis=0).astype(keys.dtype)
-
-
-def doubled(queries: Float[Array, "D n"], plan: Plan) -> Float[Array, "C n"]:
-    """Queries for split keys: twice, with zeros in spare rows."""
-    if plan.folded:
-        # Two rows of bfloat16 share a register's row.
-        base = plan.head_dim // ROWS * ROWS
-        end = queries[base:].astype(jnp.float32)
-        end = jnp.concatenate([end, jnp.zeros_like(end)], axis=0).astype(queries.dtype)
-        queries = jnp.concatenate([queries[:base], end], axis=0) if base else end
-    return jnp.concatenate([queries, queries], axis=0)
+def split_in_two(x: Float[Array, "m n"], dtype: Any) -> Float[Array, "k n"]:
+    """Numbers of bfloat16 and, below them, what these lack: sums of two have 16 bits."""
+    high = x.astype(dtype)
+    return jnp.concatenate([high, (x - high.astype(jnp.float32)).astype(dtype)], axis=0)
 
 
 def split_in_three(x: Float[Array, "1 L"]) -> list[Float[Array, "1 L"]]:
