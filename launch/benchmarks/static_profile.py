@@ -277,7 +277,9 @@ def attention_plan(
     batch, queries, keys, heads, head_dim = shape
     request = Request(batch, queries, keys, heads, heads, head_dim, dtype, 1.0, platform="cpu")
     of_table = sizes_for(name, max(queries, keys), head_dim, chip)
-    return make_plan(request, name, Sizes(*sizes) if sizes else of_table)
+    if sizes:
+        of_table = Sizes(*sizes, of_table.split_keys)
+    return make_plan(request, name, of_table, chip)
 
 
 def make_kernel(plan: "Plan", name: str, heads: int) -> Program:

@@ -9,6 +9,7 @@ scores of the next tile, of the same head or the next, take their place.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ from internvideo_jax.kernels.attention.pallas_tpu.vectors import (
     loop,
     loop_over_heads,
     product,
+    split_in_two,
     store_extended,
     store_scores,
 )
@@ -67,23 +69,34 @@ def forward(
       q, k, v: queries, keys and values by heads.
       interpret: as `pallas_call` takes it.
     """
-    grid = (q.shape[0] // plan.heads,)
-    of_queries = pl.BlockSpec((plan.heads, plan.head_dim, plan.query_lanes), lambda i: (i, 0, 0))
-    of_keys = key_spec(plan)
-    of_lse = pl.BlockSpec((plan.heads, 1, plan.query_lanes), lambda i: (i, 0, 0))
+    steps = q.shape[0] // plan.heads
+
+    def read(i: Any) -> Any:
+        return jnp.minimum(i, steps - 1) if plan.lags else i
+
+    def written(i: Any) -> Any:
+        # The first step writes nothing.
+        return jnp.maximum(i - 1, 0) if plan.lags else i
+
+    of_queries, of_out, of_lse = (
+        pl.BlockSpec((plan.heads, rows, plan.query_lanes), lambda i, at=at: (at(i), 0, 0))
+        for rows, at in ((plan.head_dim, read), (plan.head_dim, written), (1, written))
+    )
+    of_keys = key_spec(plan, read)
     products = q.shape[0] * plan.queries * plan.keys
     return pl.pallas_call(
         functools.partial(_kernel, plan=plan),
-        grid=grid,
+        grid=(steps + plan.lags,),
         in_specs=[of_queries, of_keys, of_keys],
-        out_specs=[of_queries, of_lse],
+        out_specs=[of_out, of_lse],
         out_shape=[
             jax.ShapeDtypeStruct(q.shape, q.dtype),
             jax.ShapeDtypeStruct((q.shape[0], 1, q.shape[2]), jnp.float32),
         ],
         scratch_shapes=vmem(plan.forward_scratch()),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",), vmem_limit_bytes=plan.vmem_bytes("forward")
+            dimension_semantics=("arbitrary" if plan.lags else "parallel",),
+            vmem_limit_bytes=plan.vmem_bytes("forward"),
         ),
         cost_estimate=pl.CostEstimate(
             flops=4 * products * plan.head_dim,
@@ -95,12 +108,15 @@ def forward(
     )(q, k, v)
 
 
-def key_spec(plan: Plan) -> pl.BlockSpec:
-    """The keys or values of a step's heads."""
+def key_spec(plan: Plan, at: Callable[[Any], Any] = lambda i: i) -> pl.BlockSpec:
+    """The keys or values of a step's heads.
+
+    Args:
+      plan: the cut.
+      at: the number of the heads' block, of the step's number.
+    """
     block = (plan.heads, plan.head_dim, plan.key_lanes)
-    if plan.group == 1:
-        return pl.BlockSpec(block, lambda i: (i, 0, 0))
-    return pl.BlockSpec(block, lambda i: (i // plan.group, 0, 0))
+    return pl.BlockSpec(block, lambda i: (at(i) // plan.group, 0, 0))
 
 
 def vmem(shapes: Shapes) -> dict[str, pl.MemoryRef]:
@@ -118,16 +134,26 @@ def _kernel(
     keys_ref: Ref,
     values_ref: Ref,
     scores_ref: Ref,
+    largest_ref: Ref,
     plan: Plan,
 ) -> None:
     sum_in_product = plan.folded and not plan.exact_lse
 
     def prepare(head: Head) -> None:
-        keys_ref[head.buffer] = k_ref[head.number].T
-        values = values_ref.at[head.buffer]
-        store_extended(values, v_ref.at[head.number], plan.keys, [1.0])
+        prepare_keys(head)
+        prepare_values(head)
         if plan.odd_query:
             attend_last_query(head)
+
+    def prepare_keys(head: Head) -> None:
+        keys = k_ref[head.number]
+        if plan.split_keys:
+            keys = split_in_two(keys.astype(jnp.float32) * plan.exponent, keys.dtype)
+        keys_ref[head.buffer] = keys.T
+
+    def prepare_values(head: Head) -> None:
+        values = values_ref.at[head.buffer]
+        store_extended(values, v_ref.at[head.number], plan.keys, [1.0])
 
     def attend_last_query(head: Head) -> None:
         """One row of scores costs the matrix unit 16 rows, a tile 128 lanes."""
@@ -143,13 +169,22 @@ def _kernel(
         o_ref[head.number, :, lane : lane + 1] = (out / total).astype(o_ref.dtype)
         lse_ref[head.number, :, lane : lane + 1] = largest * plan.exponent + jnp.log2(total)
 
-    def queries(tile: Tile) -> Float[Array, "D n"]:
-        return q_ref[tile.head.number, :, pl.ds(tile.start, tile.size)]
+    def queries(tile: Tile) -> Float[Array, "C n"]:
+        found = q_ref[tile.head.number, :, pl.ds(tile.start, tile.size)]
+        return jnp.concatenate([found, found], axis=0) if plan.split_keys else found
+
+    def stored(head: Head) -> Ref:
+        """Where the scores of a head's tile are."""
+        return scores_ref.at[head.number if plan.lags else 0]
+
+    def powers(x: Array) -> Array:
+        """What differences of scores stand for."""
+        return jnp.exp2(x if plan.split_keys else x * plan.exponent)
 
     def score(tile: Tile, chunk: slice) -> Float[Array, "8 n"]:
         keys = keys_ref[tile.head.buffer, chunk, :]
         scores = product(keys, queries(tile))
-        return store_scores(scores_ref.at[chunk], scores, plan.visible - chunk.start)
+        return store_scores(stored(tile.head).at[chunk], scores, plan.visible - chunk.start)
 
     def score_last_key(tile: Tile, largest: Float[Array, "8 n"]) -> Scored:
         highest = jnp.max(largest, axis=0, keepdims=True)
@@ -165,8 +200,8 @@ def _kernel(
         largest: Any = None
         for chunk in plan.chunks:
             if tile and scored:
-                scores = scores_ref[chunk, : tile.size]
-                weights = jnp.exp2((scores - scored.largest) * plan.exponent)
+                scores = stored(tile.head)[chunk, : tile.size]
+                weights = powers(scores - scored.largest)
                 if not sum_in_product:
                     total = add(total, fold_rows(weights, jnp.sum))
             if following:
@@ -186,12 +221,13 @@ def _kernel(
             total = jnp.sum(total, axis=0, keepdims=True)
         out = out[: plan.head_dim]
         if plan.odd_key:
-            weight = jnp.exp2((scored.last - scored.largest) * plan.exponent)
+            weight = powers(scored.last - scored.largest)
             last = v_ref[tile.head.number, :, plan.keys - 1 : plan.keys].astype(jnp.float32)
             out, total = out + last * weight, total + weight
         place = pl.ds(tile.start, tile.size)
         o_ref[tile.head.number, :, place] = (out * (1 / total)).astype(o_ref.dtype)
-        lse_ref[tile.head.number, :, place] = scored.largest * plan.exponent + jnp.log2(total)
+        largest = scored.largest if plan.split_keys else scored.largest * plan.exponent
+        lse_ref[tile.head.number, :, place] = largest + jnp.log2(total)
 
     def attend_head(head: Head, following: Head | None, scored: Any) -> Scored | None:
         """All tiles of a head, and the scores of the following one's first tile."""
@@ -214,6 +250,26 @@ def _kernel(
             scored = step(tile, scored, next_tile)
         return scored
 
+    def run_lagging(*, outputs: bool, scores: bool) -> None:
+        """The outputs of the heads of the step before, beside the scores of this step's heads."""
+        for number in range(plan.heads):
+            head = Head(number, number)
+            tile = Tile(head, 0, plan.tile)
+            if scores:
+                prepare_keys(head)
+            of_before = Scored(largest_ref[number], ()) if outputs else None
+            scored = step(tile if outputs else None, of_before, tile if scores else None)
+            if scored:
+                largest_ref[number] = scored.largest
+                prepare_values(head)
+
+    if plan.lags:
+        number, last = pl.program_id(0), pl.num_programs(0) - 1
+        is_end = (number == 0) | (number == last)
+        pl.when(number == 0)(functools.partial(run_lagging, outputs=False, scores=True))
+        pl.when(~is_end)(functools.partial(run_lagging, outputs=True, scores=True))
+        pl.when(number == last)(functools.partial(run_lagging, outputs=True, scores=False))
+        return
     first = Head(0, 0)
     prepare(first)
     scored = step(None, None, Tile(first, 0, plan.tile))

@@ -10,7 +10,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from internvideo_jax.kernels.attention.pallas_tpu.table import Sizes, sizes_for, vmem_budget
+from internvideo_jax.kernels.attention.pallas_tpu.table import (
+    Sizes,
+    generation,
+    has_one_core,
+    sizes_for,
+    vmem_budget,
+)
 from internvideo_jax.kernels.attention.request import Request
 
 LANES = 128
@@ -40,6 +46,8 @@ class Plan:
       chunk: keys whose scores are made at once.
       exact_lse: whether sums are exact to float32. Else those of bfloat16 weights are rounded as
         the weights are, which suits the output and gradients.
+      split_keys: whether keys carry the exponent into the scores; see `Sizes`.
+      in_order: whether the steps of the grid run one after the other, on one core.
     """
 
     queries: int
@@ -52,6 +60,8 @@ class Plan:
     tile: int
     chunk: int
     exact_lse: bool = False
+    split_keys: bool = False
+    in_order: bool = False
 
     @property
     def exponent(self) -> float:
@@ -118,6 +128,16 @@ class Plan:
         return self.head_dim + 8 * self.folded
 
     @property
+    def lags(self) -> bool:
+        """Whether a step of the forward pass makes the outputs whose scores the one before made.
+
+        Else a step of few short heads spends much of its time on its first scores, and on its last
+        outputs. Heads are one tile, and what a step leaves to the next is kept for each.
+        """
+        is_one_tile = self.full_tiles == 1 and not (self.rest or self.odd_query or self.odd_key)
+        return self.in_order and self.group == 1 and is_one_tile
+
+    @property
     def buffers(self) -> int:
         """Two, if one head is made ready while another is computed."""
         return min(self.heads, 2)
@@ -134,10 +154,13 @@ class Plan:
 
     def forward_scratch(self) -> Shapes:
         """Vector memory of the forward pass, beside its operands."""
+        channels = self.head_dim * (1 + self.split_keys)
+        buffers, tiles = (self.heads, self.heads) if self.lags else (self.buffers, 1)
         return {
-            "keys_ref": ((self.buffers, self.key_lanes, self.head_dim), self.dtype),
-            "values_ref": ((self.buffers, self.rows, self.key_lanes), self.dtype),
-            "scores_ref": ((round_up(self.visible, ROWS), self.tile), "float32"),
+            "keys_ref": ((buffers, self.key_lanes, channels), self.dtype),
+            "values_ref": ((buffers, self.rows, self.key_lanes), self.dtype),
+            "scores_ref": ((tiles, round_up(self.visible, ROWS), self.tile), "float32"),
+            "largest_ref": ((tiles, 1, self.tile), "float32"),
         }
 
     def backward_scratch(self) -> Shapes:
@@ -176,19 +199,23 @@ class Plan:
         return 2 * blocks + sum(_padded_bytes(*x) for x in scratch.values()) + 6 * 2**20
 
 
-def make_plan(request: Request, name: str, sizes: Sizes | None = None) -> Plan:
+def make_plan(
+    request: Request, name: str, sizes: Sizes | None = None, chip: str | None = None
+) -> Plan:
     """The cut of a pass of a call.
 
     Args:
       request: what is asked.
       name: of the pass, "forward" or "backward".
       sizes: other ones than the table's.
+      chip: the generation of TPU; that of code traced now by default.
 
     Raises:
       ValueError: no cut fits into the vector memory.
     """
     head_dim = round_up(request.head_dim, 8)
-    sizes = sizes or sizes_for(name, max(request.queries, request.keys), head_dim)
+    chip = generation() if chip is None else chip
+    sizes = sizes or sizes_for(name, max(request.queries, request.keys), head_dim, chip)
     total = request.batch * request.heads
     heads = sizes.heads if request.group == 1 else 1
     plan = Plan(
@@ -202,8 +229,14 @@ def make_plan(request: Request, name: str, sizes: Sizes | None = None) -> Plan:
         tile=sizes.tile,
         chunk=sizes.chunk,
         exact_lse=request.return_lse,
+        in_order=has_one_core(chip) or (request.platform == "cpu" and not chip),
     )
-    plan = replace(plan, tile=min(plan.tile, plan._tiled_lanes))
+    is_plain = plan.dtype == "bfloat16" and not (plan.folded or plan.exact_lse)
+    plan = replace(
+        plan,
+        tile=min(plan.tile, plan._tiled_lanes),
+        split_keys=sizes.split_keys and is_plain and head_dim <= 128,
+    )
     budget = vmem_budget(request.platform)
     for smaller in _ever_smaller(plan):
         if smaller.vmem_bytes(name) <= budget:

@@ -1,7 +1,7 @@
 """Sizes of the kernels' blocks, by generation of the TPU, pass and class of shape.
 
 Those of a prototype, but for the heads and chunks that docs/kernels.md tells of; `internvideo-jax
-benchmark attention --tune` searches for better ones.
+benchmark attention --tune` searches for better ones. 25 heads fall into steps of one or five.
 """
 
 from typing import NamedTuple
@@ -16,11 +16,16 @@ class Sizes(NamedTuple):
       heads: at most so many heads in one step of the grid.
       tile: queries that are computed together, a multiple of 128.
       chunk: keys whose scores are made at once, a multiple of 128.
+      split_keys: whether keys carry the exponent into the scores of the forward pass, which then
+        need no factor each. A key is two numbers of bfloat16 then, as one would be too coarse:
+        free where the matrix unit makes sums of 256 and a head has 128 channels. Up to 640 queries
+        are too few to be worth it, and spare rows make it dearer.
     """
 
     heads: int
     tile: int
     chunk: int
+    split_keys: bool = False
 
 
 # Up to so many tokens several heads share a step, so that work of one hides the start of the next.
@@ -28,16 +33,20 @@ SHORT = 640
 
 # (generation, pass, class) -> sizes. Classes: see `shape_class`.
 TABLE: dict[tuple[str, str, str], Sizes] = {
-    ("v5e", "forward", "short"): Sizes(8, 512, 512),
+    ("v5e", "forward", "short"): Sizes(4, 512, 512),
+    ("v5e", "forward", "frame"): Sizes(8, 512, 512),
     ("v5e", "forward", "narrow"): Sizes(2, 512, 256),
     ("v5e", "forward", "wide"): Sizes(1, 512, 256),
     ("v5e", "backward", "short"): Sizes(4, 512, 256),
+    ("v5e", "backward", "frame"): Sizes(4, 512, 256),
     ("v5e", "backward", "narrow"): Sizes(2, 512, 256),
     ("v5e", "backward", "wide"): Sizes(1, 512, 512),
-    ("v6e", "forward", "short"): Sizes(8, 512, 256),
+    ("v6e", "forward", "short"): Sizes(4, 512, 512),
+    ("v6e", "forward", "frame"): Sizes(8, 512, 256),
     ("v6e", "forward", "narrow"): Sizes(2, 512, 256),
-    ("v6e", "forward", "wide"): Sizes(1, 512, 1024),
+    ("v6e", "forward", "wide"): Sizes(5, 512, 1024, split_keys=True),
     ("v6e", "backward", "short"): Sizes(4, 512, 256),
+    ("v6e", "backward", "frame"): Sizes(4, 512, 256),
     ("v6e", "backward", "narrow"): Sizes(2, 512, 256),
     ("v6e", "backward", "wide"): Sizes(1, 512, 512),
 }
@@ -71,14 +80,14 @@ def generation() -> str:
 
 
 def shape_class(tokens: int, head_dim: int) -> str:
-    """ "short", or by the head's size "narrow" or "wide".
+    """ "short", or "frame" with a class token; of longer ones "narrow" or "wide" by the head.
 
     Args:
       tokens: the larger of the numbers of queries and keys.
       head_dim: D.
     """
     if tokens <= SHORT:
-        return "short"
+        return "frame" if tokens % 128 == 1 else "short"
     return "narrow" if head_dim <= 96 else "wide"
 
 
@@ -93,6 +102,11 @@ def sizes_for(name: str, tokens: int, head_dim: int, chip: str | None = None) ->
     """
     entry = (generation() if chip is None else chip, name, shape_class(tokens, head_dim))
     return TABLE.get(entry, FALLBACK[name])
+
+
+def has_one_core(chip: str) -> bool:
+    """Whether steps of a grid run in order; other generations share them between two cores."""
+    return chip in ("v5e", "v6e")
 
 
 def vmem_budget(platform: str) -> int:

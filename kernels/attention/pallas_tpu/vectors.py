@@ -141,6 +141,12 @@ def store_extended(
         ref[base:, start:stop] = last.astype(ref.dtype)
 
 
+def split_in_two(x: Float[Array, "m n"], dtype: Any) -> Float[Array, "k n"]:
+    """Numbers of bfloat16 and, below them, what these lack: sums of two have 16 bits."""
+    high = x.astype(dtype)
+    return jnp.concatenate([high, (x - high.astype(jnp.float32)).astype(dtype)], axis=0)
+
+
 def split_in_three(x: Float[Array, "1 L"]) -> list[Float[Array, "1 L"]]:
     """Numbers of bfloat16's precision whose sum is x: 3 × 8 bits are all that float32 has."""
     parts = []

@@ -13,6 +13,7 @@ from internvideo_jax.launch.benchmarks.static_profile import attention_plan, pro
 # What stands for a class of shapes: batch, queries, keys, heads, channels.
 TUNED = {
     "short": (32, 417, 417, 16, 88),
+    "frame": (64, 257, 257, 25, 128),
     "narrow": (8, 2049, 2049, 16, 88),
     "wide": (8, 2049, 2049, 25, 128),
 }

@@ -11,9 +11,10 @@ from internvideo_jax.kernels.attention.pallas_tpu import table
 from internvideo_jax.parallel import aot
 
 TOPOLOGIES = {"v5e": "v5e:1x1", "v5p": "v5p:2x2x1", "v6e": "v6e:1x1", "tpu7x": "tpu7x:2x2x1"}
-# Tokens, heads, channels: of every class one with a class token and one without.
+# Tokens, heads, channels.
 CLASSES = {
-    "short": [(417, 16, 88), (257, 5, 128), (197, 12, 64)],
+    "short": [(417, 16, 88), (197, 12, 64)],
+    "frame": [(257, 5, 128)],
     "narrow": [(2049, 2, 88), (1569, 2, 64)],
     "wide": [(4097, 2, 128), (2048, 2, 128)],
 }
