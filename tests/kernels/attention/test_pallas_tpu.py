@@ -33,9 +33,9 @@ CASES = {
 # One tile with padding; a loop over tiles and blocks of two chunks, and a smaller last tile;
 # blocks of one chunk.
 CAUSAL = {
-    "causal, one tile": ((1, 417, 417, 2, 1, 88), table.Sizes(1, 512, 256)),
-    "causal, smaller last tile": ((1, 705, 705, 4, 2, 128), table.Sizes(1, 256, 128)),
-    "causal, one chunk": ((2, 384, 384, 2, 2, 20), table.Sizes(1, 128, 256)),
+    "causal, one tile": ((1, 161, 161, 2, 1, 24), table.Sizes(1, 512, 256)),
+    "causal, smaller last tile": ((1, 600, 600, 2, 1, 64), table.Sizes(1, 256, 128)),
+    "causal, one chunk": ((1, 257, 257, 1, 1, 20), table.Sizes(1, 128, 256)),
 }
 CASES |= CAUSAL
 
