@@ -29,7 +29,7 @@ CASES = (
     Case(Shape(257, 25, 128), batch=64, clips=8, forward_only=True),
     Case(Shape(2048, 16, 88), forward_only=True),
     # A language model's.
-    Case(Shape(2048, 32, 128), kv_heads=8, is_causal=True),
+    Case(Shape(2048, 32, 128), heads=8, kv_heads=8, is_causal=True),
 )
 
 # Splash attention needs newer versions than ours. Recorded with libtpu 0.0.51, one head scaled

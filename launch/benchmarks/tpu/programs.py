@@ -48,8 +48,9 @@ class Case:
 
     @property
     def compiled_kv_heads(self) -> int:
-        """Of keys and values."""
-        return self.kv_heads or self.compiled_shape[1]
+        """Of keys and values, for the heads that are compiled."""
+        heads = self.shape.heads
+        return self.compiled_shape[1] * (self.kv_heads or heads) // heads
 
     @property
     def share(self) -> float:
