@@ -93,11 +93,11 @@ class DecoderLM(Tower):
           deterministic: False turns the adapters' dropout on (needs the `dropout` RNG).
         """
         c = self.config
-        offset = jnp.int32(0) if cache is None else cache.lengths
-        positions = offset.reshape(-1, 1) + jnp.arange(ids.shape[1])
-        filled = offset + (ids.shape[1] if lengths is None else lengths)
+        offset = None if cache is None else cache.lengths
+        positions = jnp.arange(ids.shape[1])[None]
         if cache is not None:
-            lengths = filled
+            filled = cache.lengths + (ids.shape[1] if lengths is None else lengths)
+            positions, lengths = cache.lengths[:, None] + positions, filled
         inputs = DecoderInputs(rotary_tables(positions, c.head_dim, c.rope_theta), offset, lengths)
         stacked = stack(
             DecoderBlock,

@@ -68,12 +68,12 @@ class DecoderInputs(NamedTuple):
 
     Attributes:
       rotary: tables of the tokens' positions, see `nn.rotary.rotary_tables`.
-      offset: how many tokens each row's cache holds already, int32 `[B]`, or `[]` for all rows.
+      offset: how many tokens each row's cache holds already, int32 `[B]`; None without a cache.
       lengths: how many keys each row has with these tokens, `[B]` int32; None for all.
     """
 
     rotary: tuple[jax.Array, jax.Array]
-    offset: jax.Array
+    offset: jax.Array | None
     lengths: jax.Array | None = None
 
 
@@ -98,7 +98,7 @@ class DecoderAttention(nn.Module):
         q = rotate(project("q", c.num_heads, "heads"), shared.rotary)
         k = rotate(project("k", c.num_kv_heads, "kv_heads"), shared.rotary)
         v = project("v", c.num_kv_heads, "kv_heads")
-        if cache is not None:
+        if cache is not None and shared.offset is not None:
             k, v = _write(cache.k, k, shared.offset), _write(cache.v, v, shared.offset)
             cache = KVCache(k, v)
         out = attend(
@@ -106,7 +106,7 @@ class DecoderAttention(nn.Module):
             k,
             v,
             kv_lengths=shared.lengths,
-            query_offset=shared.offset,
+            query_offset=0 if shared.offset is None else shared.offset,
             is_causal=True,
         )
         axes = ("heads", "head_dim", "embed")

@@ -252,8 +252,8 @@ def _tpu_default(request: Request) -> Choice:
 def _is_for_kernels(request: Request) -> bool:
     """Whether it is of the kind that estimates were made of."""
     is_long = min(request.queries, request.keys) >= _KERNEL_TOKENS
-    is_plain = request.dtype == "bfloat16" and request.group == 1
-    return is_long and is_plain and table.generation() in _KERNEL_CHIPS
+    is_estimated = request.dtype == "bfloat16" and (request.group == 1 or request.is_causal)
+    return is_long and is_estimated and table.generation() in _KERNEL_CHIPS
 
 
 def _first_that_serves(request: Request) -> str:

@@ -6,6 +6,7 @@ On a CPU the kernels are interpreted: right, and far too slow for more than test
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from internvideo_jax.kernels.attention.pallas_tpu.plan import make_plan, round_up
+from internvideo_jax.kernels.attention.pallas_tpu.causal.plan import CausalPlan, make_causal_plan
+from internvideo_jax.kernels.attention.pallas_tpu.plan import Plan, make_plan, round_up
 from internvideo_jax.kernels.attention.request import RESIDUALS, Operands, Request, Result
 
 
@@ -24,13 +26,16 @@ def supports(request: Request) -> str | None:
         "a bias": request.bias_shape is not None,
         "segment_ids": request.has_segment_ids,
         "kv_lengths": request.has_kv_lengths,
-        "is_causal": request.is_causal,
+        "is_causal with an offset or more keys": request.is_causal and not _is_whole(request),
         "dropout": request.dropout_rate > 0,
         "return_weights": request.return_weights,
     }
     for option, is_asked in refused.items():
         if is_asked:
-            return f"{option} is not part of this kernel, which lets every query see every key"
+            return (
+                f"{option} is not part of this kernel, whose only mask is that of causal"
+                " self-attention from the first token on"
+            )
     if request.platform == "gpu":
         return "needs a TPU, or a CPU that interprets it"
     if request.platform == "tpu" and _is_partitioned():
@@ -40,8 +45,8 @@ def supports(request: Request) -> str | None:
     if request.dtype == "float16":
         return "float16 is no type of a TPU's matrix unit; cast to bfloat16"
     try:
-        make_plan(request, "forward")
-        make_plan(request, "backward")
+        plan_of(request, "forward")
+        plan_of(request, "backward")
     except ValueError as error:
         return str(error)
     return None
@@ -71,11 +76,9 @@ def _attend(
 def _attend_forward(
     request: Request, q: Array, k: Array, v: Array
 ) -> tuple[tuple[Array, Array | None], Any]:
-    # Imported late: Pallas takes a good part of a second, which only those pay who use it.
-    from internvideo_jax.kernels.attention.pallas_tpu.forward import forward
-
+    forward, _ = kernels_of(request)
     q, k, v = (_by_head(request, x) for x in (q, k, v))
-    results = forward(make_plan(request, "forward"), q, k, v, _interpret(request))
+    results = forward(plan_of(request, "forward"), q, k, v, _interpret(request))
     out, lse = (checkpoint_name(x, RESIDUALS) for x in results)
     natural = None
     if request.return_lse:
@@ -86,21 +89,45 @@ def _attend_forward(
 def _attend_backward(
     request: Request, saved: Any, cotangents: tuple[Array, Array | None]
 ) -> tuple[Array, Array, Array]:
-    from internvideo_jax.kernels.attention.pallas_tpu.backward import backward
-
+    _, backward = kernels_of(request)
     q, k, v, out, lse = saved
     d_out, d_lse = cotangents
     d_out = _by_head(request, d_out)
     d_lse = None if d_lse is None else d_lse.reshape(lse.shape)
-    plan = make_plan(request, "backward")
+    plan = plan_of(request, "backward")
     dq, dk, dv = backward(plan, q, k, v, out, lse, d_out, d_lse, _interpret(request))
-    if request.group > 1:
+    if request.group > 1 and not request.is_causal:
         shape = (-1, request.group, *dk.shape[1:])
         dk, dv = (x.reshape(shape).sum(axis=1).astype(k.dtype) for x in (dk, dv))
     return _by_token(request, dq), _by_token(request, dk), _by_token(request, dv)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def plan_of(request: Request, name: str) -> Plan | CausalPlan:
+    """How a pass, "forward" or "backward", of a call is cut.
+
+    Raises:
+      ValueError: no cut fits into the vector memory.
+    """
+    return make_causal_plan(request, name) if request.is_causal else make_plan(request, name)
+
+
+def kernels_of(request: Request) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The forward and the backward pass that serve a call, with plans of its kind.
+
+    Imported late: Pallas takes a good part of a second, which only those pay who use it.
+    """
+    if request.is_causal:
+        from internvideo_jax.kernels.attention.pallas_tpu.causal import backward as causal_backward
+        from internvideo_jax.kernels.attention.pallas_tpu.causal import forward as causal_forward
+
+        return causal_forward.forward, causal_backward.backward
+    from internvideo_jax.kernels.attention.pallas_tpu.backward import backward
+    from internvideo_jax.kernels.attention.pallas_tpu.forward import forward
+
+    return forward, backward
 
 
 def _by_head(request: Request, x: Float[Array, "B T h D"]) -> Float[Array, "Bh D8 T"]:
@@ -118,6 +145,10 @@ def _by_head(request: Request, x: Float[Array, "B T h D"]) -> Float[Array, "Bh D
 def _by_token(request: Request, x: Float[Array, "Bh D8 T"]) -> Float[Array, "B T h D"]:
     x = x.reshape(request.batch, -1, *x.shape[1:])
     return x[:, :, : request.head_dim].transpose(0, 3, 1, 2)
+
+
+def _is_whole(request: Request) -> bool:
+    return request.starts_at_zero and request.queries == request.keys
 
 
 def _is_partitioned() -> bool:

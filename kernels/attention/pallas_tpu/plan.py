@@ -194,9 +194,9 @@ class Plan:
         operands = [((self.heads, self.head_dim, self.query_lanes), self.dtype)] * per_query
         operands += [((self.heads, self.head_dim, self.key_lanes), self.dtype)] * per_key
         operands += [((self.heads, 1, self.query_lanes), "float32")] * 2
-        blocks = sum(_padded_bytes(*x) for x in operands)
+        blocks = sum(padded_bytes(*x) for x in operands)
         # Values between two instructions that find no register.
-        return 2 * blocks + sum(_padded_bytes(*x) for x in scratch.values()) + 6 * 2**20
+        return 2 * blocks + sum(padded_bytes(*x) for x in scratch.values()) + 6 * 2**20
 
 
 def make_plan(
@@ -260,7 +260,8 @@ def _is_odd(length: int) -> bool:
     return length > LANES and length % LANES == 1
 
 
-def _padded_bytes(shape: tuple[int, ...], dtype: str) -> int:
+def padded_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Of an array in whole registers."""
     size = {"bfloat16": 2, "float32": 4}[dtype]
     *outer, rows, lanes = shape
     return math.prod(outer) * round_up(rows, 32 // size) * round_up(lanes, LANES) * size

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Bool, Float
 
 from internvideo_jax.kernels.attention.pallas_tpu.plan import LANES, ROWS
 
@@ -27,9 +28,9 @@ def product(
     )
 
 
-def loop(count: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
-    """`fori_loop` from 0, which is none for a count below two."""
-    if count > 1:
+def loop(count: int | Array, body: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """`fori_loop` from 0, which is none for a count that is known and below two."""
+    if not isinstance(count, int) or count > 1:
         return lax.fori_loop(0, count, body, carry)
     return body(0, carry) if count == 1 else carry
 
@@ -75,6 +76,12 @@ def fold_lanes(x: Float[Array, "m n"]) -> Float[Array, "m 128"]:
 def lane_is_below(limit: int, shape: tuple[int, ...]) -> Array:
     """Which lanes of registers [m, n] hold a token."""
     return lax.broadcasted_iota(jnp.int32, shape, 1) < limit
+
+
+def sees(shape: tuple[int, ...]) -> Bool[Array, "m n"]:
+    """Which keys, along the rows, queries that begin where they do may see: up to themselves."""
+    key, query = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+    return key <= query
 
 
 def store_scores(ref: Ref, scores: Float[Array, "m n"], visible: int) -> Float[Array, "8 n"]:
@@ -155,6 +162,20 @@ def split_in_three(x: Float[Array, "1 L"]) -> list[Float[Array, "1 L"]]:
         parts.append(part)
         x = x - part
     return parts
+
+
+def from_lane(first: int, combine: Callable[..., Array], x: Array | None, y: Array) -> Array:
+    """x `[m, n]` combined with y `[m, n - first]` in its lanes from the first on; y without x."""
+    if x is None:
+        return y
+    if first == 0:
+        return combine(x, y)
+    return jnp.concatenate([x[:, :first], combine(x[:, first:], y)], axis=1)
+
+
+def aligned(start: int | Array) -> Any:
+    """Tells the compiler that lanes or rows begin with a register."""
+    return start if isinstance(start, int) else pl.multiple_of(start, LANES)
 
 
 def add(total: Array | None, x: Array) -> Array:

@@ -28,6 +28,8 @@ CASES = (
     Case(Shape(4097, 25, 128), heads=5),
     Case(Shape(257, 25, 128), batch=64, clips=8, forward_only=True),
     Case(Shape(2048, 16, 88), forward_only=True),
+    # A language model's.
+    Case(Shape(2048, 32, 128), heads=8, kv_heads=8, is_causal=True),
 )
 
 # Splash attention needs newer versions than ours. Recorded with libtpu 0.0.51, one head scaled
@@ -57,7 +59,7 @@ class AttentionRow:
     """One implementation of one case on one kind of chip.
 
     Attributes:
-      shape: tokens x heads x channels.
+      shape: tokens x heads x channels, and whether they are causal.
       batch: clips on a device.
       chip: kind of TPU.
       implementation: which.

@@ -23,6 +23,8 @@ class Case:
       clips: of which so many are compiled; more than one where a step of the grid is short.
       heads: of which so many are compiled, where all would take too long.
       forward_only: whether the model is frozen.
+      kv_heads: heads of keys and values, as many as of queries by default.
+      is_causal: whether a token sees itself and what comes before it alone.
     """
 
     shape: Shape
@@ -30,17 +32,25 @@ class Case:
     clips: int = 1
     heads: int | None = None
     forward_only: bool = False
+    kv_heads: int | None = None
+    is_causal: bool = False
 
     @property
     def name(self) -> str:
         """Tokens, heads and channels."""
-        return "x".join(map(str, self.shape))
+        return "x".join(map(str, self.shape)) + "-causal" * self.is_causal
 
     @property
     def compiled_shape(self) -> tuple[int, int, int, int]:
         """Clips, heads, tokens and channels."""
         tokens, heads, head_dim = self.shape
         return self.clips, self.heads or heads, tokens, head_dim
+
+    @property
+    def compiled_kv_heads(self) -> int:
+        """Of keys and values, for the heads that are compiled."""
+        heads = self.shape.heads
+        return self.compiled_shape[1] * (self.kv_heads or heads) // heads
 
     @property
     def share(self) -> float:
@@ -59,6 +69,8 @@ FLASH_BLOCKS = {
     4097: (4608, 768),
 }
 
+CAUSAL_FLASH_BLOCKS = {2048: (2048, 512)}
+
 
 def make_program(implementation: str, case: Case, backward: bool) -> Program:
     """A case by an implementation, with gradients or without."""
@@ -71,50 +83,74 @@ def pallas_tpu(case: Case, backward: bool) -> Program:
     They have the padding that the memory's tiles have anyway, as in `static_profile.make_kernel`.
     """
     from internvideo_jax.kernels.attention import Request
-    from internvideo_jax.kernels.attention.pallas_tpu.backward import backward as run_backward
-    from internvideo_jax.kernels.attention.pallas_tpu.forward import forward as run_forward
-    from internvideo_jax.kernels.attention.pallas_tpu.plan import make_plan, round_up
+    from internvideo_jax.kernels.attention.pallas_tpu import kernels_of, plan_of
+    from internvideo_jax.kernels.attention.pallas_tpu.plan import round_up
 
     clips, heads, tokens, head_dim = case.compiled_shape
+    kv_heads = case.compiled_kv_heads
     request = Request(
-        clips, tokens, tokens, heads, heads, head_dim, "bfloat16", 1.0, platform="tpu"
+        clips,
+        tokens,
+        tokens,
+        heads,
+        kv_heads,
+        head_dim,
+        "bfloat16",
+        1.0,
+        platform="tpu",
+        is_causal=case.is_causal,
+        starts_at_zero=True,
     )
-    shape = (clips * heads, head_dim, round_up(tokens, 128)), "bfloat16"
+    run_forward, run_backward = kernels_of(request)
+    lanes = round_up(tokens, 128)
+    queries, keys = (((clips * n, head_dim, lanes), "bfloat16") for n in (heads, kv_heads))
 
     def forward(q: Any, k: Any, v: Any) -> Any:
-        return run_forward(make_plan(request, "forward"), q, k, v, False)[0]
+        return run_forward(plan_of(request, "forward"), q, k, v, False)[0]
 
     def both(q: Any, k: Any, v: Any, d_out: Any) -> Any:
-        out, lse = run_forward(make_plan(request, "forward"), q, k, v, False)
-        plan = make_plan(request, "backward")
+        out, lse = run_forward(plan_of(request, "forward"), q, k, v, False)
+        plan = plan_of(request, "backward")
         return out, run_backward(plan, q, k, v, out, lse, d_out, None, False)
 
-    return (both, [shape] * 4) if backward else (forward, [shape] * 3)
+    shapes = [queries, keys, keys]
+    return (both, [*shapes, queries]) if backward else (forward, shapes)
 
 
 def jax_flash(case: Case, backward: bool) -> Program:
-    """The kernel that comes with JAX, with the best blocks; its segments hide the padding."""
+    """The kernel that comes with JAX, with the best blocks; its segments hide the padding.
+
+    Heads that share keys get copies of them.
+    """
     import jax
     import jax.numpy as jnp
     from jax.experimental.pallas.ops.tpu import flash_attention as flash
 
     clips, heads, tokens, head_dim = case.compiled_shape
-    padded, block = FLASH_BLOCKS[tokens]
+    padded, block = (CAUSAL_FLASH_BLOCKS if case.is_causal else FLASH_BLOCKS)[tokens]
     fields = [field.name for field in dataclasses.fields(flash.BlockSizes)]
     sizes = flash.BlockSizes(**{n: 1 if n == "block_b" else block for n in fields})
-    shape = (clips, heads, padded, head_dim), "bfloat16"
+    group = heads // case.compiled_kv_heads
 
     def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        if group > 1:
+            k, v = (jnp.repeat(x, group, axis=1) for x in (k, v))
         ids = None
         if padded != tokens:
             hidden = (jnp.arange(padded) >= tokens).astype(jnp.int32)
             hidden = jnp.broadcast_to(hidden, (clips, padded))
             ids = flash.SegmentIds(hidden, hidden)
         return flash.flash_attention(
-            q, k, v, segment_ids=ids, sm_scale=head_dim**-0.5, block_sizes=sizes
+            q,
+            k,
+            v,
+            segment_ids=ids,
+            causal=case.is_causal,
+            sm_scale=head_dim**-0.5,
+            block_sizes=sizes,
         )
 
-    return _differentiated(forward, shape, backward)
+    return _differentiated(forward, case, padded, backward)
 
 
 def xla(case: Case, backward: bool) -> Program:
@@ -125,25 +161,39 @@ def xla(case: Case, backward: bool) -> Program:
     import jax
     import jax.numpy as jnp
 
-    clips, heads, tokens, head_dim = case.compiled_shape
-    shape = (clips, heads, tokens, head_dim), "bfloat16"
+    _, _, tokens, head_dim = case.compiled_shape
 
     def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        scores = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores * head_dim**-0.5, axis=-1)
-        return jnp.einsum("bhnm,bhmd->bhnd", weights.astype(q.dtype), v)
+        shape, exact = q.shape, jnp.float32
+        q = q.reshape(shape[0], k.shape[1], -1, *shape[2:])
+        scores = jnp.einsum("bkgnd,bkmd->bkgnm", q, k, preferred_element_type=exact)
+        scores = scores * head_dim**-0.5
+        if case.is_causal:
+            place = jnp.arange(tokens)
+            scores = jnp.where(place <= place[:, None], scores, -jnp.inf)
+        weights = jax.nn.softmax(scores, axis=-1)
+        out = jnp.einsum("bkgnm,bkmd->bkgnd", weights.astype(q.dtype), v)
+        return out.reshape(shape)
 
-    return _differentiated(forward, shape, backward)
+    return _differentiated(forward, case, tokens, backward)
 
 
-def _differentiated(forward: Callable[..., Any], shape: ArrayShape, backward: bool) -> Program:
+def _differentiated(
+    forward: Callable[..., Any], case: Case, tokens: int, backward: bool
+) -> Program:
+    """Of [clips, heads, tokens, channels], of more tokens than the case's where it is padded."""
     import jax
+
+    clips, heads, _, head_dim = case.compiled_shape
+    queries: ArrayShape = (clips, heads, tokens, head_dim), "bfloat16"
+    keys: ArrayShape = (clips, case.compiled_kv_heads, tokens, head_dim), "bfloat16"
+    shapes = [queries, keys, keys]
 
     def both(q: Any, k: Any, v: Any, d_out: Any) -> Any:
         out, pull_back = jax.vjp(forward, q, k, v)
         return out, pull_back(d_out)
 
-    return (both, [shape] * 4) if backward else (forward, [shape] * 3)
+    return (both, [*shapes, queries]) if backward else (forward, shapes)
 
 
 PROGRAMS: dict[str, Callable[[Case, bool], Program]] = {

@@ -1,5 +1,6 @@
 """The TPU kernels, interpreted, against attention written out in float64."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from internvideo_jax.kernels.attention import Request, attention, pallas_tpu, select_implementation
 from internvideo_jax.kernels.attention.pallas_tpu import plan, table
+from internvideo_jax.kernels.attention.pallas_tpu.causal import plan as causal
 from internvideo_jax.kernels.attention.shapes import SHAPES
 from internvideo_jax.parallel import aot
 from tests.processes import run_cases
@@ -28,6 +30,15 @@ CASES = {
     "shared keys": ((2, 20, 33, 4, 2, 20), table.Sizes(8, 128, 128)),
 }
 
+# One tile with padding; a loop over tiles and blocks of two chunks, and a smaller last tile;
+# blocks of one chunk.
+CAUSAL = {
+    "causal, one tile": ((1, 161, 161, 2, 1, 24), table.Sizes(1, 512, 256)),
+    "causal, smaller last tile": ((1, 600, 600, 2, 1, 64), table.Sizes(1, 256, 128)),
+    "causal, one chunk": ((1, 257, 257, 1, 1, 20), table.Sizes(1, 128, 256)),
+}
+CASES |= CAUSAL
+
 SCALE = 0.2
 
 
@@ -37,16 +48,20 @@ def cut(monkeypatch):
 
     def use(sizes: table.Sizes) -> None:
         monkeypatch.setattr(plan, "sizes_for", lambda *_: sizes)
+        monkeypatch.setattr(causal, "TILE", sizes.tile)
+        monkeypatch.setattr(causal, "CHUNK", sizes.chunk)
 
     return use
 
 
-def written_out(q, k, v):
+def written_out(q, k, v, is_causal):
     """Output and lse in float64, and what turns their gradients into those of q, k and v."""
     (b, _, h, d), kv_heads = q.shape, k.shape[2]
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     k, v = (np.repeat(x, h // kv_heads, axis=2) for x in (k, v))
     scores = np.einsum("bnhd,bmhd->bhnm", q, k) * SCALE
+    if is_causal:
+        scores = np.where(np.tri(q.shape[1], dtype=bool), scores, -np.inf)
     lse = np.log(np.exp(scores).sum(axis=-1))
     weights = np.exp(scores - lse[..., None])
     out = np.einsum("bhnm,bmhd->bnhd", weights, v)
@@ -68,18 +83,22 @@ def written_out(q, k, v):
     return out, lse, pull_back
 
 
-def ours(q, k, v):
-    return attention(q, k, v, scale=SCALE, return_lse=True, implementation="pallas_tpu")
+def ours(q, k, v, is_causal):
+    options = {"scale": SCALE, "return_lse": True, "implementation": "pallas_tpu"}
+    return attention(q, k, v, is_causal=is_causal, **options)
 
 
-def usual(q, k, v):
+def usual(q, k, v, is_causal):
     """XLA's bfloat16 path on a TPU, which rounds the weights for the second product."""
+    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
     scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32) * SCALE
+    if is_causal:
+        scores = jnp.where(np.tri(q.shape[1], dtype=bool), scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
     return jnp.einsum("bhnm,bmhd->bnhd", weights, v), jax.nn.logsumexp(scores, axis=-1)
 
 
-def errors(function, qkv):
+def errors(function, qkv, is_causal=False):
     """Of out, lse and the gradients of both together, in relative L2.
 
     What is zero but for rounding has no size of its own, hence at least that of the inputs.
@@ -87,13 +106,13 @@ def errors(function, qkv):
 
     @jax.jit
     def call(qkv):
-        (out, lse), pull_back = jax.vjp(function, *qkv)
+        (out, lse), pull_back = jax.vjp(partial(function, is_causal=is_causal), *qkv)
         d_out = jnp.cos(jnp.arange(out.size)).reshape(out.shape).astype(out.dtype)
         d_lse = jnp.sin(jnp.arange(lse.size)).reshape(lse.shape)
         return (out, lse, *pull_back((d_out, d_lse))), (d_out, d_lse)
 
     found, cotangents = call(qkv)
-    out, lse, pull_back = written_out(*qkv)
+    out, lse, pull_back = written_out(*qkv, is_causal)
     expected = (out, lse, *pull_back(*cotangents))
     assert all(x.dtype == qkv[0].dtype for x in (found[0], *found[2:]))
     return [
@@ -106,16 +125,19 @@ def errors(function, qkv):
 def test_float32_is_exact(name, cut, make_qkv):
     shape, sizes = CASES[name]
     cut(sizes)
-    assert max(errors(ours, make_qkv(*shape))) < 1e-6
+    assert max(errors(ours, make_qkv(*shape), name in CAUSAL)) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["class token", "padding", "class token, several heads"])
+@pytest.mark.parametrize(
+    "name", ["class token", "padding", "class token, several heads", *list(CAUSAL)[:2]]
+)
 def test_bfloat16_is_as_exact_as_xla(name, cut, make_qkv):
     """Half as much more error is allowed: weights are rounded before they are divided."""
     shape, sizes = CASES[name]
     cut(sizes)
     qkv = make_qkv(*shape, dtype=jnp.bfloat16)
-    (out, lse, *gradients), (xla_out, _, *xla_gradients) = errors(ours, qkv), errors(usual, qkv)
+    found, of_xla = (errors(function, qkv, name in CAUSAL) for function in (ours, usual))
+    (out, lse, *gradients), (xla_out, _, *xla_gradients) = found, of_xla
     assert out <= 1.5 * xla_out
     assert all(a <= 1.5 * b for a, b in zip(gradients, xla_gradients, strict=True))
     assert lse < 1e-6
@@ -161,22 +183,24 @@ def test_shapes_of_the_models(name, make_qkv):
     assert max(errors(ours, qkv)) < 5e-3
 
 
-@pytest.mark.parametrize("name", ["class token", "class token, several heads", "padding"])
+@pytest.mark.parametrize(
+    "name", ["class token", "class token, several heads", "padding", "causal, one tile"]
+)
 def test_kernels_read_nothing_that_was_not_written(name, cut, make_qkv, capfd):
     """Memory that nobody wrote is NaN, and nothing is read beyond a buffer or during a write."""
-    from internvideo_jax.kernels.attention.pallas_tpu.backward import backward
-    from internvideo_jax.kernels.attention.pallas_tpu.forward import forward
-
     (b, n, m, h, kv_heads, d), sizes = CASES[name]
     cut(sizes._replace(split_keys=True))
-    request = Request(b, n, m, h, kv_heads, d, "bfloat16", 1.0, "cpu")
+    request = Request(b, n, m, h, kv_heads, d, "bfloat16", 1.0, "cpu", is_causal=name in CAUSAL)
     strict = pltpu.InterpretParams(
         uninitialized_memory="nan", out_of_bounds_reads="raise", detect_races=True
     )
+    forward, backward = pallas_tpu.kernels_of(request)
     q, k, v = make_qkv(b, n, m, h, kv_heads, d, dtype=jnp.bfloat16)
     by_head = [pallas_tpu._by_head(request, x) for x in (q, k, v)]
-    out, lse = forward(plan.make_plan(request, "forward"), *by_head, strict)
-    gradients = backward(plan.make_plan(request, "backward"), *by_head, out, lse, out, None, strict)
+    out, lse = forward(pallas_tpu.plan_of(request, "forward"), *by_head, strict)
+    gradients = backward(
+        pallas_tpu.plan_of(request, "backward"), *by_head, out, lse, out, None, strict
+    )
     assert all(bool(jnp.isfinite(x.astype(jnp.float32)).all()) for x in (out, lse, *gradients))
     assert "RACE" not in capfd.readouterr().out
 
@@ -204,7 +228,8 @@ PLAIN = Request(8, 2049, 2049, 16, 16, 88, "bfloat16", 0.1, "tpu")
     [
         ({"bias_shape": (1, 1, 2049, 2049)}, "a bias is not part of this kernel"),
         ({"has_kv_lengths": True}, "kv_lengths is not part"),
-        ({"is_causal": True}, "is_causal is not part"),
+        ({"is_causal": True}, "is_causal with an offset or more keys is not part"),
+        ({"is_causal": True, "starts_at_zero": True, "keys": 4096}, "is_causal with an offset or"),
         ({"dropout_rate": 0.1}, "dropout is not part"),
         ({"platform": "gpu"}, "needs a TPU, or a CPU that interprets it"),
         ({"dtype": "float16"}, "cast to bfloat16"),
@@ -218,6 +243,10 @@ def test_what_is_refused(change, reason):
         select_implementation(request, "pallas_tpu")
 
 
+# Short texts of many examples.
+CLIP_TEXT = {"is_causal": True, "starts_at_zero": True, "batch": 256, "queries": 77, "keys": 77}
+
+
 @pytest.mark.parametrize(
     ("chip", "change", "name"),
     [
@@ -229,6 +258,8 @@ def test_what_is_refused(change, reason):
         ("v5e", {"kv_heads": 4}, "xla_chunked"),
         ("v5e", {"queries": 96, "batch": 64}, "xla_heads"),
         ("v5e", {"is_causal": True}, "xla_chunked"),
+        ("v5e", {"is_causal": True, "starts_at_zero": True, "kv_heads": 4}, "pallas_tpu"),
+        ("v5e", CLIP_TEXT, "xla_heads"),
     ],
 )
 def test_it_is_chosen_where_estimates_are_better(monkeypatch, chip, change, name):
@@ -248,6 +279,17 @@ def test_it_can_be_preferred_and_turned_off(monkeypatch):
     monkeypatch.setattr(table, "generation", lambda: "v5e")
     monkeypatch.setenv("INTERNVIDEO_ATTENTION", "xla_heads")
     assert select_implementation(PLAIN).name == "xla_heads"
+
+
+@settings(max_examples=100)
+@given(tokens=st.integers(1, 3000), name=st.sampled_from(["forward", "backward"]))
+def test_causal_tiles_hold_whole_chunks(tokens, name):
+    options = {"queries": tokens, "keys": tokens, "is_causal": True, "platform": "cpu"}
+    made = causal.make_causal_plan(Request(**{**vars(PLAIN), **options}), name)
+    assert made.tile % made.chunk == made.rest % made.chunk == made.chunk % plan.LANES == 0
+    assert made.full_tiles >= 1
+    tiled = made.full_tiles * made.tile + made.rest
+    assert tokens <= tiled < tokens + plan.LANES
 
 
 @settings(max_examples=200)

@@ -1,5 +1,6 @@
 """The kernels through the TPU compiler; `test_pallas_tpu.py` runs these in their own process."""
 
+import functools
 import re
 
 import jax
@@ -11,6 +12,8 @@ from internvideo_jax.kernels.attention.pallas_tpu import table
 from internvideo_jax.parallel import aot
 
 TOPOLOGIES = {"v5e": "v5e:1x1", "v5p": "v5p:2x2x1", "v6e": "v6e:1x1", "tpu7x": "tpu7x:2x2x1"}
+# Causal: tokens, heads, key-value heads, channels.
+CAUSAL = [(417, 4, 4, 88), (2049, 2, 2, 64), (2048, 8, 2, 128), (4096, 4, 1, 128)]
 # Tokens, heads, channels.
 CLASSES = {
     "short": [(417, 16, 88), (197, 12, 64)],
@@ -30,9 +33,9 @@ def compiled(fn, generation, *shapes):
         return jax.jit(fn).lower(*arguments).compile()
 
 
-def gradients(q, k, v):
+def gradients(q, k, v, is_causal=False):
     def total(*qkv):
-        out = attention(*qkv, implementation="pallas_tpu")
+        out = attention(*qkv, is_causal=is_causal, implementation="pallas_tpu")
         return jnp.sum(out.astype(jnp.float32) ** 2)
 
     return jax.grad(total, (0, 1, 2))(q, k, v)
@@ -44,6 +47,17 @@ def test_every_class_compiles(generation, name):
     for tokens, heads, head_dim in CLASSES[name]:
         assert table.shape_class(tokens, head_dim) == name
         compiled(gradients, generation, *[(1, tokens, heads, head_dim)] * 3)
+
+
+@pytest.mark.parametrize("shape", CAUSAL)
+@pytest.mark.parametrize("generation", ["v5e", "v6e"])
+def test_causal_attention_compiles(generation, shape):
+    tokens, heads, kv_heads, head_dim = shape
+    q, kv = ((1, tokens, n, head_dim) for n in (heads, kv_heads))
+    causal = functools.partial(gradients, is_causal=True)
+    program = compiled(causal, generation, q, kv, kv).as_text()
+    assert "causal_attention_forward" in program
+    assert "causal_attention_backward" in program
 
 
 @pytest.mark.parametrize("generation", ["v5e", "v6e"])
