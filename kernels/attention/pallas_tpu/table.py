@@ -1,7 +1,7 @@
 """Sizes of the kernels' blocks, by generation of the TPU, pass and class of shape.
 
 Those of a prototype, but for the heads and chunks that docs/kernels.md tells of; `internvideo-jax
-benchmark attention --tune` searches for better ones. 25 heads fall into steps of one or five.
+benchmark attention --tune` searches for better ones.
 """
 
 from typing import NamedTuple
@@ -44,7 +44,7 @@ TABLE: dict[tuple[str, str, str], Sizes] = {
     ("v6e", "forward", "short"): Sizes(4, 512, 512),
     ("v6e", "forward", "frame"): Sizes(8, 512, 256),
     ("v6e", "forward", "narrow"): Sizes(2, 512, 256),
-    ("v6e", "forward", "wide"): Sizes(5, 512, 1024, split_keys=True),
+    ("v6e", "forward", "wide"): Sizes(2, 512, 1024, split_keys=True),
     ("v6e", "backward", "short"): Sizes(4, 512, 256),
     ("v6e", "backward", "frame"): Sizes(4, 512, 256),
     ("v6e", "backward", "narrow"): Sizes(2, 512, 256),
