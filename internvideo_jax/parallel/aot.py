@@ -182,13 +182,18 @@ def compile_ahead(
     import flax.linen as nn
     import jax
 
-    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    with (
+        jax.set_mesh(mesh),
+        nn.logical_axis_rules(rules),
+        tempfile.TemporaryDirectory() as folder,
+    ):
         start = time.perf_counter()
         lowered = fn.lower(*arguments)
         lower_seconds = time.perf_counter() - start
         start = time.perf_counter()
+        dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=dump)
         except jax.errors.JaxRuntimeError as error:
             message = str(error).splitlines()[0]
             if "CompileTimeHbmOom" not in message:
@@ -200,6 +205,7 @@ def compile_ahead(
                 required_bytes=required_bytes(message),
             )
         compile_seconds = time.perf_counter() - start
+        text, note = _text(compiled, Path(folder))
     sizes: Any = compiled.memory_analysis()
     memory = Memory(
         arguments=sizes.argument_size_in_bytes,
@@ -207,25 +213,29 @@ def compile_ahead(
         temporaries=sizes.temp_size_in_bytes,
         program=sizes.generated_code_size_in_bytes,
     )
-    try:
-        text = str(compiled.as_text())
-    except jax.errors.JaxRuntimeError as error:
-        # jaxlib 0.10.2 cannot always read what libtpu compiles for v5p and tpu7x.
-        found = _written_text(lowered)
-        if found is None:
-            note = f"no collectives and no estimate: {str(error).splitlines()[0]}"
-            return Program(lower_seconds, compile_seconds, memory, note=note)
-        text = found
+    if text is None:
+        return Program(lower_seconds, compile_seconds, memory, note=note)
     estimate = step_time.estimate(text, kernel_cycles)
     return Program(lower_seconds, compile_seconds, memory, hlo.collectives(text), estimate)
 
 
-def _written_text(lowered: Any) -> str | None:
-    """A program's text as the compiler itself writes it, which takes compiling it once more."""
-    with tempfile.TemporaryDirectory() as folder:
-        lowered.compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-        files = list(Path(folder).glob("*.after_codegen.txt"))
-        return max((file.read_text() for file in files), key=len, default=None)
+def _text(compiled: Any, folder: Path) -> tuple[str | None, str | None]:
+    """A compiled program's text, or None and why there is none.
+
+    Args:
+      compiled: the program.
+      folder: where the compiler itself has written it.
+    """
+    import jax
+
+    try:
+        return str(compiled.as_text()), None
+    except jax.errors.JaxRuntimeError as error:
+        # jaxlib 0.10.2 cannot always read what libtpu compiles for v5p and tpu7x.
+        files = folder.glob("*.after_codegen.txt")
+        text = max((file.read_text() for file in files), key=len, default=None)
+        note = None if text else f"no collectives and no estimate: {str(error).splitlines()[0]}"
+        return text, note
 
 
 def required_bytes(message: str) -> int | None:
