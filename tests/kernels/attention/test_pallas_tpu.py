@@ -147,9 +147,9 @@ def test_bfloat16_is_as_exact_as_xla(name, cut, make_qkv):
 def test_bfloat16_without_lse_is_as_exact_as_xla(name, cut, make_qkv):
     """Then sums are of rounded weights, or keys carry the scale."""
 
-    def without_lse(q, k, v):
-        out = attention(q, k, v, scale=SCALE, implementation="pallas_tpu")
-        return out, usual(q, k, v)[1]
+    def without_lse(q, k, v, is_causal):
+        out = attention(q, k, v, scale=SCALE, is_causal=is_causal, implementation="pallas_tpu")
+        return out, usual(q, k, v, is_causal)[1]
 
     shape, sizes = CASES[name]
     cut(sizes._replace(split_keys=True))
